@@ -1,0 +1,1 @@
+"""The exporter: checkpoint to bundle, compiled engines, and the proof of parity."""

@@ -1,0 +1,158 @@
+"""Traces one denoising step to ONNX without touching a weight.
+
+    model = trace_step(architecture, config, contract, dtype="float16")
+    attach_weights(model, tensors)     # initializers now point into the safetensors
+    onnx_ir.save(model, "step.onnx")
+
+The module is built and traced under fake tensors, so memory does not grow with the
+weights; the initializers become ONNX external data at the offsets of the original file.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch._subclasses import FakeTensorMode
+
+from dpad.models.checkpoint import FAMILIES, Config, TensorEntry
+from dpad.models.step import Step
+from dpad.plugins import onnx_face
+from dpad.runtime.contract import StepContract, TensorSpec
+from dpad.runtime.errors import ExportError
+
+IR_VERSION = 11  # the first with opset 23
+
+# Distinct sizes, none 0 or 1, so that the tracer never takes two axes for one.
+_EXAMPLE = {"B": 2, "N": 46, "Q": 30, "K": 12, "R": 9, "T": 41}
+
+
+def trace_step(architecture: str, config: Config, contract: StepContract, dtype: str) -> ir.Model:
+    """The step of a family as ONNX; its weights are named as in the checkpoint and have no data."""
+    onnx_face.register_schema()
+    fake = FakeTensorMode()
+    with fake, _default_dtype(getattr(torch, dtype)):
+        step = Step(FAMILIES[architecture].Model(config)).eval()
+    with fake:
+        example = [_example(spec) for spec in contract.inputs(dtype)]
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                step,
+                (*example[:4], example[4:]),
+                dynamo=True,
+                opset_version=onnx_face.OPSET,
+                dynamic_shapes=_dynamic_shapes(contract, dtype),
+                custom_translation_table=onnx_face.translation_table(),
+                input_names=[spec.name for spec in contract.inputs(dtype)],
+                output_names=[spec.name for spec in contract.outputs(dtype)],
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(f"tracing {architecture} failed: {error}") from error
+        if program is None:
+            raise ExportError(f"tracing {architecture} gave no program")
+        return _finish(program.model, contract, dtype)
+
+
+def _finish(model: ir.Model, contract: StepContract, dtype: str) -> ir.Model:
+    """Name the weights and axes, tidy the graph, and ship the op's meaning with it."""
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        if name.startswith("model."):  # Step.model
+            value.const_value = None  # no data: nothing can be folded into the graph
+            value.name = name.removeprefix("model.")
+    optimizer.optimize_ir(model, inline=False)
+    for value, spec in zip([*graph.inputs, *graph.outputs], [*contract.inputs(dtype), *contract.outputs(dtype)]):
+        if value.name != spec.name:
+            raise ExportError(f"the traced step has {value.name} where the contract has {spec.name}")
+        value.shape = ir.Shape(spec.axes)
+    for node in graph:
+        node.metadata_props.clear()  # stack traces with the paths of this machine
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape = None  # the tracer's own symbols; shape inference rebuilds them
+    model.functions[onnx_face.DOMAIN, onnx_face.OP_TYPE, ""] = ir.serde.deserialize_function(
+        onnx_face.function_proto()
+    )
+    model.graph.name = f"dpad-step-{contract.family}"
+    model.producer_name, model.producer_version = "dpad", None
+    return model
+
+
+def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
+    """Point every weight at its bytes; file names are relative to the model's folder."""
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None:
+            continue
+        entry = tensors.get(name)
+        if entry is None:
+            raise ExportError(f"the traced step needs tensor {name}, which the checkpoint lacks")
+        value.const_value = ir.ExternalTensor(
+            entry.file.name,
+            entry.offset,
+            entry.length,
+            ir.DataType[_IR_DTYPES[entry.dtype]],
+            shape=ir.Shape(entry.shape),
+            name=name,
+            base_dir=entry.file.parent,
+        )
+
+
+def check_onnx(path: str) -> None:
+    """onnx's checker and strict shape inference on the file, external data included."""
+    onnx_face.register_schema()
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{path} does not pass onnx's checker: {error}") from error
+
+
+_IR_DTYPES = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    sizes = [axis if isinstance(axis, int) else _EXAMPLE[axis] for axis in spec.axes]
+    return torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
+
+
+def _dynamic_shapes(contract: StepContract, dtype: str) -> tuple[Any, ...]:
+    dims = {axis: torch.export.Dim(axis, min=low, max=high) for axis, (low, high) in contract.axis_ranges().items()}
+    named = [
+        {place: dims[axis] for place, axis in enumerate(spec.axes) if isinstance(axis, str)}
+        for spec in contract.inputs(dtype)
+    ]
+    return (*named[:4], named[4:])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own warnings (missing torchvision, weights without data) off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,171 @@
+"""`Checkpoint`: a directory in the authors' format, read without running its code.
+
+    checkpoint = Checkpoint.open(Path("LLaDA-8B-Instruct"))
+    checkpoint.config.layers, checkpoint.tensors["model.transformer.wte.weight"].offset
+
+Reads config.json and (sharded) safetensors, never pickle and never remote code. Opening
+costs the headers only: every tensor is known by file, offset and length, so that the
+exporter can point at it without reading it.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from dpad.models import dream, llada
+from dpad.runtime.errors import CheckpointError
+
+Config = llada.Config | dream.Config
+Model = llada.Model | dream.Model
+
+# By architecture, not by model_type: LLaDA-MoE shares LLaDA's model_type.
+FAMILIES: dict[str, ModuleType] = {"LLaDAModelLM": llada, "DreamModel": dream}
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: byte `offset` from the start of `file`, `length` bytes."""
+
+    file: Path
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint: every tensor the family needs is there, in one dtype, with its shape."""
+
+    directory: Path
+    architecture: str
+    raw_config: dict[str, Any]
+    config: Config
+    shards: tuple[Path, ...]
+    tensors: dict[str, TensorEntry]
+    dtype: str
+
+    @classmethod
+    def open(cls, directory: Path) -> "Checkpoint":
+        """Read and check the headers; raises `CheckpointError` naming the file, key or tensor."""
+        raw = read_json(directory / "config.json")
+        architecture, config = parse_config(raw)
+        shards = find_shards(directory)
+        tensors = {name: entry for shard in shards for name, entry in read_header(shard).items()}
+        check_tensors(tensors, meta_model(architecture, config))
+        dtypes = {entry.dtype for entry in tensors.values()}
+        if len(dtypes) != 1:
+            raise CheckpointError(f"{directory}: tensors of several dtypes {sorted(dtypes)}; convert them to one")
+        return cls(directory, architecture, raw, config, tuple(shards), tensors, dtypes.pop())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises `CheckpointError` naming the file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint directory?") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return data
+
+
+def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
+    """(architecture, config) of a config.json; raises `CheckpointError` for other models."""
+    architectures = raw.get("architectures")
+    known = ", ".join(FAMILIES)
+    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in FAMILIES:
+        raise CheckpointError(f"config.json: architectures {architectures!r} is not supported (only {known})")
+    config: Config = FAMILIES[architectures[0]].Config.from_json(raw)
+    if min(config.layers, config.heads, config.kv_heads, config.width, config.head_size) < 1:
+        raise CheckpointError("config.json: layers, heads and widths must be positive")
+    if config.heads % config.kv_heads:
+        raise CheckpointError(f"config.json: {config.heads} heads do not divide into {config.kv_heads} key/value heads")
+    for name in ("mask_token_id", "eos_token_id"):
+        if not 0 <= getattr(config, name) < config.vocab_size:
+            raise CheckpointError(f"config.json: {name} {getattr(config, name)} is outside the vocabulary")
+    return architectures[0], config
+
+
+def find_shards(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order; raises `CheckpointError` if one is missing."""
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no weight_map")
+        names = sorted({str(name) for name in weight_map.values()})
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: shard {name!r} is not a plain file name")
+        if not (directory / name).is_file():
+            raise CheckpointError(_missing_weights(directory, name))
+    return [directory / name for name in names]
+
+
+def _missing_weights(directory: Path, name: str) -> str:
+    pickles = sorted(p.name for p in directory.glob("*.bin"))
+    hint = f" ({pickles[0]} is pickle, which is never loaded: convert it to safetensors)" if pickles else ""
+    return f"{directory / name} is missing{hint}"
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Tensors of one safetensors file by name; raises `CheckpointError` on a bad or truncated file."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # the library checks that offsets, shapes and file size agree
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}; download it again") from None
+    header.pop("__metadata__", None)
+    entries = {}
+    for name, info in header.items():
+        if info["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{path}: tensor {name} has dtype {info['dtype']} (only {', '.join(_DTYPES)})")
+        begin, end = info["data_offsets"]
+        entries[name] = TensorEntry(path, 8 + size + begin, end - begin, _DTYPES[info["dtype"]], tuple(info["shape"]))
+    return entries
+
+
+def meta_model(architecture: str, config: Config) -> Model:
+    """The family's module without storage: names and shapes only."""
+    with torch.device("meta"):
+        model: Model = FAMILIES[architecture].Model(config)
+    return model.eval()
+
+
+def check_tensors(tensors: dict[str, TensorEntry], model: Model) -> None:
+    """Raise `CheckpointError` unless `tensors` are exactly those of `model`, in name and shape."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for kind, names in (("missing", wanted.keys() - tensors.keys()), ("unexpected", tensors.keys() - wanted.keys())):
+        if names:
+            raise CheckpointError(f"{len(names)} {kind} tensors, the first is {min(names)}; check config.json")
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(f"tensor {name} has shape {tensors[name].shape}, config.json implies {shape}")
+
+
+def load_model(architecture: str, config: Config, shards: tuple[Path, ...], dtype: torch.dtype) -> Model:
+    """The module with its weights, memory-mapped where `dtype` is the stored one."""
+    model = meta_model(architecture, config)
+    state: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        with safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+                state[name] = file.get_tensor(name).to(dtype)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False)

@@ -1,0 +1,158 @@
+"""LLaDA (GSAI-ML/LLaDA-8B-Base, -Instruct, LLaDA-1.5; arXiv 2502.09992).
+
+    config = Config.from_json(json.load(open("config.json")))
+    model = Model(config)                       # parameter names are the authors'
+    hidden = model(ids, positions, attend)      # [B, Q, width]
+    logits = model.logits(hidden)               # [B, Q, vocabulary]
+
+A LLaMA-style transformer without causal mask: row p predicts position p. The module has
+no cache and no mask of its own: `attend(layer, query, key, value)` is given the rotated
+rows and returns [B, Q, H, D], so tracing, training and serving share one forward.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dpad.models.rope import rotate, rotation
+from dpad.plugins.attention import Attend
+from dpad.runtime.errors import CheckpointError
+
+# config.json keys that change the function, with the only value the published models use.
+_REQUIRED = {
+    "block_type": "llama",
+    "layer_norm_type": "rms",
+    "activation_type": "silu",
+    "rope": True,
+    "alibi": False,
+    "include_bias": False,
+    "bias_for_layer_norm": False,
+    "attention_layer_norm": False,
+    "multi_query_attention": False,
+    "input_emb_norm": False,
+    "scale_logits": False,
+    "layer_norm_with_affine": True,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys of LLaDA's config.json that shape the computation, under common names."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+    vocab_size: int
+    rope_theta: float
+    norm_eps: float
+    qkv_bias: bool
+    tied: bool
+    mask_token_id: int
+    eos_token_id: int
+    max_length: int
+    logit_shift: int = 0
+
+    @property
+    def head_size(self) -> int:
+        """D, the width of one attention head."""
+        return self.width // self.heads
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read the authors' keys; raises `CheckpointError` naming a key that is missing or unsupported."""
+        for key, only in _REQUIRED.items():
+            if data.get(key, only) not in (only, None):
+                raise CheckpointError(f"config.json: {key}={data[key]!r} is not supported (only {only!r})")
+        try:
+            return cls(
+                layers=data["n_layers"],
+                width=data["d_model"],
+                heads=data["n_heads"],
+                kv_heads=data.get("n_kv_heads") or data["n_heads"],
+                mlp_width=data.get("mlp_hidden_size") or int(data["mlp_ratio"] * data["d_model"]),
+                vocab_size=data.get("embedding_size") or data["vocab_size"],
+                rope_theta=float(data["rope_theta"]),
+                norm_eps=float(data["rms_norm_eps"]),
+                qkv_bias=bool(data.get("include_qkv_bias", False)),
+                tied=bool(data.get("weight_tying", False)),
+                mask_token_id=data["mask_token_id"],
+                eos_token_id=data["eos_token_id"],
+                max_length=data["max_sequence_length"],
+            )
+        except KeyError as missing:
+            raise CheckpointError(f"config.json: key {missing} is missing; is this a LLaDA checkpoint?") from None
+
+
+class Block(nn.Module):
+    """One pre-norm layer: attention, then the gated MLP."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        kv_width = config.kv_heads * config.head_size
+        self.attn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.q_proj = nn.Linear(config.width, config.width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.attn_out = nn.Linear(config.width, config.width, bias=False)
+        self.ff_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.ff_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.ff_out = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(
+        self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """x [B, Q, width] -> [B, Q, width]."""
+        normed = self.attn_norm(x)
+        heads = (-1, self.head_size)
+        query = rotate(self.q_proj(normed).unflatten(-1, heads), cos, sin)
+        key = rotate(self.k_proj(normed).unflatten(-1, heads), cos, sin)
+        value = self.v_proj(normed).unflatten(-1, heads)
+        x = x + self.attn_out(attend(layer, query, key, value).flatten(2))
+        normed = self.ff_norm(x)
+        return x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+
+
+class Model(nn.Module):
+    """The mask predictor. Its state dict has exactly the names of the authors' safetensors."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        parts: dict[str, nn.Module] = {
+            "wte": nn.Embedding(config.vocab_size, config.width),
+            "blocks": nn.ModuleList(Block(config) for _ in range(config.layers)),
+            "ln_f": nn.RMSNorm(config.width, eps=config.norm_eps),
+        }
+        if not config.tied:
+            parts["ff_out"] = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.model = nn.ModuleDict({"transformer": nn.ModuleDict(parts)})
+
+    @property
+    def _parts(self) -> nn.ModuleDict:
+        parts = self.model["transformer"]
+        assert isinstance(parts, nn.ModuleDict)
+        return parts
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """ids, positions int64 [B, Q] -> hidden states before the final norm [B, Q, width]."""
+        x: torch.Tensor = self._parts["wte"](ids)
+        cos, sin = rotation(positions, self.config.head_size, self.config.rope_theta)
+        blocks = self._parts["blocks"]
+        assert isinstance(blocks, nn.ModuleList)
+        for layer, block in enumerate(blocks):
+            x = block(layer, x, cos, sin, attend)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden rows [..., width] -> float32 logits [..., vocabulary]."""
+        normed = self._parts["ln_f"](hidden)
+        head = self._parts["wte" if self.config.tied else "ff_out"].weight
+        return F.linear(normed, head).float()

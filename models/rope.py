@@ -1,0 +1,24 @@
+"""Rotary position embedding (arXiv 2104.09864), half-split, at absolute positions.
+
+    cos, sin = rotation(positions, head_size, theta)
+    query = rotate(query, cos, sin)
+
+Computed once a step from the gather indices and shared by all layers, so a token that
+DPad keeps is rotated by its place on the canvas, not by its rank among the survivors.
+"""
+
+import torch
+
+
+def rotation(positions: torch.Tensor, head_size: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of the angles at `positions` [B, Q] -> two float32 [B, Q, 1, D/2]."""
+    exponent = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device) / head_size
+    angles = positions[:, :, None, None].float() * (1.0 / theta**exponent)
+    return angles.cos(), angles.sin()
+
+
+def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate `rows` [B, Q, heads, D] in float32; back in the dtype of `rows`."""
+    half = rows.shape[-1] // 2
+    a, b = rows[..., :half].float(), rows[..., half:].float()
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(rows.dtype)

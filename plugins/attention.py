@@ -1,0 +1,86 @@
+"""`dpad::sparse_suffix_attention`, defined once in plain torch.
+
+    out = torch.ops.dpad.sparse_suffix_attention(
+        query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale)
+
+Every query row attends, in both directions, to the union of the cache rows named by
+`cache_indices` and the new rows named by `gather_indices` (DPad, arXiv 2508.14148: the
+prefix, the block and the suffix tokens that survived the dropout). Slots are absolute
+canvas positions; nothing here renumbers them. This file is the definition; every other
+face of the op is tested against it.
+
+Symbols: B batch, Q new rows, K attended cache rows, T cache slots, H query heads,
+G key/value heads (H is a multiple of G), D head size.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+# What a model calls in every layer: (layer, query, key, value) -> attended [B, Q, H, D].
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def gather_rows(source: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Rows of `source` [B, T, width] at `indices` [B, K] -> [B, K, width]; -1 reads row 0."""
+    batch, rows, width = source.shape
+    first = torch.arange(batch, device=source.device)[:, None] * rows
+    return F.embedding(indices.clamp(min=0) + first, source.reshape(batch * rows, width))
+
+
+@torch.library.custom_op("dpad::sparse_suffix_attention", mutates_args=())
+def sparse_suffix_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    cache_indices: torch.Tensor,
+    gather_indices: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Attention of the new rows over the named cache rows and the new rows themselves.
+
+    Args:
+        query: [B, Q, H, D], after rotation.
+        key, value: [B, Q, G, D], the new rows; the key after rotation.
+        key_cache, value_cache: [B, T, G, D], token-major.
+        cache_indices: int64 [B, K], cache slots to attend; -1 pads; K may be 0.
+        gather_indices: int64 [B, Q], canvas positions of the new rows; a row whose
+            position is -1 is padding and is attended by nobody.
+        scale: factor on the scores before the softmax.
+
+    Returns:
+        [B, Q, H, D] in the dtype of `query`. A query with nothing to attend gives 0.
+    """
+    cached_keys = gather_rows(key_cache.flatten(2), cache_indices).unflatten(2, key.shape[2:])
+    cached_values = gather_rows(value_cache.flatten(2), cache_indices).unflatten(2, key.shape[2:])
+    keys = torch.cat([cached_keys, key], dim=1)  # [B, K + Q, G, D]
+    values = torch.cat([cached_values, value], dim=1)
+    attended = torch.cat([cache_indices, gather_indices], dim=1) >= 0  # [B, K + Q]
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=attended[:, None, None, :],
+        scale=scale,
+        enable_gqa=query.shape[2] != key.shape[2],
+    )
+    anything = attended.any(dim=1)[:, None, None, None]
+    return torch.where(anything, out, torch.zeros_like(out)).transpose(1, 2).contiguous()
+
+
+@sparse_suffix_attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    cache_indices: torch.Tensor,
+    gather_indices: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Shape and dtype only; serves fake and meta tensors alike."""
+    return query.new_empty(query.shape)

@@ -1,0 +1,1 @@
+"""The runtime: opens a bundle and drives the diffusion loop. Never imports torch."""

@@ -1,0 +1,144 @@
+"""`Batch`: the canvases of the rows still decoding, and the step inputs made from them.
+
+    batch = Batch(requests, options, contract)
+    batch.start_block(0)
+    inputs = batch.step_inputs(refresh=True, engine=engine)
+
+Rows of unequal length share one array: each row keeps its own positions from 0, what lies
+behind its canvas is never gathered, and shorter index rows are padded with -1. A row
+therefore sees exactly what it would see alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.cache import BlockView, block_view
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engine import Engine, StepInputs
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.request import Request
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The undecided positions of a block, left-aligned.
+
+    `offsets` [B, R] within the block, `counts` [B], and `valid` [B, R]: False is filler in
+    rows with fewer masks than the fullest one.
+    """
+
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+
+
+class Batch:
+    """Canvases [B, N] of the active rows. Finished rows leave at a block boundary."""
+
+    def __init__(self, requests: list[Request], options: GenerationOptions, contract: StepContract) -> None:
+        self.requests = requests
+        self.options = options
+        self.contract = contract
+        self.rows = np.arange(len(requests))  # index of each active row among the requests
+        lengths = [request.canvas_length(options) for request in requests]
+        self.canvas = np.full((len(requests), max(lengths)), contract.eos_token_id, dtype=np.int64)
+        for row, request in enumerate(requests):
+            prompt, end = len(request.prompt_ids), len(request.prompt_ids) + options.gen_length
+            self.canvas[row, :prompt] = request.prompt_ids
+            self.canvas[row, prompt:end] = contract.mask_token_id
+            self.canvas[row, end : lengths[row]] = request.suffix_ids
+        self._prompts = np.array([len(request.prompt_ids) for request in requests], dtype=np.int64)
+
+    def drop_rows(self, finished: NDArray[np.bool_]) -> None:
+        """Let the `finished` [B] rows leave; only between blocks."""
+        active = ~finished
+        self.rows, self.canvas, self._prompts = self.rows[active], self.canvas[active], self._prompts[active]
+
+    def start_block(self, block: int) -> None:
+        """Thin the suffix of every row once, for all steps of `block`."""
+        self.block = block
+        options, shift = self.options, self.contract.logit_shift
+        starts = self._prompts + block * options.block_length
+        self.positions = starts[:, None] + np.arange(options.block_length)  # [B, block_length]
+        views: list[list[BlockView]] = [[], []]
+        for row, start in zip(self.rows, starts.tolist()):
+            end = start + options.block_length
+            kept = self._kept(self.requests[row], block, end)
+            for refresh in (False, True):
+                views[refresh].append(block_view(options.cache, refresh, start, end, kept, shift))
+        self._views = views
+        self._padded: dict[bool, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    def _kept(self, request: Request, block: int, end: int) -> NDArray[np.int64]:
+        """Canvas positions behind `end` that take part: surviving masks, then the given suffix."""
+        options = self.options
+        gen_end = len(request.prompt_ids) + options.gen_length
+        seed = options.seed if request.seed is None else request.seed
+        schedule = request.schedule or options.schedule
+        rng = np.random.default_rng((seed, block, 0))
+        distances = schedule.keep(block, gen_end - end, options.gen_length, rng)
+        return np.concatenate([end + distances, np.arange(gen_end, gen_end + len(request.suffix_ids))])
+
+    def generators(self, step: int) -> list[np.random.Generator]:
+        """One generator a row for the draw of `step`; empty when greedy."""
+        if self.options.temperature == 0:
+            return []
+        seeds = [self.requests[row].seed for row in self.rows]
+        default = self.options.seed
+        return [np.random.default_rng((default if seed is None else seed, self.block, step + 1)) for seed in seeds]
+
+    def masks(self) -> "Masks":
+        """Where the block is still undecided."""
+        masked = np.take_along_axis(self.canvas, self.positions, axis=1) == self.contract.mask_token_id
+        counts = masked.sum(axis=1)
+        offsets = np.argsort(~masked, axis=1, kind="stable")[:, : counts.max()]
+        return Masks(offsets, counts, np.arange(offsets.shape[1]) < counts[:, None])
+
+    def commit(self, rows: NDArray[np.int64], positions: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """Write tokens to the canvas; parallel arrays, `rows` index the active rows."""
+        self.canvas[rows, positions] = tokens
+
+    def finish(self, worked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[B], rows among `worked` whose text is complete now; an early end is filled with EOS."""
+        options, eos = self.options, self.options.eos_token_ids or (self.contract.eos_token_id,)
+        tokens = np.take_along_axis(self.canvas, self.positions, axis=1)
+        complete = worked & ~(tokens == self.contract.mask_token_id).any(axis=1)
+        if self.block == options.blocks - 1:
+            return np.asarray(complete)
+        ended = complete & options.early_termination & np.isin(tokens, eos).any(axis=1)
+        for row in np.flatnonzero(ended):
+            block_end = self.positions[row, -1] + 1
+            self.canvas[row, block_end : self._prompts[row] + options.gen_length] = eos[0]
+        return np.asarray(ended)
+
+    def canvas_of(self, row: int) -> NDArray[np.int64]:
+        """A copy of one active row's canvas, without what lies behind it."""
+        return self.canvas[row, : self.requests[self.rows[row]].canvas_length(self.options)].copy()
+
+    def step_inputs(self, masks: "Masks", refresh: bool, engine: Engine, want_logits: bool) -> StepInputs:
+        """Inputs of one step that predicts the masks of the block; axes padded as the engine likes."""
+        if refresh not in self._padded:
+            self._padded[refresh] = self._pad(self._views[refresh], engine)
+        gather, cached, first = self._padded[refresh]
+        predicted_from = np.maximum(self.positions[:, :1] + masks.offsets - self.contract.logit_shift, 0)
+        rows = predicted_from - first[:, None]
+        spare = engine.padded("R", rows.shape[1]) - rows.shape[1]
+        if spare:
+            rows = np.pad(rows, ((0, 0), (0, spare)))
+        return StepInputs(self.canvas, gather, cached, rows, self._views[refresh][0].write, want_logits)
+
+    @staticmethod
+    def _pad(
+        views: list[BlockView], engine: Engine
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Index rows padded with -1 to [B, Q] and [B, K], and each row's first query position [B]."""
+        queries = engine.padded("Q", max(len(view.queries) for view in views))
+        cached = engine.padded("K", max(len(view.cached) for view in views))
+        gather_indices = np.full((len(views), queries), -1, dtype=np.int64)
+        cache_indices = np.full((len(views), cached), -1, dtype=np.int64)
+        for row, view in enumerate(views):
+            gather_indices[row, : len(view.queries)] = view.queries
+            cache_indices[row, : len(view.cached)] = view.cached
+        return gather_indices, cache_indices, gather_indices[:, 0]

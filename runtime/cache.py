@@ -1,0 +1,43 @@
+"""Cache policies: which positions are queries, and which cache slots they see.
+
+    view = block_view("prefix", refresh=False, start=70, end=102, kept=kept, shift=0)
+
+The modes are data, not code paths (`none`, `prefix` as in Fast-dLLM, `dual`):
+
+    mode    refresh (first step of a block)        later steps
+    none    Q = prefix + block + kept, K = 0       the same
+    prefix  Q = all, K = 0; write                  Q = block + kept, K = prefix
+    dual    Q = all, K = 0; write                  Q = block, K = prefix + kept
+
+Where row p-1 predicts position p (shift 1), a cached step also computes position start-1
+afresh and takes its slot out of the cache, so that the block's first token is predicted
+from the right row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """Query positions [Q] and attended cache slots [K] of one sequence; `write` fills the cache."""
+
+    queries: NDArray[np.int64]
+    cached: NDArray[np.int64]
+    write: bool
+
+
+def block_view(
+    policy: str, refresh: bool, start: int, end: int, kept: NDArray[np.int64], shift: int
+) -> BlockView:
+    """The view of a block at canvas positions [start, end) whose kept suffix positions are `kept`."""
+    if policy == "none" or refresh:
+        everything = np.concatenate([np.arange(end), kept])
+        return BlockView(everything, np.empty(0, dtype=np.int64), write=policy != "none")
+    first = max(start - shift, 0)
+    block, prefix = np.arange(first, end), np.arange(first)
+    if policy == "prefix":
+        return BlockView(np.concatenate([block, kept]), prefix, write=False)
+    return BlockView(block, np.concatenate([prefix, kept]), write=False)

@@ -1,0 +1,96 @@
+"""Every error this package raises on purpose, drawn once.
+
+    DpadError
+    ├── InvalidRequest        the caller's prompt or options cannot be served (also a ValueError)
+    ├── CheckpointError       a model directory cannot be read as LLaDA or Dream
+    ├── ExportError           tracing, converting or writing a bundle failed
+    │   └── EngineBuildError  the engine builder refused; carries the builder's own words
+    ├── BundleError           a bundle on disk is not what its manifest says
+    │   ├── ManifestError     manifest.json is missing, unreadable or of the wrong shape
+    │   │   └── SchemaVersionError  ... or written by another version of the schema
+    │   ├── MissingFile       a listed file is not there
+    │   ├── TruncatedFile     a listed file has another size
+    │   ├── AlteredFile       a listed file has another SHA-256
+    │   ├── UnlistedFile      a file, or a reference, that the manifest does not list
+    │   ├── OutOfTreeFile     a path that leaves the bundle
+    │   └── SymlinkedFile     a link where a plain file must be
+    ├── EngineError           an engine failed to open or to run
+    │   ├── EngineMismatch    it was built for another machine or another bundle
+    │   └── EngineUnavailable nothing on this machine can run it
+    └── ParityError           an engine disagrees with PyTorch
+
+Each message names the cause and the way out. All are raised by explicit checks, so they
+hold under `python -O`.
+"""
+
+
+class DpadError(Exception):
+    """Base of all errors of this package."""
+
+
+class InvalidRequest(DpadError, ValueError):
+    """A prompt or an option that cannot be served; names the value and the limit."""
+
+
+class CheckpointError(DpadError):
+    """A checkpoint directory that cannot be read; names the file or the key."""
+
+
+class ExportError(DpadError):
+    """Tracing, converting or writing failed; nothing half-made is left behind."""
+
+
+class EngineBuildError(ExportError):
+    """The engine builder failed; the message ends with the builder's own errors."""
+
+
+class BundleError(DpadError):
+    """A bundle that is not what its manifest says; names the file."""
+
+
+class ManifestError(BundleError):
+    """The manifest is missing, is not JSON, or lacks or mistypes a field."""
+
+
+class SchemaVersionError(ManifestError):
+    """The manifest follows a schema version this runtime does not know."""
+
+
+class MissingFile(BundleError):
+    """A file named by the manifest does not exist."""
+
+
+class TruncatedFile(BundleError):
+    """A file's size differs from the manifest's."""
+
+
+class AlteredFile(BundleError):
+    """A file's SHA-256 differs from the manifest's."""
+
+
+class UnlistedFile(BundleError):
+    """A file in the bundle, or a reference to one, that the manifest does not list."""
+
+
+class OutOfTreeFile(BundleError):
+    """A path in the manifest that is absolute or leaves the bundle."""
+
+
+class SymlinkedFile(BundleError):
+    """A symbolic link inside a bundle; bundles hold plain files only."""
+
+
+class EngineError(DpadError):
+    """An engine could not be opened, or a step failed."""
+
+
+class EngineMismatch(EngineError):
+    """An engine built for another machine or another bundle; names the field that differs."""
+
+
+class EngineUnavailable(EngineError):
+    """No engine of the kind asked for can run on this machine; says why."""
+
+
+class ParityError(DpadError):
+    """An engine disagrees with PyTorch by more than the tolerance of its dtype."""

@@ -1,0 +1,152 @@
+"""`generate`: the only decode loop. Every mode, rule and engine runs through it.
+
+    for event in generate(engine, requests, options):
+        event.positions, event.tokens
+
+Block by block (semi-autoregressive, as in LLaDA and DPad): thin the suffix, run steps
+until no mask is left in the block, stop a row early when its block contains EOS. Yields
+one `StepEvent` a forward pass; the canvases of the finished rows come with the events.
+"""
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.batch import Batch, Masks
+from dpad.runtime.commit import commit_count
+from dpad.runtime.engine import Engine, StepOutputs
+from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.request import Request
+from dpad.runtime.sampler import Choice, choose
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What one forward pass decided. The arrays are parallel, one entry a committed token.
+
+    Attributes:
+        block, step: index of the block, and of the step within it (0 is the refresh).
+        nfe: forward passes so far.
+        active: rows (indices of the requests) that had masks to fill in this pass; for each
+            of them the pass counts as one evaluation.
+        rows, positions, tokens, confidences: row, canvas position, token and its
+            probability, for every token committed now.
+        finished: rows whose text is complete with this step.
+        canvases: the whole canvas of each row in `finished`.
+        engine_seconds: time inside `Engine.step`.
+    """
+
+    block: int
+    step: int
+    nfe: int
+    active: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    confidences: NDArray[np.float64]
+    finished: tuple[int, ...]
+    canvases: tuple[NDArray[np.int64], ...]
+    engine_seconds: float
+
+
+def generate(engine: Engine, requests: list[Request], options: GenerationOptions) -> Iterator[StepEvent]:
+    """Fill the canvases of `requests` together; raises `InvalidRequest` before any work is done."""
+    contract = engine.contract
+    options.check(contract)
+    if not 1 <= len(requests) <= contract.max_batch:
+        raise InvalidRequest(f"a batch of {len(requests)} is outside this bundle's 1 to {contract.max_batch}")
+    for request in requests:
+        request.check(options, contract)
+    return _blocks(engine, Batch(requests, options, contract), options)
+
+
+def _blocks(engine: Engine, batch: Batch, options: GenerationOptions) -> Iterator[StepEvent]:
+    cache: Any = None
+    nfe = 0
+    finished = np.zeros(len(batch.rows), dtype=bool)
+    for block in range(options.blocks):
+        if cache is None or finished.any():
+            batch.drop_rows(finished)
+            cache = engine.new_cache(len(batch.rows), 0 if options.cache == "none" else batch.canvas.shape[1])
+        batch.start_block(block)
+        finished = np.zeros(len(batch.rows), dtype=bool)
+        for event in _steps(engine, batch, options, cache, nfe, finished):
+            nfe = event.nfe
+            yield event
+        if finished.all():
+            return
+
+
+def _steps(
+    engine: Engine, batch: Batch, options: GenerationOptions, cache: Any, nfe: int, finished: NDArray[np.bool_]
+) -> Iterator[StepEvent]:
+    """Decode one block; marks in `finished` [B] the rows whose text ends with it."""
+    stuck = np.zeros(len(batch.rows), dtype=bool)
+    mask_id = batch.contract.mask_token_id
+    step = 0
+    while (masks := batch.masks()).counts.any():
+        inputs = batch.step_inputs(masks, step == 0, engine, options.needs_logits or bool(stuck.any()))
+        began = perf_counter()
+        outputs = engine.step(inputs, cache)
+        seconds = perf_counter() - began
+        outputs = outputs.first_rows(masks.offsets.shape[1])
+        choice = _choose(outputs, options, batch.generators(step), stuck, mask_id)
+        chosen = _select(choice, masks, options, step)
+        rows, columns = np.nonzero(chosen)
+        tokens = choice.tokens[rows, columns]
+        decided = tokens != mask_id  # a mask that predicts itself stays undecided
+        rows, columns, tokens = rows[decided], columns[decided], tokens[decided]
+        positions = batch.positions[rows, masks.offsets[rows, columns]]
+        batch.commit(rows, positions, tokens)
+        worked = masks.counts > 0
+        stuck = worked & ~np.isin(np.arange(len(worked)), rows)
+        ended = batch.finish(worked)
+        finished |= ended
+        nfe += 1
+        ends = np.flatnonzero(ended)
+        yield StepEvent(
+            block=batch.block,
+            step=step,
+            nfe=nfe,
+            active=batch.rows[worked],
+            rows=batch.rows[rows],
+            positions=positions,
+            tokens=tokens,
+            confidences=choice.confidence[rows, columns],
+            finished=tuple(batch.rows[ends].tolist()),
+            canvases=tuple(batch.canvas_of(row) for row in ends),
+            engine_seconds=seconds,
+        )
+        step += 1
+
+
+def _choose(
+    outputs: StepOutputs,
+    options: GenerationOptions,
+    generators: list[np.random.Generator],
+    stuck: NDArray[np.bool_],
+    mask_id: int,
+) -> Choice:
+    """Propose tokens; a row whose last step only predicted masks may not propose the mask again."""
+    choice = choose(outputs, options, generators)
+    if not stuck.any():
+        return choice
+    other = choose(outputs, options, generators, banned=mask_id)
+    pairs = zip(astuple(choice), astuple(other))
+    return Choice(*(np.where(stuck[:, None], b, a) for a, b in pairs))
+
+
+def _select(choice: Choice, masks: Masks, options: GenerationOptions, step: int) -> NDArray[np.bool_]:
+    """Which proposals are committed now: [B, R]. Ties go to the lower position."""
+    scores = np.where(masks.valid, choice.scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(np.where(masks.valid, choice.confidence, -np.inf), order, axis=1)
+    count = commit_count(options, ranked, masks.counts, step)
+    selected = np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(selected, order, np.arange(order.shape[1]) < count[:, None], axis=1)
+    return selected

@@ -1,0 +1,120 @@
+"""`OnnxEngine`: a step in ONNX Runtime, on the CPU or a CUDA device.
+
+    engine = OnnxEngine(bundle / "float32/step.onnx", contract, "float32", provider="cpu")
+
+Inputs and outputs are bound, so the caches are never copied for a step. On a CPU they are
+plain numpy arrays that ONNX Runtime reads in place.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.errors import EngineError, EngineUnavailable
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass
+class HostCache:
+    """Keys and values of every layer in host memory: [B, T, G, D] each, in graph input order."""
+
+    arrays: list[NDArray[Any]]
+    binding: ort.IOBinding
+
+
+class OnnxEngine(Engine):
+    """Runs `step.onnx`; sessions may be shared by threads, caches may not."""
+
+    def __init__(
+        self, path: Path, contract: StepContract, dtype: str, provider: str = "cpu", threads: int = 0
+    ) -> None:
+        """Open the model; `threads` 0 lets ONNX Runtime use every core.
+
+        Raises `EngineUnavailable` if this build of ONNX Runtime lacks the provider, and
+        `EngineError` with ONNX Runtime's own words if it cannot load the file.
+        """
+        require_provider(provider)
+        self.name = f"onnxruntime-{provider}"
+        self.contract, self.dtype, self.provider = contract, dtype, provider
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(path, options, providers=[PROVIDERS[provider]])
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot open {path}: {error}") from error
+        self._check_signature(path)
+
+    def _check_signature(self, path: Path) -> None:
+        for kind, have, want in (
+            ("input", self._session.get_inputs(), self.contract.inputs(self.dtype)),
+            ("output", self._session.get_outputs(), self.contract.outputs(self.dtype)),
+        ):
+            if [tensor.name for tensor in have] != [spec.name for spec in want]:
+                raise EngineError(f"{path}: its {kind}s are not those of the contract; export the bundle again")
+
+    def new_cache(self, batch: int, slots: int) -> HostCache:
+        """Zeroed caches for `batch` canvases of `slots` positions, bound once."""
+        shape = (batch, slots, self.contract.kv_heads, self.contract.head_size)
+        names = [name for pair in self.contract.cache_names() for name in pair]
+        cache = HostCache([np.zeros(shape, dtype=self.dtype) for _ in names], self._session.io_binding())
+        for name, array in zip(names, cache.arrays):
+            cache.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        return cache
+
+    def step(self, inputs: StepInputs, cache: HostCache) -> StepOutputs:
+        """Run one step; a failure inside ONNX Runtime is raised as `EngineError`."""
+        binding = cache.binding
+        for name in ("canvas", "gather_indices", "cache_indices", "decode_rows"):
+            array = np.ascontiguousarray(getattr(inputs, name))
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        names = list(self._outputs(inputs))
+        binding.clear_binding_outputs()
+        for name in names:
+            binding.bind_output(name, "cpu")
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed in a step: {error}") from error
+        outputs = dict(zip(names, (value.numpy() for value in binding.get_outputs())))
+        if inputs.write_back:
+            self._write_back(inputs.gather_indices, outputs, cache)
+        return StepOutputs(
+            outputs["token_ids"], outputs["confidence"], outputs["odds_against"], outputs.get("logits")
+        )
+
+    def _outputs(self, inputs: StepInputs) -> Iterator[str]:
+        yield from ("token_ids", "confidence", "odds_against")
+        if inputs.want_logits:
+            yield "logits"
+        if inputs.write_back:
+            yield from (name for pair in self.contract.new_names() for name in pair)
+
+    def _write_back(self, gather: NDArray[np.int64], outputs: dict[str, Any], cache: HostCache) -> None:
+        rows, columns = np.nonzero(gather >= 0)
+        slots = gather[rows, columns]
+        new = (name for pair in self.contract.new_names() for name in pair)
+        for array, name in zip(cache.arrays, new):
+            array[rows, slots] = outputs[name][rows, columns]
+
+    def close(self) -> None:
+        """Drop the session."""
+        self.__dict__.pop("_session", None)
+
+
+def require_provider(provider: str) -> None:
+    """Raise `EngineUnavailable`, with the way out, unless ONNX Runtime can use `provider`."""
+    if PROVIDERS[provider] in ort.get_available_providers():
+        return
+    raise EngineUnavailable(
+        f"ONNX Runtime {ort.__version__} here has no {PROVIDERS[provider]}; "
+        "install onnxruntime-gpu in place of onnxruntime (they must not be installed together)"
+    )

@@ -1,0 +1,103 @@
+"""`GenerationOptions`: everything that shapes one request, frozen and checked.
+
+    options = GenerationOptions(gen_length=256, decoder="threshold", cache="dual")
+    options.check(contract)
+
+Defaults follow the published runs: blocks of 32, greedy, threshold 0.9, Gaussian dropout.
+"""
+
+from dataclasses import dataclass, field
+
+from dpad.runtime.contract import StepContract
+from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.suffix import Gaussian, SuffixSchedule
+
+DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
+CACHES = ("none", "prefix", "dual")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to fill the canvas.
+
+    Attributes:
+        gen_length: new tokens on the canvas, a multiple of `block_length`.
+        block_length: tokens decoded together.
+        decoder: `threshold` commits every mask with confidence >= `threshold` (and always
+            the best); `factor` is Fast-dLLM's rule; `fixed` spreads the block over its
+            steps, most confident first; `entropy` and `margin` do so in order of least
+            entropy, or of the largest gap between the two best probabilities.
+        steps: total steps of `fixed`, `entropy` and `margin`, a multiple of the number of
+            blocks; None is one token a step.
+        cache: `none`, `prefix` or `dual`; what is kept between the steps of a block.
+        schedule: which suffix positions take part (DPad).
+        temperature: 0 is greedy; above, tokens are drawn by Gumbel-max.
+        top_k, top_p: limit the draw to the likeliest tokens; need a temperature.
+        seed: of the suffix dropout and of the draw; one a request, never global.
+        early_termination: end when a finished block contains EOS.
+        eos_token_ids: tokens that end the text; None is the checkpoint's own.
+    """
+
+    gen_length: int = 128
+    block_length: int = 32
+    decoder: str = "threshold"
+    threshold: float = 0.9
+    factor: float = 1.0
+    steps: int | None = None
+    cache: str = "prefix"
+    schedule: SuffixSchedule = field(default_factory=Gaussian)
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    early_termination: bool = True
+    eos_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks on the canvas."""
+        return self.gen_length // self.block_length
+
+    @property
+    def steps_per_block(self) -> int:
+        """Planned steps a block of the fixed-step decoders."""
+        return (self.steps or self.gen_length) // self.blocks
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the choice needs more than each row's best token and its confidence."""
+        return self.temperature > 0 or self.decoder in ("entropy", "margin")
+
+    def check(self, contract: StepContract) -> None:
+        """Raise `InvalidRequest` for the first option that cannot be served, naming value and limit."""
+        for problem, message in self._problems(contract):
+            if problem:
+                raise InvalidRequest(message)
+        self.schedule.check(self.gen_length)
+
+    def _problems(self, contract: StepContract) -> list[tuple[bool, str]]:
+        positive = self.gen_length >= 1 and self.block_length >= 1
+        divides = positive and self.gen_length % self.block_length == 0
+        steps_divide = divides and (self.steps is None or (self.steps > 0 and self.steps % self.blocks == 0))
+        eos = self.eos_token_ids or ()
+        return [
+            (not positive, f"gen_length {self.gen_length} and block_length {self.block_length} must be 1 or more"),
+            (not divides, f"block_length {self.block_length} does not divide gen_length {self.gen_length}"),
+            (self.decoder not in DECODERS, f"decoder {self.decoder!r} is not one of {', '.join(DECODERS)}"),
+            (self.cache not in CACHES, f"cache {self.cache!r} is not one of {', '.join(CACHES)}"),
+            (not steps_divide, f"steps {self.steps} must be a positive multiple of the {divides and self.blocks} blocks"),
+            (not 0 <= self.threshold <= 1, f"threshold {self.threshold} must be between 0 and 1"),
+            (not self.factor > 0, f"factor {self.factor} must be above 0"),
+            (not 0 <= self.temperature < float("inf"), f"temperature {self.temperature} must be 0 or more"),
+            (self.top_k is not None and self.top_k < 1, f"top_k {self.top_k} must be 1 or more"),
+            (self.top_p is not None and not 0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1"),
+            (
+                self.temperature == 0 and (self.top_k is not None or self.top_p is not None),
+                "top_k and top_p do nothing at temperature 0; set a temperature or leave them out",
+            ),
+            (self.seed < 0, f"seed {self.seed} must be 0 or more"),
+            (
+                any(not 0 <= token < contract.vocab_size for token in eos),
+                f"eos_token_ids {eos} must lie in the vocabulary of {contract.vocab_size}",
+            ),
+        ]

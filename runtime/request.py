@@ -1,0 +1,56 @@
+"""`Request`: one sequence to generate, as token ids.
+
+    Request(prompt_ids=(1, 2, 3), seed=7)
+    Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in between
+"""
+
+from dataclasses import dataclass
+
+from dpad.runtime.contract import StepContract
+from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.suffix import SuffixSchedule
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and what may differ between the rows of one batch.
+
+    Attributes:
+        prompt_ids: tokens before the text to generate.
+        suffix_ids: tokens behind it (infill); they always take part, DPad drops masks only.
+        seed: of this row, so that a row gives the same tokens alone as in a batch; None is
+            the seed of the options.
+        schedule: suffix schedule of this row; None is that of the options.
+    """
+
+    prompt_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    schedule: SuffixSchedule | None = None
+
+    def canvas_length(self, options: GenerationOptions) -> int:
+        """Tokens on this row's canvas: prompt, generated and suffix."""
+        return len(self.prompt_ids) + options.gen_length + len(self.suffix_ids)
+
+    def check(self, options: GenerationOptions, contract: StepContract) -> None:
+        """Raise `InvalidRequest` if the row cannot be served, naming the value and the limit."""
+        for token in (*self.prompt_ids, *self.suffix_ids):
+            if not 0 <= token < contract.vocab_size:
+                raise InvalidRequest(f"token id {token} is outside the vocabulary of {contract.vocab_size}")
+            if token == contract.mask_token_id:
+                raise InvalidRequest(
+                    f"the prompt contains the mask id {token}, which marks blanks to fill; "
+                    "remove it, or pass the text behind the blank as the suffix"
+                )
+        length = self.canvas_length(options)
+        if length > contract.max_length:
+            raise InvalidRequest(
+                f"a canvas of {length} tokens ({len(self.prompt_ids)} prompt, {options.gen_length} new, "
+                f"{len(self.suffix_ids)} suffix) is over this bundle's {contract.max_length}; "
+                "shorten it, or export with a larger --max-length"
+            )
+        if self.schedule is not None:
+            self.schedule.check(options.gen_length)
+        if self.seed is not None and self.seed < 0:
+            raise InvalidRequest(f"seed {self.seed} must be 0 or more")

@@ -1,0 +1,143 @@
+"""`SuffixSchedule`: which suffix positions survive for a block (DPad, arXiv 2508.14148).
+
+    kept = Gaussian(k=3, scale=2).keep(block=0, length=224, gen_length=256, rng=rng)
+
+Before each block is decoded, the masks behind it are thinned once, and kept so for all
+steps of the block. A schedule is pure: it maps (block, suffix length, random generator)
+to suffix distances, 0 being the first position behind the block. Kept tokens keep their
+canvas positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.errors import InvalidRequest
+
+
+class SuffixSchedule(Protocol):
+    """Chooses the suffix distances that take part while one block is decoded."""
+
+    def check(self, gen_length: int) -> None:
+        """Raise `InvalidRequest` if the schedule cannot serve canvases of `gen_length` new tokens."""
+
+    def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Kept distances, ascending, each in [0, length), for the `length` masks behind `block`."""
+
+
+@dataclass(frozen=True)
+class Full:
+    """No dropout: the whole suffix takes part, as in the vanilla decoder."""
+
+    def check(self, gen_length: int) -> None:
+        """Serves every canvas."""
+
+    def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """All `length` distances."""
+        return np.arange(length)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Dropout that grows with distance, inside a sliding window (the published rule).
+
+    A mask at distance i survives if u < scale · exp(-½ (k·i / (window-1))²) / √(2π), with u
+    uniform in [0, 1); a probability of 1 or more always keeps, and i >= window is dropped.
+    `k` is how many standard deviations the window spans ("sigma" in the authors' code).
+    `window` None means min(256, gen_length).
+    """
+
+    k: float = 3.0
+    scale: float = 2.0
+    window: int | None = None
+
+    def check(self, gen_length: int) -> None:
+        """Raise `InvalidRequest` for a window outside 1…gen_length or a negative parameter."""
+        _check_window(self.window, gen_length)
+        if not (self.k >= 0 and self.scale >= 0):
+            raise InvalidRequest(f"k {self.k} and scale {self.scale} must be 0 or more")
+
+    def probabilities(self, length: int, gen_length: int) -> NDArray[np.float64]:
+        """Keep probability of the distances 0 … min(window, length)-1; above 1 is certain."""
+        window = _window(self.window, gen_length)
+        distance = np.arange(min(window, length))
+        z = self.k * distance / max(window - 1, 1)
+        return self.scale * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+
+    def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Distances that pass the rejection test."""
+        probabilities = self.probabilities(length, gen_length)
+        return np.flatnonzero(rng.random(len(probabilities)) < probabilities)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A fixed number of positions drawn without replacement from the window."""
+
+    count: int
+    window: int | None = None
+
+    def check(self, gen_length: int) -> None:
+        """Raise `InvalidRequest` for a bad window or a count that the window cannot hold."""
+        _check_window(self.window, gen_length)
+        window = _window(self.window, gen_length)
+        if not 0 <= self.count <= window:
+            raise InvalidRequest(f"count {self.count} must be between 0 and the window {window}")
+
+    def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """`count` distances, or all of the window if it holds fewer."""
+        window = min(_window(self.window, gen_length), length)
+        return np.sort(rng.choice(window, size=min(self.count, window), replace=False))
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """Given suffix distances for each block: reproduces any other schedule, the authors' included.
+
+    `distances[b]` are the distances kept while block b is decoded (canvas position minus
+    the position behind the block's end). See `from_positions` for canvas positions.
+    """
+
+    distances: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def from_positions(
+        cls, positions: Sequence[Sequence[int]], prompt_length: int, block_length: int
+    ) -> "Explicit":
+        """From absolute canvas positions per block, for a prompt of `prompt_length` tokens.
+
+        `positions[b]` may name only positions behind block b, which ends before canvas
+        position prompt_length + (b + 1) · block_length.
+        """
+        ends = [prompt_length + (b + 1) * block_length for b in range(len(positions))]
+        return cls(tuple(tuple(int(p) - end for p in kept) for kept, end in zip(positions, ends)))
+
+    def check(self, gen_length: int) -> None:
+        """Raise `InvalidRequest` unless each block's distances ascend and lie behind the block."""
+        for block, kept in enumerate(self.distances):
+            if any(b <= a for a, b in zip(kept, kept[1:])) or (kept and kept[0] < 0):
+                raise InvalidRequest(f"suffix distances of block {block} must be 0 or more and ascend")
+
+    def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The given distances; raises `InvalidRequest` for a block that has none, or past the canvas."""
+        if length == 0:
+            return np.empty(0, dtype=np.int64)
+        if block >= len(self.distances):
+            raise InvalidRequest(f"suffix positions are given for {len(self.distances)} blocks, block {block} has none")
+        kept = np.asarray(self.distances[block], dtype=np.int64)
+        if kept.size and kept[-1] >= length:
+            raise InvalidRequest(f"suffix distance {kept[-1]} of block {block} is past the canvas end ({length})")
+        return kept
+
+
+def _window(window: int | None, gen_length: int) -> int:
+    """The published runs never use more than 256, nor more than there is to decode."""
+    return min(256, gen_length) if window is None else window
+
+
+def _check_window(window: int | None, gen_length: int) -> None:
+    if window is not None and not 1 <= window <= gen_length:
+        raise InvalidRequest(f"window {window} must be between 1 and gen_length {gen_length}")
