@@ -1,0 +1,70 @@
+"""dpad: masked-diffusion language models with suffix dropout (DPad), ready to serve.
+
+    import dpad
+
+    model = dpad.load("bundles/tiny")
+    print(model.generate("Count from 3 to 9.").text)
+"""
+
+from importlib import metadata
+from pathlib import Path
+
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.engine import Engine
+from dpad.runtime.errors import DpadError, InvalidRequest
+from dpad.runtime.generate import StepEvent
+from dpad.runtime.model import DiffusionModel, Generation, tokenizer_directory
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.request import Request
+from dpad.runtime.select import open_engine
+from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.text import TextCodec
+
+__version__ = metadata.version("dpad")
+
+__all__ = [
+    "Bundle",
+    "DiffusionModel",
+    "DpadError",
+    "Explicit",
+    "Full",
+    "Gaussian",
+    "Generation",
+    "GenerationOptions",
+    "InvalidRequest",
+    "Request",
+    "StepEvent",
+    "SuffixSchedule",
+    "Uniform",
+    "errors",
+    "load",
+]
+
+
+def load(
+    directory: str | Path, *, engine: str = "auto", threads: int = 0, verify_hashes: bool = True
+) -> DiffusionModel:
+    """Open a bundle with the best engine this machine has.
+
+    Args:
+        directory: a bundle made by `dpad export`.
+        engine: `auto`, a name from `dpad inspect` (such as `onnxruntime-cpu`), or `torch`
+            for the eager reference.
+        threads: of the engine on a CPU; 0 is every core.
+        verify_hashes: compare SHA-256 of every file; sizes and names are always compared.
+
+    Raises:
+        BundleError: the directory is not what its manifest says.
+        EngineError: no engine, or not this one, can run here.
+    """
+    bundle = Bundle.open(Path(directory), hashes=verify_hashes)
+    codec = TextCodec.open(tokenizer_directory(bundle.directory))
+    opened: Engine
+    if engine == "torch":
+        from dpad.models.torch_engine import open_torch_engine
+
+        opened = open_torch_engine(bundle)
+    else:
+        opened = open_engine(bundle, engine, threads)
+    return DiffusionModel(opened, codec, bundle.manifest.generation)

@@ -3,13 +3,17 @@
     engine = TorchEngine(load_model(...), contract, "float32")
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from dpad.models.checkpoint import Model
+from dpad.models.checkpoint import Model, load_model, parse_config
 from dpad.models.step import Step
+from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 
@@ -38,16 +42,36 @@ class TorchEngine(Engine):
             [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2 * self.contract.layers)]
         )
 
-    @torch.inference_mode()
     def step(self, inputs: StepInputs, cache: TorchCache) -> StepOutputs:
         """Run one step eagerly."""
         arrays = (inputs.canvas, inputs.gather_indices, inputs.cache_indices, inputs.decode_rows)
-        canvas, gather, cached, rows = (torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays)
-        tokens, confidence, odds, logits, *new = self._step(canvas, gather, cached, rows, cache.tensors)
-        if inputs.write_back:
-            row, column = torch.nonzero(gather >= 0, as_tuple=True)
-            slots = gather[row, column]
-            for tensor, fresh in zip(cache.tensors, new):
-                tensor[row, slots] = fresh[row, column]
+        canvas, gather, cached, rows = (self._tensor(array) for array in arrays)
+        with torch.inference_mode():
+            tokens, confidence, odds, logits, *new = self._step(canvas, gather, cached, rows, cache.tensors)
+            if inputs.write_back:
+                row, column = torch.nonzero(gather >= 0, as_tuple=True)
+                slots = gather[row, column]
+                for tensor, fresh in zip(cache.tensors, new):
+                    tensor[row, slots] = fresh[row, column]
         host = [tensor.cpu().numpy() for tensor in (tokens, confidence, odds)]
         return StepOutputs(*host, logits.cpu().numpy() if inputs.want_logits else None)
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """One step with every input given and every output returned, in the order of the contract."""
+        canvas, gather, cached, rows, *caches = (self._tensor(feed[s.name]) for s in self.contract.inputs())
+        with torch.inference_mode():
+            outputs = self._step(canvas, gather, cached, rows, caches)
+        return [tensor.cpu().numpy() for tensor in outputs]
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def open_torch_engine(bundle: Bundle, dtype: str | None = None) -> TorchEngine:
+    """The eager engine over a bundle's own weights; float32 if the bundle has it."""
+    steps = bundle.manifest.steps
+    dtype = dtype or ("float32" if "float32" in steps else next(iter(steps)))
+    architecture, config = parse_config(bundle.manifest.model_config)
+    shards = tuple(bundle.path(name) for name in steps[dtype].weights)
+    model = load_model(architecture, config, shards, getattr(torch, dtype))
+    return TorchEngine(model, bundle.manifest.contract, dtype)

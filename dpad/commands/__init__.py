@@ -1,0 +1,1 @@
+"""The commands of the `dpad` program, one a file."""

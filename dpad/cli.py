@@ -1,0 +1,54 @@
+"""The command line: `dpad export | generate | parity | inspect`.
+
+Commands live one a file in `dpad.commands` and are imported when they are called, so that
+`dpad generate` never loads torch.
+"""
+
+import json
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from dpad.runtime.errors import DpadError
+
+_COMMANDS = {
+    "export": "Turn a checkpoint into a bundle.",
+    "generate": "Write text with a bundle.",
+    "parity": "Compare a bundle's engines with PyTorch.",
+    "inspect": "Show what a bundle holds and what runs here.",
+}
+
+
+class _Commands(click.Group):
+    """Finds commands by name, and turns this package's errors into one line and exit status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(f"dpad.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DpadError as error:
+            if "--json" in sys.argv:
+                click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
+            click.echo(f"dpad: {type(error).__name__}: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="dpad")
+def main() -> None:
+    """Masked-diffusion language models with suffix dropout (DPad): checkpoint, engine, text."""

@@ -1,0 +1,49 @@
+"""Draws the canvas of one request as it fills in (`dpad generate --show-steps`)."""
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from dpad.runtime.generate import StepEvent
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.request import Request
+from dpad.runtime.text import TextCodec
+
+_MASK = "░"
+
+
+class CanvasView:
+    """A live view on a terminal; elsewhere one line a forward pass."""
+
+    def __init__(self, codec: TextCodec, request: Request, options: GenerationOptions) -> None:
+        self._codec = codec
+        self._start = len(request.prompt_ids)
+        self._blocks = options.blocks
+        self._pieces: list[str | None] = [None] * options.gen_length
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="visible")
+        if self._console.is_terminal:
+            self._live.start()
+
+    def update(self, event: StepEvent) -> None:
+        """Show the tokens that `event` committed."""
+        fresh = [position - self._start for position in event.positions.tolist()]
+        for index, token in zip(fresh, event.tokens.tolist()):
+            self._pieces[index] = self._codec.token_text(token)
+        head = f"block {event.block + 1}/{self._blocks} step {event.step + 1} pass {event.nfe}"
+        if self._live.is_started:
+            self._live.update(Text(head + "\n", style="dim") + self._canvas(set(fresh)), refresh=True)
+        else:
+            committed = " ".join(f"{i}:{self._pieces[i]!r}" for i in fresh)
+            self._console.print(f"{head}: {committed}", soft_wrap=True, markup=False)
+
+    def _canvas(self, fresh: set[int]) -> Text:
+        text = Text()
+        for index, piece in enumerate(self._pieces):
+            text.append(_MASK if piece is None else piece, "dim" if piece is None else "bold green" if index in fresh else "")
+        return text
+
+    def close(self) -> None:
+        """Leave the last picture on the screen."""
+        if self._live.is_started:
+            self._live.stop()

@@ -1,0 +1,57 @@
+"""`dpad inspect DIR`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.machine import Machine
+from dpad.runtime.select import candidates
+
+
+@click.command("inspect")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(directory: Path, as_json: bool) -> None:
+    """Show what the bundle DIR holds, where it comes from, and which of its engines run here."""
+    bundle, machine = Bundle.open(directory), Machine.current()
+    engines = [
+        {"engine": c.name, "dtype": c.dtype, "file": c.file, "runs_here": c.obstacle is None, "obstacle": c.obstacle}
+        for c in candidates(bundle, machine)
+    ]
+    if as_json:
+        click.echo(json.dumps({"bundle": str(directory), "engines": engines, "manifest": bundle.manifest.to_json()}))
+        return
+    for line in _lines(bundle, engines):
+        click.echo(line)
+
+
+def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
+    manifest, contract = bundle.manifest, bundle.manifest.contract
+    provenance = manifest.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
+    lines = [
+        f"{manifest.name}: {manifest.architecture}, {contract.layers} layers, {contract.heads} heads "
+        f"({contract.kv_heads} key/value) of {contract.head_size}, vocabulary {contract.vocab_size}",
+        f"source    {provenance.get('source')}",
+        f"limits    batch {contract.max_batch}, canvas {contract.max_length} tokens",
+        f"tuned for blocks of {contract.block_length}, window {contract.window}",
+        f"made with {versions}",
+        "files",
+        *(f"  {entry.size:>12,}  {entry.sha256[:12]}  {name}" for name, entry in manifest.files.items()),
+        "engines (fastest first)",
+    ]
+    for engine in engines:
+        state = "runs here" if engine["runs_here"] else f"not here: {engine['obstacle']}"
+        lines.append(f"  {engine['engine']} ({engine['dtype']}): {state}")
+    return [*lines, f"parity    {_parity(bundle)}"]
+
+
+def _parity(bundle: Bundle) -> str:
+    if bundle.manifest.parity is None:
+        return f"not checked (dpad parity {bundle.directory})"
+    report = json.loads(bundle.path(bundle.manifest.parity).read_text(encoding="utf-8"))
+    states = ", ".join(f"{engine['engine']} {engine['dtype']} {engine['status']}" for engine in report["engines"])
+    return f"{'passed' if report['passed'] else 'FAILED'} ({states})"

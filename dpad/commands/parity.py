@@ -1,0 +1,51 @@
+"""`dpad parity DIR`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpad.commands.terminal import TerminalProgress
+from dpad.export import writer
+from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.pipeline import write_report
+from dpad.export.progress import Progress
+from dpad.export.report import parity_lines
+from dpad.runtime.bundle import Bundle
+
+
+@click.command("parity")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--engine", "engines", multiple=True, help="Engine to compare, as `dpad inspect` names it; repeat for several. Default: all.")
+@click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the random steps and prompts.")
+@click.option("--write/--no-write", default=True, show_default=True, help="Put the report into the bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(directory: Path, engines: tuple[str, ...], steps: int, seed: int, write: bool, as_json: bool) -> None:
+    """Compare the engines of the bundle DIR with PyTorch, step by step and over whole trajectories.
+
+    Exits with status 1 if an engine is out of the tolerance of its dtype.
+    """
+    progress = TerminalProgress()
+    bundle = Bundle.open(directory)
+    report = compare_bundle(bundle, progress, engines=engines, steps=steps, seed=seed)
+    if write and not engines:
+        put_report(bundle, report, progress)
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        for line in parity_lines(report):
+            click.echo(line)
+    require_passed(report)
+
+
+def put_report(bundle: Bundle, report: dict[str, Any], progress: Progress) -> None:
+    """Replace the bundle by one that holds `report`, in one step; the other files are shared."""
+    with writer.stage_bundle(bundle.directory) as stage:
+        writer.link_tree(bundle.directory, stage)
+        (stage / "parity.json").unlink(missing_ok=True)  # the old file stays as it is in the old bundle
+        (stage / "manifest.json").unlink()
+        write_report(stage, report)
+        writer.write_manifest(stage, replace(bundle.manifest, parity="parity.json"), progress)

@@ -1,0 +1,67 @@
+"""Resolves MODEL to a checkpoint directory: a name, a hub id or a local path.
+
+    resolve("tiny")  resolve("llada")  resolve("GSAI-ML/LLaDA-1.5")  resolve("./checkpoint")
+
+The local hub cache is used first; else the files are downloaded (config, safetensors and
+tokenizer only, never code); else the error says exactly which command to run.
+"""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from dpad.runtime.errors import CheckpointError
+
+HUB_IDS = {
+    "llada": "GSAI-ML/LLaDA-8B-Instruct",
+    "llada-base": "GSAI-ML/LLaDA-8B-Base",
+    "llada-1.5": "GSAI-ML/LLaDA-1.5",
+    "dream": "Dream-org/Dream-v0-Instruct-7B",
+    "dream-base": "Dream-org/Dream-v0-Base-7B",
+}
+EMBEDDED = ("tiny",)
+
+_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja", "vocab.json", "merges.txt"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved model. `embedded` checkpoints are part of this package and are never linked to."""
+
+    name: str
+    label: str
+    directory: Path
+    embedded: bool = False
+
+
+def resolve(model: str) -> Source:
+    """Find or download `model`; raises `CheckpointError` with the command that fetches it."""
+    if model in EMBEDDED:
+        return Source(model, model, Path(str(resources.files("dpad.models") / model)), embedded=True)
+    path = Path(model)
+    if path.is_dir():
+        return Source(path.resolve().name, str(path), path)
+    hub_id = HUB_IDS.get(model, model)
+    if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
+        names = ", ".join([*EMBEDDED, *HUB_IDS])
+        raise CheckpointError(f"{model!r} is neither a directory, nor a hub id (owner/name), nor one of {names}")
+    return Source(model.replace("/", "--"), hub_id, _snapshot(hub_id))
+
+
+def _snapshot(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_FILES, local_files_only=True))
+    except Exception:  # noqa: S110 - not in the cache: try the network
+        pass
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_FILES))
+    except Exception as error:
+        raise CheckpointError(
+            f"{hub_id} is not in the local hub cache and cannot be downloaded here "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}).\n"
+            f"On a machine with a connection run:\n"
+            f"    hf download {hub_id} --local-dir {hub_id.split('/')[1]}\n"
+            f"copy the directory here, and pass its path as MODEL."
+        ) from error

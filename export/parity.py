@@ -1,0 +1,223 @@
+"""Parity: every engine against eager PyTorch, step by step and over whole trajectories.
+
+    report = compare_bundle(bundle, progress)
+    report["passed"], report["engines"][0]["steps"]["logits"]["max_abs"]
+
+Steps are compared through Polygraphy, output by output, within the tolerance of the dtype.
+Trajectories are compared by the token and the forward pass at which each position was
+committed: in float32 they must be equal, in 16 bit their agreement is reported.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
+from polygraphy.common import TensorMetadata
+from polygraphy.comparator import Comparator, CompareFunc
+from polygraphy.logger import G_LOGGER
+
+from dpad.export.feeds import Feed, random_feeds
+from dpad.export.progress import Progress
+from dpad.models.torch_engine import TorchEngine, open_torch_engine
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engine import Engine
+from dpad.runtime.errors import EngineUnavailable, ParityError
+from dpad.runtime.generate import generate
+from dpad.runtime.machine import Machine, library_version
+from dpad.runtime.onnx_engine import PROVIDERS, OnnxEngine
+from dpad.runtime.options import CACHES, GenerationOptions
+from dpad.runtime.request import Request
+from dpad.runtime.select import Candidate, candidates
+
+# Absolute and relative tolerance of one element of logits and new cache rows, by dtype.
+TOLERANCES = {"float32": (1e-4, 1e-4), "float16": (5e-2, 2e-2), "bfloat16": (3e-1, 1e-1)}
+_ODDS_FACTOR = 10  # odds are exponentials of logit differences
+
+TRAJECTORY_DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
+_GEN_LENGTH, _BLOCK_LENGTH = 64, 16
+
+
+def compare_bundle(
+    bundle: Bundle, progress: Progress, *, engines: Iterable[str] = (), steps: int = 3, seed: int = 0
+) -> dict[str, Any]:
+    """Compare every engine of the bundle that runs here (or those named) with PyTorch.
+
+    Args:
+        bundle: an opened bundle.
+        progress: told about the work.
+        engines: names from `dpad inspect`; empty means all.
+        steps: random steps a mode.
+        seed: of the steps and trajectories.
+
+    Returns:
+        A JSON-ready report; `passed` is False if an engine that ran is out of tolerance.
+
+    Raises:
+        EngineUnavailable: an engine was named that the bundle does not have or that cannot run.
+    """
+    found = _comparable(bundle)
+    wanted = set(engines)
+    if unknown := wanted - {candidate.name for candidate in found}:
+        known = ", ".join(candidate.name for candidate in found)
+        raise EngineUnavailable(f"no engine {min(unknown)!r} in {bundle.directory} (it has {known})")
+    results = []
+    for candidate in found:
+        if wanted and candidate.name not in wanted:
+            continue
+        if candidate.obstacle is not None:
+            built = "not run here" if candidate.name.startswith("onnxruntime") else "built, not run here"
+            results.append(_header(candidate, built, candidate.obstacle))
+        else:
+            results.append(_compare(bundle, candidate, steps, seed, progress))
+    ran = [result for result in results if result["status"] != "skipped"]
+    return {
+        "reference": f"torch {library_version('torch')} eager",
+        "platform": Machine.current().platform,
+        "passed": all(result["status"] == "passed" for result in ran),
+        "engines": results,
+    }
+
+
+def require_passed(report: dict[str, Any]) -> dict[str, Any]:
+    """The report itself, or `ParityError` naming what failed."""
+    if not report["passed"]:
+        failed = [f"{e['engine']} ({e['dtype']}): {e['detail']}" for e in report["engines"] if e["status"] == "failed"]
+        raise ParityError("parity failed:\n" + "\n".join(failed))
+    return report
+
+
+def _comparable(bundle: Bundle) -> list[Candidate]:
+    """The engines of the bundle, and every dtype of the step in ONNX Runtime on the CPU."""
+    found = [c for c in candidates(bundle, Machine.current()) if c.name != "onnxruntime-cpu"]
+    for dtype, step in bundle.manifest.steps.items():
+        obstacle = "ONNX Runtime's CPU kernels and numpy have no bfloat16" if dtype == "bfloat16" else None
+        found.append(Candidate("onnxruntime-cpu", dtype, step.onnx, obstacle))
+    return found
+
+
+def _header(candidate: Candidate, detail: str, reason: str | None = None) -> dict[str, Any]:
+    header = {"engine": candidate.name, "dtype": candidate.dtype, "file": candidate.file, "status": "skipped"}
+    return {**header, "detail": f"{detail}: {reason}" if reason else detail}
+
+
+def _compare(bundle: Bundle, candidate: Candidate, steps: int, seed: int, progress: Progress) -> dict[str, Any]:
+    provider = candidate.name.removeprefix("onnxruntime-")
+    reference = open_torch_engine(bundle, candidate.dtype)
+    feeds = list(random_feeds(bundle.manifest.contract, candidate.dtype, steps, seed))
+    path = bundle.path(candidate.file)
+    with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps"):
+        outputs = compare_steps(reference, OnnxrtRunner(lambda: _session(str(path), provider), "engine"), feeds)
+    with OnnxEngine(path, bundle.manifest.contract, candidate.dtype, provider) as engine:
+        with progress.task("parity of trajectories", len(CACHES) * len(TRAJECTORY_DECODERS)) as advance:
+            trajectories = compare_trajectories(reference, engine, seed, advance)
+    failed = sorted(name for name, output in outputs.items() if not output["passed"])
+    if candidate.dtype == "float32" and trajectories["equal"] != trajectories["positions"]:
+        failed.append("trajectories")
+    detail = f"out of tolerance: {', '.join(failed)}" if failed else "within tolerance"
+    return {
+        **_header(candidate, detail),
+        "status": "failed" if failed else "passed",
+        "modes": sorted({mode for mode, _ in feeds}),
+        "steps": outputs,
+        "trajectories": trajectories,
+    }
+
+
+def _session(path: str, provider: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=[PROVIDERS[provider]])
+
+
+class TorchRunner(BaseRunner):  # type: ignore[misc]
+    """The eager step as a Polygraphy runner."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        super().__init__(name="torch")
+        self._engine = engine
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        metadata = TensorMetadata()
+        for spec in self._engine.contract.inputs(self._engine.dtype):
+            metadata.add(spec.name, dtype=np.dtype(spec.dtype), shape=[a if isinstance(a, int) else -1 for a in spec.axes])
+        return metadata
+
+    def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":
+        names = [spec.name for spec in self._engine.contract.outputs(self._engine.dtype)]
+        began = perf_counter()
+        outputs = self._engine.run(feed_dict)
+        self.inference_time = perf_counter() - began
+        return OrderedDict(zip(names, outputs))
+
+
+def compare_steps(
+    reference: TorchEngine, runner: BaseRunner, feeds: list[tuple[str, Feed]]
+) -> dict[str, dict[str, Any]]:
+    """Measured and allowed differences of every output, over all feeds."""
+    contract, dtype = reference.contract, reference.dtype
+    absolute, relative = _tolerances(contract, dtype)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        runs = Comparator.run([TorchRunner(reference), runner], data_loader=[OrderedDict(feed) for _, feed in feeds])
+        finite = Comparator.validate(runs, check_inf=True, check_nan=True)
+        compare = CompareFunc.simple(atol=absolute, rtol=relative, check_error_stat="elemwise", infinities_compare_equal=False)
+        accuracy = Comparator.compare_accuracy(runs, compare_func=compare)
+    names = [spec.name for spec in contract.outputs(dtype)]
+    report: dict[str, dict[str, Any]] = {}
+    for iteration in next(iter(accuracy[0].values())):
+        if set(iteration) != set(names):
+            raise ParityError(f"the engine's outputs {sorted(iteration)} are not those of the contract")
+        for name, result in iteration.items():
+            kind = name.split(".")[0]
+            entry = report.setdefault(
+                kind, {"max_abs": 0.0, "atol": absolute[name], "rtol": relative[name], "passed": True}
+            )
+            entry["max_abs"] = max(entry["max_abs"], result.max_absdiff)
+            entry["passed"] = bool(entry["passed"] and finite and (result or dtype != "float32" and kind == "token_ids"))
+    return report
+
+
+def _tolerances(contract: StepContract, dtype: str) -> tuple[dict[str, float], dict[str, float]]:
+    atol, rtol = TOLERANCES[dtype]
+    names = [spec.name for spec in contract.outputs(dtype)]
+    absolute = {name: 0.0 if name == "token_ids" else atol for name in names}
+    relative = {name: 0.0 if name == "token_ids" else rtol for name in names}
+    relative["odds_against"] *= _ODDS_FACTOR
+    return absolute, relative
+
+
+def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: Any) -> dict[str, Any]:
+    """Whole decodes of random prompts in every mode: positions whose token and pass agree."""
+    contract = reference.contract
+    rng = np.random.default_rng(seed)
+    gen_length = min(_GEN_LENGTH, contract.max_length // 2 // _BLOCK_LENGTH * _BLOCK_LENGTH) or 1
+    block_length = min(_BLOCK_LENGTH, gen_length)
+    tokens = [t for t in rng.integers(0, contract.vocab_size, 48).tolist() if t != contract.mask_token_id]
+    requests = [Request(tuple(tokens[:12])), Request(tuple(tokens[12:40]), seed=1)][: contract.max_batch]
+    equal = positions = 0
+    for cache in CACHES:
+        for decoder in TRAJECTORY_DECODERS:
+            options = GenerationOptions(gen_length=gen_length, block_length=block_length, decoder=decoder, cache=cache)
+            ours, theirs = (_trajectory(e, requests, options) for e in (reference, engine))
+            positions += len(ours)
+            equal += sum(theirs.get(key) == value for key, value in ours.items())
+            advance(1)
+    return {"equal": equal, "positions": positions, "caches": list(CACHES), "decoders": list(TRAJECTORY_DECODERS)}
+
+
+def _trajectory(
+    engine: Engine, requests: list[Request], options: GenerationOptions
+) -> dict[tuple[int, int], tuple[int, int]]:
+    """(row, position) -> (token, forward pass that committed it)."""
+    events = generate(engine, requests, options)
+    return {
+        (row, position): (token, event.nfe)
+        for event in events
+        for row, position, token in zip(event.rows.tolist(), event.positions.tolist(), event.tokens.tolist())
+    }
+

@@ -1,0 +1,263 @@
+"""`export_bundle`: checkpoint to bundle, the whole way.
+
+    manifest = export_bundle("tiny", Path("bundles/tiny"), ExportSettings(), progress)
+
+Weights are placed, the step is traced once a dtype, checked, compiled for the targets,
+compared with PyTorch, and only then put in place.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from dpad.export import trace, weights, writer
+from dpad.export.hub import Source, resolve
+from dpad.export.plan import build_plan, profiles
+from dpad.export.progress import Progress
+from dpad.export.provenance import TOKENIZER_FILES, describe
+from dpad.models.checkpoint import FAMILIES, Checkpoint, read_header
+from dpad.runtime.bundle import Bundle, sha256
+from dpad.runtime.contract import StepContract
+from dpad.runtime.errors import BundleError, CheckpointError, ExportError
+from dpad.runtime.machine import Machine, library_version
+from dpad.runtime.manifest import EngineEntry, Manifest, StepEntry
+
+TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
+DTYPES = ("float32", "float16", "bfloat16")
+HALF = ("float16", "bfloat16")
+_FALLBACK_CAPABILITY = "8.9"
+
+Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What to export. Empty tuples mean: decide from the checkpoint and this machine.
+
+    Attributes:
+        targets: `onnx` (always in the bundle), `tensorrt-rtx`, `tensorrt`.
+        dtypes: dtypes of the step; default the checkpoint's own, and for engines float16
+            where that is float32.
+        capabilities: compute capabilities of the engines; default this machine's GPU, or 8.9.
+        max_batch, max_length: limits of the contract; max_length None is the checkpoint's,
+            at most 4096 canvas tokens.
+        block_length, window: what compiled engines are tuned for.
+    """
+
+    targets: tuple[str, ...] = ("onnx",)
+    dtypes: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    max_batch: int = 4
+    max_length: int | None = None
+    block_length: int = 32
+    window: int = 256
+
+    def resolved(self, checkpoint: Checkpoint) -> "ExportSettings":
+        """With every default filled in; raises `ExportError` for values that cannot work."""
+        for kind, values, known in (("target", self.targets, TARGETS), ("dtype", self.dtypes, DTYPES)):
+            if unknown := [value for value in values if value not in known]:
+                raise ExportError(f"{kind} {unknown[0]!r} is not one of {', '.join(known)}")
+        compiled = [target for target in self.targets if target != "onnx"]
+        dtypes = self.dtypes or (checkpoint.dtype,)
+        if compiled and not any(dtype in HALF for dtype in dtypes):
+            if self.dtypes:
+                raise ExportError(f"{compiled[0]} needs float16 or bfloat16 (add --dtype float16)")
+            dtypes = (*dtypes, "float16")
+        gpu = Machine.current().gpu
+        capabilities = self.capabilities or (gpu.compute_capability if gpu else _FALLBACK_CAPABILITY,)
+        longest = self.max_length or min(checkpoint.config.max_length, 4096)
+        if min(self.max_batch, longest, self.block_length, self.window) < 1:
+            raise ExportError("max_batch, max_length, block_length and window must be 1 or more")
+        return replace(self, dtypes=dtypes, capabilities=capabilities if compiled else (), max_length=longest)
+
+
+def export_bundle(
+    model: str, out: Path, settings: ExportSettings, progress: Progress, *, check: Check | None = None, force: bool = False
+) -> tuple[Bundle, bool]:
+    """Export `model` to the directory `out`.
+
+    Args:
+        model: `tiny`, `llada`, a hub id or a directory (see `hub.resolve`).
+        out: the bundle; replaced in one step, and only when everything succeeded.
+        settings: see `ExportSettings`.
+        progress: told about long work.
+        check: compares the staged bundle with PyTorch and returns the parity report; it
+            raises to keep a bad bundle out.
+        force: export even if `out` is up to date.
+
+    Returns:
+        The bundle, and whether it was made now (False: it was up to date).
+    """
+    source = resolve(model)
+    checkpoint = Checkpoint.open(source.directory)
+    settings = settings.resolved(checkpoint)
+    wanted = {**asdict(settings), "parity": check is not None}
+    provenance = describe(source, checkpoint, wanted, progress)
+    previous = _previous(out)
+    if previous and not force and previous.manifest.provenance.get("key") == provenance["key"]:
+        return previous, False
+    contract = make_contract(checkpoint, settings)
+    with writer.stage_bundle(out) as stage:
+        steps = {d: _export_step(source, checkpoint, contract, stage, d, progress) for d in settings.dtypes}
+        tokenizer = _copy_tokenizer(checkpoint, stage)
+        engines = tuple(_build_engines(settings, contract, stage, steps, previous, progress))
+        manifest = Manifest(
+            name=source.name,
+            contract=contract,
+            architecture=checkpoint.architecture,
+            model_config=checkpoint.raw_config,
+            steps=steps,
+            engines=engines,
+            tokenizer=tokenizer,
+            generation={},
+            provenance=provenance,
+            parity=None,
+        )
+        manifest = writer.write_manifest(stage, manifest, progress)
+        if check is not None:
+            write_report(stage, check(stage, manifest, progress))
+            manifest = writer.write_manifest(stage, replace(manifest, parity="parity.json"), progress)
+    return Bundle(out, manifest), True
+
+
+def write_report(directory: Path, report: dict[str, Any]) -> None:
+    """Write parity.json."""
+    import json
+
+    (directory / "parity.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def make_contract(checkpoint: Checkpoint, settings: ExportSettings) -> StepContract:
+    """The step's contract from the checkpoint and resolved settings."""
+    config = checkpoint.config
+    assert settings.max_length is not None
+    return StepContract(
+        family=FAMILIES[checkpoint.architecture].__name__.rsplit(".", 1)[1],
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+        vocab_size=config.vocab_size,
+        mask_token_id=config.mask_token_id,
+        eos_token_id=config.eos_token_id,
+        logit_shift=config.logit_shift,
+        max_batch=settings.max_batch,
+        max_length=settings.max_length,
+        block_length=settings.block_length,
+        window=settings.window,
+    )
+
+
+def _previous(out: Path) -> Bundle | None:
+    """The bundle that is already at `out`, if it is whole."""
+    try:
+        return Bundle.open(out)
+    except BundleError:
+        return None
+
+
+def _export_step(
+    source: Source, checkpoint: Checkpoint, contract: StepContract, stage: Path, dtype: str, progress: Progress
+) -> StepEntry:
+    """Weights and step.onnx of one dtype, in a folder named after it."""
+    folder = stage / dtype
+    shards = weights.place_weights(checkpoint, folder, dtype, progress, link=not source.embedded)
+    began = time.perf_counter()
+    with progress.task(f"trace the step in {dtype}"):
+        model = trace.trace_step(checkpoint.architecture, checkpoint.config, contract, dtype)
+        trace.attach_weights(model, {k: v for shard in shards for k, v in read_header(shard).items()})
+        ir.save(model, folder / "step.onnx")
+    with progress.task(f"check {dtype}/step.onnx"):
+        trace.check_onnx(str(folder / "step.onnx"))
+    size = (folder / "step.onnx").stat().st_size
+    progress.say(f"{dtype}/step.onnx: {size / 1e3:.0f} kB over {len(shards)} weight file(s), {time.perf_counter() - began:.1f} s")
+    return StepEntry(f"{dtype}/step.onnx", tuple(f"{dtype}/{shard.name}" for shard in shards))
+
+
+def _copy_tokenizer(checkpoint: Checkpoint, stage: Path) -> tuple[str, ...]:
+    """The checkpoint's own tokenizer files; raises `CheckpointError` without a tokenizer.json."""
+    if not (checkpoint.directory / "tokenizer.json").exists():
+        raise CheckpointError(f"{checkpoint.directory} has no tokenizer.json")
+    (stage / "tokenizer").mkdir()
+    names = [name for name in TOKENIZER_FILES if (checkpoint.directory / name).exists()]
+    for name in names:
+        shutil.copyfile(checkpoint.directory / name, stage / "tokenizer" / name)
+    return tuple(f"tokenizer/{name}" for name in names)
+
+
+def _build_engines(
+    settings: ExportSettings,
+    contract: StepContract,
+    stage: Path,
+    steps: dict[str, StepEntry],
+    previous: Bundle | None,
+    progress: Progress,
+) -> list[EngineEntry]:
+    """Compile every target × 16-bit dtype × compute capability, reusing equal engines of `previous`."""
+    entries = []
+    for target in settings.targets:
+        if target == "onnx":
+            continue
+        trt = _import_builder(target)
+        for dtype in (d for d in settings.dtypes if d in HALF):
+            for capability in settings.capabilities:
+                entry = _engine_entry(target, trt, stage, steps[dtype], contract, dtype, capability)
+                entries.append(_build_engine(entry, trt, stage, steps[dtype], contract, previous, progress))
+    return entries
+
+
+def _import_builder(target: str) -> Any:
+    module, extra = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}[target]
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise ExportError(f"target {target} needs {module}: pip install 'dpad[{extra}]' ({error})") from error
+
+
+def _engine_entry(
+    target: str, trt: Any, stage: Path, step: StepEntry, contract: StepContract, dtype: str, capability: str
+) -> EngineEntry:
+    """The key of an engine, before it is built."""
+    return EngineEntry(
+        file=f"engines/{target}-sm{capability.replace('.', '')}-{dtype}.plan",
+        target=target,
+        dtype=dtype,
+        library=trt.__name__,
+        library_version=trt.__version__,
+        compute_capability=capability,
+        platform=Machine.current().platform,
+        attention="native",
+        step_sha256=sha256(stage / step.onnx),
+        weights_sha256=tuple(sha256(stage / name) for name in step.weights),
+        profiles={name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
+        build_seconds=0.0,
+    )
+
+
+def _build_engine(
+    entry: EngineEntry,
+    trt: Any,
+    stage: Path,
+    step: StepEntry,
+    contract: StepContract,
+    previous: Bundle | None,
+    progress: Progress,
+) -> EngineEntry:
+    target = stage / entry.file
+    target.parent.mkdir(exist_ok=True)
+    for old in previous.manifest.engines if previous else ():
+        if previous and old.key() == entry.key():
+            shutil.copyfile(previous.path(old.file), target)
+            progress.say(f"{entry.file}: unchanged, reused")
+            return replace(entry, build_seconds=old.build_seconds)
+    began = time.perf_counter()
+    plan = build_plan(trt, stage / step.onnx, contract, entry.dtype, entry.compute_capability, progress)
+    target.write_bytes(plan)
+    seconds = time.perf_counter() - began
+    progress.say(f"{entry.file}: {len(plan) / 1e6:.1f} MB, built in {seconds:.1f} s")
+    return replace(entry, build_seconds=round(seconds, 3))

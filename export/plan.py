@@ -1,0 +1,128 @@
+"""Builds a TensorRT or TensorRT-RTX plan from a traced step; the library is passed in.
+
+    import tensorrt_rtx
+    plan = build_plan(tensorrt_rtx, onnx_path, profiles(contract), "8.9", progress)
+
+With a compute capability set, TensorRT-RTX builds on a machine without a GPU. Networks are
+strongly typed: the dtype is the ONNX file's. The builder is driven directly rather than
+through Polygraphy, which picks TensorRT or TensorRT-RTX once a process by an environment
+variable and keeps the parser's and builder's own errors in its log.
+"""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dpad.export.progress import Advance, Progress
+from dpad.runtime.contract import StepContract
+from dpad.runtime.errors import EngineBuildError
+
+# (smallest, most likely, largest) of each dynamic axis.
+Ranges = dict[str, tuple[int, int, int]]
+
+
+def profiles(contract: StepContract) -> dict[str, Ranges]:
+    """Two optimisation profiles: refresh (all rows, no cache) and cached (one block).
+
+    Ranges follow from block length, window, max batch and max length. K and T are at least
+    1 here: engines pad an empty axis with one -1 (one unused slot).
+    """
+    longest, block = contract.max_length, contract.block_length
+    batch, canvas = (1, 1, contract.max_batch), (1, max(longest // 2, 1), longest)
+    # A Gaussian schedule keeps about half of scale · window / k; room for a whole window.
+    step_rows = (1, min(block + contract.window // 4, longest), min(block + contract.window + 1, longest))
+    rows = (1, min(block, longest), min(block, longest))
+    return {
+        "refresh": {"B": batch, "N": canvas, "Q": canvas, "K": (1, 1, 1), "R": rows, "T": canvas},
+        "cached": {"B": batch, "N": canvas, "Q": step_rows, "K": canvas, "R": rows, "T": canvas},
+    }
+
+
+def build_plan(
+    trt: ModuleType, onnx_path: Path, contract: StepContract, dtype: str, capability: str, progress: Progress
+) -> bytes:
+    """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words."""
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise EngineBuildError(f"{trt.__name__} cannot parse {onnx_path}:\n" + "\n".join(problems or logger.problems))
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(_capability(trt, capability), 0)
+    for ranges in profiles(contract).values():
+        config.add_optimization_profile(_profile(builder, contract, dtype, ranges))
+    with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:
+        monitor = _monitor(trt, advance)
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+    if monitor.cancelled:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise EngineBuildError(
+            f"{trt.__name__} could not build {onnx_path.name} ({dtype}) for compute capability {capability}:\n"
+            + "\n".join(logger.problems)
+        )
+    return bytes(plan)
+
+
+def capabilities(trt: ModuleType) -> list[str]:
+    """Compute capabilities that this library can target, such as "8.9"."""
+    names = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+    return sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=float)
+
+
+def _capability(trt: ModuleType, capability: str) -> Any:
+    if capability not in capabilities(trt):
+        known = ", ".join(capabilities(trt))
+        raise EngineBuildError(f"{trt.__name__} cannot target compute capability {capability} (it knows {known})")
+    return getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
+
+
+def _profile(builder: Any, contract: StepContract, dtype: str, ranges: Ranges) -> Any:
+    profile = builder.create_optimization_profile()
+    for spec in contract.inputs(dtype):
+        sizes = [(axis,) * 3 if isinstance(axis, int) else ranges[axis] for axis in spec.axes]
+        profile.set_shape(spec.name, *(tuple(size[i] for size in sizes) for i in range(3)))
+    return profile
+
+
+def _logger(trt: ModuleType) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors for the exception; silent otherwise."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.problems: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.problems.append(message)
+
+    return Logger()
+
+
+def _monitor(trt: ModuleType, advance: Advance) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Counts the builder's steps; an interrupt stops the build at the next one."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.cancelled = False
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            pass
+
+        def phase_finish(self, name: str) -> None:
+            pass
+
+        def step_complete(self, name: str, step: int) -> bool:
+            try:
+                advance(1)
+            except KeyboardInterrupt:
+                self.cancelled = True
+            return not self.cancelled
+
+    return Monitor()

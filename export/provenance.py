@@ -1,0 +1,55 @@
+"""Where a bundle comes from, and the key that says whether it must be made again.
+
+    provenance = describe(source, checkpoint, settings, progress)
+    provenance["key"]      # equal keys: exporting again would give the same bundle
+"""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import dpad
+from dpad.export.hub import Source
+from dpad.export.progress import Progress
+from dpad.models.checkpoint import Checkpoint
+from dpad.runtime.bundle import sha256
+from dpad.runtime.machine import library_version
+
+_LIBRARIES = ("dpad", "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tensorrt", "safetensors")
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Source, hashes of its files, library versions and settings, with a key over all of them."""
+    files = [checkpoint.directory / "config.json", *checkpoint.shards]
+    files += [path for name in TOKENIZER_FILES if (path := checkpoint.directory / name).exists()]
+    with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
+        hashes = {path.name: sha256(path, advance) for path in files}
+    described = {
+        "source": source.label,
+        "source_files": hashes,
+        "settings": settings,
+        "versions": {name: version for name in _LIBRARIES if (version := library_version(name))},
+        "python": platform.python_version(),
+        "code": code_hash(),
+    }
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return {**described, "key": key}
+
+
+def code_hash() -> str:
+    """One hash over the sources that decide what an export contains."""
+    import dpad.export
+    import dpad.models
+    import dpad.plugins
+    import dpad.runtime
+
+    digest = hashlib.sha256()
+    for package in (dpad.export, dpad.models, dpad.plugins, dpad.runtime):
+        for folder in package.__path__:
+            for path in sorted(Path(folder).glob("*.py")):
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

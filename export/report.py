@@ -1,0 +1,22 @@
+"""Says a parity report in lines for people.
+
+    for line in parity_lines(report): print(line)
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def parity_lines(report: dict[str, Any]) -> Iterator[str]:
+    """One line an engine, then what was measured and what is allowed."""
+    yield f"parity with {report['reference']}:"
+    for engine in report["engines"]:
+        yield f"  {engine['status']:7} {engine['engine']} ({engine['dtype']}): {engine['detail']}"
+        for name, output in engine.get("steps", {}).items():
+            allowed = "equal" if output["atol"] == 0 else f"{output['atol']:.0e} + {output['rtol']:.0e} of the value"
+            yield f"            {name:13} largest difference {output['max_abs']:.2e}, allowed {allowed}"
+        if trajectories := engine.get("trajectories"):
+            yield (
+                f"            trajectories  {trajectories['equal']} of {trajectories['positions']} positions "
+                "committed with the same token in the same pass"
+            )

@@ -1,0 +1,86 @@
+"""Puts a checkpoint's weights into a bundle: linked, copied or converted, one shard at a time.
+
+    shards = place_weights(checkpoint, stage / "float16", "float16", progress)
+
+Where the dtype is the checkpoint's own the shards are hard-linked, so that a bundle of a
+16 GB model costs no space; where that is impossible they are copied. Another dtype
+rewrites them, holding one shard in memory.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dpad.export.progress import Progress
+from dpad.models.checkpoint import Checkpoint
+from dpad.runtime.errors import ExportError
+
+_CHUNK = 4 << 20
+
+
+def place_weights(
+    checkpoint: Checkpoint, folder: Path, dtype: str, progress: Progress, *, link: bool = True
+) -> list[Path]:
+    """Write the shards of `checkpoint` into `folder` in `dtype`; returns the new files in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    placed = []
+    for shard in checkpoint.shards:
+        target = folder / shard.name
+        if dtype != checkpoint.dtype:
+            convert_shard(shard, target, dtype, progress)
+        elif not link or not link_file(shard, target):
+            with progress.task(f"copy {shard.name}", shard.stat().st_size) as advance:
+                copy_file(shard, target, advance)
+        placed.append(target)
+    return placed
+
+
+def link_file(source: Path, target: Path) -> bool:
+    """Hard-link `source` (resolved: hub caches use symlinks); False where the file system cannot."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        return False
+    return True
+
+
+def copy_file(source: Path, target: Path, advance: Callable[[int], None]) -> None:
+    """Copy in pieces, reporting their sizes; an I/O failure is an `ExportError`."""
+    try:
+        with source.open("rb") as reader, target.open("wb") as writer:
+            while piece := reader.read(_CHUNK):
+                writer.write(piece)
+                advance(len(piece))
+        shutil.copymode(source, target)
+    except OSError as error:
+        raise ExportError(f"copying {source} to {target} failed: {error}") from error
+
+
+def convert_shard(source: Path, target: Path, dtype: str, progress: Progress) -> None:
+    """Rewrite one shard in `dtype`; refuses, naming the tensor, values that it cannot hold."""
+    tensors: dict[str, torch.Tensor] = {}
+    with safe_open(source, framework="pt") as file:
+        names = list(file.keys())
+        with progress.task(f"convert {source.name} to {dtype}", len(names)) as advance:
+            for name in names:
+                original = file.get_tensor(name)
+                tensors[name] = original.to(getattr(torch, dtype))
+                if not torch.isfinite(tensors[name]).all():
+                    raise ExportError(_overflow(name, original, dtype))
+                advance(1)
+    try:
+        save_file(tensors, target, metadata={"format": "pt"})
+    except Exception as error:  # the library raises its own and OSError
+        raise ExportError(f"writing {target} failed: {error}") from error
+
+
+def _overflow(name: str, original: torch.Tensor, dtype: str) -> str:
+    if not torch.isfinite(original).all():
+        return f"tensor {name} of the checkpoint holds NaN or infinity; the checkpoint is broken"
+    largest = original.abs().max().item()
+    return f"tensor {name} reaches {largest:.4g}, which {dtype} cannot hold; use bfloat16 or float32"

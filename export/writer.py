@@ -1,0 +1,129 @@
+"""`stage_bundle`: builds a bundle beside its destination and puts it in place in one step.
+
+    with stage_bundle(Path("bundles/tiny")) as stage:
+        ...write files below stage...
+        write_manifest(stage, manifest, progress)
+    # bundles/tiny is now the new bundle; on an exception it is what it was before
+
+An interrupted export leaves nothing half-made: the stage is a hidden sibling, removed on
+failure and, after a kill, by the next export.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from dpad.export.progress import Progress
+from dpad.runtime import manifest as manifests
+from dpad.runtime.bundle import sha256
+from dpad.runtime.errors import ExportError
+from dpad.runtime.manifest import FileEntry, Manifest
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def stage_bundle(destination: Path) -> Iterator[Path]:
+    """A fresh directory that becomes `destination` when the block ends without an exception."""
+    destination = destination.absolute()
+    if destination.exists() and not _may_replace(destination):
+        raise ExportError(f"{destination} exists and is not a bundle; choose another --out, or remove it")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(destination)
+        stage = destination.parent / f".{destination.name}.stage-{os.getpid()}"
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+    except OSError as error:
+        raise ExportError(f"cannot write beside {destination}: {error}") from error
+    try:
+        yield stage
+        _put_in_place(stage, destination)
+    except OSError as error:
+        raise ExportError(f"writing the bundle failed: {error}; {destination} is unchanged") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_manifest(stage: Path, manifest: Manifest, progress: Progress) -> Manifest:
+    """List every file below `stage` with size and SHA-256, and write manifest.json, synced to disk."""
+    paths = sorted(path for path in stage.rglob("*") if path.is_file() and path.name != manifests.FILE_NAME)
+    total = sum(path.stat().st_size for path in paths)
+    with progress.task("hash files", total) as advance:
+        files = {
+            path.relative_to(stage).as_posix(): FileEntry(path.stat().st_size, sha256(path, advance)) for path in paths
+        }
+    manifest = replace(manifest, files=files)
+    with (stage / manifests.FILE_NAME).open("w", encoding="utf-8") as file:
+        json.dump(manifest.to_json(), file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return manifest
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Populate `target` with the files of the bundle `source`, sharing storage where possible."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, copy)
+            except OSError:
+                shutil.copy2(path, copy)
+
+
+def _may_replace(destination: Path) -> bool:
+    """A bundle, or an empty directory; never somebody's files."""
+    if not destination.is_dir():
+        return False
+    return (destination / manifests.FILE_NAME).is_file() or not any(destination.iterdir())
+
+
+def _put_in_place(stage: Path, destination: Path) -> None:
+    """Swap the two directories atomically where the kernel can, else by two renames."""
+    if not destination.exists():
+        os.rename(stage, destination)
+    elif not _exchange(stage, destination):
+        old = stage.with_name(stage.name + ".old")
+        os.rename(destination, old)
+        try:
+            os.rename(stage, destination)
+        except OSError:
+            os.rename(old, destination)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Linux renameat2 with RENAME_EXCHANGE; False where libc or the file system lacks it."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+
+
+def _remove_stale(destination: Path) -> None:
+    """Remove stages of exports that were killed."""
+    for stage in destination.parent.glob(f".{destination.name}.stage-*"):
+        pid = stage.name.rsplit("-", 1)[1].removesuffix(".old")
+        if not (pid.isdigit() and _alive(int(pid))):
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,65 @@
+"""`Machine`: what this computer can run, as far as compiled engines care.
+
+    Machine.current().gpu          # Gpu("NVIDIA H100 80GB HBM3", "9.0") or None
+"""
+
+import ctypes
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first CUDA device."""
+
+    name: str
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Platform tag and first GPU; `why_no_gpu` says why there is none."""
+
+    platform: str
+    gpu: Gpu | None
+    why_no_gpu: str
+
+    @classmethod
+    def current(cls) -> "Machine":
+        """Ask the CUDA driver; works without torch and without TensorRT."""
+        tag = f"{platform.system().lower()}-{platform.machine().lower()}"
+        try:
+            return cls(tag, _first_gpu(), "")
+        except OSError as error:
+            return cls(tag, None, str(error))
+
+
+def library_version(distribution: str) -> str | None:
+    """Installed version of a Python distribution, None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _first_gpu() -> Gpu:
+    """Raises `OSError` saying why, if there is no usable CUDA device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise OSError("no NVIDIA driver (libcuda.so.1) on this machine") from None
+    if status := driver.cuInit(0):
+        raise OSError(f"the NVIDIA driver does not start (cuInit gave {status})")
+    device, value = ctypes.c_int(), ctypes.c_int()
+    if driver.cuDeviceGet(ctypes.byref(device), 0):
+        raise OSError("the NVIDIA driver sees no device")
+    capability = []
+    for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(str(value.value))
+    name = ctypes.create_string_buffer(128)
+    driver.cuDeviceGetName(name, len(name), device)
+    return Gpu(name.value.decode(errors="replace"), ".".join(capability))

@@ -1,0 +1,152 @@
+"""`Manifest`: the JSON document that says what a bundle is, field by field.
+
+    manifest = Manifest.from_json(json.loads(text))
+    manifest.files["float32/step.onnx"].sha256
+
+Reading checks every field by hand and raises `ManifestError` naming it: a manifest is
+input from outside.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from dpad.runtime.contract import StepContract
+from dpad.runtime.errors import ManifestError, SchemaVersionError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hex) of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StepEntry:
+    """One traced step: paths of the ONNX file and of the weight files it points into."""
+
+    onnx: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One compiled engine and everything that decides whether it may be opened.
+
+    Together the fields are the key of the engine: two engines with equal keys compute the
+    same function on the same machines.
+    """
+
+    file: str
+    target: str
+    dtype: str
+    library: str
+    library_version: str
+    compute_capability: str
+    platform: str
+    attention: str
+    step_sha256: str
+    weights_sha256: tuple[str, ...]
+    profiles: dict[str, Any]
+    build_seconds: float
+
+    def key(self) -> dict[str, Any]:
+        """The fields that change the result; not the file name nor how long the build took."""
+        return {k: v for k, v in asdict(self).items() if k not in ("file", "build_seconds")}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle holds. Paths are relative, with forward slashes."""
+
+    name: str
+    contract: StepContract
+    architecture: str
+    model_config: dict[str, Any]
+    steps: dict[str, StepEntry]
+    engines: tuple[EngineEntry, ...]
+    tokenizer: tuple[str, ...]
+    generation: dict[str, Any]
+    provenance: dict[str, Any]
+    parity: str | None
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    def references(self) -> set[str]:
+        """Every path that a section other than `files` names."""
+        names = {path for step in self.steps.values() for path in (step.onnx, *step.weights)}
+        names |= {engine.file for engine in self.engines} | set(self.tokenizer)
+        return names | ({self.parity} if self.parity else set())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the schema version first."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Manifest":
+        """Check and read; raises `SchemaVersionError` or `ManifestError` naming the field."""
+        data = _typed(data, dict, "the manifest")
+        version = data.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"schema_version {version!r} is not {SCHEMA_VERSION}, the one this runtime reads; "
+                "export the bundle again with this version of dpad, or install the version that wrote it"
+            )
+        parity = data.get("parity")
+        return cls(
+            name=_take(data, "name", str),
+            contract=StepContract.from_json(_take(data, "contract", dict)),
+            architecture=_take(data, "architecture", str),
+            model_config=_take(data, "model_config", dict),
+            steps={k: _step(v, f"steps.{k}") for k, v in _take(data, "steps", dict).items()},
+            engines=tuple(_engine(v, f"engines[{i}]") for i, v in enumerate(_take(data, "engines", list))),
+            tokenizer=_strings(data, "tokenizer"),
+            generation=_take(data, "generation", dict),
+            provenance=_take(data, "provenance", dict),
+            parity=None if parity is None else _typed(parity, str, "parity"),
+            files={k: _file(v, f"files.{k}") for k, v in _take(data, "files", dict).items()},
+        )
+
+
+def _typed(value: Any, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ManifestError(f"{name} is not a {kind.__name__}; export the bundle again")
+    return value
+
+
+def _take(data: Mapping[str, Any], key: str, kind: type[T], where: str = "") -> T:
+    if key not in data:
+        raise ManifestError(f"{where}{key} is missing; export the bundle again")
+    return _typed(data[key], kind, where + key)
+
+
+def _strings(data: Mapping[str, Any], key: str, where: str = "") -> tuple[str, ...]:
+    values = _take(data, key, list, where)
+    return tuple(_typed(value, str, f"{where}{key}[{i}]") for i, value in enumerate(values))
+
+
+def _file(data: Any, where: str) -> FileEntry:
+    data = _typed(data, dict, where)
+    return FileEntry(_take(data, "size", int, f"{where}."), _take(data, "sha256", str, f"{where}."))
+
+
+def _step(data: Any, where: str) -> StepEntry:
+    data = _typed(data, dict, where)
+    return StepEntry(_take(data, "onnx", str, f"{where}."), _strings(data, "weights", f"{where}."))
+
+
+def _engine(data: Any, where: str) -> EngineEntry:
+    data, where = _typed(data, dict, where), f"{where}."
+    texts = ("file", "target", "dtype", "library", "library_version", "compute_capability", "platform")
+    return EngineEntry(
+        **{name: _take(data, name, str, where) for name in (*texts, "attention", "step_sha256")},
+        weights_sha256=_strings(data, "weights_sha256", where),
+        profiles=_take(data, "profiles", dict, where),
+        build_seconds=float(_typed(data.get("build_seconds"), (int, float), f"{where}build_seconds")),  # type: ignore[arg-type]
+    )

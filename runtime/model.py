@@ -1,0 +1,186 @@
+"""`DiffusionModel`: what a service holds. Text, messages or token ids in; text and facts out.
+
+    model = dpad.load("bundles/tiny")
+    result = model.generate("Count from 3 to 9.", gen_length=64)
+    result.text, result.nfe, result.timings
+
+    for event in model.stream("Count from 3 to 9."):
+        event.positions, event.tokens, event.confidences
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.engine import Engine
+from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.generate import StepEvent, generate
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.request import Request
+from dpad.runtime.text import Message, TextCodec
+
+OnStep = Callable[[StepEvent], None]
+Prompt = str | Sequence[int] | Sequence[Message] | Request
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds a phase: `encode` text, `refresh` and `denoise` inside the engine, `loop` around it."""
+
+    encode: float
+    refresh: float
+    denoise: float
+    loop: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished sequence.
+
+    Attributes:
+        text: generated text up to EOS, without special tokens.
+        token_ids: generated tokens up to EOS, EOS excluded.
+        canvas: the whole canvas [N]: prompt, generated tokens (EOS-filled), suffix.
+        commit_steps: int64 [gen_length], the forward pass (from 1) that committed each
+            generated position; 0 where early termination filled it.
+        nfe: forward passes this sequence took part in.
+        timings: of the batch it was generated in.
+    """
+
+    text: str
+    token_ids: list[int]
+    canvas: NDArray[np.int64]
+    commit_steps: NDArray[np.int64]
+    nfe: int
+    timings: Timings
+
+
+class DiffusionModel:
+    """An engine with a tokenizer. `generate` and `stream` keep no state between calls."""
+
+    def __init__(self, engine: Engine, codec: TextCodec, defaults: Mapping[str, Any] | None = None) -> None:
+        self.engine = engine
+        self.codec = codec
+        self._defaults = dict(defaults or {})
+
+    def options(self, **options: Any) -> GenerationOptions:
+        """Options from keyword arguments over the bundle's defaults; unknown names raise `InvalidRequest`."""
+        try:
+            return GenerationOptions(**{**self._defaults, **options})
+        except TypeError as error:
+            raise InvalidRequest(str(error).replace("GenerationOptions.__init__()", "generate()")) from None
+
+    def request(self, prompt: Prompt, *, raw: bool = False, suffix: str | None = None) -> Request:
+        """A prompt as token ids.
+
+        Text is wrapped by the chat template unless `raw` or there is none. `suffix` is text
+        that stands behind the generated text (infill).
+        """
+        if isinstance(prompt, Request):
+            return prompt
+        if isinstance(prompt, str):
+            chat = self.codec.has_chat_template and not raw
+            ids = self.codec.encode_chat([{"role": "user", "content": prompt}]) if chat else self.codec.encode(prompt)
+        elif all(isinstance(part, Mapping) for part in prompt) and len(prompt):
+            ids = self.codec.encode_chat(prompt)  # type: ignore[arg-type]
+        elif all(isinstance(part, (int, np.integer)) for part in prompt):
+            ids = [int(part) for part in prompt]  # type: ignore[arg-type]
+        else:
+            raise InvalidRequest("a prompt is text, a list of chat messages, a list of token ids, or a Request")
+        return Request(tuple(ids), tuple(self.codec.encode_plain(suffix)) if suffix else ())
+
+    def generate(
+        self, prompt: Prompt, *, raw: bool = False, on_step: OnStep | None = None, **options: Any
+    ) -> Generation:
+        """Generate for one prompt; `options` are the fields of `GenerationOptions`."""
+        return self.generate_batch([prompt], raw=raw, on_step=on_step, **options)[0]
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, raw: bool = False, on_step: OnStep | None = None, **options: Any
+    ) -> list[Generation]:
+        """Generate for several prompts together; each row gives what it would give alone.
+
+        `on_step` is called with the `StepEvent` of every forward pass.
+        """
+        began = perf_counter()
+        resolved = self.options(**options)
+        requests = [self.request(prompt, raw=raw) for prompt in prompts]
+        encoded = perf_counter()
+        collector = _Collector(requests, resolved)
+        for event in generate(self.engine, requests, resolved):
+            collector.add(event)
+            if on_step is not None:
+                on_step(event)
+        ended = perf_counter()
+        engine = collector.refresh + collector.denoise
+        timings = Timings(
+            encoded - began, collector.refresh, collector.denoise, ended - encoded - engine, ended - began
+        )
+        return [self._generation(row, collector, resolved, timings) for row in range(len(requests))]
+
+    def stream(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> Iterator[StepEvent]:
+        """One `StepEvent` a forward pass, for one prompt; closing the iterator stops the work."""
+        return self.stream_batch([prompt], raw=raw, **options)
+
+    def stream_batch(self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Any) -> Iterator[StepEvent]:
+        """One `StepEvent` a forward pass, for several prompts together."""
+        return generate(self.engine, [self.request(p, raw=raw) for p in prompts], self.options(**options))
+
+    def _generation(
+        self, row: int, collector: "_Collector", options: GenerationOptions, timings: Timings
+    ) -> Generation:
+        canvas = collector.canvases[row]
+        start = len(collector.requests[row].prompt_ids)
+        generated = canvas[start : start + options.gen_length]
+        eos = options.eos_token_ids or (self.engine.contract.eos_token_id,)
+        ends = np.flatnonzero(np.isin(generated, eos))
+        token_ids = generated[: ends[0] if ends.size else None].tolist()
+        nfe = int(collector.nfe[row])
+        return Generation(
+            self.codec.decode(token_ids), token_ids, canvas, collector.commit_steps[row], nfe, timings
+        )
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Collector:
+    """Adds up the events of one batch."""
+
+    def __init__(self, requests: list[Request], options: GenerationOptions) -> None:
+        self.requests = requests
+        self.canvases: dict[int, NDArray[np.int64]] = {}
+        self.commit_steps = np.zeros((len(requests), options.gen_length), dtype=np.int64)
+        self.nfe = np.zeros(len(requests), dtype=np.int64)
+        self.refresh = self.denoise = 0.0
+        self._starts = np.array([len(request.prompt_ids) for request in requests])
+
+    def add(self, event: StepEvent) -> None:
+        self.nfe[event.active] += 1
+        self.commit_steps[event.rows, event.positions - self._starts[event.rows]] = self.nfe[event.rows]
+        self.canvases.update(zip(event.finished, event.canvases))
+        if event.step == 0:
+            self.refresh += event.engine_seconds
+        else:
+            self.denoise += event.engine_seconds
+
+
+def tokenizer_directory(bundle_directory: Path) -> Path:
+    """Where a bundle keeps its tokenizer files."""
+    return bundle_directory / "tokenizer"

@@ -1,0 +1,131 @@
+"""Picks the engine that opens a bundle on this machine, and says why others cannot.
+
+    for candidate in candidates(bundle, Machine.current()):
+        candidate.name, candidate.obstacle      # None: it can run here
+    engine = open_engine(bundle, "auto")
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.engine import Engine
+from dpad.runtime.errors import EngineMismatch, EngineUnavailable
+from dpad.runtime.machine import Machine, library_version
+from dpad.runtime.manifest import EngineEntry
+
+AUTO = "auto"
+_DISTRIBUTIONS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
+_CPU_DTYPES = ("float32",)
+_CUDA_DTYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to run the bundle: its name, its dtype, the file, and what stands in the way (None: nothing)."""
+
+    name: str
+    dtype: str
+    file: str
+    obstacle: str | None
+
+
+def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
+    """Everything in the bundle that could run, fastest first."""
+    found = [
+        Candidate(f"{entry.target}-{entry.dtype}-sm{entry.compute_capability.replace('.', '')}", entry.dtype, entry.file, _plan_obstacle(entry, bundle, machine))
+        for entry in bundle.manifest.engines
+    ]
+    steps = bundle.manifest.steps
+    for provider, dtypes in (("cuda", _CUDA_DTYPES), ("cpu", _CPU_DTYPES)):
+        dtype = next((d for d in dtypes if d in steps), None)
+        if dtype is not None:
+            obstacle = _onnxruntime_obstacle(provider, machine)
+            found.append(Candidate(f"onnxruntime-{provider}", dtype, steps[dtype].onnx, obstacle))
+    return found
+
+
+def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
+    """Raise `EngineMismatch`, naming the field and the rebuilding command, unless `entry` fits here.
+
+    Called before a plan is deserialised: plans are executable code.
+    """
+    step = bundle.manifest.steps.get(entry.dtype)
+    files = bundle.manifest.files
+    installed = library_version(_DISTRIBUTIONS.get(entry.library, entry.library))
+    here = {
+        "platform": machine.platform,
+        "library_version": installed,
+        "compute_capability": machine.gpu.compute_capability if machine.gpu else None,
+        "step_sha256": files[step.onnx].sha256 if step else None,
+        "weights_sha256": tuple(files[name].sha256 for name in step.weights) if step else None,
+    }
+    for field, value in here.items():
+        built = getattr(entry, field)
+        if built != value:
+            capability = here["compute_capability"] or entry.compute_capability
+            source = bundle.manifest.provenance.get("source", "MODEL")
+            raise EngineMismatch(
+                f"{entry.file}: {field} is {built!r} in the engine and {value!r} here; rebuild it with: "
+                f"dpad export {source} --out {bundle.directory} --target {entry.target} --dtype {entry.dtype} "
+                f"--compute-capability {capability}"
+            )
+
+
+def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
+    """Open the best engine, or the one called `name`; raises `EngineUnavailable` or `EngineMismatch`."""
+    machine = Machine.current()
+    found = candidates(bundle, machine)
+    if name == AUTO:
+        usable = [candidate for candidate in found if candidate.obstacle is None]
+        if not usable:
+            raise EngineUnavailable(_nothing_runs(bundle, found))
+        return _open(bundle, usable[0], threads)
+    chosen = next((candidate for candidate in found if candidate.name == name), None)
+    if chosen is None:
+        known = ", ".join([AUTO, *(candidate.name for candidate in found)])
+        raise EngineUnavailable(f"{bundle.directory} has no engine {name!r} (it has {known})")
+    entry = next((entry for entry in bundle.manifest.engines if entry.file == chosen.file), None)
+    if entry is not None:
+        require_match(entry, bundle, machine)
+    if chosen.obstacle is not None:
+        raise EngineUnavailable(f"{name} cannot run here: {chosen.obstacle}")
+    return _open(bundle, chosen, threads)
+
+
+def _open(bundle: Bundle, candidate: Candidate, threads: int) -> Engine:
+    from dpad.runtime.onnx_engine import OnnxEngine
+
+    provider = candidate.name.removeprefix("onnxruntime-")
+    return OnnxEngine(bundle.path(candidate.file), bundle.manifest.contract, candidate.dtype, provider, threads)
+
+
+def _plan_obstacle(entry: EngineEntry, bundle: Bundle, machine: Machine) -> str | None:
+    if machine.gpu is None:
+        return machine.why_no_gpu
+    try:
+        require_match(entry, bundle, machine)
+    except EngineMismatch as error:
+        return str(error)
+    return "this version builds TensorRT plans but does not run them yet"
+
+
+def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
+    if find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed (pip install onnxruntime)"
+    from dpad.runtime.onnx_engine import require_provider
+
+    try:
+        require_provider(provider)
+    except EngineUnavailable as error:
+        return str(error)
+    return machine.why_no_gpu if provider == "cuda" and machine.gpu is None else None
+
+
+def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
+    source = bundle.manifest.provenance.get("source", "MODEL")
+    reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle}" for candidate in found)
+    return (
+        f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
+        f"for a CPU, add a float32 step: dpad export {source} --out {bundle.directory} --dtype float32"
+    )
