@@ -1,9 +1,7 @@
 """dpad: masked-diffusion language models with suffix dropout (DPad), ready to serve.
 
-    import dpad
-
-    model = dpad.load("bundles/tiny")
-    print(model.generate("Count from 3 to 9.").text)
+model = dpad.load("bundles/tiny")
+print(model.generate("Count from 3 to 9.").text)
 """
 
 from importlib import metadata

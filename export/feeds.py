@@ -32,9 +32,7 @@ def random_feeds(contract: StepContract, dtype: str, count: int, seed: int) -> I
             yield name, _feed(contract, dtype, policy, refresh, batch, rng)
 
 
-def _feed(
-    contract: StepContract, dtype: str, policy: str, refresh: bool, batch: int, rng: np.random.Generator
-) -> Feed:
+def _feed(contract: StepContract, dtype: str, policy: str, refresh: bool, batch: int, rng: np.random.Generator) -> Feed:
     block = min(contract.block_length, contract.max_length)
     length = int(min(contract.max_length, 256))
     starts = rng.integers(0, length - block + 1, size=batch)

@@ -21,7 +21,15 @@ HUB_IDS = {
 }
 EMBEDDED = ("tiny",)
 
-_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja", "vocab.json", "merges.txt"]
+_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "*.jinja",
+    "vocab.json",
+    "merges.txt",
+]
 
 
 @dataclass(frozen=True)

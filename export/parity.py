@@ -143,12 +143,16 @@ class TorchRunner(BaseRunner):  # type: ignore[misc]
         self._engine = engine
 
     def get_input_metadata_impl(self) -> TensorMetadata:
+        """Names, dtypes and shapes of the contract."""
         metadata = TensorMetadata()
         for spec in self._engine.contract.inputs(self._engine.dtype):
-            metadata.add(spec.name, dtype=np.dtype(spec.dtype), shape=[a if isinstance(a, int) else -1 for a in spec.axes])
+            metadata.add(
+                spec.name, dtype=np.dtype(spec.dtype), shape=[a if isinstance(a, int) else -1 for a in spec.axes]
+            )
         return metadata
 
     def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":
+        """One eager step."""
         names = [spec.name for spec in self._engine.contract.outputs(self._engine.dtype)]
         began = perf_counter()
         outputs = self._engine.run(feed_dict)
@@ -165,7 +169,9 @@ def compare_steps(
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         runs = Comparator.run([TorchRunner(reference), runner], data_loader=[OrderedDict(feed) for _, feed in feeds])
         finite = Comparator.validate(runs, check_inf=True, check_nan=True)
-        compare = CompareFunc.simple(atol=absolute, rtol=relative, check_error_stat="elemwise", infinities_compare_equal=False)
+        compare = CompareFunc.simple(
+            atol=absolute, rtol=relative, check_error_stat="elemwise", infinities_compare_equal=False
+        )
         accuracy = Comparator.compare_accuracy(runs, compare_func=compare)
     names = [spec.name for spec in contract.outputs(dtype)]
     report: dict[str, dict[str, Any]] = {}
@@ -178,7 +184,9 @@ def compare_steps(
                 kind, {"max_abs": 0.0, "atol": absolute[name], "rtol": relative[name], "passed": True}
             )
             entry["max_abs"] = max(entry["max_abs"], result.max_absdiff)
-            entry["passed"] = bool(entry["passed"] and finite and (result or dtype != "float32" and kind == "token_ids"))
+            entry["passed"] = bool(
+                entry["passed"] and finite and (result or (dtype != "float32" and kind == "token_ids"))
+            )
     return report
 
 
@@ -220,4 +228,3 @@ def _trajectory(
         for event in events
         for row, position, token in zip(event.rows.tolist(), event.positions.tolist(), event.tokens.tolist())
     }
-

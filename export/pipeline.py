@@ -24,7 +24,7 @@ from dpad.models.checkpoint import FAMILIES, Checkpoint, read_header
 from dpad.runtime.bundle import Bundle, sha256
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError, ExportError
-from dpad.runtime.machine import Machine, library_version
+from dpad.runtime.machine import Machine
 from dpad.runtime.manifest import EngineEntry, Manifest, StepEntry
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
@@ -77,7 +77,13 @@ class ExportSettings:
 
 
 def export_bundle(
-    model: str, out: Path, settings: ExportSettings, progress: Progress, *, check: Check | None = None, force: bool = False
+    model: str,
+    out: Path,
+    settings: ExportSettings,
+    progress: Progress,
+    *,
+    check: Check | None = None,
+    force: bool = False,
 ) -> tuple[Bundle, bool]:
     """Export `model` to the directory `out`.
 
@@ -175,7 +181,9 @@ def _export_step(
     with progress.task(f"check {dtype}/step.onnx"):
         trace.check_onnx(str(folder / "step.onnx"))
     size = (folder / "step.onnx").stat().st_size
-    progress.say(f"{dtype}/step.onnx: {size / 1e3:.0f} kB over {len(shards)} weight file(s), {time.perf_counter() - began:.1f} s")
+    progress.say(
+        f"{dtype}/step.onnx: {size / 1e3:.0f} kB over {len(shards)} weight file(s), {time.perf_counter() - began:.1f} s"
+    )
     return StepEntry(f"{dtype}/step.onnx", tuple(f"{dtype}/{shard.name}" for shard in shards))
 
 

@@ -89,7 +89,7 @@ def _profile(builder: Any, contract: StepContract, dtype: str, ranges: Ranges) -
     return profile
 
 
-def _logger(trt: ModuleType) -> Any:
+def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         """Keeps errors for the exception; silent otherwise."""
 
@@ -104,7 +104,7 @@ def _logger(trt: ModuleType) -> Any:
     return Logger()
 
 
-def _monitor(trt: ModuleType, advance: Advance) -> Any:
+def _monitor(trt: Any, advance: Advance) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Counts the builder's steps; an interrupt stops the build at the next one."""
 

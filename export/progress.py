@@ -1,7 +1,7 @@
 """`Progress`: how long work reports itself; the command line draws it, a library call may not.
 
-    with progress.task("hash weights", total=bytes) as advance:
-        advance(4096)
+with progress.task("hash weights", total=bytes) as advance:
+    advance(4096)
 """
 
 from collections.abc import Callable, Iterator

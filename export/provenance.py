@@ -1,7 +1,7 @@
 """Where a bundle comes from, and the key that says whether it must be made again.
 
-    provenance = describe(source, checkpoint, settings, progress)
-    provenance["key"]      # equal keys: exporting again would give the same bundle
+provenance = describe(source, checkpoint, settings, progress)
+provenance["key"]      # equal keys: exporting again would give the same bundle
 """
 
 import hashlib
@@ -10,14 +10,23 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import dpad
 from dpad.export.hub import Source
 from dpad.export.progress import Progress
 from dpad.models.checkpoint import Checkpoint
 from dpad.runtime.bundle import sha256
 from dpad.runtime.machine import library_version
 
-_LIBRARIES = ("dpad", "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tensorrt", "safetensors")
+_LIBRARIES = (
+    "dpad",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime",
+    "tensorrt-rtx",
+    "tensorrt",
+    "safetensors",
+)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 

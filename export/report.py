@@ -1,6 +1,6 @@
 """Says a parity report in lines for people.
 
-    for line in parity_lines(report): print(line)
+for line in parity_lines(report): print(line)
 """
 
 from collections.abc import Iterator

@@ -117,7 +117,8 @@ class Block(nn.Module):
         value = self.v_proj(normed).unflatten(-1, heads)
         x = x + self.attn_out(attend(layer, query, key, value).flatten(2))
         normed = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        out: torch.Tensor = x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        return out
 
 
 class Model(nn.Module):
@@ -155,4 +156,5 @@ class Model(nn.Module):
         """Hidden rows [..., width] -> float32 logits [..., vocabulary]."""
         normed = self._parts["ln_f"](hidden)
         head = self._parts["wte" if self.config.tied else "ff_out"].weight
+        assert isinstance(head, torch.Tensor)
         return F.linear(normed, head).float()

@@ -50,9 +50,10 @@ class Step(nn.Module):
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             new_rows.extend((key, value))
             key_cache, value_cache = caches[2 * layer : 2 * layer + 2]
-            return sparse_suffix_attention(
+            out: torch.Tensor = sparse_suffix_attention(
                 query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale
             )
+            return out
 
         hidden = self.model(ids, positions, attend)
         logits = self.model.logits(gather_rows(hidden, decode_rows))

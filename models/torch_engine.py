@@ -1,6 +1,6 @@
 """`TorchEngine`: the eager reference. Slow and plain; every other engine is compared to it.
 
-    engine = TorchEngine(load_model(...), contract, "float32")
+engine = TorchEngine(load_model(...), contract, "float32")
 """
 
 from collections.abc import Mapping
@@ -53,8 +53,8 @@ class TorchEngine(Engine):
                 slots = gather[row, column]
                 for tensor, fresh in zip(cache.tensors, new):
                     tensor[row, slots] = fresh[row, column]
-        host = [tensor.cpu().numpy() for tensor in (tokens, confidence, odds)]
-        return StepOutputs(*host, logits.cpu().numpy() if inputs.want_logits else None)
+        token_ids, probability, odds_against = (tensor.cpu().numpy() for tensor in (tokens, confidence, odds))
+        return StepOutputs(token_ids, probability, odds_against, logits.cpu().numpy() if inputs.want_logits else None)
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """One step with every input given and every output returned, in the order of the contract."""

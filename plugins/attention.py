@@ -54,8 +54,9 @@ def sparse_suffix_attention(
     Returns:
         [B, Q, H, D] in the dtype of `query`. A query with nothing to attend gives 0.
     """
-    cached_keys = gather_rows(key_cache.flatten(2), cache_indices).unflatten(2, key.shape[2:])
-    cached_values = gather_rows(value_cache.flatten(2), cache_indices).unflatten(2, key.shape[2:])
+    cached = (*cache_indices.shape, *key.shape[2:])  # [B, K, G, D]
+    cached_keys = gather_rows(key_cache.flatten(2), cache_indices).view(cached)
+    cached_values = gather_rows(value_cache.flatten(2), cache_indices).view(cached)
     keys = torch.cat([cached_keys, key], dim=1)  # [B, K + Q, G, D]
     values = torch.cat([cached_values, value], dim=1)
     attended = torch.cat([cache_indices, gather_indices], dim=1) >= 0  # [B, K + Q]

@@ -130,9 +130,7 @@ class Batch:
         return StepInputs(self.canvas, gather, cached, rows, self._views[refresh][0].write, want_logits)
 
     @staticmethod
-    def _pad(
-        views: list[BlockView], engine: Engine
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def _pad(views: list[BlockView], engine: Engine) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Index rows padded with -1 to [B, Q] and [B, K], and each row's first query position [B]."""
         queries = engine.padded("Q", max(len(view.queries) for view in views))
         cached = engine.padded("K", max(len(view.cached) for view in views))

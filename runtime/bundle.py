@@ -56,7 +56,9 @@ class Bundle:
         """
         directory = Path(directory)
         if not directory.is_dir():
-            raise MissingFile(f"{directory} is not a directory; make a bundle with: dpad export MODEL --out {directory}")
+            raise MissingFile(
+                f"{directory} is not a directory; make a bundle with: dpad export MODEL --out {directory}"
+            )
         bundle = cls(directory, read_manifest(directory))
         try:
             bundle._check_files(hashes, advance)
@@ -76,7 +78,9 @@ class Bundle:
         for name in self.manifest.files:
             _check_inside(name, self._way_out())
         for name in sorted(_walk(self.directory, self._way_out()) - self.manifest.files.keys()):
-            raise UnlistedFile(f"{self.directory / name} is not listed in the manifest; remove it, or {self._way_out()}")
+            raise UnlistedFile(
+                f"{self.directory / name} is not listed in the manifest; remove it, or {self._way_out()}"
+            )
         for name, entry in self.manifest.files.items():
             self._check_file(name, entry, hashes, advance)
 
@@ -136,7 +140,7 @@ def _check_inside(name: str, way_out: str) -> None:
 
 def _walk(directory: Path, way_out: str) -> set[str]:
     """Relative names of all files but the manifest; refuses links and special files."""
-    names = set()
+    names: set[str] = set()
     for parent, folders, files in os.walk(directory, onerror=_raise):
         for entry in (*folders, *files):
             path = Path(parent) / entry

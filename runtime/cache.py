@@ -29,9 +29,7 @@ class BlockView:
     write: bool
 
 
-def block_view(
-    policy: str, refresh: bool, start: int, end: int, kept: NDArray[np.int64], shift: int
-) -> BlockView:
+def block_view(policy: str, refresh: bool, start: int, end: int, kept: NDArray[np.int64], shift: int) -> BlockView:
     """The view of a block at canvas positions [start, end) whose kept suffix positions are `kept`."""
     if policy == "none" or refresh:
         everything = np.concatenate([np.arange(end), kept])

@@ -32,7 +32,7 @@ def commit_count(
         wanted = _factor(ranked, options.factor)
     else:
         wanted = np.full(len(ranked), _fixed(options, step))
-    return np.minimum(np.maximum(wanted, 1), masked)
+    return np.asarray(np.minimum(np.maximum(wanted, 1), masked))
 
 
 def _fixed(options: GenerationOptions, step: int) -> int:
@@ -45,4 +45,4 @@ def _factor(ranked: NDArray[np.float64], factor: float) -> NDArray[np.int64]:
     """Fast-dLLM (arXiv 2505.22618): accept the top n while (n + 1) · (1 - p_n) < factor."""
     rank = np.arange(1, ranked.shape[1] + 1)
     accepted = (rank + 1) * (1.0 - ranked) < factor
-    return np.logical_and.accumulate(accepted, axis=1).sum(axis=1)
+    return np.asarray(np.logical_and.accumulate(accepted, axis=1).sum(axis=1))

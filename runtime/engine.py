@@ -54,9 +54,7 @@ class StepOutputs:
         if self.token_ids.shape[1] == count:
             return self
         logits = None if self.logits is None else self.logits[:, :count]
-        return StepOutputs(
-            self.token_ids[:, :count], self.confidence[:, :count], self.odds_against[:, :count], logits
-        )
+        return StepOutputs(self.token_ids[:, :count], self.confidence[:, :count], self.odds_against[:, :count], logits)
 
 
 class Engine(ABC):
@@ -80,6 +78,7 @@ class Engine(ABC):
 
     def close(self) -> None:
         """Release the backend; safe to call twice."""
+        return
 
     def __enter__(self) -> Self:
         return self

@@ -108,7 +108,7 @@ def _steps(
         ended = batch.finish(worked)
         finished |= ended
         nfe += 1
-        ends = np.flatnonzero(ended)
+        ends: list[int] = np.flatnonzero(ended).tolist()
         yield StepEvent(
             block=batch.block,
             step=step,

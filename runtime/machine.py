@@ -1,6 +1,6 @@
 """`Machine`: what this computer can run, as far as compiled engines care.
 
-    Machine.current().gpu          # Gpu("NVIDIA H100 80GB HBM3", "9.0") or None
+Machine.current().gpu          # Gpu("NVIDIA H100 80GB HBM3", "9.0") or None
 """
 
 import ctypes

@@ -1,11 +1,11 @@
 """`DiffusionModel`: what a service holds. Text, messages or token ids in; text and facts out.
 
-    model = dpad.load("bundles/tiny")
-    result = model.generate("Count from 3 to 9.", gen_length=64)
-    result.text, result.nfe, result.timings
+model = dpad.load("bundles/tiny")
+result = model.generate("Count from 3 to 9.", gen_length=64)
+result.text, result.nfe, result.timings
 
-    for event in model.stream("Count from 3 to 9."):
-        event.positions, event.tokens, event.confidences
+for event in model.stream("Count from 3 to 9."):
+    event.positions, event.tokens, event.confidences
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,9 +143,7 @@ class DiffusionModel:
         ends = np.flatnonzero(np.isin(generated, eos))
         token_ids = generated[: ends[0] if ends.size else None].tolist()
         nfe = int(collector.nfe[row])
-        return Generation(
-            self.codec.decode(token_ids), token_ids, canvas, collector.commit_steps[row], nfe, timings
-        )
+        return Generation(self.codec.decode(token_ids), token_ids, canvas, collector.commit_steps[row], nfe, timings)
 
     def close(self) -> None:
         """Release the engine."""

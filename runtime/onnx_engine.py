@@ -33,9 +33,7 @@ class HostCache:
 class OnnxEngine(Engine):
     """Runs `step.onnx`; sessions may be shared by threads, caches may not."""
 
-    def __init__(
-        self, path: Path, contract: StepContract, dtype: str, provider: str = "cpu", threads: int = 0
-    ) -> None:
+    def __init__(self, path: Path, contract: StepContract, dtype: str, provider: str = "cpu", threads: int = 0) -> None:
         """Open the model; `threads` 0 lets ONNX Runtime use every core.
 
         Raises `EngineUnavailable` if this build of ONNX Runtime lacks the provider, and
@@ -87,9 +85,7 @@ class OnnxEngine(Engine):
         outputs = dict(zip(names, (value.numpy() for value in binding.get_outputs())))
         if inputs.write_back:
             self._write_back(inputs.gather_indices, outputs, cache)
-        return StepOutputs(
-            outputs["token_ids"], outputs["confidence"], outputs["odds_against"], outputs.get("logits")
-        )
+        return StepOutputs(outputs["token_ids"], outputs["confidence"], outputs["odds_against"], outputs.get("logits"))
 
     def _outputs(self, inputs: StepInputs) -> Iterator[str]:
         yield from ("token_ids", "confidence", "odds_against")

@@ -85,7 +85,10 @@ class GenerationOptions:
             (not divides, f"block_length {self.block_length} does not divide gen_length {self.gen_length}"),
             (self.decoder not in DECODERS, f"decoder {self.decoder!r} is not one of {', '.join(DECODERS)}"),
             (self.cache not in CACHES, f"cache {self.cache!r} is not one of {', '.join(CACHES)}"),
-            (not steps_divide, f"steps {self.steps} must be a positive multiple of the {divides and self.blocks} blocks"),
+            (
+                not steps_divide,
+                f"steps {self.steps} must be a positive multiple of the {divides and self.blocks} blocks",
+            ),
             (not 0 <= self.threshold <= 1, f"threshold {self.threshold} must be between 0 and 1"),
             (not self.factor > 0, f"factor {self.factor} must be above 0"),
             (not 0 <= self.temperature < float("inf"), f"temperature {self.temperature} must be 0 or more"),

@@ -1,7 +1,7 @@
 """`Request`: one sequence to generate, as token ids.
 
-    Request(prompt_ids=(1, 2, 3), seed=7)
-    Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in between
+Request(prompt_ids=(1, 2, 3), seed=7)
+Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in between
 """
 
 from dataclasses import dataclass

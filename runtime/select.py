@@ -1,8 +1,8 @@
 """Picks the engine that opens a bundle on this machine, and says why others cannot.
 
-    for candidate in candidates(bundle, Machine.current()):
-        candidate.name, candidate.obstacle      # None: it can run here
-    engine = open_engine(bundle, "auto")
+for candidate in candidates(bundle, Machine.current()):
+    candidate.name, candidate.obstacle      # None: it can run here
+engine = open_engine(bundle, "auto")
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,12 @@ class Candidate:
 def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
     """Everything in the bundle that could run, fastest first."""
     found = [
-        Candidate(f"{entry.target}-{entry.dtype}-sm{entry.compute_capability.replace('.', '')}", entry.dtype, entry.file, _plan_obstacle(entry, bundle, machine))
+        Candidate(
+            f"{entry.target}-{entry.dtype}-sm{entry.compute_capability.replace('.', '')}",
+            entry.dtype,
+            entry.file,
+            _plan_obstacle(entry, bundle, machine),
+        )
         for entry in bundle.manifest.engines
     ]
     steps = bundle.manifest.steps

@@ -10,6 +10,7 @@ canvas positions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -65,7 +66,7 @@ class Gaussian:
         window = _window(self.window, gen_length)
         distance = np.arange(min(window, length))
         z = self.k * distance / max(window - 1, 1)
-        return self.scale * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+        return np.asarray(self.scale * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Distances that pass the rejection test."""
@@ -104,9 +105,7 @@ class Explicit:
     distances: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def from_positions(
-        cls, positions: Sequence[Sequence[int]], prompt_length: int, block_length: int
-    ) -> "Explicit":
+    def from_positions(cls, positions: Sequence[Sequence[int]], prompt_length: int, block_length: int) -> "Explicit":
         """From absolute canvas positions per block, for a prompt of `prompt_length` tokens.
 
         `positions[b]` may name only positions behind block b, which ends before canvas
@@ -118,7 +117,7 @@ class Explicit:
     def check(self, gen_length: int) -> None:
         """Raise `InvalidRequest` unless each block's distances ascend and lie behind the block."""
         for block, kept in enumerate(self.distances):
-            if any(b <= a for a, b in zip(kept, kept[1:])) or (kept and kept[0] < 0):
+            if any(b <= a for a, b in pairwise(kept)) or (kept and kept[0] < 0):
                 raise InvalidRequest(f"suffix distances of block {block} must be 0 or more and ascend")
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -66,9 +66,7 @@ class TextCodec:
             if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
                 raise InvalidRequest(f"a chat message needs 'role' and 'content', got {message!r}")
         try:
-            return str(
-                self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
-            )
+            return str(self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens))
         except TemplateError as error:
             raise InvalidRequest(f"the chat template refused these messages: {error}") from error
 

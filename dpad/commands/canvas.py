@@ -40,7 +40,9 @@ class CanvasView:
     def _canvas(self, fresh: set[int]) -> Text:
         text = Text()
         for index, piece in enumerate(self._pieces):
-            text.append(_MASK if piece is None else piece, "dim" if piece is None else "bold green" if index in fresh else "")
+            text.append(
+                _MASK if piece is None else piece, "dim" if piece is None else "bold green" if index in fresh else ""
+            )
         return text
 
     def close(self) -> None:

@@ -18,18 +18,45 @@ from dpad.runtime.manifest import Manifest
 @click.command("export")
 @click.argument("model")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory of the bundle.")
-@click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=("onnx",), show_default=True,
-              help="What to build; repeat for several. The ONNX step is always part of the bundle.")
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES),
-              help="Dtype of the step; repeat for several. Default: the checkpoint's, and float16 beside float32 for engines.")
-@click.option("--compute-capability", "capabilities", multiple=True, metavar="X.Y",
-              help="Compute capability of engines, such as 8.9; repeat for several. Default: this machine's GPU, or 8.9.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.Choice(TARGETS),
+    default=("onnx",),
+    show_default=True,
+    help="What to build; repeat for several. The ONNX step is always part of the bundle.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(DTYPES),
+    help="Dtype of the step; repeat for several. Default: the checkpoint's, and float16 beside float32 for engines.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="Compute capability of engines, such as 8.9; repeat for several. Default: this machine's GPU, or 8.9.",
+)
 @click.option("--max-batch", default=4, show_default=True, type=click.IntRange(1), help="Largest batch.")
-@click.option("--max-length", type=click.IntRange(1), help="Longest canvas in tokens. Default: the checkpoint's, at most 4096.")
-@click.option("--block-length", default=32, show_default=True, type=click.IntRange(1), help="Block that engines are tuned for.")
-@click.option("--window", default=256, show_default=True, type=click.IntRange(1), help="Suffix window that engines are tuned for.")
-@click.option("--parity/--no-parity", default=True, show_default=True,
-              help="Compare with PyTorch before the bundle is put in place.")
+@click.option(
+    "--max-length", type=click.IntRange(1), help="Longest canvas in tokens. Default: the checkpoint's, at most 4096."
+)
+@click.option(
+    "--block-length", default=32, show_default=True, type=click.IntRange(1), help="Block that engines are tuned for."
+)
+@click.option(
+    "--window", default=256, show_default=True, type=click.IntRange(1), help="Suffix window that engines are tuned for."
+)
+@click.option(
+    "--parity/--no-parity",
+    default=True,
+    show_default=True,
+    help="Compare with PyTorch before the bundle is put in place.",
+)
 @click.option("--force", is_flag=True, help="Export even if the bundle is up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -57,7 +84,12 @@ def command(
     bundle, made = export_bundle(model, out, settings, progress, check=_check if parity else None, force=force)
     seconds = time.perf_counter() - began
     if as_json:
-        document = {"bundle": str(out), "made": made, "seconds": round(seconds, 3), "manifest": bundle.manifest.to_json()}
+        document = {
+            "bundle": str(out),
+            "made": made,
+            "seconds": round(seconds, 3),
+            "manifest": bundle.manifest.to_json(),
+        }
         click.echo(json.dumps(document))
     else:
         state = "exported" if made else "up to date"

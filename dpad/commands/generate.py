@@ -1,13 +1,14 @@
 """`dpad generate DIR PROMPT`."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-import dpad
+from dpad import Generation, load
 from dpad.runtime.options import CACHES, DECODERS
 from dpad.runtime.suffix import Full, Gaussian, SuffixSchedule, Uniform
 
@@ -17,16 +18,42 @@ SCHEDULES = ("gaussian", "uniform", "full")
 @click.command("generate")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option("--engine", default="auto", show_default=True, help="As `dpad inspect` names it, or torch for the eager reference.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads of the engine; 0 is every core.")
+@click.option(
+    "--engine", default="auto", show_default=True, help="As `dpad inspect` names it, or torch for the eager reference."
+)
+@click.option(
+    "--threads",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="CPU threads of the engine; 0 is every core.",
+)
 @click.option("--gen-length", default=128, show_default=True, type=int, help="New tokens on the canvas.")
 @click.option("--block-length", default=32, show_default=True, type=int, help="Tokens decoded together.")
-@click.option("--cache", default="prefix", show_default=True, type=click.Choice(CACHES), help="What is kept between the steps of a block.")
-@click.option("--decoder", default="threshold", show_default=True, type=click.Choice(DECODERS), help="Which masks are committed in a step.")
+@click.option(
+    "--cache",
+    default="prefix",
+    show_default=True,
+    type=click.Choice(CACHES),
+    help="What is kept between the steps of a block.",
+)
+@click.option(
+    "--decoder",
+    default="threshold",
+    show_default=True,
+    type=click.Choice(DECODERS),
+    help="Which masks are committed in a step.",
+)
 @click.option("--threshold", default=0.9, show_default=True, help="Confidence of the threshold decoder.")
 @click.option("--factor", default=1.0, show_default=True, help="Of the factor decoder (Fast-dLLM).")
 @click.option("--steps", type=int, help="Total steps of the fixed, entropy and margin decoders. Default: one a token.")
-@click.option("--schedule", default="gaussian", show_default=True, type=click.Choice(SCHEDULES), help="Suffix dropout (DPad); full is none.")
+@click.option(
+    "--schedule",
+    default="gaussian",
+    show_default=True,
+    type=click.Choice(SCHEDULES),
+    help="Suffix dropout (DPad); full is none.",
+)
 @click.option("--window", type=int, help="Suffix tokens that may survive. Default: 256, at most --gen-length.")
 @click.option("--k", default=3.0, show_default=True, help="Standard deviations that the Gaussian window spans.")
 @click.option("--scale", default=2.0, show_default=True, help="Of the Gaussian keep probability.")
@@ -35,7 +62,9 @@ SCHEDULES = ("gaussian", "uniform", "full")
 @click.option("--top-k", type=int, help="Draw from the k likeliest tokens.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this probability.")
 @click.option("--seed", default=0, show_default=True, type=int, help="Of the suffix dropout and of the draw.")
-@click.option("--early-termination/--no-early-termination", default=True, show_default=True, help="Stop when a block holds EOS.")
+@click.option(
+    "--early-termination/--no-early-termination", default=True, show_default=True, help="Stop when a block holds EOS."
+)
 @click.option("--suffix", help="Text behind the generated text (infill).")
 @click.option("--raw", is_flag=True, help="Do not wrap PROMPT in the chat template.")
 @click.option("--show-steps", is_flag=True, help="Show the canvas filling in.")
@@ -58,9 +87,9 @@ def command(
 ) -> None:
     """Write text with the bundle DIR. PROMPT - reads standard input."""
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     options["schedule"] = _schedule(schedule, window, k, scale, count)
-    with dpad.load(directory, engine=engine, threads=threads) as model:
+    with load(directory, engine=engine, threads=threads) as model:
         request = model.request(prompt, raw=raw, suffix=suffix)
         if show_steps:
             from dpad.commands.canvas import CanvasView
@@ -89,7 +118,7 @@ def _schedule(schedule: str, window: int | None, k: float, scale: float, count: 
     return Uniform(count, window) if schedule == "uniform" else Full()
 
 
-def _document(result: dpad.Generation, engine: str) -> dict[str, Any]:
+def _document(result: Generation, engine: str) -> dict[str, Any]:
     return {
         "text": result.text,
         "token_ids": result.token_ids,

@@ -18,7 +18,12 @@ from dpad.runtime.bundle import Bundle
 
 @click.command("parity")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--engine", "engines", multiple=True, help="Engine to compare, as `dpad inspect` names it; repeat for several. Default: all.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    help="Engine to compare, as `dpad inspect` names it; repeat for several. Default: all.",
+)
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the random steps and prompts.")
 @click.option("--write/--no-write", default=True, show_default=True, help="Put the report into the bundle.")
