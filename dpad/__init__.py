@@ -1,7 +1,9 @@
 """dpad: masked-diffusion language models with suffix dropout (DPad), ready to serve.
 
-model = dpad.load("bundles/tiny")
-print(model.generate("Count from 3 to 9.").text)
+    model = dpad.load("bundles/tiny")
+    print(model.generate("Count from 3 to 9.").text)
+
+This module is the public interface; everything else may change between versions.
 """
 
 from importlib import metadata

@@ -62,6 +62,7 @@ class Batch:
         options, shift = self.options, self.contract.logit_shift
         starts = self._prompts + block * options.block_length
         self.positions = starts[:, None] + np.arange(options.block_length)  # [B, block_length]
+        self._lines = np.arange(len(starts))[:, None]
         views: list[list[BlockView]] = [[], []]
         for row, start in zip(self.rows, starts.tolist()):
             end = start + options.block_length
@@ -91,7 +92,7 @@ class Batch:
 
     def masks(self) -> "Masks":
         """Where the block is still undecided."""
-        masked = np.take_along_axis(self.canvas, self.positions, axis=1) == self.contract.mask_token_id
+        masked = self.canvas[self._lines, self.positions] == self.contract.mask_token_id
         counts = masked.sum(axis=1)
         offsets = np.argsort(~masked, axis=1, kind="stable")[:, : counts.max()]
         return Masks(offsets, counts, np.arange(offsets.shape[1]) < counts[:, None])
@@ -100,13 +101,12 @@ class Batch:
         """Write tokens to the canvas; parallel arrays, `rows` index the active rows."""
         self.canvas[rows, positions] = tokens
 
-    def finish(self, worked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """[B], rows among `worked` whose text is complete now; an early end is filled with EOS."""
+    def finish(self, complete: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[B], rows among those whose block is `complete` whose text ends; an early end is filled with EOS."""
         options, eos = self.options, self.options.eos_token_ids or (self.contract.eos_token_id,)
-        tokens = np.take_along_axis(self.canvas, self.positions, axis=1)
-        complete = worked & ~(tokens == self.contract.mask_token_id).any(axis=1)
-        if self.block == options.blocks - 1:
-            return np.asarray(complete)
+        if self.block == options.blocks - 1 or not complete.any():
+            return complete
+        tokens = self.canvas[self._lines, self.positions]
         ended = complete & options.early_termination & np.isin(tokens, eos).any(axis=1)
         for row in np.flatnonzero(ended):
             block_end = self.positions[row, -1] + 1

@@ -88,8 +88,8 @@ def _steps(
     """Decode one block; marks in `finished` [B] the rows whose text ends with it."""
     stuck = np.zeros(len(batch.rows), dtype=bool)
     mask_id = batch.contract.mask_token_id
-    step = 0
-    while (masks := batch.masks()).counts.any():
+    masks, step = batch.masks(), 0
+    while masks.counts.any():
         inputs = batch.step_inputs(masks, step == 0, engine, options.needs_logits or bool(stuck.any()))
         began = perf_counter()
         outputs = engine.step(inputs, cache)
@@ -103,9 +103,10 @@ def _steps(
         rows, columns, tokens = rows[decided], columns[decided], tokens[decided]
         positions = batch.positions[rows, masks.offsets[rows, columns]]
         batch.commit(rows, positions, tokens)
-        worked = masks.counts > 0
-        stuck = worked & ~np.isin(np.arange(len(worked)), rows)
-        ended = batch.finish(worked)
+        worked, masks = masks.counts > 0, batch.masks()
+        stuck = worked.copy()
+        stuck[rows] = False
+        ended = batch.finish(worked & (masks.counts == 0))
         finished |= ended
         nfe += 1
         ends: list[int] = np.flatnonzero(ended).tolist()
@@ -143,10 +144,10 @@ def _choose(
 
 def _select(choice: Choice, masks: Masks, options: GenerationOptions, step: int) -> NDArray[np.bool_]:
     """Which proposals are committed now: [B, R]. Ties go to the lower position."""
-    scores = np.where(masks.valid, choice.scores, -np.inf)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    ranked = np.take_along_axis(np.where(masks.valid, choice.confidence, -np.inf), order, axis=1)
+    order = np.argsort(np.where(masks.valid, -choice.scores, np.inf), axis=1, kind="stable")
+    lines = np.arange(len(order))[:, None]
+    ranked = np.where(masks.valid, choice.confidence, -np.inf)[lines, order]
     count = commit_count(options, ranked, masks.counts, step)
     selected = np.zeros(order.shape, dtype=bool)
-    np.put_along_axis(selected, order, np.arange(order.shape[1]) < count[:, None], axis=1)
+    selected[lines, order] = np.arange(order.shape[1]) < count[:, None]
     return selected

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from dpad import load
 from dpad.commands.terminal import TerminalProgress
 from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.pipeline import DTYPES, TARGETS, ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.errors import EngineUnavailable
 from dpad.runtime.manifest import Manifest
 
 
@@ -58,6 +60,7 @@ from dpad.runtime.manifest import Manifest
     help="Compare with PyTorch before the bundle is put in place.",
 )
 @click.option("--force", is_flag=True, help="Export even if the bundle is up to date.")
+@click.option("--sample", metavar="PROMPT", help="Then write text for PROMPT, if an engine of the bundle runs here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     model: str,
@@ -71,6 +74,7 @@ def command(
     window: int,
     parity: bool,
     force: bool,
+    sample: str | None,
     as_json: bool,
 ) -> None:
     """Turn MODEL into a bundle.
@@ -94,6 +98,23 @@ def command(
     else:
         state = "exported" if made else "up to date"
         click.echo(f"{out}: {state}, {len(bundle.manifest.files)} files, {seconds:.1f} s")
+        if sample is not None:
+            _sample(out, sample)
+
+
+def _sample(out: Path, prompt: str) -> None:
+    """Show what the bundle writes, or why it cannot here."""
+    try:
+        model = load(out)
+    except EngineUnavailable as error:
+        click.echo(f"no sample: {error}")
+        return
+    with model:
+        result = model.generate(prompt)
+    click.echo(f"\n> {prompt}\n{result.text}\n")
+    facts = f"{len(result.token_ids)} tokens in {result.nfe} forward passes, {result.timings.total:.2f} s"
+    click.echo(f"{facts}, {model.engine.name}")
+    click.echo(f"bundle: {out}\nmore:   dpad generate {out} 'Count from 3 to 9.' --show-steps")
 
 
 def _check(stage: Path, manifest: Manifest, progress: Progress) -> dict[str, object]:

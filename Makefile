@@ -1,0 +1,62 @@
+# make export MODEL=tiny   checkpoint -> bundle in bundles/tiny, and a sample of its text
+# make test                everything the tests need, then all of them
+# make help                the rest
+
+MODEL   ?= tiny
+OUT     ?= bundles/$(notdir $(MODEL))
+TARGETS ?= onnx tensorrt-rtx
+PROMPT  ?= Tom has 3 apples. He buys 4 more apples. How many apples does Tom have?
+ARGS    ?=
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help export test test-slow lint types check clean
+
+help:
+	@echo "make export MODEL=tiny|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
+	@echo "make test        run the tests (under 10 minutes on 2 cores)"
+	@echo "make test-slow   run the tests that are marked slow"
+	@echo "make lint types  ruff, mypy --strict"
+	@echo "make clean       remove the virtual environment and what was built; bundles stay"
+
+export: $(BIN)/.export
+	$(BIN)/dpad export $(MODEL) --out $(OUT) $(addprefix --target ,$(TARGETS)) --sample "$(PROMPT)" $(ARGS)
+
+test: $(BIN)/.test
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: $(BIN)/.test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(BIN)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy cannot follow the installed mapping of dpad.export to export/, so it is given links.
+types: $(BIN)/.lint $(BIN)/.test
+	rm -rf build/types && mkdir -p build/types/dpad
+	ln -s $(addprefix $(CURDIR)/,$(wildcard dpad/*.py) dpad/commands export models plugins runtime) build/types/dpad/
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+
+$(BIN)/.export: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[export,rtx]'
+	touch $@
+
+$(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[export,rtx,test]'
+	touch $@ $(BIN)/.export
+
+$(BIN)/.lint: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) 'ruff' 'mypy'
+	touch $@
