@@ -179,7 +179,7 @@ def _export_step(
         trace.attach_weights(model, {k: v for shard in shards for k, v in read_header(shard).items()})
         ir.save(model, folder / "step.onnx")
     with progress.task(f"check {dtype}/step.onnx"):
-        trace.check_onnx(str(folder / "step.onnx"))
+        trace.check_onnx(folder / "step.onnx", shards)
     size = (folder / "step.onnx").stat().st_size
     progress.say(
         f"{dtype}/step.onnx: {size / 1e3:.0f} kB over {len(shards)} weight file(s), {time.perf_counter() - began:.1f} s"

@@ -40,7 +40,7 @@ def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], p
     described = {
         "source": source.label,
         "source_files": hashes,
-        "settings": settings,
+        "settings": json.loads(json.dumps(settings)),  # as the manifest will read it back
         "versions": {name: version for name in _LIBRARIES if (version := library_version(name))},
         "python": platform.python_version(),
         "code": code_hash(),

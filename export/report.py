@@ -13,7 +13,7 @@ def parity_lines(report: dict[str, Any]) -> Iterator[str]:
     for engine in report["engines"]:
         yield f"  {engine['status']:7} {engine['engine']} ({engine['dtype']}): {engine['detail']}"
         for name, output in engine.get("steps", {}).items():
-            allowed = "equal" if output["atol"] == 0 else f"{output['atol']:.0e} + {output['rtol']:.0e} of the value"
+            allowed = f"{output['allowed']:.2e}" if output["allowed"] else "none"
             yield f"            {name:13} largest difference {output['max_abs']:.2e}, allowed {allowed}"
         if trajectories := engine.get("trajectories"):
             yield (

@@ -1,0 +1,73 @@
+"""Shared fixtures: one traced step a family and dtype, and weights that reuse it.
+
+Tracing takes seconds and does not depend on the weights: checkpoints with the same
+config.json have the same safetensors header, so one `step.onnx` serves them all.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import OPENERS, Weights, export_step, random_weights, raw_config, write_checkpoint
+from hypothesis import settings
+
+from dpad.runtime.engine import Engine
+
+torch.set_num_threads(1)
+
+# The same examples on every run and no clock: a failure here is a failure anywhere.
+settings.register_profile("dpad", derandomize=True, deadline=None, database=None)
+settings.load_profile("dpad")
+
+# Builds the checkpoint of a family, its step.onnx beside it: (family, dtype, seed, edit) -> folder.
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """`make_bundle(family, dtype="float32", seed=0, sharpness=4.0, edit=None)`, cached by its arguments.
+
+    `edit(weights)` changes the random weights in place before they are written.
+    """
+    steps: dict[tuple[str, str], Path] = {}
+    made: dict[tuple[object, ...], Path] = {}
+
+    def make(
+        family: str,
+        dtype: str = "float32",
+        seed: int = 0,
+        sharpness: float = 4.0,
+        edit: Callable[[Weights], None] | None = None,
+    ) -> Path:
+        key = (family, dtype, seed, sharpness, edit)
+        if key in made:
+            return made[key]
+        raw = raw_config(family)
+        weights = random_weights(raw, seed, getattr(torch, dtype), sharpness)
+        if edit is not None:
+            edit(weights)
+        directory = write_checkpoint(tmp_path_factory.mktemp(family), raw, weights)
+        if (family, dtype) in steps:
+            shutil.copyfile(steps[family, dtype], directory / "step.onnx")
+        else:
+            steps[family, dtype] = export_step(directory)
+        made[key] = directory
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine_of(make_bundle: MakeBundle) -> Callable[..., Engine]:
+    """`engine_of(name, family, **bundle)`: the `torch` or `onnxruntime` engine, opened once."""
+    opened: dict[tuple[str, Path], Engine] = {}
+
+    def open_engine(name: str, family: str, **bundle: object) -> Engine:
+        directory = make_bundle(family, **bundle)
+        if (name, directory) not in opened:
+            opened[name, directory] = OPENERS[name](directory)
+        return opened[name, directory]
+
+    return open_engine

@@ -1,0 +1,274 @@
+"""Every face of `dpad::sparse_suffix_attention` against a loop in float64.
+
+The definition is plain torch; the ONNX node runs its function body in ONNX Runtime. What
+an index does not name must never be read, whatever lies there.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+import dpad.plugins.attention
+from dpad.plugins import onnx_face
+
+Array = NDArray[Any]
+Inputs = dict[str, Array]
+OP = torch.ops.dpad.sparse_suffix_attention
+FLOATS = ("query", "key", "value", "key_cache", "value_cache")
+
+
+def naive(inputs: Inputs, scale: float) -> Array:
+    """[B, Q, H, D] float64, one query row at a time, reading only what is named."""
+    query = inputs["query"].astype(np.float64)
+    out = np.zeros(query.shape)
+    batch, rows, heads, _ = query.shape
+    group = heads // inputs["key"].shape[2]
+    for b in range(batch):
+        cached = [slot for slot in inputs["cache_indices"][b] if slot >= 0]
+        new = [row for row, position in enumerate(inputs["gather_indices"][b]) if position >= 0]
+        if not cached and not new:
+            continue
+        for h in range(heads):
+            g = h // group
+            keys = [inputs["key_cache"][b, s, g] for s in cached] + [inputs["key"][b, r, g] for r in new]
+            values = [inputs["value_cache"][b, s, g] for s in cached] + [inputs["value"][b, r, g] for r in new]
+            for q in range(rows):
+                scores = np.array([np.dot(query[b, q, h], k.astype(np.float64)) * scale for k in keys])
+                weights = np.exp(scores - scores.max())
+                out[b, q, h] = sum(w * v.astype(np.float64) for w, v in zip(weights / weights.sum(), values))
+    return out
+
+
+def run_torch(inputs: Inputs, scale: float) -> Array:
+    """The definition."""
+    return OP(*(torch.from_numpy(array) for array in inputs.values()), scale).numpy()
+
+
+@cache
+def session(scale: float, dtype: int) -> ort.InferenceSession:
+    """A model of the one node, with its function body."""
+    onnx_face.register_schema()
+    axes = {"query": "BQHD", "key": "BQGD", "value": "BQGD", "key_cache": "BTGD", "value_cache": "BTGD"}
+    values = [helper.make_tensor_value_info(name, dtype, list(shape)) for name, shape in axes.items()]
+    values += [helper.make_tensor_value_info(n, TensorProto.INT64, ["B", s]) for n, s in zip(INDICES, "KQ")]
+    names = [value.name for value in values]
+    node = helper.make_node(onnx_face.OP_TYPE, names, ["output"], domain=onnx_face.DOMAIN, scale=scale)
+    output = helper.make_tensor_value_info("output", dtype, list("BQHD"))
+    model = helper.make_model(
+        helper.make_graph([node], "op", values, [output]),
+        opset_imports=[helper.make_opsetid("", onnx_face.OPSET), helper.make_opsetid(onnx_face.DOMAIN, 1)],
+        functions=[onnx_face.function_proto()],
+        ir_version=11,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options)
+
+
+INDICES = ("cache_indices", "gather_indices")
+
+
+def run_onnx(inputs: Inputs, scale: float) -> Array:
+    """The ONNX face."""
+    dtype = helper.np_dtype_to_tensor_dtype(inputs["query"].dtype)
+    return session(scale, dtype).run(None, inputs)[0]
+
+
+FACES: dict[str, Callable[[Inputs, float], Array]] = {"torch": run_torch, "onnx": run_onnx}
+each_face = pytest.mark.parametrize("face", FACES)
+
+
+def random_inputs(
+    seed: int,
+    batch: int = 2,
+    rows: int = 5,
+    cached: int = 4,
+    slots: int = 9,
+    heads: int = 4,
+    group: int = 2,
+    size: int = 32,
+) -> Inputs:
+    """Random rows; unequal pads a batch row; slots in any order; H = heads, G = heads / group."""
+    rng = np.random.default_rng(seed)
+    kv = heads // group
+    shapes = [(batch, rows, heads, size)] + [(batch, rows, kv, size)] * 2 + [(batch, slots, kv, size)] * 2
+    inputs: Inputs = {n: rng.standard_normal(s).astype(np.float32) for n, s in zip(FLOATS, shapes)}
+    cached = min(cached, slots)
+    cache_indices = np.full((batch, cached), -1)
+    gather_indices = np.full((batch, rows), -1)
+    for b in range(batch):
+        named = int(rng.integers(0, cached + 1))
+        places = np.sort(rng.permutation(cached)[:named])  # -1 may stand anywhere
+        cache_indices[b, places] = rng.permutation(slots)[:named]
+        real = int(rng.integers(1, rows + 1))
+        gather_indices[b, :real] = slots + np.sort(rng.permutation(100)[:real])
+    return inputs | {"cache_indices": cache_indices, "gather_indices": gather_indices}
+
+
+@each_face
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 7),
+    cached=st.integers(0, 6),
+    slots=st.integers(0, 9),
+    kv_heads=st.integers(1, 3),
+    group=st.sampled_from([1, 2, 4]),
+    size=st.sampled_from([32, 64, 96, 128]),
+)
+def test_agrees_with_the_loop(
+    face: str, seed: int, batch: int, rows: int, cached: int, slots: int, kv_heads: int, group: int, size: int
+) -> None:
+    """Fails for wrong gathering, masking, grouping or scaling at any shape, K = 0 and T = 0 included."""
+    inputs = random_inputs(seed, batch, rows, cached, slots, kv_heads * group, group, size)
+    out = FACES[face](inputs, 0.125)
+    assert out.dtype == np.float32 and out.shape == inputs["query"].shape
+    np.testing.assert_allclose(out, naive(inputs, 0.125), atol=2e-6)
+
+
+@each_face
+@pytest.mark.parametrize("scale", [1.0, 0.03125])
+def test_scale_is_an_attribute(face: str, scale: float) -> None:
+    """Fails if a face keeps its own scale, such as 1/sqrt(D)."""
+    inputs = random_inputs(1)
+    np.testing.assert_allclose(FACES[face](inputs, scale), naive(inputs, scale), atol=5e-6)
+
+
+@each_face
+def test_a_row_with_nothing_to_attend_gives_zero(face: str) -> None:
+    """Fails if the empty softmax gives NaN, or if one empty row spoils the others."""
+    inputs = random_inputs(2, batch=3)
+    inputs["cache_indices"][1] = inputs["gather_indices"][1] = -1
+    out = FACES[face](inputs, 0.2)
+    assert (out[1] == 0).all()
+    np.testing.assert_allclose(out, naive(inputs, 0.2), atol=2e-6)
+
+
+@each_face
+def test_unequal_rows_do_not_mix(face: str) -> None:
+    """Fails if a batch row reads another's cache: each row alone gives the same."""
+    inputs = random_inputs(3, batch=3)
+    together = FACES[face](inputs, 0.2)
+    for b in range(3):
+        alone = FACES[face]({name: array[b : b + 1] for name, array in inputs.items()}, 0.2)
+        np.testing.assert_allclose(alone[0], together[b], atol=1e-6)
+
+
+@each_face
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+def test_unnamed_slots_are_never_read(face: str, poison: float) -> None:
+    """Fails if a cache slot that no index names reaches the result."""
+    inputs = random_inputs(4)
+    inputs["cache_indices"][:] = [0, 3, 5, 8]
+    clean = FACES[face](inputs, 0.2)
+    for b in range(2):
+        unnamed = [1, 2, 4, 6, 7]
+        inputs["key_cache"][b, unnamed] = inputs["value_cache"][b, unnamed] = poison
+    np.testing.assert_array_equal(FACES[face](inputs, 0.2), clean)
+
+
+@each_face
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+def test_a_pad_reads_nothing(face: str, poison: float) -> None:
+    """Fails if -1 in `cache_indices` reads some slot, the first say, when that slot holds garbage."""
+    inputs = random_inputs(5)
+    inputs["cache_indices"][:] = [[3, -1, 5, -1], [-1, -1, -1, 8]]
+    expected = naive(inputs, 0.2)
+    for b, named in enumerate(([3, 5], [8])):
+        unnamed = [slot for slot in range(9) if slot not in named]
+        inputs["key_cache"][b, unnamed] = inputs["value_cache"][b, unnamed] = poison
+    np.testing.assert_allclose(FACES[face](inputs, 0.2), expected, atol=2e-6)
+
+
+@each_face
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+def test_a_padded_new_row_is_attended_by_nobody(face: str, poison: float) -> None:
+    """Fails if a new row whose position is -1 reaches the real rows, whatever it holds."""
+    inputs = random_inputs(6)
+    inputs["gather_indices"][:] = [[4, 9, 11, -1, -1], [2, 3, 5, 7, -1]]
+    real = inputs["gather_indices"] >= 0
+    expected = naive(inputs, 0.2)
+    for name in ("key", "value", "query"):
+        inputs[name][~real] = poison
+    out = FACES[face](inputs, 0.2)
+    np.testing.assert_allclose(out[real], expected[real], atol=2e-6)
+
+
+@each_face
+def test_pads_without_any_slot(face: str) -> None:
+    """Fails if a padded K needs a cache to read from: buckets pad K while T is still 0."""
+    inputs = random_inputs(7, cached=0, slots=0)
+    expected = naive(inputs, 0.2)
+    inputs["cache_indices"] = np.full((2, 3), -1)
+    np.testing.assert_allclose(FACES[face](inputs, 0.2), expected, atol=2e-6)
+
+
+@each_face
+def test_order_of_the_slots_does_not_matter(face: str) -> None:
+    """Fails if a face assumes ascending slots."""
+    inputs = random_inputs(8)
+    inputs["cache_indices"][:] = [0, 3, 5, 8]
+    ascending = FACES[face](inputs, 0.2)
+    inputs["cache_indices"] = inputs["cache_indices"][:, ::-1].copy()
+    np.testing.assert_allclose(FACES[face](inputs, 0.2), ascending, atol=1e-6)
+
+
+def test_strided_inputs() -> None:
+    """Fails if the torch op assumes contiguous rows: caches of other layouts, reversed or sliced views."""
+    inputs = random_inputs(9, batch=3)
+    tensors = [torch.from_numpy(array) for array in inputs.values()]
+    strided = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in tensors]
+    strided[3] = torch.stack([tensors[3], tensors[3]], dim=-1)[..., 1]
+    strided[0] = torch.cat([tensors[0], tensors[0]], dim=1)[:, : tensors[0].shape[1]]
+    assert not any(t.is_contiguous() for t in strided)
+    assert OP(*strided, 0.2).is_contiguous()
+    torch.testing.assert_close(OP(*strided, 0.2), OP(*tensors, 0.2))
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(np.float16, 2e-3)])
+@each_face
+def test_half_precision(face: str, dtype: type[np.generic], tolerance: float) -> None:
+    """Fails if a face upcasts its output or masks with a value that float16 cannot hold."""
+    inputs = random_inputs(10, batch=3)
+    inputs["cache_indices"][1] = inputs["gather_indices"][1] = -1
+    inputs |= {name: inputs[name].astype(dtype) for name in FLOATS}
+    out = FACES[face](inputs, 0.2)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out.astype(np.float64), naive(inputs, 0.2), atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_meta_tensors_give_shape_and_dtype(dtype: torch.dtype) -> None:
+    """Fails if tracing would see another shape or dtype than running gives."""
+    tensors = [torch.from_numpy(array) for array in random_inputs(11).values()]
+    tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
+    real = OP(*tensors, 0.2)
+    meta = OP(*(t.to("meta") for t in tensors), 0.2)
+    assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
+    assert meta.device.type == "meta"
+
+
+def test_opcheck() -> None:
+    """Fails if torch's own rules for custom operators are broken: schema, fake tensors, aliasing."""
+    tensors = [torch.from_numpy(array) for array in random_inputs(12).values()]
+    torch.library.opcheck(dpad.plugins.attention.sparse_suffix_attention, (*tensors, 0.2))
+
+
+def test_the_function_body_is_standard_onnx() -> None:
+    """Fails if the body needs an operator that a runtime without custom code does not have."""
+    function = onnx_face.function_proto()
+    assert {node.domain for node in function.node} <= {""}
+    assert all(onnx.defs.has(node.op_type) for node in function.node)

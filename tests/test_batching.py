@@ -1,0 +1,231 @@
+"""A row decodes the same alone, in a batch, on padded axes, and beside another request."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import FAMILIES, MASK, OPENERS, VOCAB, Weights
+from decoding import BUCKETS, collect, run
+
+from dpad.runtime.engine import Engine
+from dpad.runtime.errors import EngineError, InvalidRequest
+from dpad.runtime.generate import StepEvent, generate
+from dpad.runtime.options import CACHES, GenerationOptions
+from dpad.runtime.request import Request
+from dpad.runtime.suffix import Explicit, Full, Gaussian, Uniform
+
+GEN, BLOCK = 48, 16
+
+each_engine = pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_cache = pytest.mark.parametrize("cache_mode", CACHES)
+
+
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    """Random tokens, none of them the mask or EOS."""
+    return tuple(int(t) for t in np.random.default_rng(seed).integers(2, MASK, length))
+
+
+UNEQUAL = [
+    Request(prompt(1, 3), seed=5),
+    Request(prompt(2, 21), suffix_ids=prompt(3, 4), seed=6),
+    Request(prompt(4, 9), schedule=Uniform(4)),
+    Request(prompt(5, 9), suffix_ids=prompt(6, 1), schedule=Full()),
+]
+
+
+def options_for(cache_mode: str, **changes: Any) -> GenerationOptions:
+    """Threshold decoding with dropout."""
+    values: dict[str, Any] = {
+        "gen_length": GEN,
+        "block_length": BLOCK,
+        "threshold": 0.6,
+        "cache": cache_mode,
+        "schedule": Gaussian(k=3, scale=2, window=32),
+        "seed": 3,
+    }
+    return GenerationOptions(**(values | changes))
+
+
+def assert_rows_are_as_alone(engine: Engine, requests: list[Request], options: GenerationOptions) -> None:
+    """Tokens and the steps in which they were decided."""
+    together = run(engine, requests, options)
+    for request, row in zip(requests, together):
+        [alone] = run(engine, [request], options)
+        assert row.tokens == alone.tokens
+        assert row.committed == alone.committed
+        assert row.nfe == alone.nfe
+
+
+@each_engine
+@each_family
+@each_cache
+@pytest.mark.parametrize("decoder", ["threshold", "entropy"])
+def test_unequal_rows_are_as_alone(engine_of: Any, engine: str, family: str, cache_mode: str, decoder: str) -> None:
+    """Fails if prompts, seeds, schedules or suffixes of one row reach another, or a pad is attended."""
+    opened = engine_of(engine, family)
+    rows = run(opened, UNEQUAL, options_for(cache_mode, decoder=decoder, steps=12))
+    assert len({row.nfe for row in rows}) > 1 or decoder == "entropy"
+    assert_rows_are_as_alone(opened, UNEQUAL, options_for(cache_mode, decoder=decoder, steps=12))
+
+
+@each_engine
+@each_family
+@each_cache
+def test_a_row_that_ends_early_leaves_the_others(engine_of: Any, engine: str, family: str, cache_mode: str) -> None:
+    """Fails if dropping a finished row mixes up canvases, caches or row numbers."""
+    opened = engine_of(engine, family)
+    free = run(opened, UNEQUAL, options_for(cache_mode, early_termination=False))
+    start = len(UNEQUAL[1].prompt_ids)
+    eos = free[1].tokens[start + 3]
+    options = options_for(cache_mode, eos_token_ids=(eos,))
+    rows = run(opened, UNEQUAL, options)
+    assert len({max(row.committed.values())[0] for row in rows}) > 1, "some rows must outlive others"
+    assert_rows_are_as_alone(opened, UNEQUAL, options)
+
+
+@each_engine
+@each_family
+@each_cache
+def test_padded_axes_change_nothing(
+    engine_of: Any, make_bundle: Any, engine: str, family: str, cache_mode: str
+) -> None:
+    """Fails if a bucket's pads are attended, decoded, or written to the cache."""
+    padding: Engine = OPENERS[engine](make_bundle(family), BUCKETS[engine])
+    for changes in ({}, {"decoder": "margin", "steps": 24}, {"temperature": 0.7}):
+        options = options_for(cache_mode, **changes)
+        plain, padded = run(engine_of(engine, family), UNEQUAL, options), run(padding, UNEQUAL, options)
+        assert [row.tokens for row in plain] == [row.tokens for row in padded]
+        assert [row.committed for row in plain] == [row.committed for row in padded]
+
+
+@each_engine
+@each_family
+@each_cache
+def test_interleaved_requests_do_not_meet(engine_of: Any, engine: str, family: str, cache_mode: str) -> None:
+    """Fails if anything of a request is kept on the engine: caches, angles, random state, bindings."""
+    opened = engine_of(engine, family)
+    options = options_for(cache_mode, temperature=0.5)
+    pairs = [UNEQUAL[:2], UNEQUAL[2:]]
+    alone = [run(opened, requests, options) for requests in pairs]
+    streams = [generate(opened, requests, options) for requests in pairs]
+    events: list[list[StepEvent]] = [[], []]
+    while any(streams):
+        for side, stream in enumerate(streams):
+            if stream is not None and (event := next(stream, None)) is not None:
+                events[side].append(event)
+            else:
+                streams[side] = None  # type: ignore[call-overload]
+    for side in range(2):
+        assert [r.tokens for r in collect(events[side], 2)] == [r.tokens for r in alone[side]]
+
+
+def favour_mask(weights: Weights) -> None:
+    """Make the mask the likeliest token at many positions: channel 0 of every embedding is large."""
+    for name, weight in weights.items():
+        if "wte" in name or "embed_tokens" in name:
+            weight[:, 0] = 4.0
+        elif name in ("model.transformer.ff_out.weight", "lm_head.weight"):
+            weight[MASK, 0] = 6.0
+
+
+@each_engine
+@each_family
+@each_cache
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"decoder": "fixed", "steps": 12}, {"decoder": "factor", "factor": 1.5}, {"temperature": 1.0}],
+)
+def test_a_mask_that_predicts_itself(
+    engine_of: Any, engine: str, family: str, cache_mode: str, changes: dict[str, Any]
+) -> None:
+    """Fails if a model that writes the mask id hangs the loop, leaves a mask, or disturbs its neighbours."""
+    opened = engine_of(engine, family, edit=favour_mask)
+    options = options_for(cache_mode, **changes)
+    events = []
+    for event in generate(opened, UNEQUAL, options):
+        events.append(event)
+        assert len(events) <= 2 * GEN + GEN, "at most one useless pass for each useful one"
+        assert MASK not in event.tokens
+    assert any(len(event.tokens) == 0 or len(set(event.rows)) < len(event.active) for event in events), "never stuck"
+    rows = collect(events, len(UNEQUAL))
+    assert all(row.tokens and MASK not in row.tokens for row in rows)
+    assert_rows_are_as_alone(opened, UNEQUAL, options)
+
+
+@each_engine
+@each_family
+def test_a_seed_is_the_text(engine_of: Any, engine: str, family: str) -> None:
+    """Fails if the draw ignores its seed, uses global state, or depends on the batch."""
+    opened = engine_of(engine, family)
+    options = options_for("prefix", temperature=1.0, schedule=Full())
+    same = [Request(prompt(1, 6), seed=seed) for seed in (1, 1, 2, None)]
+    first, again, other, default = run(opened, same, options)
+    assert first.tokens == again.tokens
+    assert len({tuple(r.tokens) for r in (first, other, default)}) == 3
+    np.random.seed(0)
+    assert_rows_are_as_alone(opened, same, options)
+    [by_options] = run(opened, [Request(prompt(1, 6))], options_for("prefix", temperature=1.0, schedule=Full(), seed=1))
+    assert by_options.tokens == first.tokens
+
+
+@each_engine
+@each_family
+def test_top_k_one_is_greedy(engine_of: Any, engine: str, family: str) -> None:
+    """Fails if the filters are applied after the draw, or the confidence is that of the tempered draw."""
+    opened = engine_of(engine, family)
+    greedy = run(opened, UNEQUAL, options_for("dual"))
+    for changes in ({"top_k": 1}, {"top_p": 1e-9}):
+        drawn = run(opened, UNEQUAL, options_for("dual", temperature=1.5, **changes))
+        assert [row.tokens for row in drawn] == [row.tokens for row in greedy]
+        assert [row.committed for row in drawn] == [row.committed for row in greedy]
+
+
+def spoil(name_part: str, value: float, row: int | None = None) -> Any:
+    """An edit that writes `value` over a weight, or over one row of it."""
+
+    def edit(weights: Weights) -> None:
+        [name] = [name for name in weights if name_part in name]
+        weights[name][slice(None) if row is None else row] = value
+
+    return edit
+
+
+NAN, INF = float("nan"), float("inf")
+BROKEN = {
+    "llada norm": ("llada", spoil("ln_f", NAN)),
+    "llada head row": ("llada", spoil("transformer.ff_out", NAN, row=40)),
+    "llada infinite head": ("llada", spoil("transformer.ff_out", INF, row=40)),
+    "dream norm": ("dream", spoil("model.norm.weight", NAN)),
+    "dream head row": ("dream", spoil("lm_head", NAN, row=40)),
+}
+
+
+@each_engine
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("changes", [{}, {"decoder": "margin"}, {"temperature": 1.0}])
+def test_broken_weights_are_an_error(engine_of: Any, engine: str, broken: str, changes: dict[str, Any]) -> None:
+    """Fails if NaN or infinite logits become text."""
+    family, edit = BROKEN[broken]
+    with pytest.raises(EngineError, match=r"NaN|inf"):
+        run(engine_of(engine, family, edit=edit), [Request(prompt(1, 6))], options_for("none", **changes))
+
+
+@each_engine
+def test_refusals_come_before_any_work(engine_of: Any, engine: str) -> None:
+    """Fails if a request that cannot be served is found out in the middle of decoding."""
+    opened = engine_of(engine, "llada")
+    good = Request(prompt(1, 6))
+    for requests, options, words in [
+        ([], options_for("none"), "0"),
+        ([good] * 5, options_for("none"), "5"),
+        ([good, Request((1, MASK, 2))], options_for("none"), str(MASK)),
+        ([good, Request(prompt(1, 6), suffix_ids=(VOCAB,))], options_for("none"), str(VOCAB)),
+        ([good, Request(prompt(1, 465))], options_for("none"), "513"),
+        ([good], options_for("none", schedule=Gaussian(window=GEN + 1)), str(GEN + 1)),
+        ([good], options_for("none", schedule=Explicit(((0,),))), "1 block"),
+        ([good], options_for("none", schedule=Explicit(((0, 40), (), ()))), "40"),
+    ]:
+        with pytest.raises(InvalidRequest, match=words):
+            generate(opened, requests, options)
+    assert run(opened, [Request(prompt(1, 464))], options_for("none", threshold=0.0))[0].nfe == 3

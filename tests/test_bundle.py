@@ -1,0 +1,235 @@
+"""A bundle that is not what its manifest says is refused, by name and with the way out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import export, write_source
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dpad
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    return export(write_source(folder / "source"), folder / "bundle").directory
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite manifest.json through `change`."""
+    path = bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def relist(data: dict[str, Any], old: str, new: str) -> None:
+    data["files"][new] = data["files"].pop(old)
+
+
+WEIGHTS, STEP = "float32/model.safetensors", "float32/step.onnx"
+
+
+def truncate(bundle: Path) -> None:
+    with (bundle / WEIGHTS).open("r+b") as file:
+        file.truncate(100)
+
+
+def flip_a_bit(bundle: Path) -> None:
+    with (bundle / WEIGHTS).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+
+
+def link_file(bundle: Path) -> None:
+    (bundle / WEIGHTS).rename(bundle.parent / "elsewhere")
+    (bundle / WEIGHTS).symlink_to(bundle.parent / "elsewhere")
+
+
+def link_folder(bundle: Path) -> None:
+    (bundle / "float32").rename(bundle.parent / "elsewhere")
+    (bundle / "float32").symlink_to(bundle.parent / "elsewhere")
+
+
+def link_manifest(bundle: Path) -> None:
+    (bundle / "manifest.json").rename(bundle.parent / "elsewhere")
+    (bundle / "manifest.json").symlink_to(bundle.parent / "elsewhere")
+
+
+TAMPERED = {
+    "missing file": (lambda b: (b / STEP).unlink(), errors.MissingFile, "step.onnx"),
+    "missing manifest": (lambda b: (b / "manifest.json").unlink(), errors.MissingFile, "manifest.json"),
+    "truncated weights": (truncate, errors.TruncatedFile, "model.safetensors"),
+    "one flipped bit": (flip_a_bit, errors.AlteredFile, "model.safetensors"),
+    "altered graph": (lambda b: _replace(b / STEP, b"dpad", b"dpaX"), errors.AlteredFile, "step.onnx"),
+    "extra file": (lambda b: (b / "float32/more.bin").write_bytes(b"x"), errors.UnlistedFile, "more.bin"),
+    "extra hidden file": (lambda b: (b / ".x").write_bytes(b"x"), errors.UnlistedFile, ".x"),
+    "named pipe": (lambda b: os.mkfifo(b / "pipe"), errors.UnlistedFile, "pipe"),
+    "linked file": (link_file, errors.SymlinkedFile, "model.safetensors"),
+    "linked folder": (link_folder, errors.SymlinkedFile, "float32"),
+    "linked manifest": (link_manifest, errors.SymlinkedFile, "manifest.json"),
+    "path upwards": (
+        lambda b: edit(b, lambda d: relist(d, STEP, "../step.onnx")),
+        errors.UnlistedFile,
+        "step.onnx",
+    ),
+    "listed path upwards": (
+        lambda b: edit(b, lambda d: d["files"].update({"../x": {"size": 1, "sha256": "0"}})),
+        errors.OutOfTreeFile,
+        "../x",
+    ),
+    "absolute path": (
+        lambda b: edit(b, lambda d: d["files"].update({"/etc/passwd": {"size": 1, "sha256": "0"}})),
+        errors.OutOfTreeFile,
+        "/etc/passwd",
+    ),
+    "path in disguise": (
+        lambda b: edit(b, lambda d: d["files"].update({"float32/./x": {"size": 1, "sha256": "0"}})),
+        errors.OutOfTreeFile,
+        "float32/./x",
+    ),
+    "windows path": (
+        lambda b: edit(b, lambda d: d["files"].update({"..\\x": {"size": 1, "sha256": "0"}})),
+        errors.OutOfTreeFile,
+        "x",
+    ),
+    "unlisted reference": (
+        lambda b: edit(b, lambda d: d["steps"]["float32"]["weights"].append("float32/other")),
+        errors.UnlistedFile,
+        "float32/other",
+    ),
+    "newer schema": (lambda b: edit(b, lambda d: d.update(schema_version=2)), errors.SchemaVersionError, "2"),
+    "no schema": (lambda b: edit(b, lambda d: d.pop("schema_version")), errors.SchemaVersionError, "None"),
+    "not JSON": (lambda b: (b / "manifest.json").write_text("{"), errors.ManifestError, "manifest.json"),
+    "a list": (lambda b: (b / "manifest.json").write_text("[]"), errors.ManifestError, "manifest"),
+    "not text": (
+        lambda b: (b / "manifest.json").write_bytes(b"\xff\xfe"),
+        errors.ManifestError,
+        "manifest.json",
+    ),
+    "no contract": (lambda b: edit(b, lambda d: d.pop("contract")), errors.ManifestError, "contract"),
+    "unknown contract key": (
+        lambda b: edit(b, lambda d: d["contract"].update(x=1)),
+        errors.ManifestError,
+        "x",
+    ),
+    "negative size": (
+        lambda b: edit(b, lambda d: d["contract"].update(heads=-1)),
+        errors.ManifestError,
+        "heads",
+    ),
+    "steps of a wrong type": (lambda b: edit(b, lambda d: d.update(steps=[])), errors.ManifestError, "steps"),
+    "size of a wrong type": (
+        lambda b: edit(b, lambda d: d["files"][STEP].update(size="1")),
+        errors.ManifestError,
+        "step.onnx",
+    ),
+}
+
+
+def _replace(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_a_tampered_bundle_is_refused(bundle: Path, case: str) -> None:
+    """Fails if a bundle opens that is not the one that was exported, or the error does not say what is wrong."""
+    tamper, kind, name = TAMPERED[case]
+    tamper(bundle)
+    with pytest.raises(errors.BundleError) as caught:
+        dpad.load(bundle)
+    assert type(caught.value) is kind
+    assert name in str(caught.value)
+
+
+def test_a_whole_bundle_opens_and_writes_text(bundle: Path) -> None:
+    """Fails if the checks refuse what export made."""
+    with dpad.load(bundle) as model:
+        result = model.generate("w5 w6", gen_length=32)
+    assert len(result.canvas) == 32 + len(model.request("w5 w6").prompt_ids)
+    assert model.engine.contract.mask_token_id not in result.canvas
+
+
+def test_sizes_are_checked_without_hashes(bundle: Path) -> None:
+    """Fails if skipping the hashes skips the rest, or does not skip the hashes."""
+    flip_a_bit(bundle)
+    Bundle.open(bundle, hashes=False)
+    truncate(bundle)
+    with pytest.raises(errors.TruncatedFile):
+        Bundle.open(bundle, hashes=False)
+
+
+def test_the_message_says_how_to_make_it_again(bundle: Path) -> None:
+    """Fails if the way out is missing."""
+    flip_a_bit(bundle)
+    with pytest.raises(errors.AlteredFile, match="dpad export .* --out"):
+        Bundle.open(bundle)
+
+
+def test_not_a_bundle_at_all(tmp_path: Path) -> None:
+    """Fails if a wrong path gives a traceback."""
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(errors.MissingFile, match="dpad export"):
+            Bundle.open(path)
+
+
+def test_checks_hold_under_optimisation(bundle: Path) -> None:
+    """Fails if a check is an assert, which `python -O` removes."""
+    flip_a_bit(bundle)
+    code = "import sys, pathlib; from dpad.runtime.bundle import Bundle; Bundle.open(pathlib.Path(sys.argv[1]))"
+    ran = subprocess.run([sys.executable, "-O", "-c", code, str(bundle)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "AlteredFile" in ran.stderr
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _paths(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [path, *(found for key, value in items for found in _paths(value, (*path, key)))]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_manifest_gives_anything_but_a_typed_error(whole: Path, bundle: Path, data: st.DataObject) -> None:
+    """Fuzz: one value anywhere in the manifest replaced by any JSON."""
+    manifest = json.loads((whole / "manifest.json").read_text())
+    path = data.draw(st.sampled_from(_paths(manifest)))
+    value = data.draw(JSON)
+    if path:
+        parent = manifest
+        for key in path[:-1]:
+            parent = parent[key]
+        parent[path[-1]] = value
+    else:
+        manifest = value
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    try:
+        dpad.load(bundle).close()
+    except errors.DpadError as error:
+        assert str(error)

@@ -1,0 +1,134 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundles import write_source
+
+
+def dpad(*arguments: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "dpad", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, input=stdin)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by the command line itself, with parity."""
+    folder = tmp_path_factory.mktemp("cli")
+    ran = dpad("export", write_source(folder / "source"), "--out", folder / "out", "--sample", "w5 w6")
+    assert ran.returncode == 0, ran.stderr
+    assert "onnxruntime-cpu (float32): within tolerance" in ran.stderr
+    assert "positions committed with the same token in the same pass" in ran.stderr
+    assert "exported" in ran.stdout
+    assert "> w5 w6" in ran.stdout
+    return folder / "out"
+
+
+@pytest.mark.parametrize("command", ["export", "generate", "parity", "inspect"])
+def test_help_describes_every_option(command: str) -> None:
+    """Fails if an option has no help text."""
+    ran = dpad(command, "--help")
+    assert ran.returncode == 0
+    lines = ran.stdout.split("Options:")[1].splitlines()
+    for line in lines:
+        if line.startswith("  -") and line.strip() != "-h, --help":
+            assert line.count("  ") > 1 or line.endswith(("]", ">")) or len(line) > 30, line
+
+
+def test_generate_prints_text_and_facts(bundle: Path) -> None:
+    """Fails if the text is not alone on standard output."""
+    ran = dpad("generate", bundle, "w5 w6", "--gen-length", 32)
+    assert ran.returncode == 0, ran.stderr
+    assert "passes" in ran.stderr
+    assert "passes" not in ran.stdout
+
+
+def test_generate_json_is_one_document_and_repeatable(bundle: Path) -> None:
+    """Fails if JSON is mixed with prose, or the same command gives another text."""
+    first, second = (
+        json.loads(dpad("generate", bundle, "-", "--gen-length", 32, "--json", stdin="w5 w6").stdout) for _ in range(2)
+    )
+    assert first["token_ids"] == second["token_ids"]
+    assert first["engine"] == "onnxruntime-cpu"
+    assert len(first["commit_steps"]) == 32
+    torch = json.loads(dpad("generate", bundle, "w5 w6", "--gen-length", 32, "--json", "--engine", "torch").stdout)
+    assert torch["canvas"] == first["canvas"]
+    assert torch["nfe"] == first["nfe"]
+
+
+def test_show_steps_shows_every_pass(bundle: Path) -> None:
+    """Fails if the canvas does not fill in before the reader's eyes."""
+    ran = dpad("generate", bundle, "w5 w6", "--gen-length", 32, "--decoder", "fixed", "--steps", 8, "--show-steps")
+    passes = [line for line in ran.stderr.splitlines() if line.startswith("block ")]
+    assert passes
+    assert all(line.count(":'") + line.count(':"') == 4 for line in passes)
+
+
+def test_infill_and_raw_prompts(bundle: Path) -> None:
+    """Fails if text behind the blank is lost or a raw prompt is wrapped as chat."""
+    document = json.loads(
+        dpad("generate", bundle, "w5 w6", "--raw", "--suffix", "w9 w10", "--gen-length", 32, "--json").stdout
+    )
+    assert document["canvas"][:2] == [5, 6]
+    assert document["canvas"][-2:] == [9, 10]
+
+
+def test_inspect_says_what_runs_here(bundle: Path) -> None:
+    """Fails if files, engines, limits or parity are missing."""
+    ran = dpad("inspect", bundle)
+    for said in (
+        "LLaDAModelLM",
+        "canvas 256 tokens",
+        "float32/step.onnx",
+        "onnxruntime-cpu (float32): runs here",
+        "passed",
+    ):
+        assert said in ran.stdout
+    document = json.loads(dpad("inspect", bundle, "--json").stdout)
+    assert document["manifest"]["schema_version"] == 1
+    assert any(engine["runs_here"] for engine in document["engines"])
+
+
+def test_parity_writes_its_report_into_the_bundle(bundle: Path) -> None:
+    """Fails if the report is not kept, or the bundle no longer opens afterwards."""
+    ran = dpad("parity", bundle, "--steps", 1, "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == json.loads((bundle / "parity.json").read_text())
+    assert dpad("inspect", bundle).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("generate", "/nowhere", "w5"), "MissingFile"),
+        (("generate", "BUNDLE", "<mask>"), "mask id"),
+        (("generate", "BUNDLE", "w5", "--gen-length", "30"), "does not divide"),
+        (("generate", "BUNDLE", "w5", "--window", "900"), "window 900"),
+        (("generate", "BUNDLE", "w5", "--gen-length", "512"), "over this bundle's 256"),
+        (("generate", "BUNDLE", "w5", "--top-k", "3"), "temperature"),
+        (("generate", "BUNDLE", "w5", "--engine", "abacus"), "has no engine 'abacus'"),
+        (("export", "no-such-model", "--out", "BUNDLE-2"), "tiny"),
+        (("export", "owner/model", "--out", "BUNDLE-2"), "hf download owner/model"),
+        (("parity", "BUNDLE", "--engine", "abacus"), "abacus"),
+    ],
+)
+def test_errors_are_one_line_with_the_way_out(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    """Fails if a user's mistake ends in a traceback, or in status 0."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ran = dpad(*(argument.replace("BUNDLE", str(bundle)) for argument in arguments))
+    assert ran.returncode == 1
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert ran.stderr.startswith("dpad: ")
+
+
+def test_errors_in_json_mode_are_json(bundle: Path) -> None:
+    """Fails if a script that asked for JSON has to parse prose."""
+    ran = dpad("generate", bundle, "w5", "--gen-length", 30, "--json")
+    assert ran.returncode == 1
+    assert json.loads(ran.stdout)["error"] == "InvalidRequest"

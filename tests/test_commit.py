@@ -1,0 +1,98 @@
+"""Commit rules against the same rules written one row and one mask at a time."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpad.runtime.commit import commit_count
+from dpad.runtime.options import DECODERS, GenerationOptions
+
+BLOCK = 12
+
+
+def naive(options: GenerationOptions, confidences: list[float], step: int) -> int:
+    """Commits of one row whose masks have these confidences, best first."""
+    if not confidences:
+        return 0
+    if options.decoder == "threshold":
+        return max(1, sum(c >= options.threshold for c in confidences))
+    if options.decoder == "factor":
+        count = 0
+        for n, confidence in enumerate(confidences, start=1):
+            if not (n + 1) * (1 - confidence) < options.factor:
+                break
+            count = n
+        return max(1, count)
+    steps = (options.steps or options.gen_length) // (options.gen_length // options.block_length)
+    planned = [BLOCK // steps + (1 if s < BLOCK % steps else 0) for s in range(steps)]
+    wanted = planned[step] if step < steps else 1
+    return min(max(1, wanted), len(confidences))
+
+
+rows = st.lists(st.lists(st.floats(0, 1, width=32), max_size=BLOCK), min_size=1, max_size=4)
+
+
+@given(
+    rows=rows,
+    decoder=st.sampled_from(DECODERS),
+    threshold=st.floats(0, 1),
+    factor=st.floats(0.01, 4),
+    steps=st.sampled_from([None, 2, 4, 10, 14, 24, 48]),
+    step=st.integers(0, 30),
+)
+def test_counts(
+    rows: list[list[float]], decoder: str, threshold: float, factor: float, steps: int | None, step: int
+) -> None:
+    """Fails if a rule counts too many or too few, none where there are masks, or any where there are none."""
+    options = GenerationOptions(
+        gen_length=2 * BLOCK,
+        block_length=BLOCK,
+        decoder=decoder,
+        threshold=threshold,
+        factor=factor,
+        steps=steps,
+    )
+    ordered = [sorted(row, reverse=True) for row in rows]
+    width = max(1, *(len(row) for row in rows))
+    ranked = np.full((len(rows), width), -np.inf)
+    for target, row in zip(ranked, ordered):
+        target[: len(row)] = row
+    masked = np.array([len(row) for row in rows])
+    counts = commit_count(options, ranked, masked, step)
+    if decoder in ("fixed", "entropy", "margin") and step >= options.steps_per_block:
+        return  # past the plan only progress is promised: see below
+    assert counts.tolist() == [naive(options, row, step) for row in ordered]
+
+
+@given(masked=st.integers(1, BLOCK), steps=st.sampled_from([2, 4, 10, 24]), step=st.integers(0, 40))
+def test_past_the_plan_there_is_progress(masked: int, steps: int, step: int) -> None:
+    """Fails if a block whose masks outlive their steps stops, or commits more than there are."""
+    options = GenerationOptions(gen_length=2 * BLOCK, block_length=BLOCK, decoder="fixed", steps=steps)
+    [count] = commit_count(options, np.full((1, BLOCK), 0.5), np.array([masked]), step)
+    assert 1 <= count <= masked
+
+
+@pytest.mark.parametrize(
+    "steps,plan", [(8, [3, 3, 3, 3]), (10, [3, 3, 2, 2, 2]), (14, [2, 2, 2, 2, 2, 1, 1]), (2, [12])]
+)
+def test_the_published_plan(steps: int, plan: list[int]) -> None:
+    """Fails if the remainder does not go to the first steps."""
+    options = GenerationOptions(gen_length=2 * BLOCK, block_length=BLOCK, decoder="fixed", steps=steps)
+    left, counts = BLOCK, []
+    while left:
+        [count] = commit_count(options, np.full((1, BLOCK), 0.5), np.array([left]), len(counts))
+        counts.append(int(count))
+        left -= count
+    assert counts == plan
+
+
+def test_threshold_is_inclusive_and_factor_is_not() -> None:
+    """Fails if >= and < are swapped at the edge."""
+    ranked, masked = np.array([[0.75, 0.5, 0.25]]), np.array([3])
+    for threshold, count in ((0.5, 2), (0.5000001, 1), (0.8, 1), (0.0, 3)):
+        options = GenerationOptions(decoder="threshold", threshold=threshold)
+        assert commit_count(options, ranked, masked, 0).tolist() == [count]
+    for factor, count in ((0.5, 1), (0.6, 1), (1.5, 1), (1.500001, 2), (3.0, 2), (3.1, 3)):
+        options = GenerationOptions(decoder="factor", factor=factor)
+        assert commit_count(options, ranked, masked, 0).tolist() == [count]

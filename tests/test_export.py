@@ -1,0 +1,205 @@
+"""Export: what it makes, what it reuses, and that a failure leaves everything as it was."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundles import export, write_source, write_tokenizer
+from checkpoints import random_weights, raw_config, write_checkpoint
+from safetensors.torch import load_file
+
+from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.progress import Progress
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("source") / "model")
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_the_same_dtype_is_hard_linked(source: Path, tmp_path: Path) -> None:
+    """Fails if a bundle of a large checkpoint costs its size again."""
+    bundle = export(source, tmp_path / "out")
+    assert os.path.samefile(bundle.path("float32/model.safetensors"), source / "model.safetensors")
+
+
+def test_weights_are_copied_where_links_are_impossible(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a file system without hard links cannot hold a bundle."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    bundle = export(source, tmp_path / "out")
+    copy = bundle.path("float32/model.safetensors")
+    assert not os.path.samefile(copy, source / "model.safetensors")
+    assert copy.read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_the_embedded_checkpoint_is_never_linked(tmp_path: Path) -> None:
+    """Fails if changing a bundle could change the installed package."""
+    bundle = export(Path("tiny"), tmp_path / "out")
+    assert bundle.path("float32/model.safetensors").stat().st_nlink == 1
+    assert bundle.manifest.provenance["source"] == "tiny"
+
+
+def test_shards_are_converted_only_when_asked(tmp_path: Path) -> None:
+    """Fails if a conversion changes a value it should not, or one is made unasked."""
+    source = write_source(tmp_path / "source", shards=3)
+    bundle = export(source, tmp_path / "out", dtypes=("float32", "float16"))
+    for dtype in ("float32", "float16"):
+        assert len(bundle.manifest.steps[dtype].weights) == 3
+    for name in bundle.manifest.steps["float16"].weights:
+        original = load_file(source / Path(name).name)
+        for key, tensor in load_file(bundle.path(name)).items():
+            torch.testing.assert_close(tensor, original[key].half(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("value", "said"), [(1e6, "reaches 1e\\+06.*bfloat16"), (float("nan"), "NaN")])
+def test_a_value_that_float16_cannot_hold_is_refused(tmp_path: Path, value: float, said: str) -> None:
+    """Fails if an overflow or a broken checkpoint becomes a silent infinity."""
+    raw = raw_config("llada")
+    weights = random_weights(raw)
+    weights["model.transformer.blocks.1.up_proj.weight"][0, 0] = value
+    write_tokenizer(write_checkpoint(tmp_path / "source", raw, weights))
+    with pytest.raises(errors.ExportError, match=f"blocks.1.up_proj.*{said}"):
+        export(tmp_path / "source", tmp_path / "out", dtypes=("float16",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_export_does_nothing(source: Path, tmp_path: Path) -> None:
+    """Fails if an unchanged bundle is made again, or a changed one is not."""
+    out = tmp_path / "out"
+    settings = ExportSettings()
+    first, made = export_bundle(str(source), out, settings, Progress())
+    before = (out / "manifest.json").stat().st_mtime_ns
+    second, made_again = export_bundle(str(source), out, settings, Progress())
+    assert made
+    assert not made_again
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+    assert second.manifest == first.manifest
+    other, made_third = export_bundle(str(source), out, ExportSettings(max_batch=2), Progress())
+    assert made_third
+    assert other.manifest.contract.max_batch == 2
+
+
+def test_a_damaged_bundle_is_made_again(source: Path, tmp_path: Path) -> None:
+    """Fails if "up to date" is said of a bundle that no longer opens."""
+    out = export(source, tmp_path / "out").directory
+    (out / "float32/step.onnx").write_bytes(b"")
+    assert export_bundle(str(source), out, ExportSettings(), Progress())[1]
+    Bundle.open(out)
+
+
+def test_a_failed_check_leaves_the_old_bundle(source: Path, tmp_path: Path) -> None:
+    """Fails if a bundle that does not pass parity replaces one that did."""
+    out = export(source, tmp_path / "out").directory
+    before = contents(out)
+
+    def fail(*args: Any) -> dict[str, Any]:
+        raise errors.ParityError("no")
+
+    with pytest.raises(errors.ParityError):
+        export_bundle(str(source), out, ExportSettings(), Progress(), check=fail)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_somebody_elses_directory_is_not_replaced(source: Path, tmp_path: Path) -> None:
+    """Fails if --out can delete files that are no bundle."""
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(errors.ExportError, match="not a bundle"):
+        export(source, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+INTERRUPTED = """
+    import os, resource, signal, sys
+    from pathlib import Path
+    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.progress import Progress
+
+    def check(stage, manifest, progress):
+        {action}
+        return {{"passed": True, "engines": []}}
+
+    export_bundle(sys.argv[1], Path(sys.argv[2]), ExportSettings(max_batch=3), Progress(), check=check)
+"""
+
+
+def interrupted_export(source: Path, out: Path, action: str) -> "subprocess.CompletedProcess[str]":
+    code = textwrap.dedent(INTERRUPTED.format(action=action))
+    command = [sys.executable, "-c", code, str(source), str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_an_interrupted_export_leaves_the_old_bundle(source: Path, tmp_path: Path, name: str) -> None:
+    """Fails if a kill at the last moment breaks what was there, or leaves rubbish for ever."""
+    out = export(source, tmp_path / "out").directory
+    before = contents(out)
+    ran = interrupted_export(source, out, f"os.kill(os.getpid(), signal.{name})")
+    assert ran.returncode == -getattr(signal, name) or "KeyboardInterrupt" in ran.stderr
+    assert contents(out) == before
+    Bundle.open(out)
+    export_bundle(str(source), out, ExportSettings(max_batch=2), Progress())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_a_typed_error(source: Path, tmp_path: Path) -> None:
+    """Fails if a write error surfaces as a traceback from inside, or harms the old bundle."""
+    out = export(source, tmp_path / "out").directory
+    before = contents(out)
+    limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))"
+    ran = interrupted_export(source, out, limit)
+    assert ran.returncode == 1
+    assert "ExportError" in ran.stderr.splitlines()[-1]
+    assert contents(out) == before
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"dtypes": ("float64",)}, "float64.*float32, float16, bfloat16"),
+        ({"targets": ("onnx", "coreml")}, "coreml.*tensorrt-rtx"),
+        ({"targets": ("tensorrt-rtx",), "dtypes": ("float32",)}, "needs float16 or bfloat16"),
+        ({"max_batch": 0}, "must be 1 or more"),
+    ],
+)
+def test_settings_that_cannot_work(source: Path, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    """Fails if a wrong setting is noticed only after minutes of work."""
+    with pytest.raises(errors.ExportError, match=said):
+        export(source, tmp_path / "out", **settings)
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
+    """Fails if a bundle is made that cannot write text."""
+    raw = raw_config("llada")
+    write_checkpoint(tmp_path / "source", raw, random_weights(raw))
+    with pytest.raises(errors.CheckpointError, match="tokenizer.json"):
+        export(tmp_path / "source", tmp_path / "out")
+
+
+def test_nothing_of_this_machine_is_in_the_graph(source: Path, tmp_path: Path) -> None:
+    """Fails if step.onnx or the manifest leaks a path."""
+    bundle = export(source, tmp_path / "out")
+    for name in ("float32/step.onnx",):
+        data = bundle.path(name).read_bytes()
+        assert b"site-packages" not in data
+        assert str(Path.cwd()).encode() not in data

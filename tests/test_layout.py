@@ -1,0 +1,127 @@
+"""What is installed, what imports what, and what a service must not pay for."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from bundles import export, write_source
+
+import dpad
+from dpad.runtime import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("plugins", "runtime", "models", "export")  # each may import only those on its left
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx_ir",
+    "safetensors",
+    "polygraphy",
+    "transformers",
+    "tensorrt_rtx",
+)
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_run_one_way(folder: str) -> None:
+    """Fails if a layer imports one that stands on it."""
+    later = FOLDERS[FOLDERS.index(folder) + 1 :]
+    for path in (ROOT / folder).glob("*.py"):
+        for name in imported(path):
+            assert not name.startswith(tuple(f"dpad.{other}" for other in later)), f"{path} imports {name}"
+            assert name.split(".")[0] not in FOLDERS, f"{path} imports {name} without dpad."
+
+
+def test_models_know_the_runtime_only_by_its_contract() -> None:
+    """Fails if a family file reaches into the runtime; the engine and the reader need a little more."""
+    allowed = {"contract", "errors"}
+    for path in (ROOT / "models").glob("*.py"):
+        if path.name != "torch_engine.py":
+            used = {name.split(".")[2] for name in imported(path) if name.startswith("dpad.runtime.")}
+            assert used <= allowed, path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_module_and_no_generic_name(wheel: Path) -> None:
+    """Fails if a sub-package is left out (an editable install hides that) or `runtime` becomes top-level."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in names} == {"dpad", f"dpad-{dpad.__version__}.dist-info"}
+    for folder in (*FOLDERS, "dpad", "dpad/commands"):
+        prefix = folder if folder.startswith("dpad") else f"dpad/{folder}"
+        for path in (ROOT / folder).glob("*.py"):
+            assert f"{prefix}/{path.name}" in names
+    assert {"dpad/py.typed", "dpad/models/tiny/config.json", "dpad/models/tiny/model.safetensors"} <= names
+
+
+def test_the_wheel_imports_on_its_own(wheel: Path, tmp_path: Path) -> None:
+    """Fails if the installed layout differs from the editable one."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import dpad.export.pipeline, dpad.models.step; "
+        f"assert dpad.__file__.startswith({str(tmp_path)!r}), dpad.__file__; "
+        f"assert dpad.export.pipeline.__file__.startswith({str(tmp_path)!r}), dpad.export.pipeline.__file__"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_serving_needs_no_training_stack(tmp_path: Path) -> None:
+    """Fails if a service that embeds the runtime has to install torch or onnx."""
+    bundle = export(write_source(tmp_path / "source"), tmp_path / "out").directory
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
+        "import dpad\n"
+        f"print(len(dpad.load({str(bundle)!r}).generate('w5 w6', gen_length=32).canvas))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) == 36
+
+
+def test_the_public_interface_is_what_it_says() -> None:
+    """Fails if a public name vanishes, has no docstring, or one is added unnoticed."""
+    public = {name for name in vars(dpad) if not name.startswith("_")}
+    modules = {"commands", "errors", "export", "metadata", "models", "plugins", "runtime"}
+    helpers = {"Engine", "Path", "open_engine", "tokenizer_directory", "TextCodec"}
+    assert public - modules - helpers == set(dpad.__all__) - {"errors"}
+    for name in dpad.__all__:
+        assert getattr(dpad, name).__doc__
+
+
+def test_every_error_is_in_the_tree_that_documents_them() -> None:
+    """Fails if an error is raised that the tree at the top of its file does not show."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DpadError)]
+    assert len(kinds) > 15
+    for kind in kinds:
+        assert kind.__name__ in (errors.__doc__ or "")
+
+
+def test_files_stay_readable() -> None:
+    """Fails if a source file grows past 300 lines: a second noun hides in it."""
+    for folder in (*FOLDERS, "dpad", "dpad/commands", "tests"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert len(path.read_text().splitlines()) <= 300, path

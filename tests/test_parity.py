@@ -1,0 +1,97 @@
+"""Parity must pass where the engine is right and fail where it is wrong."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from bundles import export, write_source
+from checkpoints import FAMILIES
+
+from dpad.export.feeds import MODES, random_feeds
+from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.progress import Progress
+from dpad.export.report import parity_lines
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("parity")
+    return export(write_source(folder / "source"), folder / "out", dtypes=("float32", "float16"))
+
+
+def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
+    """Fails if a step or a trajectory differs; the report names both dtypes and every mode."""
+    report = require_passed(compare_bundle(bundle, Progress(), steps=2))
+    ran = {(e["engine"], e["dtype"]): e for e in report["engines"] if e["status"] == "passed"}
+    assert set(ran) == {("onnxruntime-cpu", "float32"), ("onnxruntime-cpu", "float16")}
+    exact = ran["onnxruntime-cpu", "float32"]
+    assert set(exact["modes"]) == {name for name, _, _ in MODES}
+    assert set(exact["steps"]) == {
+        "token_ids",
+        "confidence",
+        "odds_against",
+        "logits",
+        "new_key",
+        "new_value",
+    }
+    assert exact["trajectories"]["equal"] == exact["trajectories"]["positions"] > 0
+    assert 0 < exact["steps"]["logits"]["max_abs"] < 1e-3
+    assert any("largest difference" in line for line in parity_lines(report))
+
+
+def rescale(model: onnx.ModelProto) -> None:
+    """Attention with a slightly wrong scale."""
+    for node in model.graph.node:
+        if node.op_type == "SparseSuffixAttention":
+            node.attribute[0].f *= 1.05
+
+
+def unrotate(model: onnx.ModelProto) -> None:
+    """Keys that ignore their position."""
+    for node in model.graph.node:
+        if node.op_type == "Sin":
+            node.op_type = "Cos"
+
+
+def flip_confidence(model: onnx.ModelProto) -> None:
+    """A confidence that is its own reciprocal."""
+    for node in model.graph.node:
+        if node.op_type == "Reciprocal":
+            node.op_type = "Neg"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(rescale, "logits"), (unrotate, "new_key"), (flip_confidence, "confidence")]
+)
+def test_a_wrong_engine_fails(
+    bundle: Bundle, tmp_path: Path, damage: Callable[[onnx.ModelProto], None], said: str
+) -> None:
+    """Fails if parity would let a subtly wrong graph through."""
+    directory = Path(shutil.copytree(bundle.directory, tmp_path / "out"))
+    model = onnx.load(directory / "float32/step.onnx", load_external_data=False)
+    damage(model)
+    onnx.save(model, directory / "float32/step.onnx")
+    report = compare_bundle(Bundle(directory, bundle.manifest), Progress(), engines=["onnxruntime-cpu"], steps=1)
+    with pytest.raises(errors.ParityError, match=said):
+        require_passed(report)
+
+
+def test_an_engine_that_is_not_there_is_named(bundle: Bundle) -> None:
+    """Fails if a typo in --engine passes because nothing was compared."""
+    with pytest.raises(errors.EngineUnavailable, match="onnxruntime-gpu.*onnxruntime-cpu"):
+        compare_bundle(bundle, Progress(), engines=["onnxruntime-gpu"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_feeds_cover_pads_and_empty_caches(tmp_path: Path, family: str) -> None:
+    """Fails if the random steps stop exercising what makes the modes differ."""
+    bundle = export(write_source(tmp_path / "source", family), tmp_path / "out")
+    feeds = list(random_feeds(bundle.manifest.contract, "float32", 3, seed=0))
+    assert any((feed["gather_indices"] == -1).any() for _, feed in feeds)
+    assert any((feed["cache_indices"] == -1).any() for mode, feed in feeds if mode in ("prefix", "dual"))
+    assert all(feed["cache_indices"].shape[1] == 0 for mode, feed in feeds if mode in ("none", "refresh"))
+    assert {feed["canvas"].shape[0] for _, feed in feeds} == {1, 2, 3}

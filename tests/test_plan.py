@@ -1,0 +1,126 @@
+"""TensorRT-RTX plans, built here without a GPU; and that a plan that does not fit is never opened."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorrt_rtx
+from bundles import export, write_source
+from checkpoints import FAMILIES
+
+from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.plan import build_plan, capabilities, profiles
+from dpad.export.progress import Progress
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.machine import Gpu, Machine
+from dpad.runtime.select import candidates, open_engine, require_match
+
+FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture(scope="module")
+def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("bundle") / "out"
+    return export(source, out, targets=("onnx", "tensorrt-rtx"), capabilities=("8.9",))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_family_builds_in_sixteen_bit(tmp_path: Path, family: str, dtype: str) -> None:
+    """Fails if the exported graph holds something that TensorRT-RTX cannot compile."""
+    source = write_source(tmp_path / "source", family)
+    bundle = export(source, tmp_path / "out", targets=("tensorrt-rtx",), dtypes=(dtype,), capabilities=("8.6", "12.0"))
+    assert [entry.compute_capability for entry in bundle.manifest.engines] == ["8.6", "12.0"]
+    for entry in bundle.manifest.engines:
+        assert bundle.path(entry.file).stat().st_size > 10_000
+        assert entry.build_seconds > 0
+        assert entry.library_version == tensorrt_rtx.__version__
+        assert entry.step_sha256 == bundle.manifest.files[f"{dtype}/step.onnx"].sha256
+
+
+def test_the_builders_own_error_is_shown(bundle: Bundle) -> None:
+    """Fails if a build that fails (float32 has no fused attention) hides the reason."""
+    contract = bundle.manifest.contract
+    with pytest.raises(errors.EngineBuildError, match="(?s)float32.*8.9.*Attention"):
+        build_plan(tensorrt_rtx, bundle.path("float32/step.onnx"), contract, "float32", "8.9", Progress())
+
+
+def test_an_unknown_capability_names_the_known_ones(bundle: Bundle) -> None:
+    """Fails if a typo reaches the builder."""
+    contract = bundle.manifest.contract
+    with pytest.raises(errors.EngineBuildError, match="9.0.*8.9"):
+        build_plan(tensorrt_rtx, bundle.path("float16/step.onnx"), contract, "float16", "9.0", Progress())
+    assert "8.9" in capabilities(tensorrt_rtx)
+
+
+def test_a_file_that_is_no_model_is_a_build_error(bundle: Bundle, tmp_path: Path) -> None:
+    """Fails if the parser's error is lost."""
+    (tmp_path / "step.onnx").write_bytes(b"no model")
+    with pytest.raises(errors.EngineBuildError, match="cannot parse"):
+        build_plan(tensorrt_rtx, tmp_path / "step.onnx", bundle.manifest.contract, "float16", "8.9", Progress())
+
+
+def test_profiles_lie_within_the_contract(bundle: Bundle) -> None:
+    """Fails if an engine is built for shapes that the contract forbids, or misses some it allows."""
+    contract = bundle.manifest.contract
+    limits = contract.axis_ranges()
+    for ranges in profiles(contract).values():
+        for axis, (low, likely, high) in ranges.items():
+            assert 1 <= low <= likely <= high <= limits[axis][1]
+    assert profiles(contract)["refresh"]["Q"][2] == contract.max_length
+
+
+def test_an_unchanged_engine_is_reused(source: Path, bundle: Bundle) -> None:
+    """Fails if a second export builds again what has the same key, or reuses what has not."""
+    plan = bundle.path(bundle.manifest.engines[0].file).read_bytes()
+
+    class Said(Progress):
+        lines: list[str] = []  # noqa: RUF012
+
+        def say(self, message: str) -> None:
+            self.lines.append(message)
+
+    settings = ExportSettings(targets=("onnx", "tensorrt-rtx"), capabilities=("8.9", "8.6"))
+    again, made = export_bundle(str(source), bundle.directory, settings, Said())
+    assert made
+    assert [line for line in Said.lines if "reused" in line and "sm89" in line]
+    assert [line for line in Said.lines if "built in" in line and "sm86" in line]
+    assert again.path(again.manifest.engines[0].file).read_bytes() == plan
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "platform": {"platform": "windows-amd64"},
+    "library_version": {"library_version": "1.0.0"},
+    "compute_capability": {"compute_capability": "12.0"},
+    "step_sha256": {"step_sha256": "0" * 64},
+    "weights_sha256": {"weights_sha256": ("0" * 64,)},
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_an_engine_that_does_not_fit_names_the_field_and_the_command(bundle: Bundle, field: str) -> None:
+    """Fails if a stale or foreign plan would be deserialised."""
+    entry = bundle.manifest.engines[0]
+    require_match(entry, bundle, FITTING)
+    with pytest.raises(errors.EngineMismatch, match=f"{field} is .*dpad export .* --target tensorrt-rtx"):
+        require_match(replace(entry, **CHANGES[field]), bundle, FITTING)
+
+
+def test_without_a_gpu_the_plan_says_why_and_cannot_be_opened(bundle: Bundle) -> None:
+    """Fails if a plan is tried on a machine that cannot run it."""
+    if Machine.current().gpu is not None:
+        pytest.skip("this machine has a GPU")
+    (plan, *_) = candidates(bundle, Machine.current())
+    assert plan.obstacle is not None
+    assert "driver" in plan.obstacle
+    with pytest.raises(errors.EngineMismatch, match="compute_capability"):
+        open_engine(bundle, plan.name)
+    with pytest.raises(errors.EngineUnavailable, match="onnxruntime-cpu"):
+        open_engine(bundle, "nonsense")

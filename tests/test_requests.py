@@ -1,0 +1,169 @@
+"""What cannot be served is refused before any work, naming the value and the limit."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import MASK, VOCAB
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.errors import InvalidRequest, ManifestError
+from dpad.runtime.generate import generate
+from dpad.runtime.options import CACHES, DECODERS, GenerationOptions
+from dpad.runtime.request import Request
+from dpad.runtime.suffix import Gaussian, Uniform
+
+CONTRACT = StepContract("llada", 2, 2, 1, 32, VOCAB, MASK, 1, 0, 4, 200, 32, 64)
+
+
+class Untouched(Engine):
+    """An engine that must not be reached."""
+
+    name, contract, dtype = "untouched", CONTRACT, "float32"
+
+    def new_cache(self, batch: int, slots: int) -> None:
+        """Fails the test."""
+        raise AssertionError("work was done")
+
+    def step(self, inputs: StepInputs, cache: None) -> StepOutputs:
+        """Fails the test."""
+        raise AssertionError("work was done")
+
+
+# option values -> what the message must say: the value, and the limit where there is one
+BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "no new tokens": ({"gen_length": 0}, ("gen_length 0", "1")),
+    "negative length": ({"gen_length": -32}, ("-32", "1")),
+    "no block": ({"block_length": 0}, ("block_length 0", "1")),
+    "block does not divide": ({"gen_length": 100, "block_length": 32}, ("32", "100")),
+    "block over length": ({"gen_length": 16, "block_length": 32}, ("32", "16")),
+    "decoder": ({"decoder": "greedy"}, ("'greedy'", *DECODERS)),
+    "cache": ({"cache": "both"}, ("'both'", *CACHES)),
+    "threshold over 1": ({"threshold": 1.5}, ("1.5", "1")),
+    "threshold negative": ({"threshold": -0.1}, ("-0.1", "0")),
+    "threshold nan": ({"threshold": float("nan")}, ("nan",)),
+    "factor 0": ({"factor": 0.0}, ("factor 0.0", "0")),
+    "factor nan": ({"factor": float("nan")}, ("nan",)),
+    "steps 0": ({"steps": 0}, ("steps 0", "4 blocks")),
+    "steps negative": ({"steps": -4}, ("steps -4",)),
+    "steps do not divide": ({"steps": 6}, ("steps 6", "4 blocks")),
+    "temperature negative": ({"temperature": -1.0}, ("-1.0", "0")),
+    "temperature infinite": ({"temperature": float("inf")}, ("inf",)),
+    "temperature nan": ({"temperature": float("nan")}, ("nan",)),
+    "top_k 0": ({"temperature": 1.0, "top_k": 0}, ("top_k 0", "1")),
+    "top_p 0": ({"temperature": 1.0, "top_p": 0.0}, ("top_p 0.0",)),
+    "top_p over 1": ({"temperature": 1.0, "top_p": 1.1}, ("top_p 1.1", "1")),
+    "filters without temperature": ({"top_k": 5}, ("top_k", "temperature 0")),
+    "seed negative": ({"seed": -1}, ("seed -1", "0")),
+    "eos outside": ({"eos_token_ids": (1, VOCAB)}, (str(VOCAB),)),
+    "eos negative": ({"eos_token_ids": (-1,)}, ("-1", str(VOCAB))),
+    "eos is the mask": ({"eos_token_ids": (MASK,)}, (str(MASK), "mask")),
+    "window": ({"schedule": Gaussian(window=129)}, ("129", "128")),
+    "uniform": ({"schedule": Uniform(70, window=64)}, ("70", "64")),
+    "length not whole": ({"gen_length": 128.0}, ("gen_length", "128.0")),
+    "seed not whole": ({"seed": 1.5}, ("seed", "1.5")),
+    "seed a string": ({"seed": "7"}, ("seed", "'7'")),
+    "steps not whole": ({"decoder": "fixed", "steps": 64.0}, ("steps", "64.0")),
+    "top_k not whole": ({"temperature": 1.0, "top_k": 2.5}, ("top_k", "2.5")),
+    "threshold a string": ({"threshold": "high"}, ("threshold", "'high'")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options(case: str) -> None:
+    """Fails if the option is accepted, raises anything else, or the message leaves the user guessing."""
+    changes, words = BAD_OPTIONS[case]
+    with pytest.raises(InvalidRequest) as caught:
+        generate(Untouched(), [Request((5, 6))], GenerationOptions(**changes))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+# requests -> what the message must say
+BAD_REQUESTS: dict[str, tuple[list[Request], tuple[str, ...]]] = {
+    "nothing": ([], ("0", "4")),
+    "batch too large": ([Request((5,))] * 5, ("5", "4")),
+    "mask in the prompt": ([Request((5,)), Request((5, MASK))], (str(MASK), "mask")),
+    "mask in the suffix": ([Request((5,), suffix_ids=(MASK,))], (str(MASK), "mask")),
+    "token over the vocabulary": ([Request((5, VOCAB))], (str(VOCAB), "vocabulary")),
+    "negative token": ([Request((-1,))], ("-1", str(VOCAB))),
+    "suffix token": ([Request((5,), suffix_ids=(4000,))], ("4000", str(VOCAB))),
+    "canvas too long": ([Request((5,) * 73)], ("201", "200", "73 prompt")),
+    "canvas with suffix too long": ([Request((5,) * 70, suffix_ids=(6,) * 3)], ("201", "200", "3 suffix")),
+    "window of the row": ([Request((5,), schedule=Gaussian(window=500))], ("500", "128")),
+    "seed of the row": ([Request((5,), seed=-3)], ("-3", "0")),
+    "token not whole": ([Request((5, 6.5))], ("6.5",)),  # type: ignore[arg-type]
+    "seed not whole": ([Request((5,), seed=0.5)], ("seed", "0.5")),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_bad_requests(case: str) -> None:
+    """Fails if one bad row of a batch is accepted or found out late."""
+    requests, words = BAD_REQUESTS[case]
+    with pytest.raises(InvalidRequest) as caught:
+        generate(Untouched(), requests, GenerationOptions())
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_the_limits_themselves_are_served() -> None:
+    """Fails if a limit is off by one."""
+    full = [
+        Request((5,) * 72),
+        Request((0, MASK - 1), suffix_ids=(5,) * 70),
+        Request(()),
+        Request((np.int64(3),)),
+    ]
+    with pytest.raises(AssertionError, match="work was done"):
+        next(generate(Untouched(), full, GenerationOptions(schedule=Gaussian(window=128), threshold=1.0, seed=0)))
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(GenerationOptions)])
+def test_options_are_frozen(name: str) -> None:
+    """Fails if an option can change while a request runs."""
+    options = GenerationOptions()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(options, name, None)
+
+
+def test_unknown_options_are_an_error() -> None:
+    """Fails if a misspelled option is silently dropped."""
+    with pytest.raises(TypeError, match="sigma"):
+        GenerationOptions(sigma=4)  # type: ignore[call-arg]
+
+
+def test_defaults_are_the_published_runs() -> None:
+    """Fails if a default drifts from what the papers report."""
+    options = GenerationOptions()
+    assert (options.block_length, options.threshold, options.temperature) == (32, 0.9, 0.0)
+    assert isinstance(options.schedule, Gaussian) and options.early_termination
+    options.check(CONTRACT)
+
+
+def test_contract_survives_json() -> None:
+    """Fails if a field is lost on the way through a manifest."""
+    assert StepContract.from_json(CONTRACT.to_json()) == CONTRACT
+
+
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
+
+
+@given(st.dictionaries(st.sampled_from([*CONTRACT.to_json(), "extra"]), values, min_size=1), st.booleans())
+def test_a_bad_contract_is_a_manifest_error(changes: dict[str, Any], drop: bool) -> None:
+    """Fails if a damaged contract is accepted, or raises anything but `ManifestError`."""
+    data = CONTRACT.to_json() | changes
+    if drop:
+        del data[min(changes)]
+    good = data.keys() == CONTRACT.to_json().keys() and all(
+        type(value) is type(CONTRACT.to_json()[name]) and (not isinstance(value, int) or value >= 0)
+        for name, value in data.items()
+    )
+    if good:
+        assert StepContract.from_json(data).to_json() == data
+    else:
+        with pytest.raises(ManifestError):
+            StepContract.from_json(data)

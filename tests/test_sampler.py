@@ -1,0 +1,187 @@
+"""The proposal of a token and its score: greedy, tempered, filtered, ordered, banned."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dpad.models.step import predict
+from dpad.runtime.engine import StepOutputs
+from dpad.runtime.errors import EngineError
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.sampler import Choice, choose
+
+VOCAB = 9
+
+
+def outputs_of(logits: NDArray[Any]) -> StepOutputs:
+    """What an engine answers for these logits [B, R, V]."""
+    logits = logits.astype(np.float32)
+    tokens, confidence, odds = (part.numpy() for part in predict(torch.from_numpy(logits)))
+    return StepOutputs(tokens, confidence, odds, logits)
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """In float64, over the last axis."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def logits_of(seed: int, batch: int = 2, rows: int = 5, scale: float = 2.0) -> NDArray[np.float32]:
+    """Random logits [B, R, VOCAB]."""
+    return (scale * np.random.default_rng(seed).standard_normal((batch, rows, VOCAB))).astype(np.float32)
+
+
+def draw(logits: NDArray[Any], seeds: list[int], **options: Any) -> Choice:
+    """One tempered proposal."""
+    chosen = GenerationOptions(**({"temperature": 1.0} | options))
+    return choose(outputs_of(logits), chosen, [np.random.default_rng(seed) for seed in seeds])
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 30))
+def test_greedy_is_the_argmax_and_its_probability(seed: int, scale: float) -> None:
+    """Fails if the token, or the probability rebuilt from the odds against it, is another."""
+    logits = logits_of(seed, scale=scale)
+    choice = choose(outputs_of(logits), GenerationOptions(), [])
+    probabilities = softmax(logits)
+    assert choice.tokens.tolist() == logits.argmax(axis=-1).tolist()
+    np.testing.assert_allclose(choice.confidence, probabilities.max(axis=-1), rtol=1e-6)
+    np.testing.assert_array_equal(choice.scores, choice.confidence)
+
+
+def test_near_certain_tokens_keep_their_order() -> None:
+    """Fails if confidences that float32 rounds to 1 tie, and positions decide the order instead."""
+    logits = np.zeros((1, 3, VOCAB))
+    logits[0, :, 0] = [20.0, 22.0, 21.0]
+    outputs = outputs_of(logits)
+    assert (outputs.confidence == 1.0).any()
+    assert np.argsort(-choose(outputs, GenerationOptions(), []).scores[0]).tolist() == [1, 2, 0]
+
+
+@given(st.integers(0, 2**31))
+def test_orders_of_entropy_and_margin(seed: int) -> None:
+    """Fails if entropy is not least first, or the margin is not between the two best."""
+    logits = logits_of(seed)
+    probabilities = softmax(logits)
+    best = np.sort(probabilities, axis=-1)
+    entropy = -(probabilities * np.log(probabilities)).sum(axis=-1)
+    for decoder, wanted in (("entropy", -entropy), ("margin", best[..., -1] - best[..., -2])):
+        choice = choose(outputs_of(logits), GenerationOptions(decoder=decoder), [])
+        np.testing.assert_allclose(choice.scores, wanted, atol=1e-7)
+        np.testing.assert_allclose(choice.confidence, best[..., -1], atol=1e-12)
+        assert choice.tokens.tolist() == logits.argmax(axis=-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_gumbel_frequencies_are_the_tempered_softmax(temperature: float) -> None:
+    """Fails if the noise is not Gumbel, or the temperature scales the noise and not the logits."""
+    rows = 40_000
+    logits = np.repeat(logits_of(3, 1, 1), rows, axis=1)
+    choice = draw(logits, [11], temperature=temperature)
+    frequency = np.bincount(choice.tokens[0], minlength=VOCAB) / rows
+    expected = softmax(logits[0, 0] / temperature)
+    assert (np.abs(frequency - expected) < 5 * np.sqrt(expected * (1 - expected) / rows) + 1e-4).all()
+    own = softmax(logits[0, 0])
+    np.testing.assert_allclose(choice.confidence[0], own[choice.tokens[0]], rtol=1e-6)
+
+
+def allowed(logits: NDArray[Any], top_k: int | None, top_p: float | None, temperature: float) -> set[int]:
+    """Tokens that may be drawn from one row, filtered the plain way."""
+    order = sorted(range(len(logits)), key=lambda t: (-logits[t], t))
+    if top_k is not None:
+        order = order[:top_k]
+    if top_p is None:
+        return set(order)
+    tempered = np.array([logits[t] for t in order], dtype=np.float64) / temperature
+    probabilities, total, kept = softmax(tempered), 0.0, []
+    for token, probability in zip(order, probabilities):
+        kept.append(token)
+        total += probability
+        if total >= top_p:
+            break
+    return set(kept)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    top_k=st.none() | st.integers(1, VOCAB + 3),
+    top_p=st.none() | st.floats(0.05, 0.95),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]),
+)
+def test_filters(seed: int, top_k: int | None, top_p: float | None, temperature: float) -> None:
+    """Fails if a filtered token is drawn, or if an allowed one never is."""
+    row = logits_of(seed, 1, 1, scale=1.0)
+    drawn = draw(np.repeat(row, 1500, axis=1), [seed], top_k=top_k, top_p=top_p, temperature=temperature)
+    may = allowed(row[0, 0], top_k, top_p, temperature)
+    assert set(drawn.tokens[0].tolist()) <= may
+    own = softmax(row[0, 0] / temperature)
+    likely = {token for token in may if own[token] / sum(own[t] for t in may) > 0.01}
+    assert likely <= set(drawn.tokens[0].tolist())
+
+
+def test_each_row_has_its_own_generator() -> None:
+    """Fails if a row's draw depends on its place in the batch."""
+    logits = np.repeat(logits_of(4, 1, 6), 3, axis=0)
+    together = draw(logits, [1, 2, 1])
+    assert together.tokens[0].tolist() == together.tokens[2].tolist() != together.tokens[1].tolist()
+    assert draw(logits[:1], [2]).tokens[0].tolist() == together.tokens[1].tolist()
+
+
+@given(st.integers(0, 2**31), st.integers(0, VOCAB - 1), st.sampled_from([0.0, 1.0]))
+def test_a_banned_token_is_never_proposed(seed: int, banned: int, temperature: float) -> None:
+    """Fails if the ban is lost, or if it changes the probabilities of the others."""
+    logits = logits_of(seed, 1, 50)
+    options = GenerationOptions(temperature=temperature)
+    choice = choose(outputs_of(logits), options, [np.random.default_rng(seed)], banned=banned)
+    assert banned not in choice.tokens
+    own = np.take_along_axis(softmax(logits), choice.tokens[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(choice.confidence, own, rtol=1e-6)
+    if temperature == 0:
+        others = logits.copy()
+        others[..., banned] = -np.inf
+        assert choice.tokens.tolist() == others.argmax(axis=-1).tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"decoder": "margin"}, {"decoder": "entropy"}, {"temperature": 1.0}])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_broken_logits_are_an_error(options: dict[str, Any], value: float) -> None:
+    """Fails if one NaN, or an overflow to infinity, becomes a token of probability 1."""
+    logits = logits_of(5, 1, 3)
+    logits[0, 1, 4] = value
+    with pytest.raises(EngineError, match=r"NaN|inf"):
+        choose(outputs_of(logits), GenerationOptions(**options), [np.random.default_rng(0)])
+
+
+def test_negative_infinity_is_only_impossible() -> None:
+    """Fails if a token that the model rules out is taken for broken output."""
+    logits = logits_of(6, 1, 3)
+    logits[..., 2] = -np.inf
+    for options in (
+        {},
+        {"decoder": "entropy"},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_p": 0.9, "top_k": 4},
+    ):
+        choice = choose(outputs_of(logits), GenerationOptions(**options), [np.random.default_rng(0)])
+        assert np.isfinite(choice.scores).all() and 2 not in choice.tokens
+
+
+def test_missing_logits() -> None:
+    """Fails if an engine that forgot the logits is blamed on something else."""
+    outputs = outputs_of(logits_of(7))
+    bare = StepOutputs(outputs.token_ids, outputs.confidence, outputs.odds_against, None)
+    with pytest.raises(EngineError, match="logits"):
+        choose(bare, GenerationOptions(temperature=1.0), [np.random.default_rng(0)] * 2)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 1e-320])
+def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
+    """Fails if logits over a tiny temperature overflow into NaN or into the wrong token."""
+    logits = logits_of(8)
+    for filters in ({}, {"top_k": 3}, {"top_p": 0.9}):
+        choice = draw(logits, [1, 2], temperature=temperature, **filters)
+        assert choice.tokens.tolist() == logits.argmax(axis=-1).tolist()
