@@ -54,7 +54,7 @@ def _view(
     contract: StepContract, policy: str, refresh: bool, start: int, block: int, length: int, rng: np.random.Generator
 ) -> BlockView:
     end = start + block
-    kept = end + Gaussian().keep(0, length - end, length, rng)
+    kept = end + Gaussian().keep(block=0, length=length - end, gen_length=length, rng=rng)
     return block_view(policy, refresh, start, end, kept, contract.logit_shift)
 
 

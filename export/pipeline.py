@@ -20,7 +20,7 @@ from dpad.export.hub import Source, resolve
 from dpad.export.plan import build_plan, profiles
 from dpad.export.progress import Progress
 from dpad.export.provenance import TOKENIZER_FILES, describe
-from dpad.models.checkpoint import FAMILIES, Checkpoint, read_header
+from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
 from dpad.runtime.bundle import Bundle, sha256
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError, ExportError
@@ -176,7 +176,7 @@ def _export_step(
     began = time.perf_counter()
     with progress.task(f"trace the step in {dtype}"):
         model = trace.trace_step(checkpoint.architecture, checkpoint.config, contract, dtype)
-        trace.attach_weights(model, {k: v for shard in shards for k, v in read_header(shard).items()})
+        trace.attach_weights(model, read_headers(shards))
         ir.save(model, folder / "step.onnx")
     with progress.task(f"check {dtype}/step.onnx"):
         trace.check_onnx(folder / "step.onnx", shards)

@@ -31,6 +31,8 @@ from dpad.runtime.errors import ExportError
 
 IR_VERSION = 11  # the first with opset 23
 
+_FOLD_LIMIT = 100  # elements of a folded constant: an arange over the vocabulary stays an operator
+
 # Distinct sizes, none 0 or 1, so that the tracer never takes two axes for one.
 _EXAMPLE = {"B": 2, "N": 46, "Q": 30, "K": 12, "R": 9, "T": 41}
 
@@ -71,7 +73,7 @@ def _finish(model: ir.Model, contract: StepContract, dtype: str) -> ir.Model:
         if name.startswith("model."):  # Step.model
             value.const_value = None  # no data: nothing can be folded into the graph
             value.name = name.removeprefix("model.")
-    optimizer.optimize_ir(model, inline=False)
+    optimizer.optimize_ir(model, inline=False, output_size_limit=_FOLD_LIMIT)
     for value, spec in zip([*graph.inputs, *graph.outputs], [*contract.inputs(dtype), *contract.outputs(dtype)]):
         if value.name != spec.name:
             raise ExportError(f"the traced step has {value.name} where the contract has {spec.name}")
@@ -134,7 +136,8 @@ def _example(spec: TensorSpec) -> torch.Tensor:
 
 
 def _dynamic_shapes(contract: StepContract, dtype: str) -> tuple[Any, ...]:
-    dims = {axis: torch.export.Dim(axis, min=low, max=high) for axis, (low, high) in contract.axis_ranges().items()}
+    # No upper bounds: the graph holds for any size, the contract's limits are the runtime's to keep.
+    dims = {axis: torch.export.Dim(axis, min=low) for axis, (low, _) in contract.axis_ranges().items()}
     named = [
         {place: dims[axis] for place, axis in enumerate(spec.axes) if isinstance(axis, str)}
         for spec in contract.inputs(dtype)

@@ -10,6 +10,7 @@ exporter can point at it without reading it.
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -59,7 +60,7 @@ class Checkpoint:
         raw = read_json(directory / "config.json")
         architecture, config = parse_config(raw)
         shards = find_shards(directory)
-        tensors = {name: entry for shard in shards for name, entry in read_header(shard).items()}
+        tensors = read_headers(shards)
         check_tensors(tensors, meta_model(architecture, config))
         dtypes = {entry.dtype for entry in tensors.values()}
         if len(dtypes) != 1:
@@ -83,18 +84,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
     """(architecture, config) of a config.json; raises `CheckpointError` for other models."""
     architectures = raw.get("architectures")
-    known = ", ".join(FAMILIES)
-    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in FAMILIES:
+    name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
+    if not isinstance(name, str) or name not in FAMILIES:
+        known = ", ".join(FAMILIES)
         raise CheckpointError(f"config.json: architectures {architectures!r} is not supported (only {known})")
-    config: Config = FAMILIES[architectures[0]].Config.from_json(raw)
-    if min(config.layers, config.heads, config.kv_heads, config.width, config.head_size) < 1:
-        raise CheckpointError("config.json: layers, heads and widths must be positive")
+    config: Config = FAMILIES[name].Config.from_json(raw)
     if config.heads % config.kv_heads:
         raise CheckpointError(f"config.json: {config.heads} heads do not divide into {config.kv_heads} key/value heads")
-    for name in ("mask_token_id", "eos_token_id"):
-        if not 0 <= getattr(config, name) < config.vocab_size:
-            raise CheckpointError(f"config.json: {name} {getattr(config, name)} is outside the vocabulary")
-    return architectures[0], config
+    if config.head_size % 2:
+        raise CheckpointError(f"config.json: head size {config.head_size} is odd, rotation pairs the halves of a head")
+    for key in ("mask_token_id", "eos_token_id"):
+        if getattr(config, key) >= config.vocab_size:
+            raise CheckpointError(f"config.json: {key} {getattr(config, key)} is outside the vocabulary")
+    if config.mask_token_id == config.eos_token_id:
+        raise CheckpointError(f"config.json: mask_token_id and eos_token_id are both {config.mask_token_id}")
+    return name, config
 
 
 def find_shards(directory: Path) -> list[Path]:
@@ -121,10 +125,21 @@ def _missing_weights(directory: Path, name: str) -> str:
     return f"{directory / name} is missing{hint}"
 
 
+def read_headers(shards: Sequence[Path]) -> dict[str, TensorEntry]:
+    """Tensors of all shards by name; raises `CheckpointError` if two shards hold the same one."""
+    tensors: dict[str, TensorEntry] = {}
+    for shard in shards:
+        for name, entry in read_header(shard).items():
+            if name in tensors:
+                raise CheckpointError(f"tensor {name} is in both {tensors[name].file.name} and {shard.name}")
+            tensors[name] = entry
+    return tensors
+
+
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Tensors of one safetensors file by name; raises `CheckpointError` on a bad or truncated file."""
     try:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="np"):  # not "pt", which maps the whole file
             pass  # the library checks that offsets, shapes and file size agree
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
@@ -143,8 +158,11 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 def meta_model(architecture: str, config: Config) -> Model:
     """The family's module without storage: names and shapes only."""
-    with torch.device("meta"):
-        model: Model = FAMILIES[architecture].Model(config)
+    try:
+        with torch.device("meta"):
+            model: Model = FAMILIES[architecture].Model(config)
+    except RuntimeError as error:  # sizes whose product overflows
+        raise CheckpointError(f"config.json describes a model that cannot exist: {error}") from None
     return model.eval()
 
 

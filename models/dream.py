@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dpad.models.fields import MAX_LAYERS, flag, integer, number, require
 from dpad.models.rope import rotate, rotation
 from dpad.plugins.attention import Attend
 from dpad.runtime.errors import CheckpointError
 
 # config.json keys that change the function, with the only value the published models use.
-_REQUIRED = {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None}
+_ONLY = {"hidden_act": "silu", "use_sliding_window": False}
 
 
 @dataclass(frozen=True)
@@ -48,27 +49,28 @@ class Config:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read the authors' keys; raises `CheckpointError` naming a key that is missing or unsupported."""
-        for key, only in _REQUIRED.items():
-            if data.get(key, only) not in (only, None):
-                raise CheckpointError(f"config.json: {key}={data[key]!r} is not supported (only {only!r})")
-        try:
-            return cls(
-                layers=data["num_hidden_layers"],
-                width=data["hidden_size"],
-                heads=data["num_attention_heads"],
-                kv_heads=data.get("num_key_value_heads") or data["num_attention_heads"],
-                head_size=data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"],
-                mlp_width=data["intermediate_size"],
-                vocab_size=data["vocab_size"],
-                rope_theta=float(data["rope_theta"]),
-                norm_eps=float(data["rms_norm_eps"]),
-                tied=bool(data.get("tie_word_embeddings", False)),
-                mask_token_id=data["mask_token_id"],
-                eos_token_id=data["eos_token_id"],
-                max_length=data["max_position_embeddings"],
-            )
-        except KeyError as missing:
-            raise CheckpointError(f"config.json: key {missing} is missing; is this a Dream checkpoint?") from None
+        require(data, _ONLY)
+        if data.get("rope_scaling") is not None:
+            raise CheckpointError(f"config.json: rope_scaling={data['rope_scaling']!r} is not supported (only null)")
+        width, heads = integer(data, "hidden_size"), integer(data, "num_attention_heads")
+        has_head_size = data.get("head_dim") is not None
+        if not has_head_size and width % heads:
+            raise CheckpointError(f"config.json: hidden_size {width} does not divide into {heads} heads")
+        return cls(
+            layers=integer(data, "num_hidden_layers", high=MAX_LAYERS),
+            width=width,
+            heads=heads,
+            kv_heads=integer(data, "num_key_value_heads", "num_attention_heads"),
+            head_size=integer(data, "head_dim") if has_head_size else width // heads,
+            mlp_width=integer(data, "intermediate_size"),
+            vocab_size=integer(data, "vocab_size"),
+            rope_theta=number(data, "rope_theta"),
+            norm_eps=number(data, "rms_norm_eps"),
+            tied=flag(data, "tie_word_embeddings"),
+            mask_token_id=integer(data, "mask_token_id", low=0),
+            eos_token_id=integer(data, "eos_token_id", low=0),
+            max_length=integer(data, "max_position_embeddings"),
+        )
 
 
 class Attention(nn.Module):

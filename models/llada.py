@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dpad.models.fields import MAX_LAYERS, flag, integer, number, require
 from dpad.models.rope import rotate, rotation
 from dpad.plugins.attention import Attend
 from dpad.runtime.errors import CheckpointError
 
 # config.json keys that change the function, with the only value the published models use.
-_REQUIRED = {
+_ONLY = {
     "block_type": "llama",
     "layer_norm_type": "rms",
     "activation_type": "silu",
@@ -66,27 +67,26 @@ class Config:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read the authors' keys; raises `CheckpointError` naming a key that is missing or unsupported."""
-        for key, only in _REQUIRED.items():
-            if data.get(key, only) not in (only, None):
-                raise CheckpointError(f"config.json: {key}={data[key]!r} is not supported (only {only!r})")
-        try:
-            return cls(
-                layers=data["n_layers"],
-                width=data["d_model"],
-                heads=data["n_heads"],
-                kv_heads=data.get("n_kv_heads") or data["n_heads"],
-                mlp_width=data.get("mlp_hidden_size") or int(data["mlp_ratio"] * data["d_model"]),
-                vocab_size=data.get("embedding_size") or data["vocab_size"],
-                rope_theta=float(data["rope_theta"]),
-                norm_eps=float(data["rms_norm_eps"]),
-                qkv_bias=bool(data.get("include_qkv_bias", False)),
-                tied=bool(data.get("weight_tying", False)),
-                mask_token_id=data["mask_token_id"],
-                eos_token_id=data["eos_token_id"],
-                max_length=data["max_sequence_length"],
-            )
-        except KeyError as missing:
-            raise CheckpointError(f"config.json: key {missing} is missing; is this a LLaDA checkpoint?") from None
+        require(data, _ONLY)
+        width, heads = integer(data, "d_model"), integer(data, "n_heads")
+        if width % heads:
+            raise CheckpointError(f"config.json: d_model {width} does not divide into {heads} heads")
+        has_mlp_width = data.get("mlp_hidden_size") is not None
+        return cls(
+            layers=integer(data, "n_layers", high=MAX_LAYERS),
+            width=width,
+            heads=heads,
+            kv_heads=integer(data, "n_kv_heads", "n_heads"),
+            mlp_width=integer(data, "mlp_hidden_size") if has_mlp_width else integer(data, "mlp_ratio") * width,
+            vocab_size=integer(data, "embedding_size", "vocab_size"),
+            rope_theta=number(data, "rope_theta"),
+            norm_eps=number(data, "rms_norm_eps"),
+            qkv_bias=flag(data, "include_qkv_bias"),
+            tied=flag(data, "weight_tying"),
+            mask_token_id=integer(data, "mask_token_id", low=0),
+            eos_token_id=integer(data, "eos_token_id", low=0),
+            max_length=integer(data, "max_sequence_length"),
+        )
 
 
 class Block(nn.Module):

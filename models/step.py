@@ -69,5 +69,6 @@ def predict(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     token_ids = logits.argmax(dim=-1)
     best = logits.amax(dim=-1, keepdim=True)
     others = torch.arange(logits.shape[-1], device=logits.device) != token_ids[..., None]
-    odds_against = torch.where(others, (logits - best).exp(), 0.0).sum(dim=-1)
+    shifted = logits - best  # 0 at the chosen token, but NaN if its logit is infinite: that must show
+    odds_against = torch.where(others, shifted.exp(), shifted).sum(dim=-1)
     return token_ids, 1.0 / (1.0 + odds_against), odds_against

@@ -46,9 +46,13 @@ def sparse_suffix_attention(
         query: [B, Q, H, D], after rotation.
         key, value: [B, Q, G, D], the new rows; the key after rotation.
         key_cache, value_cache: [B, T, G, D], token-major.
-        cache_indices: int64 [B, K], cache slots to attend; -1 pads; K may be 0.
+        cache_indices: int64 [B, K], cache slots to attend; -1 pads; K may be 0, and must
+            be where T is 0.
         gather_indices: int64 [B, Q], canvas positions of the new rows; a row whose
             position is -1 is padding and is attended by nobody.
+
+    What padding stands for weighs nothing but may be read: slot 0 of the cache and the
+    padded new rows must be finite. No other slot that is not named is ever read.
         scale: factor on the scores before the softmax.
 
     Returns:

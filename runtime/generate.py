@@ -95,7 +95,7 @@ def _steps(
         outputs = engine.step(inputs, cache)
         seconds = perf_counter() - began
         outputs = outputs.first_rows(masks.offsets.shape[1])
-        choice = _choose(outputs, options, batch.generators(step), stuck, mask_id)
+        choice = _choose(outputs, options, batch, step, stuck)
         chosen = _select(choice, masks, options, step)
         rows, columns = np.nonzero(chosen)
         tokens = choice.tokens[rows, columns]
@@ -127,17 +127,13 @@ def _steps(
 
 
 def _choose(
-    outputs: StepOutputs,
-    options: GenerationOptions,
-    generators: list[np.random.Generator],
-    stuck: NDArray[np.bool_],
-    mask_id: int,
+    outputs: StepOutputs, options: GenerationOptions, batch: Batch, step: int, stuck: NDArray[np.bool_]
 ) -> Choice:
     """Propose tokens; a row whose last step only predicted masks may not propose the mask again."""
-    choice = choose(outputs, options, generators)
+    choice = choose(outputs, options, batch.generators(step))
     if not stuck.any():
         return choice
-    other = choose(outputs, options, generators, banned=mask_id)
+    other = choose(outputs, options, batch.generators(step), banned=batch.contract.mask_token_id)
     pairs = zip(astuple(choice), astuple(other))
     return Choice(*(np.where(stuck[:, None], b, a) for a, b in pairs))
 

@@ -8,9 +8,12 @@ Defaults follow the published runs: blocks of 32, greedy, threshold 0.9, Gaussia
 
 from dataclasses import dataclass, field
 
+from dpad.runtime.checks import is_integer, is_number
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.suffix import Gaussian, SuffixSchedule
+
+_COLDEST = 1e-3  # below, tempered logits leave the range of numbers
 
 DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
 CACHES = ("none", "prefix", "dual")
@@ -70,10 +73,24 @@ class GenerationOptions:
 
     def check(self, contract: StepContract) -> None:
         """Raise `InvalidRequest` for the first option that cannot be served, naming value and limit."""
+        self._check_types()
         for problem, message in self._problems(contract):
             if problem:
                 raise InvalidRequest(message)
-        self.schedule.check(self.gen_length)
+        self.schedule.check(self.gen_length, self.block_length)
+
+    def _check_types(self) -> None:
+        """Whole numbers must be whole, and numbers numbers."""
+        for name in ("gen_length", "block_length", "seed", "steps", "top_k"):
+            value = getattr(self, name)
+            if not is_integer(value) and not (value is None and name in ("steps", "top_k")):
+                raise InvalidRequest(f"{name} {value!r} is not an integer")
+        for name in ("threshold", "factor", "temperature", "top_p"):
+            value = getattr(self, name)
+            if not is_number(value) and not (value is None and name == "top_p"):
+                raise InvalidRequest(f"{name} {value!r} is not a number")
+        if not all(is_integer(token) for token in self.eos_token_ids or ()):
+            raise InvalidRequest(f"eos_token_ids {self.eos_token_ids!r} are not all integers")
 
     def _problems(self, contract: StepContract) -> list[tuple[bool, str]]:
         positive = self.gen_length >= 1 and self.block_length >= 1
@@ -91,7 +108,10 @@ class GenerationOptions:
             ),
             (not 0 <= self.threshold <= 1, f"threshold {self.threshold} must be between 0 and 1"),
             (not self.factor > 0, f"factor {self.factor} must be above 0"),
-            (not 0 <= self.temperature < float("inf"), f"temperature {self.temperature} must be 0 or more"),
+            (
+                self.temperature != 0 and not _COLDEST <= self.temperature < float("inf"),
+                f"temperature {self.temperature} must be 0 (greedy) or at least {_COLDEST}",
+            ),
             (self.top_k is not None and self.top_k < 1, f"top_k {self.top_k} must be 1 or more"),
             (self.top_p is not None and not 0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1"),
             (
@@ -99,6 +119,7 @@ class GenerationOptions:
                 "top_k and top_p do nothing at temperature 0; set a temperature or leave them out",
             ),
             (self.seed < 0, f"seed {self.seed} must be 0 or more"),
+            (contract.mask_token_id in eos, f"eos_token_ids {eos} hold the mask id {contract.mask_token_id}"),
             (
                 any(not 0 <= token < contract.vocab_size for token in eos),
                 f"eos_token_ids {eos} must lie in the vocabulary of {contract.vocab_size}",

@@ -6,6 +6,7 @@ Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in betw
 
 from dataclasses import dataclass
 
+from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
@@ -36,8 +37,8 @@ class Request:
     def check(self, options: GenerationOptions, contract: StepContract) -> None:
         """Raise `InvalidRequest` if the row cannot be served, naming the value and the limit."""
         for token in (*self.prompt_ids, *self.suffix_ids):
-            if not 0 <= token < contract.vocab_size:
-                raise InvalidRequest(f"token id {token} is outside the vocabulary of {contract.vocab_size}")
+            if not is_integer(token) or not 0 <= token < contract.vocab_size:
+                raise InvalidRequest(f"token id {token!r} is outside the vocabulary of {contract.vocab_size}")
             if token == contract.mask_token_id:
                 raise InvalidRequest(
                     f"the prompt contains the mask id {token}, which marks blanks to fill; "
@@ -51,6 +52,6 @@ class Request:
                 "shorten it, or export with a larger --max-length"
             )
         if self.schedule is not None:
-            self.schedule.check(options.gen_length)
-        if self.seed is not None and self.seed < 0:
-            raise InvalidRequest(f"seed {self.seed} must be 0 or more")
+            self.schedule.check(options.gen_length, options.block_length)
+        if self.seed is not None and (not is_integer(self.seed) or self.seed < 0):
+            raise InvalidRequest(f"seed {self.seed!r} must be an integer, 0 or more")

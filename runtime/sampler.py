@@ -16,6 +16,8 @@ from dpad.runtime.engine import StepOutputs
 from dpad.runtime.errors import EngineError
 from dpad.runtime.options import GenerationOptions
 
+_BROKEN = "the engine produced NaN or infinite logits; check the weights, or use a wider dtype (bfloat16, float32)"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -46,6 +48,8 @@ def choose(
     if outputs.logits is None:
         raise EngineError("the engine gave no logits though they were asked for")
     logits = outputs.logits.astype(np.float64)
+    if not (logits < np.inf).all():  # NaN is not below anything
+        raise EngineError(_BROKEN)
     probabilities = _softmax(logits)
     if banned is not None:
         logits[..., banned] = -np.inf
@@ -95,5 +99,5 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _checked(choice: Choice) -> Choice:
     if np.isnan(choice.confidence).any():
-        raise EngineError("the engine produced NaN; check the weights, or use a wider dtype (bfloat16, float32)")
+        raise EngineError(_BROKEN)
     return choice

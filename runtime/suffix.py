@@ -8,6 +8,7 @@ to suffix distances, 0 being the first position behind the block. Kept tokens ke
 canvas positions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,14 +17,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.checks import is_integer, is_number
 from dpad.runtime.errors import InvalidRequest
 
 
 class SuffixSchedule(Protocol):
     """Chooses the suffix distances that take part while one block is decoded."""
 
-    def check(self, gen_length: int) -> None:
-        """Raise `InvalidRequest` if the schedule cannot serve canvases of `gen_length` new tokens."""
+    def check(self, gen_length: int, block_length: int) -> None:
+        """Raise `InvalidRequest` if it cannot serve canvases of `gen_length` new tokens in such blocks."""
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Kept distances, ascending, each in [0, length), for the `length` masks behind `block`."""
@@ -33,7 +35,7 @@ class SuffixSchedule(Protocol):
 class Full:
     """No dropout: the whole suffix takes part, as in the vanilla decoder."""
 
-    def check(self, gen_length: int) -> None:
+    def check(self, gen_length: int, block_length: int) -> None:
         """Serves every canvas."""
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -55,11 +57,13 @@ class Gaussian:
     scale: float = 2.0
     window: int | None = None
 
-    def check(self, gen_length: int) -> None:
+    def check(self, gen_length: int, block_length: int) -> None:
         """Raise `InvalidRequest` for a window outside 1…gen_length or a negative parameter."""
         _check_window(self.window, gen_length)
-        if not (self.k >= 0 and self.scale >= 0):
-            raise InvalidRequest(f"k {self.k} and scale {self.scale} must be 0 or more")
+        if not (is_number(self.k) and is_number(self.scale)):
+            raise InvalidRequest(f"k {self.k!r} and scale {self.scale!r} must be numbers")
+        if not (0 <= self.k < math.inf and 0 <= self.scale < math.inf):
+            raise InvalidRequest(f"k {self.k} and scale {self.scale} must be finite and 0 or more")
 
     def probabilities(self, length: int, gen_length: int) -> NDArray[np.float64]:
         """Keep probability of the distances 0 … min(window, length)-1; above 1 is certain."""
@@ -81,12 +85,12 @@ class Uniform:
     count: int
     window: int | None = None
 
-    def check(self, gen_length: int) -> None:
+    def check(self, gen_length: int, block_length: int) -> None:
         """Raise `InvalidRequest` for a bad window or a count that the window cannot hold."""
         _check_window(self.window, gen_length)
         window = _window(self.window, gen_length)
-        if not 0 <= self.count <= window:
-            raise InvalidRequest(f"count {self.count} must be between 0 and the window {window}")
+        if not (is_integer(self.count) and 0 <= self.count <= window):
+            raise InvalidRequest(f"count {self.count!r} must be an integer between 0 and the window {window}")
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """`count` distances, or all of the window if it holds fewer."""
@@ -114,22 +118,21 @@ class Explicit:
         ends = [prompt_length + (b + 1) * block_length for b in range(len(positions))]
         return cls(tuple(tuple(int(p) - end for p in kept) for kept, end in zip(positions, ends)))
 
-    def check(self, gen_length: int) -> None:
-        """Raise `InvalidRequest` unless each block's distances ascend and lie behind the block."""
-        for block, kept in enumerate(self.distances):
+    def check(self, gen_length: int, block_length: int) -> None:
+        """Raise `InvalidRequest` unless every block has distances that ascend and end on the canvas."""
+        for block in range(gen_length // block_length - 1):
+            length = gen_length - (block + 1) * block_length
+            if block >= len(self.distances):
+                raise InvalidRequest(f"suffix positions are given for {block} blocks, block {block} has none")
+            kept = self.distances[block]
             if any(b <= a for a, b in pairwise(kept)) or (kept and kept[0] < 0):
                 raise InvalidRequest(f"suffix distances of block {block} must be 0 or more and ascend")
+            if kept and kept[-1] >= length:
+                raise InvalidRequest(f"suffix distance {kept[-1]} of block {block} is past the canvas end ({length})")
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The given distances; raises `InvalidRequest` for a block that has none, or past the canvas."""
-        if length == 0:
-            return np.empty(0, dtype=np.int64)
-        if block >= len(self.distances):
-            raise InvalidRequest(f"suffix positions are given for {len(self.distances)} blocks, block {block} has none")
-        kept = np.asarray(self.distances[block], dtype=np.int64)
-        if kept.size and kept[-1] >= length:
-            raise InvalidRequest(f"suffix distance {kept[-1]} of block {block} is past the canvas end ({length})")
-        return kept
+        """The given distances; none behind the last block."""
+        return np.asarray(self.distances[block] if length else (), dtype=np.int64)
 
 
 def _window(window: int | None, gen_length: int) -> int:
@@ -138,5 +141,5 @@ def _window(window: int | None, gen_length: int) -> int:
 
 
 def _check_window(window: int | None, gen_length: int) -> None:
-    if window is not None and not 1 <= window <= gen_length:
-        raise InvalidRequest(f"window {window} must be between 1 and gen_length {gen_length}")
+    if window is not None and not (is_integer(window) and 1 <= window <= gen_length):
+        raise InvalidRequest(f"window {window!r} must be an integer between 1 and gen_length {gen_length}")

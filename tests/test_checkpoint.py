@@ -146,7 +146,7 @@ BROKEN: dict[str, tuple[Breaks, tuple[str, ...]]] = {
     "odd head size": (edit_config(d_model=6, n_heads=2, n_kv_heads=2), ("head",)),
     "base a string": (edit_config(rope_theta="many"), ("rope_theta",)),
     "base null": (edit_config(rope_theta=None), ("rope_theta",)),
-    "vocabulary negative": (edit_config(embedding_size=-5, vocab_size=-5), ("vocab",)),
+    "vocabulary negative": (edit_config(embedding_size=None, vocab_size=-5), ("vocab_size", "-5")),
     "mask outside": (edit_config(mask_token_id=128), ("mask_token_id", "128")),
     "eos a list": (edit_config(eos_token_id=[1, 2]), ("eos_token_id",)),
     "mask null": (edit_config(mask_token_id=None), ("mask_token_id",)),

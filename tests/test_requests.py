@@ -58,6 +58,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "top_p 0": ({"temperature": 1.0, "top_p": 0.0}, ("top_p 0.0",)),
     "top_p over 1": ({"temperature": 1.0, "top_p": 1.1}, ("top_p 1.1", "1")),
     "filters without temperature": ({"top_k": 5}, ("top_k", "temperature 0")),
+    "temperature too small": ({"temperature": 1e-320}, ("temperature", "0.001")),
     "seed negative": ({"seed": -1}, ("seed -1", "0")),
     "eos outside": ({"eos_token_ids": (1, VOCAB)}, (str(VOCAB),)),
     "eos negative": ({"eos_token_ids": (-1,)}, ("-1", str(VOCAB))),

@@ -80,7 +80,7 @@ def test_every_schedule_is_pure_seeded_and_ascending(
     schedule: SuffixSchedule, block: int, length: int, seed: int
 ) -> None:
     """Fails if distances repeat, descend, leave the suffix or the window, or if a seed gives two answers."""
-    schedule.check(96)
+    schedule.check(96, 16)
     kept = schedule.keep(block, length, 96, np.random.default_rng(seed))
     assert kept.dtype == np.int64 and kept.ndim == 1
     assert (np.diff(kept) > 0).all()
@@ -154,13 +154,13 @@ def test_bad_schedules_are_refused(case: str) -> None:
     """Fails if a schedule that cannot work is accepted, or if the message lacks the value."""
     schedule, words = BAD[case]
     with pytest.raises(InvalidRequest, match=words):
-        schedule.check(64)
+        schedule.check(64, 16)
 
 
 def test_explicit_past_the_canvas_or_too_short() -> None:
     """Fails if a position outside the canvas is gathered, or a missing block means full or no dropout."""
-    rng = np.random.default_rng(0)
-    with pytest.raises(InvalidRequest, match="16"):
-        Explicit(((16,),)).keep(0, 16, 48, rng)
-    with pytest.raises(InvalidRequest, match="block 1"):
-        Explicit(((1,),)).keep(1, 16, 48, rng)
+    with pytest.raises(InvalidRequest, match="distance 32 of block 0"):
+        Explicit(((32,), (1,))).check(48, 16)
+    with pytest.raises(InvalidRequest, match="block 1 has none"):
+        Explicit(((1,),)).check(48, 16)
+    Explicit(((31,), (15,))).check(48, 16)  # behind the last block there is nothing to name

@@ -1,0 +1,55 @@
+"""Typed reading of config.json: a value of the wrong type or size is named, never used.
+
+    layers = integer(raw, "n_layers", high=1024)
+    theta = number(raw, "rope_theta")
+
+`integer` takes several keys where the authors' code falls back from one to another.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dpad.runtime.errors import CheckpointError
+
+MAX_LAYERS = 1024
+MAX_SIZE = 1 << 24  # no width, vocabulary or context of a real model comes near
+
+
+def integer(raw: Mapping[str, Any], *keys: str, low: int = 1, high: int = MAX_SIZE) -> int:
+    """The first of `keys` that is there and not null, as an integer in [low, high]."""
+    key = next((key for key in keys if raw.get(key) is not None), keys[-1])
+    value = _present(raw, key)
+    if type(value) is not int or not low <= value <= high:
+        raise CheckpointError(f"config.json: {key}={value!r} is not an integer between {low} and {high}")
+    return value
+
+
+def number(raw: Mapping[str, Any], key: str) -> float:
+    """A finite number above 0."""
+    value = _present(raw, key)
+    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        raise CheckpointError(f"config.json: {key}={value!r} is not a finite number above 0")
+    return float(value)
+
+
+def flag(raw: Mapping[str, Any], key: str) -> bool:
+    """True or false; missing and null are false."""
+    value = raw.get(key)
+    if value is not None and type(value) is not bool:
+        raise CheckpointError(f"config.json: {key}={value!r} is neither true nor false")
+    return bool(value)
+
+
+def require(raw: Mapping[str, Any], only: Mapping[str, Any]) -> None:
+    """Refuse keys whose value would change the function: each must be missing, null or the one given."""
+    for key, value in only.items():
+        given = raw.get(key)
+        if given is not None and (type(given) is not type(value) or given != value):
+            raise CheckpointError(f"config.json: {key}={given!r} is not supported (only {value!r})")
+
+
+def _present(raw: Mapping[str, Any], key: str) -> Any:
+    if key not in raw:
+        raise CheckpointError(f"config.json: key {key!r} is missing")
+    return raw[key]
