@@ -59,7 +59,7 @@ def load(
         EngineError: no engine, or not this one, can run here.
     """
     bundle = Bundle.open(Path(directory), hashes=verify_hashes)
-    codec = TextCodec.open(tokenizer_directory(bundle.directory))
+    codec = TextCodec.open(tokenizer_directory(bundle.directory)) if bundle.manifest.tokenizer else None
     opened: Engine
     if engine == "torch":
         from dpad.models.torch_engine import open_torch_engine

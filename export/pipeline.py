@@ -23,7 +23,7 @@ from dpad.export.provenance import TOKENIZER_FILES, describe
 from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
 from dpad.runtime.bundle import Bundle, sha256
 from dpad.runtime.contract import StepContract
-from dpad.runtime.errors import BundleError, CheckpointError, ExportError
+from dpad.runtime.errors import BundleError, ExportError
 from dpad.runtime.machine import Machine
 from dpad.runtime.manifest import EngineEntry, Manifest, StepEntry
 
@@ -110,7 +110,7 @@ def export_bundle(
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
         steps = {d: _export_step(source, checkpoint, contract, stage, d, progress) for d in settings.dtypes}
-        tokenizer = _copy_tokenizer(checkpoint, stage)
+        tokenizer = _copy_tokenizer(checkpoint, stage, progress)
         engines = tuple(_build_engines(settings, contract, stage, steps, previous, progress))
         manifest = Manifest(
             name=source.name,
@@ -187,10 +187,11 @@ def _export_step(
     return StepEntry(f"{dtype}/step.onnx", tuple(f"{dtype}/{shard.name}" for shard in shards))
 
 
-def _copy_tokenizer(checkpoint: Checkpoint, stage: Path) -> tuple[str, ...]:
-    """The checkpoint's own tokenizer files; raises `CheckpointError` without a tokenizer.json."""
+def _copy_tokenizer(checkpoint: Checkpoint, stage: Path, progress: Progress) -> tuple[str, ...]:
+    """The checkpoint's own tokenizer files; without a tokenizer.json the bundle takes token ids only."""
     if not (checkpoint.directory / "tokenizer.json").exists():
-        raise CheckpointError(f"{checkpoint.directory} has no tokenizer.json")
+        progress.say(f"{checkpoint.directory} has no tokenizer.json: the bundle will take token ids only, no text")
+        return ()
     (stage / "tokenizer").mkdir()
     names = [name for name in TOKENIZER_FILES if (checkpoint.directory / name).exists()]
     for name in names:

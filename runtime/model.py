@@ -45,7 +45,7 @@ class Generation:
     """One finished sequence.
 
     Attributes:
-        text: generated text up to EOS, without special tokens.
+        text: generated text up to EOS, without special tokens; empty without a tokenizer.
         token_ids: generated tokens up to EOS, EOS excluded.
         canvas: the whole canvas [N]: prompt, generated tokens (EOS-filled), suffix.
         commit_steps: int64 [gen_length], the forward pass (from 1) that committed each
@@ -65,10 +65,17 @@ class Generation:
 class DiffusionModel:
     """An engine with a tokenizer. `generate` and `stream` keep no state between calls."""
 
-    def __init__(self, engine: Engine, codec: TextCodec, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, engine: Engine, codec: TextCodec | None, defaults: Mapping[str, Any] | None = None) -> None:
         self.engine = engine
-        self.codec = codec
+        self._codec = codec
         self._defaults = dict(defaults or {})
+
+    @property
+    def codec(self) -> TextCodec:
+        """The tokenizer; raises `InvalidRequest` if the checkpoint came without one."""
+        if self._codec is None:
+            raise InvalidRequest("this bundle has no tokenizer; pass token ids and read `token_ids`")
+        return self._codec
 
     def options(self, **options: Any) -> GenerationOptions:
         """Options from keyword arguments over the bundle's defaults; unknown names raise `InvalidRequest`."""
@@ -143,7 +150,8 @@ class DiffusionModel:
         ends = np.flatnonzero(np.isin(generated, eos))
         token_ids = generated[: ends[0] if ends.size else None].tolist()
         nfe = int(collector.nfe[row])
-        return Generation(self.codec.decode(token_ids), token_ids, canvas, collector.commit_steps[row], nfe, timings)
+        text = self._codec.decode(token_ids) if self._codec else ""
+        return Generation(text, token_ids, canvas, collector.commit_steps[row], nfe, timings)
 
     def close(self) -> None:
         """Release the engine."""

@@ -132,5 +132,6 @@ def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
     reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle}" for candidate in found)
     return (
         f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
-        f"for a CPU, add a float32 step: dpad export {source} --out {bundle.directory} --dtype float32"
+        f"for a CPU, add a float32 step: dpad export {source} --out {bundle.directory} --dtype float32\n"
+        "or run eagerly, slowly, where torch is installed: engine torch"
     )

@@ -15,6 +15,7 @@ from bundles import export, write_source, write_tokenizer
 from checkpoints import random_weights, raw_config, write_checkpoint
 from safetensors.torch import load_file
 
+import dpad
 from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.runtime import errors
@@ -131,7 +132,8 @@ def test_somebody_elses_directory_is_not_replaced(source: Path, tmp_path: Path) 
 INTERRUPTED = """
     import os, resource, signal, sys
     from pathlib import Path
-    from dpad.export.pipeline import ExportSettings, export_bundle
+    import dpad
+from dpad.export.pipeline import ExportSettings, export_bundle
     from dpad.export.progress import Progress
 
     def check(stage, manifest, progress):
@@ -188,12 +190,16 @@ def test_settings_that_cannot_work(source: Path, tmp_path: Path, settings: dict[
         export(source, tmp_path / "out", **settings)
 
 
-def test_a_checkpoint_without_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
-    """Fails if a bundle is made that cannot write text."""
+def test_a_checkpoint_without_tokenizer_takes_token_ids(source: Path, tmp_path: Path) -> None:
+    """Fails if a bare checkpoint cannot be used, or text is asked of it without a clear answer."""
     raw = raw_config("llada")
     write_checkpoint(tmp_path / "source", raw, random_weights(raw))
-    with pytest.raises(errors.CheckpointError, match="tokenizer.json"):
-        export(tmp_path / "source", tmp_path / "out")
+    with dpad.load(export(tmp_path / "source", tmp_path / "out").directory) as model:
+        result = model.generate([5, 6, 7], gen_length=32)
+        assert result.canvas[:3].tolist() == [5, 6, 7]
+        assert result.text == ""
+        with pytest.raises(errors.InvalidRequest, match="no tokenizer"):
+            model.generate("w5")
 
 
 def test_nothing_of_this_machine_is_in_the_graph(source: Path, tmp_path: Path) -> None:
