@@ -35,7 +35,7 @@ from dpad.runtime.request import Request
 from dpad.runtime.select import Candidate, candidates
 
 # Largest difference allowed in an output, as a share of the largest value of that output.
-TOLERANCES = {"float32": 5e-5, "float16": 2e-2, "bfloat16": 1e-1}
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 TRAJECTORY_DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
 _GEN_LENGTH, _BLOCK_LENGTH = 64, 16
@@ -177,12 +177,12 @@ def compare_steps(
             raise ParityError(f"the engine's outputs {sorted(iteration)} are not those of the contract")
         for name, result in iteration.items():
             kind = name.split(".")[0]
+            if kind == "token_ids" and dtype != "float32":
+                continue  # two best tokens within rounding may change places; the logits bound that
             entry = report.setdefault(kind, {"max_abs": 0.0, "allowed": 0.0, "passed": True})
             entry["max_abs"] = max(entry["max_abs"], result.max_absdiff)
             entry["allowed"] = max(entry["allowed"], allowed[name])
-            # In 16 bit two best tokens within rounding may change places; logits bound that.
-            tie = kind == "token_ids" and dtype != "float32"
-            entry["passed"] = bool(entry["passed"] and finite and (result or tie))
+            entry["passed"] = bool(entry["passed"] and finite and result)
     return report
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dpad import load
-from dpad.commands.terminal import TerminalProgress
+from dpad.commands.terminal import TerminalProgress, fit_threads
 from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.pipeline import DTYPES, TARGETS, ExportSettings, export_bundle
 from dpad.export.progress import Progress
@@ -118,7 +118,9 @@ def _sample(out: Path, prompt: str) -> None:
 
 
 def _check(stage: Path, manifest: Manifest, progress: Progress) -> dict[str, object]:
-    report = compare_bundle(Bundle(stage, manifest), progress)
+    bundle = Bundle(stage, manifest)
+    fit_threads(bundle)
+    report = compare_bundle(bundle, progress)
     for line in parity_lines(report):
         progress.say(line)
     return require_passed(report)

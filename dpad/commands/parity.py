@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dpad.commands.terminal import TerminalProgress
+from dpad.commands.terminal import TerminalProgress, fit_threads
 from dpad.export import writer
 from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.pipeline import write_report
@@ -35,6 +35,7 @@ def command(directory: Path, engines: tuple[str, ...], steps: int, seed: int, wr
     """
     progress = TerminalProgress()
     bundle = Bundle.open(directory)
+    fit_threads(bundle)
     report = compare_bundle(bundle, progress, engines=engines, steps=steps, seed=seed)
     if write and not engines:
         put_report(bundle, report, progress)

@@ -9,25 +9,40 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 
 from dpad.export.progress import Advance, Progress
+from dpad.runtime.bundle import Bundle
+
+_SMALL = 64 << 20  # bytes of weights
 
 
 class TerminalProgress(Progress):
-    """Draws tasks with rich; without a terminal, prints those that took over a second."""
+    """Draws tasks with rich; without a terminal, names those that took over a second."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
-        """A bar while the task runs; nothing stays of it."""
+        """A bar while the task runs, of which nothing stays; without a terminal, one line at its end."""
+        if self._console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            with Bars(*columns, console=self._console, transient=True) as bars:
+                task = bars.add_task(description, total=total)
+                yield lambda amount: bars.advance(task, amount)
+            return
         began = perf_counter()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Bars(*columns, console=self._console, transient=True) as bars:
-            task = bars.add_task(description, total=total)
-            yield lambda amount: bars.advance(task, amount)
-        if not self._console.is_terminal and perf_counter() - began > 1:
-            self._console.print(f"{description}: {perf_counter() - began:.1f} s", soft_wrap=True)
+        yield lambda amount: None
+        if perf_counter() - began > 1:
+            self.say(f"{description}: {perf_counter() - began:.1f} s")
 
     def say(self, message: str) -> None:
         """One line that stays."""
         self._console.print(message, soft_wrap=True)
+
+
+def fit_threads(bundle: Bundle) -> None:
+    """Give eager torch one thread for small models: there, waking a second one costs more than it brings."""
+    import torch
+
+    weights = {name for step in bundle.manifest.steps.values() for name in step.weights}
+    if max(bundle.path(name).stat().st_size for name in weights) < _SMALL:
+        torch.set_num_threads(1)
