@@ -1,7 +1,9 @@
 """`Progress`: how long work reports itself; the command line draws it, a library call may not.
 
-with progress.task("hash weights", total=bytes) as advance:
-    advance(4096)
+    with progress.task("hash weights", total=bytes) as advance:
+        advance(4096)
+
+Exporting never prints: it says what it does to an object of this class.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,9 @@
 """Where a bundle comes from, and the key that says whether it must be made again.
 
-provenance = describe(source, checkpoint, settings, progress)
-provenance["key"]      # equal keys: exporting again would give the same bundle
+    provenance = describe(source, checkpoint, settings, progress)
+    provenance["key"]      # equal keys: exporting again would give the same bundle
+
+The key covers the checkpoint, the settings, the libraries and the code of this package.
 """
 
 import hashlib

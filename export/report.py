@@ -1,6 +1,8 @@
 """Says a parity report in lines for people.
 
-for line in parity_lines(report): print(line)
+    for line in parity_lines(report): print(line)
+
+The report itself is JSON; see `parity.compare_bundle`.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,8 @@
 """`TorchEngine`: the eager reference. Slow and plain; every other engine is compared to it.
 
-engine = TorchEngine(load_model(...), contract, "float32")
+    engine = TorchEngine(load_model(...), contract, "float32")
+
+It runs on the device of the weights, and is not meant for serving.
 """
 
 from collections.abc import Mapping

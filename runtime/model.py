@@ -1,11 +1,13 @@
 """`DiffusionModel`: what a service holds. Text, messages or token ids in; text and facts out.
 
-model = dpad.load("bundles/tiny")
-result = model.generate("Count from 3 to 9.", gen_length=64)
-result.text, result.nfe, result.timings
+    model = dpad.load("bundles/tiny")
+    result = model.generate("Count from 3 to 9.", gen_length=64)
+    result.text, result.nfe, result.timings
 
-for event in model.stream("Count from 3 to 9."):
-    event.positions, event.tokens, event.confidences
+    for event in model.stream("Count from 3 to 9."):
+        event.positions, event.tokens, event.confidences
+
+Options are the fields of `GenerationOptions`; names it does not know are an error.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -3,7 +3,8 @@
     engine = OnnxEngine(bundle / "float32/step.onnx", contract, "float32", provider="cpu")
 
 Inputs and outputs are bound, so the caches are never copied for a step. On a CPU they are
-plain numpy arrays that ONNX Runtime reads in place.
+numpy arrays that ONNX Runtime reads in place; on another device they live there and are
+sent once a block, after the refresh.
 """
 
 from collections.abc import Iterator
@@ -18,15 +19,20 @@ from numpy.typing import NDArray
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, EngineUnavailable
+from dpad.runtime.machine import library_version
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass
-class HostCache:
-    """Keys and values of every layer in host memory: [B, T, G, D] each, in graph input order."""
+class OnnxCache:
+    """Keys and values of every layer, [B, T, G, D] each, in graph input order.
+
+    `arrays` on the host and `bound` where the step reads them: the same memory on a CPU.
+    """
 
     arrays: list[NDArray[Any]]
+    bound: list[ort.OrtValue]
     binding: ort.IOBinding
 
 
@@ -41,7 +47,7 @@ class OnnxEngine(Engine):
         """
         require_provider(provider)
         self.name = f"onnxruntime-{provider}"
-        self.contract, self.dtype, self.provider = contract, dtype, provider
+        self.contract, self.dtype, self._device = contract, dtype, provider
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -59,16 +65,21 @@ class OnnxEngine(Engine):
             if [tensor.name for tensor in have] != [spec.name for spec in want]:
                 raise EngineError(f"{path}: its {kind}s are not those of the contract; export the bundle again")
 
-    def new_cache(self, batch: int, slots: int) -> HostCache:
+    def new_cache(self, batch: int, slots: int) -> OnnxCache:
         """Zeroed caches for `batch` canvases of `slots` positions, bound once."""
         shape = (batch, slots, self.contract.kv_heads, self.contract.head_size)
         names = [name for pair in self.contract.cache_names() for name in pair]
-        cache = HostCache([np.zeros(shape, dtype=self.dtype) for _ in names], self._session.io_binding())
-        for name, array in zip(names, cache.arrays):
-            cache.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        arrays = [np.zeros(shape, dtype=self.dtype) for _ in names]
+        cache = OnnxCache(arrays, [self._bound(array) for array in arrays], self._session.io_binding())
+        for name, value in zip(names, cache.bound):
+            cache.binding.bind_ortvalue_input(name, value)
         return cache
 
-    def step(self, inputs: StepInputs, cache: HostCache) -> StepOutputs:
+    def _bound(self, array: NDArray[Any]) -> ort.OrtValue:
+        """`array` where the step reads it: in place on a CPU (which shares its memory), else a copy."""
+        return ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+
+    def step(self, inputs: StepInputs, cache: OnnxCache) -> StepOutputs:
         """Run one step; a failure inside ONNX Runtime is raised as `EngineError`."""
         binding = cache.binding
         for name in ("canvas", "gather_indices", "cache_indices", "decode_rows"):
@@ -94,12 +105,15 @@ class OnnxEngine(Engine):
         if inputs.write_back:
             yield from (name for pair in self.contract.new_names() for name in pair)
 
-    def _write_back(self, gather: NDArray[np.int64], outputs: dict[str, Any], cache: HostCache) -> None:
+    def _write_back(self, gather: NDArray[np.int64], outputs: dict[str, Any], cache: OnnxCache) -> None:
         rows, columns = np.nonzero(gather >= 0)
         slots = gather[rows, columns]
         new = (name for pair in self.contract.new_names() for name in pair)
         for array, name in zip(cache.arrays, new):
             array[rows, slots] = outputs[name][rows, columns]
+        if self._device != "cpu":
+            for array, value in zip(cache.arrays, cache.bound):
+                value.update_inplace(array)
 
     def close(self) -> None:
         """Drop the session."""
@@ -110,7 +124,10 @@ def require_provider(provider: str) -> None:
     """Raise `EngineUnavailable`, with the way out, unless ONNX Runtime can use `provider`."""
     if PROVIDERS[provider] in ort.get_available_providers():
         return
+    # An extra cannot take the base dependency away, so both packages may be there.
+    steps = ["pip uninstall -y onnxruntime"] if library_version("onnxruntime") else []
+    steps.append("pip install --force-reinstall --no-deps onnxruntime-gpu")
     raise EngineUnavailable(
         f"ONNX Runtime {ort.__version__} here has no {PROVIDERS[provider]}; "
-        "install onnxruntime-gpu in place of onnxruntime (they must not be installed together)"
+        f"onnxruntime-gpu must take the place of onnxruntime: {' && '.join(steps)}"
     )

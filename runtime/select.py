@@ -1,8 +1,11 @@
 """Picks the engine that opens a bundle on this machine, and says why others cannot.
 
-for candidate in candidates(bundle, Machine.current()):
-    candidate.name, candidate.obstacle      # None: it can run here
-engine = open_engine(bundle, "auto")
+    for candidate in candidates(bundle, Machine.current()):
+        candidate.name, candidate.obstacle      # None: it can run here
+    engine = open_engine(bundle, "auto")
+
+A compiled plan is executable code: it is compared field by field with this machine and
+this bundle before it may be opened.
 """
 
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from dpad.runtime.manifest import EngineEntry
 AUTO = "auto"
 _DISTRIBUTIONS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 _CPU_DTYPES = ("float32",)
-_CUDA_DTYPES = ("float16", "bfloat16", "float32")
+_CUDA_DTYPES = ("float16", "float32")  # numpy, which fills the caches, has no bfloat16
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
         known = ", ".join([AUTO, *(candidate.name for candidate in found)])
         raise EngineUnavailable(f"{bundle.directory} has no engine {name!r} (it has {known})")
     entry = next((entry for entry in bundle.manifest.engines if entry.file == chosen.file), None)
-    if entry is not None:
+    if entry is not None and machine.gpu is not None:
         require_match(entry, bundle, machine)
     if chosen.obstacle is not None:
         raise EngineUnavailable(f"{name} cannot run here: {chosen.obstacle}")

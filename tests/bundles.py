@@ -1,7 +1,9 @@
 """Whole bundles of small random checkpoints, for tests of everything that opens one.
 
-checkpoint = write_source(directory, "llada")       # config, safetensors, tokenizer, template
-bundle = export(checkpoint, out)
+    checkpoint = write_source(directory, "llada")       # config, safetensors, tokenizer, template
+    bundle = export(checkpoint, out)
+
+Exported without parity, to be quick.
 """
 
 import json

@@ -1,7 +1,9 @@
 """How the decoding tests run a request: one engine, one result with tokens, steps and passes.
 
-result = run(engine, [Request(prompt)], options)[0]
-result.tokens, result.committed[position], result.nfe
+    result = run(engine, [Request(prompt)], options)[0]
+    result.tokens, result.committed[position], result.nfe
+
+The engines of `BUCKETS` pad their axes, as compiled ones do.
 """
 
 from dataclasses import dataclass, field

@@ -9,14 +9,15 @@ from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.text import TextCodec
 
-_MASK = "░"
+_MASK, _EOS = "░", "·"
 
 
 class CanvasView:
     """A live view on a terminal; elsewhere one line a forward pass."""
 
-    def __init__(self, codec: TextCodec, request: Request, options: GenerationOptions) -> None:
+    def __init__(self, codec: TextCodec, request: Request, options: GenerationOptions, eos: int) -> None:
         self._codec = codec
+        self._eos = options.eos_token_ids or (eos,)
         self._start = len(request.prompt_ids)
         self._blocks = options.blocks
         self._pieces: list[str | None] = [None] * options.gen_length
@@ -29,7 +30,7 @@ class CanvasView:
         """Show the tokens that `event` committed."""
         fresh = [position - self._start for position in event.positions.tolist()]
         for index, token in zip(fresh, event.tokens.tolist()):
-            self._pieces[index] = self._codec.token_text(token)
+            self._pieces[index] = _EOS if token in self._eos else self._codec.token_text(token)
         head = f"block {event.block + 1}/{self._blocks} step {event.step + 1} pass {event.nfe}"
         if self._live.is_started:
             self._live.update(Text(head + "\n", style="dim") + self._canvas(set(fresh)), refresh=True)

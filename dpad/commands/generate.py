@@ -94,7 +94,7 @@ def command(
         if show_steps:
             from dpad.commands.canvas import CanvasView
 
-            view = CanvasView(model.codec, request, model.options(**options))
+            view = CanvasView(model.codec, request, model.options(**options), model.engine.contract.eos_token_id)
             result = model.generate(request, on_step=view.update, **options)
             view.close()
         else:
