@@ -47,7 +47,7 @@ def resolve(model: str) -> Source:
     if model in EMBEDDED:
         return Source(model, model, Path(str(resources.files("dpad.models") / model)), embedded=True)
     path = Path(model)
-    if path.is_dir():
+    if model and path.is_dir():
         return Source(path.resolve().name, str(path), path)
     hub_id = HUB_IDS.get(model, model)
     if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):

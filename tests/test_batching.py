@@ -1,5 +1,6 @@
 """A row decodes the same alone, in a batch, on padded axes, and beside another request."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -252,3 +253,14 @@ def test_caches_on_a_device_are_sent_after_the_refresh(make_bundle: Any, cache: 
     for a, b in zip(run(near, requests, options), run(distant, requests, options)):
         assert a.tokens == b.tokens
         assert a.committed == b.committed
+
+
+def test_threads_may_share_an_engine(make_bundle: Any) -> None:
+    """Fails if two requests at once disturb each other."""
+    engine = onnx_engine(make_bundle("llada"))
+    requests = [Request(prompt(seed, 5 + seed), seed=seed) for seed in range(8)]
+    options = GenerationOptions(gen_length=48, block_length=16, cache="dual", decoder="fixed")
+    alone = [run(engine, [request], options)[0] for request in requests]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda request: run(engine, [request], options)[0], requests))
+    assert together == alone

@@ -76,6 +76,17 @@ def test_infill_and_raw_prompts(bundle: Path) -> None:
     assert document["canvas"][-2:] == [9, 10]
 
 
+def test_suffix_positions_can_be_given(bundle: Path, tmp_path: Path) -> None:
+    """Fails if --positions is not what decides; a file and JSON are the same, and no positions is another run."""
+    command = ("generate", bundle, "w5 w6", "--raw", "--gen-length", 64, "--decoder", "fixed", "--json")
+    every = json.dumps([list(range(34, 66)), []])
+    (tmp_path / "positions.json").write_text(every)
+    given = json.loads(dpad(*command, "--positions", every).stdout)
+    assert json.loads(dpad(*command, "--positions", tmp_path / "positions.json").stdout)["canvas"] == given["canvas"]
+    assert json.loads(dpad(*command, "--schedule", "none").stdout)["canvas"] == given["canvas"]
+    assert json.loads(dpad(*command, "--positions", "[[], []]").stdout)["canvas"] != given["canvas"]
+
+
 def test_inspect_says_what_runs_here(bundle: Path) -> None:
     """Fails if files, engines, limits or parity are missing."""
     ran = dpad("inspect", bundle)
@@ -110,6 +121,8 @@ def test_parity_writes_its_report_into_the_bundle(bundle: Path) -> None:
         (("generate", "BUNDLE", "w5", "--gen-length", "512"), "over this bundle's 256"),
         (("generate", "BUNDLE", "w5", "--top-k", "3"), "temperature"),
         (("generate", "BUNDLE", "w5", "--engine", "abacus"), "has no engine 'abacus'"),
+        (("generate", "BUNDLE", "w5", "--positions", "[[1"), "--positions"),
+        (("generate", "BUNDLE", "w5", "--positions", "[[4, 2], [], [], []]"), "block 0"),
         (("export", "no-such-model", "--out", "BUNDLE-2"), "tiny"),
         (("export", "owner/model", "--out", "BUNDLE-2"), "hf download owner/model"),
         (("parity", "BUNDLE", "--engine", "abacus"), "abacus"),

@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from dpad import Generation, load
+from dpad.runtime.checks import is_integer
+from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import CACHES, DECODERS
-from dpad.runtime.suffix import Full, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
 
-SCHEDULES = ("gaussian", "uniform", "full")
+SCHEDULES = ("gaussian", "uniform", "none")
 
 
 @click.command("generate")
@@ -52,12 +54,17 @@ SCHEDULES = ("gaussian", "uniform", "full")
     default="gaussian",
     show_default=True,
     type=click.Choice(SCHEDULES),
-    help="Suffix dropout (DPad); full is none.",
+    help="Suffix dropout (DPad); none keeps the whole suffix.",
 )
 @click.option("--window", type=int, help="Suffix tokens that may survive. Default: 256, at most --gen-length.")
 @click.option("--k", default=3.0, show_default=True, help="Standard deviations that the Gaussian window spans.")
 @click.option("--scale", default=2.0, show_default=True, help="Of the Gaussian keep probability.")
 @click.option("--count", default=32, show_default=True, help="Suffix tokens that the uniform schedule keeps.")
+@click.option(
+    "--positions",
+    metavar="JSON",
+    help="Instead of a schedule: for each block the suffix positions to keep, as canvas positions (JSON or a file).",
+)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, help="Draw from the k likeliest tokens.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this probability.")
@@ -79,6 +86,7 @@ def command(
     k: float,
     scale: float,
     count: int,
+    positions: str | None,
     suffix: str | None,
     raw: bool,
     show_steps: bool,
@@ -91,6 +99,8 @@ def command(
     options["schedule"] = _schedule(schedule, window, k, scale, count)
     with load(directory, engine=engine, threads=threads) as model:
         request = model.request(prompt, raw=raw, suffix=suffix)
+        if positions is not None:
+            options["schedule"] = _explicit(positions, len(request.prompt_ids), options["block_length"])
         if show_steps:
             from dpad.commands.canvas import CanvasView
 
@@ -116,6 +126,18 @@ def _schedule(schedule: str, window: int | None, k: float, scale: float, count: 
     if schedule == "gaussian":
         return Gaussian(k, scale, window)
     return Uniform(count, window) if schedule == "uniform" else Full()
+
+
+def _explicit(positions: str, prompt_length: int, block_length: int) -> Explicit:
+    """`positions` is JSON, or a file that holds it: for each block, canvas positions."""
+    try:
+        path = Path(positions)
+        data = json.loads(path.read_text(encoding="utf-8") if path.is_file() else positions)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"--positions is neither JSON nor a readable file of it: {error}") from None
+    if not isinstance(data, list) or not all(isinstance(kept, list) and all(map(is_integer, kept)) for kept in data):
+        raise InvalidRequest("--positions must be a list of blocks, each a list of canvas positions")
+    return Explicit.from_positions(data, prompt_length, block_length)
 
 
 def _document(result: Generation, engine: str) -> dict[str, Any]:

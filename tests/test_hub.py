@@ -1,0 +1,68 @@
+"""MODEL is found where the user has it: embedded, in a directory, or in the local hub cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundles import write_source
+
+from dpad.export.hub import EMBEDDED, HUB_IDS, resolve
+from dpad.runtime.errors import CheckpointError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def hub_cache(cache: Path, hub_id: str, source: Path) -> Path:
+    """The hub library's own layout: blobs, and a snapshot of links to them."""
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / COMMIT
+    for folder in (repository / "blobs", snapshot, repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for path in source.iterdir():
+        path.rename(repository / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(repository / "blobs" / path.name)
+    return repository
+
+
+def dpad(cache: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Offline, and with that cache: the hub library reads its settings when it is imported."""
+    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "dpad", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_name_finds_what_the_hub_cache_holds(tmp_path: Path) -> None:
+    """Fails if `llada` needs a network though its files are here, or links to a link instead of the file."""
+    repository = hub_cache(tmp_path / "hub", HUB_IDS["llada"], write_source(tmp_path / "source"))
+    ran = dpad(tmp_path / "hub", "export", "llada", "--out", tmp_path / "out", "--no-parity")
+    assert ran.returncode == 0, ran.stderr
+    weights = tmp_path / "out/float32/model.safetensors"
+    assert not weights.is_symlink()
+    assert weights.samefile(repository / "blobs/model.safetensors")
+    assert HUB_IDS["llada"] in dpad(tmp_path / "hub", "inspect", tmp_path / "out").stdout
+
+
+def test_what_is_not_here_says_which_command_fetches_it(tmp_path: Path) -> None:
+    """Fails if the user is left with a connection error."""
+    ran = dpad(tmp_path / "hub", "export", "dream", "--out", tmp_path / "out")
+    assert ran.returncode == 1
+    assert f"hf download {HUB_IDS['dream']}" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["", "./nowhere", "/nowhere", "a/b/c", "lada", "~/model"])
+def test_a_typo_names_what_there_is(model: str) -> None:
+    """Fails if a mistyped path is taken for a hub id."""
+    with pytest.raises(CheckpointError, match="neither a directory.*tiny.*llada"):
+        resolve(model)
+
+
+def test_embedded_checkpoints_are_found_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if `tiny` depends on the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in EMBEDDED:
+        assert (resolve(name).directory / "config.json").is_file()
+        assert resolve(name).embedded
