@@ -6,6 +6,7 @@ Weights are placed, the step is traced once a dtype, checked, compiled for the t
 compared with PyTorch, and only then put in place.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -16,21 +17,18 @@ from typing import Any
 import onnx_ir as ir
 
 from dpad.export import trace, weights, writer
+from dpad.export.engines import HALF, build_engines, default_capability
 from dpad.export.hub import Source, resolve
-from dpad.export.plan import build_plan, profiles
 from dpad.export.progress import Progress
 from dpad.export.provenance import TOKENIZER_FILES, describe
 from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
-from dpad.runtime.bundle import Bundle, sha256
+from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, ExportError
-from dpad.runtime.machine import Machine
-from dpad.runtime.manifest import EngineEntry, Manifest, StepEntry
+from dpad.runtime.manifest import Manifest, StepEntry
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
 DTYPES = ("float32", "float16", "bfloat16")
-HALF = ("float16", "bfloat16")
-_FALLBACK_CAPABILITY = "8.9"
 
 Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
 
@@ -43,7 +41,8 @@ class ExportSettings:
         targets: `onnx` (always in the bundle), `tensorrt-rtx`, `tensorrt`.
         dtypes: dtypes of the step; default the checkpoint's own, and for engines float16
             where that is float32.
-        capabilities: compute capabilities of the engines; default this machine's GPU, or 8.9.
+        capabilities: compute capabilities of the engines; default this machine's GPU where the
+            library can target it, else 8.9.
         max_batch, max_length: limits of the contract; max_length None is the checkpoint's,
             at most 4096 canvas tokens.
         block_length, window: what compiled engines are tuned for.
@@ -68,11 +67,10 @@ class ExportSettings:
             if self.dtypes:
                 raise ExportError(f"{compiled[0]} needs float16 or bfloat16 (add --dtype float16)")
             dtypes = (*dtypes, "float16")
-        gpu = Machine.current().gpu
-        capabilities = self.capabilities or (gpu.compute_capability if gpu else _FALLBACK_CAPABILITY,)
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
         if min(self.max_batch, longest, self.block_length, self.window) < 1:
             raise ExportError("max_batch, max_length, block_length and window must be 1 or more")
+        capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
         return replace(self, dtypes=dtypes, capabilities=capabilities if compiled else (), max_length=longest)
 
 
@@ -111,7 +109,9 @@ def export_bundle(
     with writer.stage_bundle(out) as stage:
         steps = {d: _export_step(source, checkpoint, contract, stage, d, progress) for d in settings.dtypes}
         tokenizer = _copy_tokenizer(checkpoint, stage, progress)
-        engines = tuple(_build_engines(settings, contract, stage, steps, previous, progress))
+        engines = build_engines(
+            settings.targets, settings.dtypes, settings.capabilities, contract, stage, steps, previous, progress
+        )
         manifest = Manifest(
             name=source.name,
             contract=contract,
@@ -133,8 +133,6 @@ def export_bundle(
 
 def write_report(directory: Path, report: dict[str, Any]) -> None:
     """Write parity.json."""
-    import json
-
     (directory / "parity.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
@@ -197,76 +195,3 @@ def _copy_tokenizer(checkpoint: Checkpoint, stage: Path, progress: Progress) -> 
     for name in names:
         shutil.copyfile(checkpoint.directory / name, stage / "tokenizer" / name)
     return tuple(f"tokenizer/{name}" for name in names)
-
-
-def _build_engines(
-    settings: ExportSettings,
-    contract: StepContract,
-    stage: Path,
-    steps: dict[str, StepEntry],
-    previous: Bundle | None,
-    progress: Progress,
-) -> list[EngineEntry]:
-    """Compile every target × 16-bit dtype × compute capability, reusing equal engines of `previous`."""
-    entries = []
-    for target in settings.targets:
-        if target == "onnx":
-            continue
-        trt = _import_builder(target)
-        for dtype in (d for d in settings.dtypes if d in HALF):
-            for capability in settings.capabilities:
-                entry = _engine_entry(target, trt, stage, steps[dtype], contract, dtype, capability)
-                entries.append(_build_engine(entry, trt, stage, steps[dtype], contract, previous, progress))
-    return entries
-
-
-def _import_builder(target: str) -> Any:
-    module, extra = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}[target]
-    try:
-        return __import__(module)
-    except ImportError as error:
-        raise ExportError(f"target {target} needs {module}: pip install 'dpad[{extra}]' ({error})") from error
-
-
-def _engine_entry(
-    target: str, trt: Any, stage: Path, step: StepEntry, contract: StepContract, dtype: str, capability: str
-) -> EngineEntry:
-    """The key of an engine, before it is built."""
-    return EngineEntry(
-        file=f"engines/{target}-sm{capability.replace('.', '')}-{dtype}.plan",
-        target=target,
-        dtype=dtype,
-        library=trt.__name__,
-        library_version=trt.__version__,
-        compute_capability=capability,
-        platform=Machine.current().platform,
-        attention="native",
-        step_sha256=sha256(stage / step.onnx),
-        weights_sha256=tuple(sha256(stage / name) for name in step.weights),
-        profiles={name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
-        build_seconds=0.0,
-    )
-
-
-def _build_engine(
-    entry: EngineEntry,
-    trt: Any,
-    stage: Path,
-    step: StepEntry,
-    contract: StepContract,
-    previous: Bundle | None,
-    progress: Progress,
-) -> EngineEntry:
-    target = stage / entry.file
-    target.parent.mkdir(exist_ok=True)
-    for old in previous.manifest.engines if previous else ():
-        if previous and old.key() == entry.key():
-            shutil.copyfile(previous.path(old.file), target)
-            progress.say(f"{entry.file}: unchanged, reused")
-            return replace(entry, build_seconds=old.build_seconds)
-    began = time.perf_counter()
-    plan = build_plan(trt, stage / step.onnx, contract, entry.dtype, entry.compute_capability, progress)
-    target.write_bytes(plan)
-    seconds = time.perf_counter() - began
-    progress.say(f"{entry.file}: {len(plan) / 1e6:.1f} MB, built in {seconds:.1f} s")
-    return replace(entry, build_seconds=round(seconds, 3))
