@@ -141,7 +141,8 @@ def test_defaults_are_the_published_runs() -> None:
     """Fails if a default drifts from what the papers report."""
     options = GenerationOptions()
     assert (options.block_length, options.threshold, options.temperature) == (32, 0.9, 0.0)
-    assert isinstance(options.schedule, Gaussian) and options.early_termination
+    assert options.schedule == Gaussian(k=4, scale=2, window=None)
+    assert options.early_termination
     options.check(CONTRACT)
 
 

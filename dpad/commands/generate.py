@@ -57,7 +57,7 @@ SCHEDULES = ("gaussian", "uniform", "none")
     help="Suffix dropout (DPad); none keeps the whole suffix.",
 )
 @click.option("--window", type=int, help="Suffix tokens that may survive. Default: 256, at most --gen-length.")
-@click.option("--k", default=3.0, show_default=True, help="Standard deviations that the Gaussian window spans.")
+@click.option("--k", default=4.0, show_default=True, help="Standard deviations that the Gaussian window spans.")
 @click.option("--scale", default=2.0, show_default=True, help="Of the Gaussian keep probability.")
 @click.option("--count", default=32, show_default=True, help="Suffix tokens that the uniform schedule keeps.")
 @click.option(
