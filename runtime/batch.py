@@ -97,10 +97,6 @@ class Batch:
         offsets = np.argsort(~masked, axis=1, kind="stable")[:, : counts.max()]
         return Masks(offsets, counts, np.arange(offsets.shape[1]) < counts[:, None])
 
-    def commit(self, rows: NDArray[np.int64], positions: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        """Write tokens to the canvas; parallel arrays, `rows` index the active rows."""
-        self.canvas[rows, positions] = tokens
-
     def finish(self, complete: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """[B], rows among those whose block is `complete` whose text ends; an early end is filled with EOS."""
         options, eos = self.options, self.options.eos_token_ids or (self.contract.eos_token_id,)

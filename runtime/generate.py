@@ -87,7 +87,6 @@ def _steps(
 ) -> Iterator[StepEvent]:
     """Decode one block; marks in `finished` [B] the rows whose text ends with it."""
     stuck = np.zeros(len(batch.rows), dtype=bool)
-    mask_id = batch.contract.mask_token_id
     masks, step = batch.masks(), 0
     while masks.counts.any():
         inputs = batch.step_inputs(masks, step == 0, engine, options.needs_logits or bool(stuck.any()))
@@ -96,13 +95,9 @@ def _steps(
         seconds = perf_counter() - began
         outputs = outputs.first_rows(masks.offsets.shape[1])
         choice = _choose(outputs, options, batch, step, stuck)
-        chosen = _select(choice, masks, options, step)
-        rows, columns = np.nonzero(chosen)
-        tokens = choice.tokens[rows, columns]
-        decided = tokens != mask_id  # a mask that predicts itself stays undecided
-        rows, columns, tokens = rows[decided], columns[decided], tokens[decided]
+        rows, columns = _select(choice, masks, options, step, batch.contract.mask_token_id)
         positions = batch.positions[rows, masks.offsets[rows, columns]]
-        batch.commit(rows, positions, tokens)
+        batch.canvas[rows, positions] = choice.tokens[rows, columns]
         worked, masks = masks.counts > 0, batch.masks()
         stuck = worked.copy()
         stuck[rows] = False
@@ -117,7 +112,7 @@ def _steps(
             active=batch.rows[worked],
             rows=batch.rows[rows],
             positions=positions,
-            tokens=tokens,
+            tokens=choice.tokens[rows, columns],
             confidences=choice.confidence[rows, columns],
             finished=tuple(batch.rows[ends].tolist()),
             canvases=tuple(batch.canvas_of(row) for row in ends),
@@ -138,12 +133,18 @@ def _choose(
     return Choice(*(np.where(stuck[:, None], b, a) for a, b in pairs))
 
 
-def _select(choice: Choice, masks: Masks, options: GenerationOptions, step: int) -> NDArray[np.bool_]:
-    """Which proposals are committed now: [B, R]. Ties go to the lower position."""
+def _select(
+    choice: Choice, masks: Masks, options: GenerationOptions, step: int, mask_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column in [B, R] of the proposals to commit now; ties go to the lower position.
+
+    A mask that predicts itself is selected like any other, but stays undecided.
+    """
     order = np.argsort(np.where(masks.valid, -choice.scores, np.inf), axis=1, kind="stable")
     lines = np.arange(len(order))[:, None]
     ranked = np.where(masks.valid, choice.confidence, -np.inf)[lines, order]
     count = commit_count(options, ranked, masks.counts, step)
     selected = np.zeros(order.shape, dtype=bool)
     selected[lines, order] = np.arange(order.shape[1]) < count[:, None]
-    return selected
+    rows, columns = np.nonzero(selected & (choice.tokens != mask_id))
+    return rows, columns
