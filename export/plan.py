@@ -16,6 +16,7 @@ from typing import Any
 from dpad.export.progress import Advance, Progress
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import EngineBuildError
+from dpad.runtime.machine import Machine
 
 # (smallest, most likely, largest) of each dynamic axis.
 Ranges = dict[str, tuple[int, int, int]]
@@ -42,6 +43,9 @@ def build_plan(
     trt: ModuleType, onnx_path: Path, contract: StepContract, dtype: str, capability: str, progress: Progress
 ) -> bytes:
     """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words."""
+    if capability not in (known := capabilities(trt)):
+        here = ", ".join(known) or "none: it builds for this machine's GPU, and there is no GPU here"
+        raise EngineBuildError(f"{trt.__name__} cannot target compute capability {capability} (it knows {here})")
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
@@ -50,8 +54,7 @@ def build_plan(
         problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise EngineBuildError(f"{trt.__name__} cannot parse {onnx_path}:\n" + "\n".join(problems or logger.problems))
     config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(_capability(trt, capability), 0)
+    _target(trt, config, capability)
     for ranges in profiles(contract).values():
         config.add_optimization_profile(_profile(builder, contract, dtype, ranges))
     with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:
@@ -69,16 +72,21 @@ def build_plan(
 
 
 def capabilities(trt: ModuleType) -> list[str]:
-    """Compute capabilities that this library can target, such as "8.9"."""
+    """Compute capabilities that this library can target, such as "8.9".
+
+    TensorRT-RTX targets a list of them anywhere; TensorRT only the GPU of this machine.
+    """
+    if not hasattr(trt, "ComputeCapability"):
+        gpu = Machine.current().gpu
+        return [gpu.compute_capability] if gpu else []
     names = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     return sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=float)
 
 
-def _capability(trt: ModuleType, capability: str) -> Any:
-    if capability not in capabilities(trt):
-        known = ", ".join(capabilities(trt))
-        raise EngineBuildError(f"{trt.__name__} cannot target compute capability {capability} (it knows {known})")
-    return getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
+def _target(trt: Any, config: Any, capability: str) -> None:
+    if hasattr(trt, "ComputeCapability"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
 
 
 def _profile(builder: Any, contract: StepContract, dtype: str, ranges: Ranges) -> Any:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -58,6 +59,15 @@ def test_an_unknown_capability_names_the_known_ones(bundle: Bundle) -> None:
     with pytest.raises(errors.EngineBuildError, match="9.0.*8.9"):
         build_plan(tensorrt_rtx, bundle.path("float16/step.onnx"), contract, "float16", "9.0", Progress())
     assert "8.9" in capabilities(tensorrt_rtx)
+
+
+def test_tensorrt_builds_for_this_machine_only(bundle: Bundle) -> None:
+    """Fails if TensorRT, which targets only the GPU at hand, is asked for another or fails without a reason."""
+    tensorrt = ModuleType("tensorrt")
+    gpu = Machine.current().gpu
+    assert capabilities(tensorrt) == ([gpu.compute_capability] if gpu else [])
+    with pytest.raises(errors.EngineBuildError, match=r"tensorrt cannot target compute capability 7\.5"):
+        build_plan(tensorrt, bundle.path("float16/step.onnx"), bundle.manifest.contract, "float16", "7.5", Progress())
 
 
 def test_a_file_that_is_no_model_is_a_build_error(bundle: Bundle, tmp_path: Path) -> None:
