@@ -5,7 +5,7 @@
 MODEL   ?= tiny
 OUT     ?= bundles/$(notdir $(MODEL))
 TARGETS ?= onnx tensorrt-rtx
-PROMPT  ?= Tom has 3 apples. He buys 4 more apples. How many apples does Tom have?
+PROMPT  ?= Omar has 12 shells. He buys 6 more. How many shells does Omar have now?
 ARGS    ?=
 
 PYTHON ?= python3
