@@ -26,12 +26,12 @@ class Masks:
     """The undecided positions of a block, left-aligned.
 
     `offsets` [B, R] within the block, `counts` [B], and `valid` [B, R]: False is filler in
-    rows with fewer masks than the fullest one.
+    rows with fewer masks than the fullest one. `valid` None: there is no filler.
     """
 
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
-    valid: NDArray[np.bool_]
+    valid: NDArray[np.bool_] | None
 
 
 class Batch:
@@ -93,6 +93,9 @@ class Batch:
     def masks(self) -> "Masks":
         """Where the block is still undecided."""
         masked = self.canvas[self._lines, self.positions] == self.contract.mask_token_id
+        if len(masked) == 1:
+            offsets = masked[0].nonzero()[0][None]
+            return Masks(offsets, np.array([offsets.shape[1]]), None)
         counts = masked.sum(axis=1)
         offsets = np.argsort(~masked, axis=1, kind="stable")[:, : counts.max()]
         return Masks(offsets, counts, np.arange(offsets.shape[1]) < counts[:, None])

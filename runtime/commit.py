@@ -6,6 +6,8 @@ Rows of the batch are ranked by score, best first, ties to the lower position. E
 answers with a count a row, and never with less than one while there are masks.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,13 +15,14 @@ from dpad.runtime.options import GenerationOptions
 
 
 def commit_count(
-    options: GenerationOptions, ranked: NDArray[np.float64], masked: NDArray[np.int64], step: int
+    options: GenerationOptions, ranked: Callable[[], NDArray[np.float64]], masked: NDArray[np.int64], step: int
 ) -> NDArray[np.int64]:
     """Number of masks to commit in each row.
 
     Args:
         options: names the rule and its parameter.
-        ranked: [B, R] confidences, each row best first; -inf where a row has no mask.
+        ranked: gives [B, R] confidences, each row best first, -inf where a row has no mask;
+            called only by the rules that look at them.
         masked: [B] masks left in each row's block.
         step: index of this step within the block.
 
@@ -27,12 +30,10 @@ def commit_count(
         [B], each at most `masked`.
     """
     if options.decoder == "threshold":
-        wanted = (ranked >= options.threshold).sum(axis=1)
-    elif options.decoder == "factor":
-        wanted = _factor(ranked, options.factor)
-    else:
-        wanted = np.full(len(ranked), _fixed(options, step))
-    return np.asarray(np.minimum(np.maximum(wanted, 1), masked))
+        return np.asarray(np.minimum(np.maximum((ranked() >= options.threshold).sum(axis=1), 1), masked))
+    if options.decoder == "factor":
+        return np.asarray(np.minimum(np.maximum(_factor(ranked(), options.factor), 1), masked))
+    return np.asarray(np.minimum(max(_fixed(options, step), 1), masked))
 
 
 def _fixed(options: GenerationOptions, step: int) -> int:

@@ -88,7 +88,7 @@ def _steps(
     """Decode one block; marks in `finished` [B] the rows whose text ends with it."""
     stuck = np.zeros(len(batch.rows), dtype=bool)
     masks, step = batch.masks(), 0
-    while masks.counts.any():
+    while masks.offsets.shape[1]:
         inputs = batch.step_inputs(masks, step == 0, engine, options.needs_logits or bool(stuck.any()))
         began = perf_counter()
         outputs = engine.step(inputs, cache)
@@ -140,11 +140,14 @@ def _select(
 
     A mask that predicts itself is selected like any other, but stays undecided.
     """
-    order = np.argsort(np.where(masks.valid, -choice.scores, np.inf), axis=1, kind="stable")
+    scores, confidence = choice.scores, choice.confidence
+    if masks.valid is not None:
+        scores = np.where(masks.valid, scores, -np.inf)
+        confidence = np.where(masks.valid, confidence, -np.inf)
+    order = (-scores).argsort(axis=1, kind="stable")
     lines = np.arange(len(order))[:, None]
-    ranked = np.where(masks.valid, choice.confidence, -np.inf)[lines, order]
-    count = commit_count(options, ranked, masks.counts, step)
-    selected = np.zeros(order.shape, dtype=bool)
-    selected[lines, order] = np.arange(order.shape[1]) < count[:, None]
-    rows, columns = np.nonzero(selected & (choice.tokens != mask_id))
-    return rows, columns
+    count = commit_count(options, lambda: confidence[lines, order], masks.counts, step)
+    rows, ranks = np.nonzero(np.arange(order.shape[1]) < count[:, None])
+    columns = order[rows, ranks]
+    decided = choice.tokens[rows, columns] != mask_id
+    return rows[decided], columns[decided]

@@ -43,7 +43,7 @@ def choose(
         banned: a token id never to propose.
     """
     if banned is None and not options.needs_logits:
-        confidence = 1.0 / (1.0 + outputs.odds_against.astype(np.float64))
+        confidence = np.reciprocal(np.add(outputs.odds_against, 1.0, dtype=np.float64))
         return _checked(Choice(outputs.token_ids, confidence, confidence))
     if outputs.logits is None:
         raise EngineError("the engine gave no logits though they were asked for")
@@ -98,6 +98,6 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _checked(choice: Choice) -> Choice:
-    if np.isnan(choice.confidence).any():
+    if not np.minimum.reduce(choice.confidence, axis=None, initial=1.0) >= 0:  # NaN is neither
         raise EngineError(_BROKEN)
     return choice

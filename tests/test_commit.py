@@ -59,7 +59,7 @@ def test_counts(
     for target, row in zip(ranked, ordered):
         target[: len(row)] = row
     masked = np.array([len(row) for row in rows])
-    counts = commit_count(options, ranked, masked, step)
+    counts = commit_count(options, lambda: ranked, masked, step)
     if decoder in ("fixed", "entropy", "margin") and step >= options.steps_per_block:
         return  # past the plan only progress is promised: see below
     assert counts.tolist() == [naive(options, row, step) for row in ordered]
@@ -69,7 +69,7 @@ def test_counts(
 def test_past_the_plan_there_is_progress(masked: int, steps: int, step: int) -> None:
     """Fails if a block whose masks outlive their steps stops, or commits more than there are."""
     options = GenerationOptions(gen_length=2 * BLOCK, block_length=BLOCK, decoder="fixed", steps=steps)
-    [count] = commit_count(options, np.full((1, BLOCK), 0.5), np.array([masked]), step)
+    [count] = commit_count(options, lambda: np.full((1, BLOCK), 0.5), np.array([masked]), step)
     assert 1 <= count <= masked
 
 
@@ -81,7 +81,7 @@ def test_the_published_plan(steps: int, plan: list[int]) -> None:
     options = GenerationOptions(gen_length=2 * BLOCK, block_length=BLOCK, decoder="fixed", steps=steps)
     left, counts = BLOCK, []
     while left:
-        [count] = commit_count(options, np.full((1, BLOCK), 0.5), np.array([left]), len(counts))
+        [count] = commit_count(options, lambda: np.full((1, BLOCK), 0.5), np.array([left]), len(counts))
         counts.append(int(count))
         left -= count
     assert counts == plan
@@ -92,7 +92,7 @@ def test_threshold_is_inclusive_and_factor_is_not() -> None:
     ranked, masked = np.array([[0.75, 0.5, 0.25]]), np.array([3])
     for threshold, count in ((0.5, 2), (0.5000001, 1), (0.8, 1), (0.0, 3)):
         options = GenerationOptions(decoder="threshold", threshold=threshold)
-        assert commit_count(options, ranked, masked, 0).tolist() == [count]
+        assert commit_count(options, lambda: ranked, masked, 0).tolist() == [count]
     for factor, count in ((0.5, 1), (0.6, 1), (1.5, 1), (1.500001, 2), (3.0, 2), (3.1, 3)):
         options = GenerationOptions(decoder="factor", factor=factor)
-        assert commit_count(options, ranked, masked, 0).tolist() == [count]
+        assert commit_count(options, lambda: ranked, masked, 0).tolist() == [count]
