@@ -86,10 +86,10 @@ def _steps(
     engine: Engine, batch: Batch, options: GenerationOptions, cache: Any, nfe: int, finished: NDArray[np.bool_]
 ) -> Iterator[StepEvent]:
     """Decode one block; marks in `finished` [B] the rows whose text ends with it."""
-    stuck = np.zeros(len(batch.rows), dtype=bool)
+    stuck: NDArray[np.bool_] | None = None
     masks, step = batch.masks(), 0
     while masks.offsets.shape[1]:
-        inputs = batch.step_inputs(masks, step == 0, engine, options.needs_logits or bool(stuck.any()))
+        inputs = batch.step_inputs(masks, step == 0, engine, options.needs_logits or stuck is not None)
         began = perf_counter()
         outputs = engine.step(inputs, cache)
         seconds = perf_counter() - began
@@ -99,12 +99,13 @@ def _steps(
         positions = batch.positions[rows, masks.offsets[rows, columns]]
         batch.canvas[rows, positions] = choice.tokens[rows, columns]
         worked, masks = masks.counts > 0, batch.masks()
-        stuck = worked.copy()
-        stuck[rows] = False
-        ended = batch.finish(worked & (masks.counts == 0))
-        finished |= ended
+        stuck = _stuck(worked, rows)
+        ends: list[int] = []
+        if not masks.counts.all():
+            ended = batch.finish(worked & (masks.counts == 0))
+            finished |= ended
+            ends = np.flatnonzero(ended).tolist()
         nfe += 1
-        ends: list[int] = np.flatnonzero(ended).tolist()
         yield StepEvent(
             block=batch.block,
             step=step,
@@ -122,15 +123,24 @@ def _steps(
 
 
 def _choose(
-    outputs: StepOutputs, options: GenerationOptions, batch: Batch, step: int, stuck: NDArray[np.bool_]
+    outputs: StepOutputs, options: GenerationOptions, batch: Batch, step: int, stuck: NDArray[np.bool_] | None
 ) -> Choice:
     """Propose tokens; a row whose last step only predicted masks may not propose the mask again."""
     choice = choose(outputs, options, batch.generators(step))
-    if not stuck.any():
+    if stuck is None:
         return choice
     other = choose(outputs, options, batch.generators(step), banned=batch.contract.mask_token_id)
     pairs = zip(astuple(choice), astuple(other))
     return Choice(*(np.where(stuck[:, None], b, a) for a, b in pairs))
+
+
+def _stuck(worked: NDArray[np.bool_], rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """Which rows that `worked` [B] committed nothing; None if every one did."""
+    if len(worked) == 1 and len(rows):
+        return None
+    stuck = worked.copy()
+    stuck[rows] = False
+    return stuck if stuck.any() else None
 
 
 def _select(

@@ -132,8 +132,7 @@ def test_somebody_elses_directory_is_not_replaced(source: Path, tmp_path: Path) 
 INTERRUPTED = """
     import os, resource, signal, sys
     from pathlib import Path
-    import dpad
-from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.pipeline import ExportSettings, export_bundle
     from dpad.export.progress import Progress
 
     def check(stage, manifest, progress):
