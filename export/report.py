@@ -15,8 +15,9 @@ def parity_lines(report: dict[str, Any]) -> Iterator[str]:
     for engine in report["engines"]:
         yield f"  {engine['status']:7} {engine['engine']} ({engine['dtype']}): {engine['detail']}"
         for name, output in engine.get("steps", {}).items():
-            allowed = f"{output['allowed']:.2e}" if output["allowed"] else "none"
-            yield f"            {name:13} largest difference {output['max_abs']:.2e}, allowed {allowed}"
+            allowed = f"{output['checked']} {output['allowed']:.2e}" if output["allowed"] else "none"
+            mean = f", mean {output['mean_abs']:.2e}" if output["checked"] == "mean" else ""
+            yield (f"            {name:13} largest difference {output['max_abs']:.2e}{mean}, allowed {allowed}")
         if trajectories := engine.get("trajectories"):
             yield (
                 f"            trajectories  {trajectories['equal']} of {trajectories['positions']} positions "
