@@ -57,7 +57,8 @@ def compare_bundle(
         seed: of the steps and trajectories.
 
     Returns:
-        A JSON-ready report; `passed` is False if an engine that ran is out of tolerance.
+        A JSON-ready report; `passed` is False if an engine that ran is out of tolerance, or
+        if none ran.
 
     Raises:
         EngineUnavailable: an engine was named that the bundle does not have or that cannot run.
@@ -71,6 +72,8 @@ def compare_bundle(
     for candidate in found:
         if wanted and candidate.name not in wanted:
             continue
+        if candidate.obstacle is not None and wanted and len(_named(found, candidate.name)) == 1:
+            raise EngineUnavailable(f"{candidate.name} cannot be compared here: {candidate.obstacle}")
         if candidate.obstacle is not None:
             built = "not run here" if candidate.name.startswith("onnxruntime") else "built, not run here"
             results.append(_header(candidate, built, candidate.obstacle))
@@ -80,15 +83,15 @@ def compare_bundle(
     return {
         "reference": f"torch {library_version('torch')} eager",
         "platform": Machine.current().platform,
-        "passed": all(result["status"] == "passed" for result in ran),
+        "passed": bool(ran) and all(result["status"] == "passed" for result in ran),
         "engines": results,
     }
 
 
 def require_passed(report: dict[str, Any]) -> dict[str, Any]:
-    """The report itself, or `ParityError` naming what failed."""
-    if not report["passed"]:
-        failed = [f"{e['engine']} ({e['dtype']}): {e['detail']}" for e in report["engines"] if e["status"] == "failed"]
+    """The report itself, or `ParityError` naming what failed; that nothing could run here is no failure."""
+    failed = [f"{e['engine']} ({e['dtype']}): {e['detail']}" for e in report["engines"] if e["status"] == "failed"]
+    if failed:
         raise ParityError("parity failed:\n" + "\n".join(failed))
     return report
 
@@ -100,6 +103,10 @@ def _comparable(bundle: Bundle) -> list[Candidate]:
         obstacle = "ONNX Runtime's CPU kernels and numpy have no bfloat16" if dtype == "bfloat16" else None
         found.append(Candidate("onnxruntime-cpu", dtype, step.onnx, obstacle))
     return found
+
+
+def _named(found: list[Candidate], name: str) -> list[Candidate]:
+    return [candidate for candidate in found if candidate.name == name]
 
 
 def _header(candidate: Candidate, detail: str, reason: str | None = None) -> dict[str, Any]:

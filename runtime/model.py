@@ -97,6 +97,8 @@ class DiffusionModel:
         that stands behind the generated text (infill).
         """
         if isinstance(prompt, Request):
+            if suffix:
+                raise InvalidRequest("a Request holds its own suffix_ids; leave suffix out")
             return prompt
         if isinstance(prompt, str):
             chat = self.codec.has_chat_template and not raw

@@ -86,6 +86,16 @@ def test_an_engine_that_is_not_there_is_named(bundle: Bundle) -> None:
         compare_bundle(bundle, Progress(), engines=["onnxruntime-gpu"])
 
 
+def test_an_engine_that_cannot_run_does_not_pass(tmp_path: Path) -> None:
+    """Fails if parity says "passed" where nothing was compared: bfloat16 does not run on a CPU."""
+    bundle = export(write_source(tmp_path / "source"), tmp_path / "out", dtypes=("bfloat16",))
+    report = require_passed(compare_bundle(bundle, Progress()))
+    assert not report["passed"]
+    assert {engine["status"] for engine in report["engines"]} == {"skipped"}
+    with pytest.raises(errors.EngineUnavailable, match="bfloat16"):
+        compare_bundle(bundle, Progress(), engines=["onnxruntime-cpu"])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_feeds_cover_pads_and_empty_caches(tmp_path: Path, family: str) -> None:
     """Fails if the random steps stop exercising what makes the modes differ."""
