@@ -54,7 +54,7 @@ $(BIN)/.export: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[export,rtx,test]'
+	$(PIP) -e '.[export,rtx,kernel,test]'
 	touch $@ $(BIN)/.export
 
 $(BIN)/.lint: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,0 +1,44 @@
+"""`CacheRows`: where each canvas position lies in a cache that is the last refresh's own output.
+
+    rows = CacheRows(batch=2, slots=128)
+    rows.wrote(gather_indices)            # row j now holds position gather_indices[b, j]
+    rows.find(cache_indices)              # positions -> rows of the cache
+
+Slots of the contract are absolute canvas positions. An engine on a device keeps what the
+refresh wrote where it wrote it, [B, Q, G, D], and looks slots up here instead of copying
+every row to a place of its own: nothing is moved, and a cache has room for the rows that
+DPad retained, not for the whole canvas.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.errors import EngineError
+
+
+class CacheRows:
+    """The row that holds each position [B, slots]; -1 where none does."""
+
+    def __init__(self, batch: int, slots: int) -> None:
+        self._rows = np.full((batch, slots), -1, dtype=np.int64)
+        self._lines = np.arange(batch)[:, None]
+
+    def wrote(self, gather_indices: NDArray[np.int64]) -> None:
+        """A step wrote all its rows, position `gather_indices` [B, Q] (-1 pads) each; forget the rest."""
+        self._rows.fill(-1)
+        lines, columns = np.nonzero(gather_indices >= 0)
+        self._rows[lines, gather_indices[lines, columns]] = columns
+
+    def find(self, cache_indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows [B, K] of the positions `cache_indices` [B, K]; -1 stays -1.
+
+        Raises `EngineError` for a position that no step has written: its row holds nothing.
+        """
+        if not cache_indices.size:
+            return cache_indices
+        named = cache_indices >= 0
+        rows = np.where(named, self._rows[self._lines, cache_indices], -1)
+        if (named & (rows < 0)).any():
+            missing = cache_indices[named & (rows < 0)][0]
+            raise EngineError(f"cache slot {missing} is attended but no step of this cache has written it")
+        return rows
