@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from dpad.plugins import checks
+
 # What a model calls in every layer: (layer, query, key, value) -> attended [B, Q, H, D].
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -57,7 +59,27 @@ def sparse_suffix_attention(
 
     Returns:
         [B, Q, H, D] in the dtype of `query`. A query with nothing to attend gives 0.
+
+    Raises:
+        AttentionError: shapes, dtypes or indices that do not fit, before anything runs.
     """
+    inputs = (query, key, value, key_cache, value_cache, cache_indices, gather_indices)
+    checks.check_shapes(*inputs)
+    checks.check_indices(cache_indices, gather_indices, key_cache.shape[1])
+    return definition(*inputs, scale)
+
+
+def definition(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    cache_indices: torch.Tensor,
+    gather_indices: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """What the op means, unchecked; arguments and result as in `sparse_suffix_attention`."""
     cached = (*cache_indices.shape, *key.shape[2:])  # [B, K, G, D]
     cached_keys = gather_rows(key_cache.flatten(2), cache_indices).view(cached)
     cached_values = gather_rows(value_cache.flatten(2), cache_indices).view(cached)
@@ -74,6 +96,39 @@ def sparse_suffix_attention(
     )
     anything = attended.any(dim=1)[:, None, None, None]
     return torch.where(anything, out, torch.zeros_like(out)).transpose(1, 2).contiguous()
+
+
+@sparse_suffix_attention.register_kernel("cuda")
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    cache_indices: torch.Tensor,
+    gather_indices: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """The Triton kernel in 16 bit; the definition in float32, which is for comparison."""
+    inputs = (query, key, value, key_cache, value_cache, cache_indices, gather_indices)
+    checks.check_shapes(*inputs)
+    if query.dtype == torch.float32:
+        checks.check_indices(cache_indices, gather_indices, key_cache.shape[1])
+        return definition(*inputs, scale)
+    checks.check_kernel(query.shape[3], str(query.dtype).removeprefix("torch."))
+    if not torch.cuda.is_current_stream_capturing():  # reading them would end the capture
+        _check_once(cache_indices, gather_indices, key_cache.shape[1])
+    from dpad.plugins.launch import attend_rows  # imports Triton, which a CPU does not need
+
+    return attend_rows(*inputs, scale)
+
+
+def _check_once(cache_indices: torch.Tensor, gather_indices: torch.Tensor, slots: int) -> None:
+    """Check indices on a GPU, which waits for them, in the first layer only: all layers share them."""
+    seen = (id(gather_indices), slots)
+    if getattr(cache_indices, "_dpad_checked", None) != seen:
+        checks.check_indices(cache_indices, gather_indices, slots)
+        cache_indices._dpad_checked = seen  # type: ignore[attr-defined]
 
 
 @sparse_suffix_attention.register_fake

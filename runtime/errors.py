@@ -2,6 +2,8 @@
 
     DpadError
     ├── InvalidRequest        the caller's prompt or options cannot be served (also a ValueError)
+    ├── AttentionError        inputs that the attention op cannot take (also a ValueError)
+    ├── KernelCompileError    a kernel cannot be compiled into what a plain launch runs
     ├── CheckpointError       a model directory cannot be read as LLaDA or Dream
     ├── ExportError           tracing, converting or writing a bundle failed
     │   └── EngineBuildError  the engine builder refused; carries the builder's own words
@@ -23,9 +25,9 @@ Each message names the cause and the way out. All are raised by explicit checks,
 hold under `python -O`.
 """
 
-
-class DpadError(Exception):
-    """Base of all errors of this package."""
+from dpad.plugins.errors import AttentionError as AttentionError
+from dpad.plugins.errors import DpadError as DpadError
+from dpad.plugins.errors import KernelCompileError as KernelCompileError
 
 
 class InvalidRequest(DpadError, ValueError):

@@ -1,0 +1,190 @@
+"""Compiles the kernels ahead of time, on a machine that needs no GPU.
+
+    kernel = compile_attend("9.0", "bfloat16", head_size=128, tile=Tile(64), partial=False)
+    kernel.ptx, kernel.cubin, kernel.registers, kernel.parameters
+
+Triton appends parameters of its own to a kernel (pointers to scratch memory). A launcher that
+knows only the kernel's arguments would leave them undefined, so kernels that use them are
+refused and the unused parameters are taken out of the PTX; so are clusters, cooperative
+launches and tensor descriptors, which such a launcher cannot set up.
+"""
+
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.compiler import ASTSource
+
+from dpad.plugins import tiling, triton_kernel
+from dpad.plugins.checks import check_kernel
+from dpad.plugins.errors import KernelCompileError
+from dpad.plugins.tiling import Tile
+
+# The oldest PTX that knows the target, so that the oldest driver that knows it can load it.
+PTX_VERSIONS = {"8.0": 80, "8.6": 80, "8.9": 80, "9.0": 80, "10.0": 86, "12.0": 87}
+SHARED_LIMITS = {"8.0": 163, "8.6": 99, "8.9": 99, "9.0": 227, "10.0": 227, "12.0": 99}  # KiB a program may use
+
+_POINTEES = {"float16": "fp16", "bfloat16": "bf16"}
+_ALIGNED = [["tt.divisibility", 16]]
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """PTX and machine code of one kernel, and what a launcher must know.
+
+    Attributes:
+        entry: the function's name.
+        parameters: (name, "pointer" or "int32") in the order of the launch.
+        constants: what was compiled in.
+        threads, shared_bytes: of one program; shared memory over 48 KiB is opted into.
+        registers, spill_bytes: a thread, as ptxas reports them.
+    """
+
+    name: str
+    entry: str
+    capability: str
+    dtype: str
+    constants: dict[str, Any]
+    parameters: tuple[tuple[str, str], ...]
+    threads: int
+    shared_bytes: int
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    triton: str
+    ptx: str
+    cubin: bytes
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the code, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("ptx", "cubin")}
+
+
+def compile_attend(capability: str, dtype: str, head_size: int, tile: Tile, partial: bool) -> CompiledKernel:
+    """`attend` with 32-bit indices; `partial` is the variant for splits over keys.
+
+    Raises `AttentionError` for what the kernel cannot compute and `KernelCompileError` if the
+    result could not be launched as promised.
+    """
+    check_kernel(head_size, dtype)
+    pointee = _POINTEES[dtype]
+    types = dict.fromkeys(("query", "key", "value", "key_cache", "value_cache"), f"*{pointee}")
+    types |= dict.fromkeys(("cache_indices", "gather_indices"), "*i32")
+    types |= {"output": "*fp32" if partial else f"*{pointee}", "log_weight": "*fp32" if partial else "constexpr"}
+    constants: dict[str, Any] = {} if partial else {"log_weight": None}
+    constants |= {"HEAD": head_size, "HEAD_PADDED": tiling.padded_head(head_size)}
+    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": partial}
+    name = f"attend-{dtype}-d{head_size}-m{tile.block_m}{'-partial' if partial else ''}"
+    return _compile(name, triton_kernel.attend, capability, dtype, types, constants, tile.warps, tile.stages)
+
+
+def compile_combine(capability: str, dtype: str, head_size: int) -> CompiledKernel:
+    """`combine`, which adds the splits up; errors as `compile_attend`."""
+    check_kernel(head_size, dtype)
+    types = {"partial": "*fp32", "log_weight": "*fp32", "output": f"*{_POINTEES[dtype]}"}
+    constants = {"HEAD": head_size, "HEAD_PADDED": tiling.padded_head(head_size), "BLOCK_M": tiling.COMBINE_ROWS}
+    name = f"combine-{dtype}-d{head_size}"
+    return _compile(name, triton_kernel.combine, capability, dtype, types, constants, tiling.COMBINE_WARPS, 2)
+
+
+def _compile(
+    name: str,
+    function: Any,
+    capability: str,
+    dtype: str,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    warps: int,
+    stages: int,
+) -> CompiledKernel:
+    if not isinstance(function, triton.JITFunction):
+        raise KernelCompileError("Triton's interpreter is on; unset TRITON_INTERPRET to compile")
+    names = function.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    parameters = tuple(
+        (n, "int32" if signature[n] == "i32" else "pointer") for n in names if signature[n] != "constexpr"
+    )
+    aligned = {(place,): _ALIGNED for place, n in enumerate(names) if signature[n].startswith("*")}
+    places = {(names.index(key),): value for key, value in constants.items()}
+    architecture = int(capability.replace(".", ""))
+    options = {"num_warps": warps, "num_stages": stages, "ptx_version": PTX_VERSIONS[capability]}
+    with knobs.compilation.scope():
+        knobs.compilation.disable_line_info = True  # it would hold the paths of this machine
+        compiled = triton.compile(
+            ASTSource(function, signature, places, aligned), target=GPUTarget("cuda", architecture, 32), options=options
+        )
+    _require_plain(name, compiled.metadata)
+    ptx = without_hidden_parameters(compiled.asm["ptx"], len(parameters))
+    cubin, report = _assemble(ptx, architecture)
+    return CompiledKernel(
+        name=f"{name}-sm{architecture}",
+        entry=compiled.metadata.name,
+        capability=capability,
+        dtype=dtype,
+        constants=constants,
+        parameters=parameters,
+        threads=compiled.metadata.num_warps * 32,
+        shared_bytes=compiled.metadata.shared,
+        registers=_reported(report, r"Used (\d+) registers"),
+        spill_bytes=_reported(report, r"(\d+) bytes spill stores"),
+        stack_bytes=_reported(report, r"(\d+) bytes stack frame"),
+        triton=triton.__version__,
+        ptx=ptx,
+        cubin=cubin,
+    )
+
+
+def _require_plain(name: str, metadata: Any) -> None:
+    """Refuse what a launcher of plain kernels cannot set up."""
+    found = {
+        "global scratch memory": metadata.global_scratch_size,
+        "profile scratch memory": metadata.profile_scratch_size,
+        "thread block clusters": metadata.num_ctas > 1,
+        "a cooperative launch": metadata.launch_cooperative_grid,
+        "programmatic dependent launch": metadata.launch_pdl,
+        "tensor descriptors": getattr(metadata, "tensordesc_meta", None),
+    }
+    if used := [what for what, present in found.items() if present]:
+        raise KernelCompileError(f"{name} would need {', '.join(used)}, which a plugin's launch cannot give it")
+
+
+def without_hidden_parameters(ptx: str, count: int) -> str:
+    """PTX whose entry keeps its first `count` parameters; raises `KernelCompileError` if a later one is read."""
+    entry = re.search(r"\.visible \.entry (\w+)\(\n(.*?)\n\)", ptx, re.DOTALL)
+    if entry is None:
+        raise KernelCompileError("the PTX has no entry")
+    parameters = entry[2].split(",\n")
+    if len(parameters) < count:
+        raise KernelCompileError(f"{entry[1]} has {len(parameters)} parameters, its source {count}")
+    for place in range(count, len(parameters)):
+        if f"[{entry[1]}_param_{place}]" in ptx:
+            raise KernelCompileError(f"{entry[1]} reads parameter {place}, which only Triton's launcher passes")
+    return ptx.replace(entry[2], ",\n".join(parameters[:count]), 1)
+
+
+def _assemble(ptx: str, architecture: int) -> tuple[bytes, str]:
+    """Machine code and ptxas's report."""
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(ptx)
+        command = [get_ptxas(architecture).path, "-v", f"--gpu-name={sm_arch_from_capability(architecture)}"]
+        ran = subprocess.run(  # noqa: S603
+            [*command, str(source), "-o", str(target)], capture_output=True, text=True, check=False
+        )
+        if ran.returncode:
+            raise KernelCompileError(f"ptxas refuses the kernel: {ran.stderr}")
+        return target.read_bytes(), ran.stderr
+
+
+def _reported(report: str, pattern: str) -> int:
+    found = re.search(pattern, report)
+    if found is None:
+        raise KernelCompileError(f"ptxas did not report {pattern!r}:\n{report}")
+    return int(found[1])

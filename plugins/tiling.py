@@ -1,0 +1,149 @@
+"""How the kernel is cut into programs: tile sizes, splits over keys, and its integer arguments.
+
+    tile = tile_for(rows=128 * group)
+    numbers = attend_integers(Shape(...), scale, tile, splits, per_split)
+
+One definition for every launcher: numbers here, symbolic shapes in a TensorRT plugin. Needs
+neither torch nor Triton.
+"""
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+DTYPES = ("float16", "bfloat16")
+HEAD_SIZES = (64, 96, 128)  # what is compiled ahead of time and tested; multiples of 16 up to 128 work
+MAX_SPLITS = 16
+COMBINE_ROWS = 8  # rows of one program of `combine`
+COMBINE_WARPS = 4
+
+_PROGRAMS_PER_SM = 2  # that fit by shared memory
+_MIN_TILES = 4  # of keys in a split, or its fixed cost outweighs it
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys of one program's tile, its warps, and the depth of its load pipeline.
+
+    The pipeline has an index and a row in every stage: depth 3 keeps one tile of rows in
+    flight while another is used.
+    """
+
+    block_m: int
+    block_n: int = 64
+    warps: int = 4
+    stages: int = 3
+
+
+TILES = (Tile(32), Tile(64), Tile(128, warps=8))
+
+
+def tile_for(rows: int) -> Tile:
+    """The tile for `rows` = Q · H / G query rows of one key/value head."""
+    return next((tile for tile in TILES if tile.block_m >= rows), TILES[-1])
+
+
+def padded_head(size: int) -> int:
+    """The power of two that holds a head of D elements."""
+    return 1 << (size - 1).bit_length()
+
+
+def scale_bits(scale: float) -> int:
+    """`scale` · log2(e) as the integer of its float32 bits: plugins pass nothing but integers."""
+    number: int = struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))[0]
+    return number
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What shapes are computed with: Python's numbers, or a TensorRT plugin's symbolic ones."""
+
+    ceil_div: Callable[[Any, Any], Any] = ceil_div
+    largest: Callable[[Any, Any], Any] = max
+
+
+NUMBERS = Arithmetic()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one call; symbolic in a plugin, but for `heads` and `kv_heads`."""
+
+    batch: Any
+    rows: Any
+    cached: Any
+    slots: Any
+    heads: int
+    kv_heads: int
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Strides:
+    """Distances in heads (D elements) of batch rows and token rows: query, new rows, caches."""
+
+    query_batch: Any
+    query_row: Any
+    new_batch: Any
+    new_row: Any
+    cache_batch: Any
+    cache_row: Any
+
+    @classmethod
+    def contiguous(cls, shape: Shape) -> "Strides":
+        """Of tensors without gaps."""
+        heads, kv_heads = shape.heads, shape.kv_heads
+        return cls(shape.rows * heads, heads, shape.rows * kv_heads, kv_heads, shape.slots * kv_heads, kv_heads)
+
+
+def row_tiles(shape: Shape, tile: Tile, number: Arithmetic = NUMBERS) -> Any:
+    """Programs along the query rows."""
+    return number.ceil_div(shape.rows * shape.group, tile.block_m)
+
+
+def tiles_per_split(shape: Shape, tile: Tile, splits: int, processors: int, number: Arithmetic = NUMBERS) -> Any:
+    """Key tiles of one split, so that at most `splits` of them fill a GPU of `processors` SMs.
+
+    With enough queries to fill it, one split takes all keys and the others are idle.
+    """
+    keys = number.ceil_div(shape.cached, tile.block_n) + number.ceil_div(shape.rows, tile.block_n)
+    programs = row_tiles(shape, tile, number) * shape.kv_heads * shape.batch
+    enough = number.ceil_div(keys * programs, processors * _PROGRAMS_PER_SM)
+    return number.largest(number.largest(number.ceil_div(keys, splits), enough), _MIN_TILES)
+
+
+def split_count(shape: Shape, tile: Tile, per_split: int) -> int:
+    """Splits that have keys to attend."""
+    keys = ceil_div(shape.cached, tile.block_n) + ceil_div(shape.rows, tile.block_n)
+    return max(1, ceil_div(keys, per_split))
+
+
+def attend_integers(shape: Shape, strides: Strides, scale: float, splits: int, per_split: Any) -> dict[str, Any]:
+    """The integer arguments of `attend`, in its order."""
+    return {
+        "rows": shape.rows,
+        "cached": shape.cached,
+        "slots": shape.slots,
+        "group": shape.group,
+        "query_batch": strides.query_batch,
+        "query_row": strides.query_row,
+        "new_batch": strides.new_batch,
+        "new_row": strides.new_row,
+        "cache_batch": strides.cache_batch,
+        "cache_row": strides.cache_row,
+        "scale_bits": scale_bits(scale),
+        "splits": splits,
+        "tiles_per_split": per_split,
+    }

@@ -1,0 +1,37 @@
+"""The Triton kernel in Triton's own interpreter, so that it runs where there is no GPU.
+
+Import this before `dpad.plugins.launch`: the mode is read when the kernels are decorated.
+"""
+
+import os
+
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+DEVICE = "cuda" if GPU else "cpu"
+
+
+def widen_bfloat16_products() -> None:
+    """Triton's interpreter multiplies the bits of bfloat16 as integers; widen the operands first."""
+    import numpy as np
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import TensorHandle, tl
+
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def widened(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self, a, b, *rest):  # type: ignore[no-untyped-def]
+        return original(self, widened(a), widened(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+if not GPU:
+    widen_bfloat16_products()

@@ -1,0 +1,233 @@
+"""The Triton kernel against the definition: in Triton's interpreter, or on a GPU where there is one.
+
+Outputs are poisoned with NaN first, so an element that is not written shows; cache slots
+that no index names hold NaN, so one that is read shows.
+"""
+
+# ruff: noqa: I001
+from interpreter import DEVICE, GPU
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dpad.plugins import tiling
+from dpad.plugins.attention import definition, sparse_suffix_attention
+from dpad.plugins.errors import AttentionError
+from dpad.plugins.launch import attend_rows
+from dpad.plugins.tiling import Shape, Tile
+
+Inputs = list[torch.Tensor]
+SMALL = Tile(32, 16, warps=2)
+LIMIT = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # relative RMS; bfloat16 has 8 times coarser steps
+
+
+def random_inputs(
+    seed: int, dtype: torch.dtype, batch: int, rows: int, cached: int, heads: int, group: int, size: int
+) -> Inputs:
+    """query, key, value, caches, indices; pads in both index rows; unnamed cache slots are NaN."""
+    rng = torch.Generator().manual_seed(seed)
+    slots = cached + 3 if cached else 0
+    shapes = [(batch, rows, heads * group, size)] + [(batch, rows, heads, size)] * 2 + [(batch, slots, heads, size)] * 2
+    rows_of = [torch.randn(shape, generator=rng).to(dtype) for shape in shapes]
+    cache_indices = torch.full((batch, cached), -1)
+    gather_indices = torch.full((batch, rows), -1)
+    for b in range(batch):
+        named = int(torch.randint(0, cached + 1, (), generator=rng))
+        places = torch.randperm(cached, generator=rng)[:named]
+        cache_indices[b, places] = torch.randperm(slots, generator=rng)[:named]
+        real = int(torch.randint(1, rows + 1, (), generator=rng))
+        gather_indices[b, :real] = torch.arange(real) + 1000
+        unnamed = [slot for slot in range(slots) if slot not in cache_indices[b].tolist()]
+        for cache in rows_of[3:]:
+            cache[b, unnamed] = float("nan")
+    return [tensor.to(DEVICE) for tensor in (*rows_of, cache_indices, gather_indices)]
+
+
+def expected(inputs: Inputs, scale: float) -> torch.Tensor:
+    """The definition in float32; a pad may read slot 0, which must be finite."""
+    wide = [tensor.float().nan_to_num(0.0) if tensor.is_floating_point() else tensor for tensor in inputs]
+    return definition(*wide, scale)
+
+
+def run(inputs: Inputs, scale: float, **options: object) -> torch.Tensor:
+    out = inputs[0].new_full(inputs[0].shape, float("nan"))
+    return attend_rows(*inputs, scale, output=out, **options)  # type: ignore[arg-type]
+
+
+def assert_close(out: torch.Tensor, inputs: Inputs, scale: float) -> None:
+    want = expected(inputs, scale)
+    error = (out.float() - want).square().mean().sqrt() / want.square().mean().sqrt().clamp(min=1e-3)
+    assert error <= LIMIT[out.dtype], f"relative RMS error {error:.2e}"  # NaN is not below anything
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**31),
+    dtype=st.sampled_from(list(LIMIT)),
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 40),
+    cached=st.integers(0, 90),
+    heads=st.integers(1, 2),
+    group=st.sampled_from([1, 2, 7]),
+    size=st.sampled_from(tiling.HEAD_SIZES),
+    splits=st.sampled_from([1, 2, 5]),
+)
+def test_agrees_with_the_definition(
+    seed: int,
+    dtype: torch.dtype,
+    batch: int,
+    rows: int,
+    cached: int,
+    heads: int,
+    group: int,
+    size: int,
+    splits: int,
+) -> None:
+    """Fails for wrong gathering, masking, grouping, splitting, scaling or an unwritten element."""
+    inputs = random_inputs(seed, dtype, batch, rows, cached, heads, group, size)
+    assert_close(run(inputs, size**-0.5, tile=SMALL, splits=splits), inputs, size**-0.5)
+
+
+@pytest.mark.parametrize("tile", tiling.TILES)
+@pytest.mark.parametrize("size", tiling.HEAD_SIZES)
+def test_every_tile_that_is_compiled(tile: Tile, size: int) -> None:
+    """Fails if a tile of the table computes something else; splits as the GPU would have them."""
+    inputs = random_inputs(5, torch.float16, 2, 37, 500, 2, 4, size)
+    assert_close(run(inputs, 0.1, tile=tile), inputs, 0.1)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_row_with_nothing_to_attend_gives_zero(splits: int) -> None:
+    """Fails if the empty softmax gives NaN, in one pass or in the sum of the parts."""
+    inputs = random_inputs(6, torch.float16, 3, 9, 200, 1, 1, 64)
+    inputs[5][1] = inputs[6][1] = -1
+    out = run(inputs, 0.2, tile=SMALL, splits=splits)
+    assert (out[1] == 0).all()
+    assert_close(out, inputs, 0.2)
+
+
+def test_splits_that_have_no_keys_weigh_nothing() -> None:
+    """Fails if parts that hold only pads disturb the others: all keys lie in the first split."""
+    inputs = random_inputs(7, torch.float16, 1, 4, 400, 1, 1, 64)
+    inputs[5][:, 20:] = -1
+    inputs[6][:] = -1
+    assert_close(run(inputs, 0.2, tile=SMALL, splits=6), inputs, 0.2)
+
+
+def test_an_index_past_the_cache_reads_nothing() -> None:
+    """Fails if an unchecked index leaves the tensor: it must count as padding."""
+    inputs = random_inputs(8, torch.float16, 1, 4, 30, 1, 1, 64)
+    wild = [*inputs[:5], inputs[5].clone(), inputs[6]]
+    inputs[5][0, :3] = -1
+    wild[5][0, :3] = torch.tensor([33, 1 << 20, (1 << 31) - 1])
+    torch.testing.assert_close(run(wild, 0.2, tile=SMALL), run(inputs, 0.2, tile=SMALL))
+
+
+def test_large_scores_do_not_overflow() -> None:
+    """Fails if the running maximum is not subtracted before the exponential."""
+    inputs = random_inputs(9, torch.float16, 1, 8, 60, 1, 2, 64)
+    inputs[0] *= 100
+    out = run(inputs, 1.0, tile=SMALL, splits=2)
+    assert out.isfinite().all()
+
+
+def test_strided_token_major_rows_are_read_in_place() -> None:
+    """Fails if strides are ignored: query, key and value as slices of one projection."""
+    batch, rows, heads, size = 2, 12, 2, 64
+    fused = torch.randn(batch, rows, 3 * heads, size, dtype=torch.float16, device=DEVICE)
+    query, key, value = fused.split(heads, dim=2)
+    caches = torch.randn(batch, 50, 2 * heads, size, dtype=torch.float16, device=DEVICE).split(heads, dim=2)
+    assert not query.is_contiguous()
+    indices = [torch.arange(40, device=DEVICE).repeat(batch, 1), torch.arange(rows, device=DEVICE).repeat(batch, 1)]
+    inputs = [query, key, value, *caches, *indices]
+    out = torch.full((batch, rows, heads, size), float("nan"), dtype=torch.float16, device=DEVICE)
+    assert_close(attend_rows(*inputs, 0.125, tile=SMALL, output=out), inputs, 0.125)
+
+
+def test_other_layouts_are_copied() -> None:
+    """Fails if a head-major tensor is read as token-major."""
+    inputs = random_inputs(10, torch.float16, 2, 6, 20, 2, 1, 64)
+    turned = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in inputs[:5]]
+    torch.testing.assert_close(run([*turned, *inputs[5:]], 0.2, tile=SMALL), run(inputs, 0.2, tile=SMALL))
+
+
+def test_no_rows_is_no_launch() -> None:
+    """Fails if an empty query launches an empty grid."""
+    inputs = random_inputs(11, torch.float16, 1, 4, 5, 1, 1, 64)
+    empty = [t[:, :0] for t in inputs[:3]] + inputs[3:6] + [inputs[6][:, :0]]
+    assert attend_rows(*empty, 0.2).shape == (1, 0, 1, 64)
+
+
+@given(
+    batch=st.integers(1, 8),
+    rows=st.integers(1, 4096),
+    cached=st.integers(0, 16384),
+    kv_heads=st.integers(1, 32),
+    group=st.integers(1, 8),
+    splits=st.integers(1, tiling.MAX_SPLITS),
+    processors=st.sampled_from([1, 8, 108, 132]),
+)
+def test_splits_cover_every_key(
+    batch: int, rows: int, cached: int, kv_heads: int, group: int, splits: int, processors: int
+) -> None:
+    """Fails if tiles of keys are left over, or splits outnumber their limit or have nothing to do."""
+    shape = Shape(batch, rows, cached, cached, kv_heads * group, kv_heads)
+    tile = tiling.tile_for(rows * group)
+    per_split = tiling.tiles_per_split(shape, tile, splits, processors)
+    count = tiling.split_count(shape, tile, per_split)
+    keys = -(-cached // tile.block_n) + -(-rows // tile.block_n)
+    assert count <= splits
+    assert (count - 1) * per_split < keys <= count * per_split
+
+
+def test_few_queries_against_many_keys_fill_the_gpu() -> None:
+    """Fails if one block against a long prefix leaves most of a GPU idle."""
+    shape = Shape(1, 32, 8192, 8192, 32, 32)
+    tile = tiling.tile_for(32)
+    count = tiling.split_count(shape, tile, tiling.tiles_per_split(shape, tile, tiling.MAX_SPLITS, 132))
+    assert 132 <= tiling.row_tiles(shape, tile) * 32 * count <= 3 * 132
+
+
+BAD = {
+    "dtype": (1, lambda t: t.float(), "key is torch.float32 but query is torch.float16"),
+    "axes": (0, lambda t: t[0], "query has 3 axes, not 4"),
+    "rows": (2, lambda t: t[:, :-1], "value is"),
+    "heads": (0, lambda t: torch.cat([t, t[:, :, :1]], 2), "3 query heads do not share 2"),
+    "cache heads": (3, lambda t: t[:, :, :1], "key_cache is"),
+    "batch": (5, lambda t: t[:1], "cache_indices has batch 1, query 2"),
+    "int32 indices": (6, lambda t: t.int(), "gather_indices is torch.int32, not torch.int64"),
+    "index count": (6, lambda t: t[:, :-1], "3 gather_indices for 4 query rows"),
+    "low index": (5, lambda t: t - 5, "cache_indices holds -6; the lowest is -1"),
+    "low position": (6, lambda t: t * 0 - 2, "gather_indices holds -2"),
+    "high index": (5, lambda t: t * 0 + 23, "cache_indices holds 23 but the cache has 23 slots"),
+    "no slots": (3, lambda t: t[:, :0], "value_cache is|the cache has no slots"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_refused_before_anything_runs(what: str) -> None:
+    """Fails if wrong input reaches the device, or the error does not name the value and the limit."""
+    inputs = random_inputs(12, torch.float16, 2, 4, 20, 2, 1, 64)
+    inputs[5][:, 0] = -1
+    place, spoil, message = BAD[what]
+    inputs[place] = spoil(inputs[place])
+    with pytest.raises(AttentionError, match=message):
+        sparse_suffix_attention(*inputs, 0.2)
+
+
+@pytest.mark.parametrize("size,dtype", [(40, torch.float16), (256, torch.float16), (64, torch.float32)])
+def test_what_the_kernel_cannot_compute_is_refused(size: int, dtype: torch.dtype) -> None:
+    """Fails if a head size or dtype without a kernel is launched."""
+    inputs = random_inputs(13, dtype, 1, 4, 5, 1, 1, size)
+    with pytest.raises(AttentionError, match=f"head size {size} is not|float16 and bfloat16, not float32"):
+        attend_rows(*inputs, 0.2)
+
+
+@pytest.mark.skipif(not GPU, reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", LIMIT)
+def test_the_op_runs_the_kernel_on_a_gpu(dtype: torch.dtype) -> None:
+    """Fails if the CUDA implementation of the op is not the kernel, or differs from it."""
+    inputs = random_inputs(14, dtype, 2, 40, 300, 2, 7, 128)
+    torch.testing.assert_close(sparse_suffix_attention(*inputs, 0.1), attend_rows(*inputs, 0.1))
