@@ -1,4 +1,4 @@
-"""The command line: `dpad export | generate | parity | inspect`.
+"""The command line: `dpad export | generate | parity | inspect | plugin`.
 
 Commands live one a file in `dpad.commands` and are imported when they are called, so that
 `dpad generate` never loads torch.
@@ -18,6 +18,7 @@ _COMMANDS = {
     "generate": "Write text with a bundle.",
     "parity": "Compare a bundle's engines with PyTorch.",
     "inspect": "Show what a bundle holds and what runs here.",
+    "plugin": "Compile the attention kernel for GPUs that are not here.",
 }
 
 

@@ -11,7 +11,9 @@ launches and tensor descriptors, which such a launcher cannot set up.
 
 import re
 import subprocess
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -114,7 +116,8 @@ def _compile(
     aligned = {(place,): _ALIGNED for place, n in enumerate(names) if signature[n].startswith("*")}
     places = {(names.index(key),): value for key, value in constants.items()}
     architecture = int(capability.replace(".", ""))
-    options = {"num_warps": warps, "num_stages": stages, "ptx_version": PTX_VERSIONS[capability]}
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": tiling.MAX_REGISTERS}
+    options["ptx_version"] = PTX_VERSIONS[capability]
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True  # it would hold the paths of this machine
         compiled = triton.compile(
@@ -188,3 +191,13 @@ def _reported(report: str, pattern: str) -> int:
     if found is None:
         raise KernelCompileError(f"ptxas did not report {pattern!r}:\n{report}")
     return int(found[1])
+
+
+def compile_all(
+    capabilities: Iterable[str], dtypes: Iterable[str], head_sizes: Iterable[int]
+) -> Iterator[CompiledKernel]:
+    """Every kernel that a launcher may choose, one at a time (about a second each)."""
+    for capability, dtype, size in product(capabilities, dtypes, head_sizes):
+        for tile, partial in product(tiling.tiles(capability), (False, True)):
+            yield compile_attend(capability, dtype, size, tile, partial)
+        yield compile_combine(capability, dtype, size)

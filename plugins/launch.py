@@ -15,7 +15,7 @@ from dpad.plugins.checks import check_kernel
 from dpad.plugins.errors import AttentionError
 from dpad.plugins.tiling import Shape, Strides, Tile
 
-_INTERPRETED_PROCESSORS = 8  # Triton's interpreter stands for a GPU of this many SMs
+_INTERPRETED = ("9.0", 8)  # Triton's interpreter stands for a Hopper GPU of this many SMs
 
 
 def attend_rows(
@@ -46,8 +46,9 @@ def attend_rows(
         raise AttentionError(f"output must be contiguous {tuple(query.shape)} in {query.dtype}")
     if out.numel() == 0:
         return out
-    tile = tile or tiling.tile_for(rows * shape.group)
-    per_split = tiling.tiles_per_split(shape, tile, splits or tiling.MAX_SPLITS, _processors(query.device))
+    capability, processors = _gpu(query.device)
+    tile = tile or tiling.tile_for(rows * shape.group, capability)
+    per_split = tiling.tiles_per_split(shape, tile, splits or tiling.MAX_SPLITS, processors)
     splits = tiling.split_count(shape, tile, per_split)
     query, key, value, key_cache, value_cache = _aligned(query, key, value, key_cache, value_cache)
     strides = Strides(*_strides(query), *_strides(key), *_strides(key_cache))
@@ -74,6 +75,7 @@ def attend_rows(
         PARTIAL=splits > 1,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        maxnreg=tiling.MAX_REGISTERS,
     )
     if splits > 1:
         total = batch * rows * heads
@@ -111,7 +113,9 @@ def _strides(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def _gpu(device: torch.device) -> tuple[str, int]:
+    """Compute capability and number of SMs."""
     if device.type != "cuda":
-        return _INTERPRETED_PROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return _INTERPRETED
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.major}.{properties.minor}", int(properties.multi_processor_count)

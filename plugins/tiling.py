@@ -1,6 +1,6 @@
 """How the kernel is cut into programs: tile sizes, splits over keys, and its integer arguments.
 
-    tile = tile_for(rows=128 * group)
+    tile = tile_for(128 * group, "9.0")
     numbers = attend_integers(Shape(...), scale, tile, splits, per_split)
 
 One definition for every launcher: numbers here, symbolic shapes in a TensorRT plugin. Needs
@@ -19,6 +19,7 @@ HEAD_SIZES = (64, 96, 128)  # what is compiled ahead of time and tested; multipl
 MAX_SPLITS = 16
 COMBINE_ROWS = 8  # rows of one program of `combine`
 COMBINE_WARPS = 4
+MAX_REGISTERS = 255  # a thread: said aloud, or ptxas spills a few to fit one more program on an SM
 
 _PROGRAMS_PER_SM = 2  # that fit by shared memory
 _MIN_TILES = 4  # of keys in a split, or its fixed cost outweighs it
@@ -38,12 +39,21 @@ class Tile:
     stages: int = 3
 
 
-TILES = (Tile(32), Tile(64), Tile(128, warps=8))
+# Hopper and Blackwell data-centre parts hold a product in few registers (wgmma, tcgen05); elsewhere
+# a larger tile spills.
+_LARGE = (Tile(32), Tile(64), Tile(128, warps=8))
+_SMALL = (Tile(32), Tile(64, 32))
 
 
-def tile_for(rows: int) -> Tile:
+def tiles(capability: str) -> tuple[Tile, ...]:
+    """The tiles that are compiled for a compute capability ("9.0"), by rising `block_m`."""
+    return _LARGE if capability in ("9.0", "10.0", "10.3") else _SMALL
+
+
+def tile_for(rows: int, capability: str) -> Tile:
     """The tile for `rows` = Q · H / G query rows of one key/value head."""
-    return next((tile for tile in TILES if tile.block_m >= rows), TILES[-1])
+    choice = tiles(capability)
+    return next((tile for tile in choice if tile.block_m >= rows), choice[-1])
 
 
 def padded_head(size: int) -> int:

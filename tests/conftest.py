@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import interpreter  # before anything imports the kernels
 import pytest
 import torch
 from checkpoints import OPENERS, Weights, export_step, random_weights, raw_config, write_checkpoint
@@ -16,6 +17,7 @@ from hypothesis import settings
 from dpad.runtime.engine import Engine
 
 torch.set_num_threads(1)
+assert interpreter.DEVICE
 
 # The same examples on every run and no clock: a failure here is a failure anywhere.
 settings.register_profile("dpad", derandomize=True, deadline=None, database=None)

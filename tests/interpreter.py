@@ -1,6 +1,7 @@
 """The Triton kernel in Triton's own interpreter, so that it runs where there is no GPU.
 
-Import this before `dpad.plugins.launch`: the mode is read when the kernels are decorated.
+Imported by conftest.py before anything else can import the kernels: Triton reads the mode
+when they are decorated.
 """
 
 import os
@@ -8,9 +9,6 @@ import os
 import torch
 
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
-
 DEVICE = "cuda" if GPU else "cpu"
 
 
@@ -34,4 +32,5 @@ def widen_bfloat16_products() -> None:
 
 
 if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
     widen_bfloat16_products()

@@ -1,0 +1,72 @@
+"""`dpad plugin compile --out DIR`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from dpad.commands.terminal import TerminalProgress
+from dpad.plugins.tiling import CAPABILITIES, DTYPES, HEAD_SIZES
+from dpad.runtime.errors import ExportError
+
+
+@click.group("plugin")
+def command() -> None:
+    """The attention kernel."""
+
+
+@command.command("compile")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory of the kernels."
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    type=click.Choice(CAPABILITIES),
+    default=CAPABILITIES,
+    help="Compute capability; repeat for several. Default: all.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(DTYPES),
+    default=DTYPES,
+    help="Repeat for several. Default: all.",
+)
+@click.option(
+    "--head-size",
+    "head_sizes",
+    multiple=True,
+    type=click.Choice([str(size) for size in HEAD_SIZES]),
+    default=[str(size) for size in HEAD_SIZES],
+    help="Repeat for several. Default: all.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def compile_command(
+    out: Path, capabilities: tuple[str, ...], dtypes: tuple[str, ...], head_sizes: tuple[str, ...], as_json: bool
+) -> None:
+    """Compile the attention kernel ahead of time; needs no GPU.
+
+    Writes PTX, machine code and kernels.json, which holds what a launcher must know: entry,
+    parameters in order, threads, shared memory. One kernel serves every number of heads,
+    every grouping and every scale.
+    """
+    try:
+        from dpad.plugins.compile import compile_all
+    except ImportError as error:
+        raise ExportError(f"compiling kernels needs Triton: pip install 'dpad[kernel]' ({error})") from error
+    out.mkdir(parents=True, exist_ok=True)
+    progress = TerminalProgress()
+    kernels = []
+    with progress.task("compile kernels") as advance:
+        for kernel in compile_all(capabilities, dtypes, [int(size) for size in head_sizes]):
+            (out / f"{kernel.name}.ptx").write_text(kernel.ptx)
+            (out / f"{kernel.name}.cubin").write_bytes(kernel.cubin)
+            kernels.append(kernel.metadata())
+            facts = f"{kernel.registers} registers, {kernel.spill_bytes} bytes spilled, {kernel.shared_bytes} shared"
+            progress.say(f"{kernel.name}: {facts}")
+            advance(1)
+    (out / "kernels.json").write_text(json.dumps(kernels, indent=1) + "\n")
+    click.echo(json.dumps(kernels) if as_json else f"{out}: {len(kernels)} kernels")

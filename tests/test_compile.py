@@ -1,0 +1,92 @@
+"""Kernels compiled ahead of time, for every GPU generation, on a machine without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpad.plugins import tiling
+from dpad.plugins.compile import PTX_VERSIONS, SHARED_LIMITS, without_hidden_parameters
+from dpad.plugins.errors import KernelCompileError
+
+
+def compile_kernels(out: Path, *arguments: str) -> list[dict[str, Any]]:
+    """By the command line in a process of its own: in this one Triton's interpreter is on."""
+    command = [sys.executable, "-m", "dpad", "plugin", "compile", "--out", str(out), "--json", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    kernels = json.loads(ran.stdout)
+    assert kernels == json.loads((out / "kernels.json").read_text())
+    return kernels
+
+
+def check(out: Path, kernel: dict[str, Any]) -> None:
+    """What a plain launch needs, read from the files that were written."""
+    ptx = (out / f"{kernel['name']}.ptx").read_text()
+    architecture = kernel["capability"].replace(".", "")
+    assert kernel["spill_bytes"] == kernel["stack_bytes"] == 0, kernel
+    assert 0 < kernel["registers"] <= 255
+    assert kernel["shared_bytes"] <= SHARED_LIMITS[kernel["capability"]] << 10
+    assert f".target sm_{architecture}" in ptx
+    assert f".version {PTX_VERSIONS[kernel['capability']] / 10}" in ptx
+    assert f".reqntid {kernel['threads']}" in ptx
+    assert ptx.count(".param .") == len(kernel["parameters"])
+    pointers = [name for name, kind in kernel["parameters"] if kind == "pointer"]
+    assert ptx.count(".param .u64") == len(pointers)
+    for forbidden in (".local", ".maxclusterrank", ".reqnctapercluster", "%cluster_ctaid", "tensormap"):
+        assert forbidden not in ptx, forbidden
+    assert "/" not in ptx.split(".visible .entry")[1].replace("//", "")
+    assert (out / f"{kernel['name']}.cubin").read_bytes()[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("capability", tiling.CAPABILITIES)
+def test_every_generation_compiles(tmp_path: Path, capability: str) -> None:
+    """Fails if a kernel spills, takes more shared memory than the GPU has, or needs what a plugin cannot give."""
+    kernels = compile_kernels(tmp_path, "--compute-capability", capability, "--dtype", "bfloat16")
+    kernels += compile_kernels(tmp_path, "--compute-capability", capability, "--dtype", "float16", "--head-size", "128")
+    variants = 2 * len(tiling.tiles(capability)) + 1
+    assert len({kernel["name"] for kernel in kernels}) == variants * (len(tiling.HEAD_SIZES) + 1)
+    for kernel in kernels:
+        check(tmp_path, kernel)
+
+
+@pytest.mark.slow
+def test_everything_compiles(tmp_path: Path) -> None:
+    """Fails if the command without options leaves a kernel out, or one of them is not launchable."""
+    kernels = compile_kernels(tmp_path)
+    assert {(k["capability"], k["dtype"], k["constants"]["HEAD"]) for k in kernels} == {
+        (c, d, h) for c in tiling.CAPABILITIES for d in tiling.DTYPES for h in tiling.HEAD_SIZES
+    }
+    for kernel in kernels:
+        check(tmp_path, kernel)
+
+
+ENTRY = (
+    ".visible .entry f(\n\t.param .u64 f_param_0,\n\t.param .u32 f_param_1,\n\t.param .u64 f_param_2\n)\n{{\n{body}\n}}"
+)
+
+
+def test_hidden_parameters_are_taken_out() -> None:
+    """Fails if the entry keeps a parameter that only Triton's launcher would pass."""
+    ptx = without_hidden_parameters(ENTRY.format(body="ld.param.b32 %r1, [f_param_1];"), 2)
+    assert "f_param_1" in ptx and "f_param_2" not in ptx
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_hidden_parameter_that_is_read_is_refused(count: int) -> None:
+    """Fails if a kernel that uses scratch memory, or lacks an argument, is let through."""
+    with pytest.raises(KernelCompileError, match="reads parameter 1|has 3 parameters, its source 4"):
+        without_hidden_parameters(ENTRY.format(body="ld.param.b32 %r1, [f_param_1];"), count)
+
+
+def test_a_wrong_option_names_the_choices(tmp_path: Path) -> None:
+    """Fails if a target that no kernel exists for is accepted."""
+    command = [sys.executable, "-m", "dpad", "plugin", "compile", "--out", str(tmp_path), "--compute-capability", "7.0"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "'8.0', '8.6', '8.9', '9.0', '10.0', '12.0'" in ran.stderr
