@@ -52,7 +52,7 @@ def attend_rows(
     splits = tiling.split_count(shape, tile, per_split)
     query, key, value, key_cache, value_cache = _aligned(query, key, value, key_cache, value_cache)
     strides = Strides(*_strides(query), *_strides(key), *_strides(key_cache))
-    numbers = tiling.attend_integers(shape, strides, scale, splits, per_split)
+    numbers = tiling.attend_integers(shape, strides, tiling.scale_bits(scale), splits, per_split)
     partial, log_weight = out, None
     if splits > 1:
         partial = out.new_empty((splits, *out.shape), dtype=torch.float32)

@@ -1,7 +1,7 @@
 """How the kernel is cut into programs: tile sizes, splits over keys, and its integer arguments.
 
     tile = tile_for(128 * group, "9.0")
-    numbers = attend_integers(Shape(...), scale, tile, splits, per_split)
+    numbers = attend_integers(shape, Strides.contiguous(shape), scale_bits(0.125), splits, per_split)
 
 One definition for every launcher: numbers here, symbolic shapes in a TensorRT plugin. Needs
 neither torch nor Triton.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+PROCESSORS = {"8.0": 108, "8.6": 84, "8.9": 142, "9.0": 132, "10.0": 148, "12.0": 170}  # SMs of the largest part
 DTYPES = ("float16", "bfloat16")
 HEAD_SIZES = (64, 96, 128)  # what is compiled ahead of time and tested; multiples of 16 up to 128 work
 MAX_SPLITS = 16
@@ -140,8 +141,8 @@ def split_count(shape: Shape, tile: Tile, per_split: int) -> int:
     return max(1, ceil_div(keys, per_split))
 
 
-def attend_integers(shape: Shape, strides: Strides, scale: float, splits: int, per_split: Any) -> dict[str, Any]:
-    """The integer arguments of `attend`, in its order."""
+def attend_integers(shape: Shape, strides: Strides, bits: int, splits: int, per_split: Any) -> dict[str, Any]:
+    """The integer arguments of `attend`, in its order; `bits` are the `scale_bits` of the scale."""
     return {
         "rows": shape.rows,
         "cached": shape.cached,
@@ -153,7 +154,7 @@ def attend_integers(shape: Shape, strides: Strides, scale: float, splits: int, p
         "new_row": strides.new_row,
         "cache_batch": strides.cache_batch,
         "cache_row": strides.cache_row,
-        "scale_bits": scale_bits(scale),
+        "scale_bits": bits,
         "splits": splits,
         "tiles_per_split": per_split,
     }

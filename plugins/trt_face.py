@@ -1,0 +1,199 @@
+"""The TensorRT face of the op: quickly deployable plugins around the Triton kernels.
+
+    register_plugins(tensorrt, "9.0")      # before a model with these nodes is parsed
+
+    dpad::attend(rows..., cache_indices, gather_indices; numbers=[scale_bits]) -> output
+    dpad::attend_parts(the same; numbers=[scale_bits, splits]) -> partial, log_weight
+    dpad::combine_parts(partial, log_weight; numbers=[splits, is_bfloat16]) -> output
+
+Their PTX is embedded in the engine (ahead-of-time implementation), which then needs neither
+Python nor Triton. TensorRT allows such a plugin one kernel and no workspace, so splitting
+over keys is two plugins with the parts as tensors between them. Kernel parameters must come
+as inputs, 32-bit integers, outputs; indices are int32 because plugins take no int64. A
+network has tensors and one list of integers only: that is what every parser version passes
+on unchanged.
+
+Each tile is a tactic, timed by the builder. Signatures follow tensorrt.plugin's rules: no
+defaults, and annotations that are types, not strings.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dpad.plugins import tiling
+from dpad.plugins.tiling import Arithmetic, Shape, Strides
+
+NAMESPACE = "dpad"
+PLUGIN_VERSION = "1"  # raise it when a plugin computes something else: it is part of an engine's key
+
+_HALF = "FP16|BF16"
+_target: dict[str, str] = {}
+_registered: set[str] = set()
+
+
+def register_plugins(trt: ModuleType, capability: str) -> None:
+    """Register the plugins for engines of a compute capability; again only changes the capability."""
+    _target["capability"] = capability
+    if trt.__name__ in _registered:
+        return
+    trtp = import_module(f"{trt.__name__}.plugin")
+    _register(trtp, "attend", _describe_attend(trtp), _attend_choices(trtp), _launch_attend(trt, trtp))
+    _register(trtp, "attend_parts", _describe_parts(trt, trtp), _parts_choices(trtp), _launch_parts(trt, trtp))
+    _register(trtp, "combine_parts", _describe_combine(trt, trtp), _combine_choices(trtp), _launch_combine(trt, trtp))
+    _registered.add(trt.__name__)
+
+
+def _register(trtp: Any, name: str, describe: Any, choices: Any, launch: Any) -> None:
+    plugin = f"{NAMESPACE}::{name}"
+    trtp.register(plugin)(describe)
+    trtp.autotune(plugin)(choices)
+    trtp.aot_impl(plugin)(launch)
+
+
+def _typed(function: Callable[..., Any], trtp: Any, outputs: int) -> Callable[..., Any]:
+    """Give a description the annotations that `register` reads, which exist only with TensorRT."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    types: dict[str, Any] = dict.fromkeys(names, trtp.TensorDesc) | {"numbers": npt.NDArray[np.int32]}
+    types["return"] = trtp.TensorDesc if outputs == 1 else tuple[(trtp.TensorDesc,) * outputs]  # type: ignore[misc]
+    function.__annotations__ = types
+    return function
+
+
+def _launches(function: Callable[..., Any], trtp: Any) -> Callable[..., Any]:
+    function.__annotations__ = {"return": tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]}
+    return function
+
+
+def _describe_attend(trtp: Any) -> Any:
+    def describe(  # type: ignore[no-untyped-def]
+        query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers
+    ):
+        return query.like()
+
+    return _typed(describe, trtp, 1)
+
+
+def _describe_parts(trt: Any, trtp: Any) -> Any:
+    def describe(  # type: ignore[no-untyped-def]
+        query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers
+    ):
+        rows = (int(numbers[1]), *(query.shape_expr[axis] for axis in range(3)))
+        partial = trtp.from_shape_expr((*rows, query.shape_expr[3]), dtype=trt.float32)
+        return partial, trtp.from_shape_expr(rows, dtype=trt.float32)
+
+    return _typed(describe, trtp, 2)
+
+
+def _describe_combine(trt: Any, trtp: Any) -> Any:
+    def describe(partial, log_weight, numbers):  # type: ignore[no-untyped-def]
+        shape = tuple(partial.shape_expr[axis] for axis in range(1, 5))
+        return trtp.from_shape_expr(shape, dtype=trt.bfloat16 if int(numbers[1]) else trt.float16)
+
+    return _typed(describe, trtp, 1)
+
+
+def _attend_choices(trtp: Any) -> Any:
+    def choices(  # type: ignore[no-untyped-def]
+        query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs
+    ):
+        types = ", ".join([*[_HALF] * 5, "INT32", "INT32", _HALF])
+        return [trtp.AutoTuneCombination(types, "LINEAR", _tactics())]
+
+    return choices
+
+
+def _parts_choices(trtp: Any) -> Any:
+    def choices(  # type: ignore[no-untyped-def]
+        query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs
+    ):
+        types = ", ".join([*[_HALF] * 5, "INT32", "INT32", "FP32", "FP32"])
+        return [trtp.AutoTuneCombination(types, "LINEAR", _tactics())]
+
+    return choices
+
+
+def _combine_choices(trtp: Any) -> Any:
+    def choices(partial, log_weight, numbers, outputs):  # type: ignore[no-untyped-def]
+        half = "BF16" if int(numbers[1]) else "FP16"
+        return [trtp.AutoTuneCombination(f"FP32, FP32, {half}", "LINEAR")]
+
+    return choices
+
+
+def _tactics() -> list[int]:
+    """One a tile, from 1."""
+    return [place + 1 for place in range(len(tiling.tiles(_target["capability"])))]
+
+
+def _launch_attend(trt: Any, trtp: Any) -> Any:
+    def launch(  # type: ignore[no-untyped-def]
+        query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic
+    ):
+        return _attend(trt, trtp, query, key, key_cache, cache_indices, int(numbers[0]), 1, tactic)
+
+    return _launches(launch, trtp)
+
+
+def _launch_parts(trt: Any, trtp: Any) -> Any:
+    def launch(  # type: ignore[no-untyped-def]
+        query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic
+    ):
+        return _attend(trt, trtp, query, key, key_cache, cache_indices, int(numbers[0]), int(numbers[1]), tactic)
+
+    return _launches(launch, trtp)
+
+
+def _attend(
+    trt: Any, trtp: Any, query: Any, key: Any, key_cache: Any, cache_indices: Any, bits: int, splits: int, tactic: int
+) -> tuple[str, str, Any, Any]:
+    """Entry, PTX, launch and integers of `attend`; `splits` over 1 writes parts."""
+    from dpad.plugins.compile import compile_attend  # building needs Triton; running the engine does not
+
+    capability = _target["capability"]
+    tile = tiling.tiles(capability)[max(tactic, 1) - 1]
+    batch, rows, heads, size = query.shape_expr
+    kv_heads = key.shape_expr[2].constant_value()
+    shape = Shape(
+        batch, rows, cache_indices.shape_expr[1], key_cache.shape_expr[1], heads.constant_value(), kv_heads
+    )
+    number = Arithmetic(trtp.cdiv, trtp.max)
+    kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, partial=splits > 1)
+    per_split = tiling.tiles_per_split(shape, tile, splits, tiling.PROCESSORS[capability], number)
+    grid = (tiling.row_tiles(shape, tile, number), kv_heads, batch * splits)
+    integers = tiling.attend_integers(shape, Strides.contiguous(shape), bits, splits, per_split)
+    return kernel.entry, kernel.ptx, _launch(trtp, kernel, grid), _integers(trtp, integers)
+
+
+def _launch_combine(trt: Any, trtp: Any) -> Any:
+    def launch(partial, log_weight, numbers, outputs, tactic):  # type: ignore[no-untyped-def]
+        from dpad.plugins.compile import compile_combine
+
+        _, batch, rows, heads, size = partial.shape_expr
+        kernel = compile_combine(_target["capability"], _dtype(trt, outputs[0]), size.constant_value())
+        total = batch * rows * heads
+        grid = (trtp.cdiv(total, tiling.COMBINE_ROWS), 1, 1)
+        integers = {"rows": total, "splits": int(numbers[0])}
+        return kernel.entry, kernel.ptx, _launch(trtp, kernel, grid), _integers(trtp, integers)
+
+    return _launches(launch, trtp)
+
+
+def _dtype(trt: Any, tensor: Any) -> str:
+    return "bfloat16" if tensor.dtype == trt.bfloat16 else "float16"
+
+
+def _launch(trtp: Any, kernel: Any, grid: tuple[Any, Any, Any]) -> Any:
+    params = trtp.KernelLaunchParams()
+    params.grid_x, params.grid_y, params.grid_z = grid
+    params.block_x, params.block_y, params.block_z = kernel.threads, 1, 1
+    params.shared_mem = kernel.shared_bytes
+    return params
+
+
+def _integers(trtp: Any, values: dict[str, Any]) -> Any:
+    return trtp.SymIntExprs.from_tuple([trtp.SymInt32(value) for value in values.values()])
