@@ -10,11 +10,11 @@ committed: in float32 they must be equal, in 16 bit their agreement is reported.
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
@@ -29,7 +29,7 @@ from dpad.runtime.engine import Engine
 from dpad.runtime.errors import EngineUnavailable, ParityError
 from dpad.runtime.generate import generate
 from dpad.runtime.machine import Machine, library_version
-from dpad.runtime.onnx_engine import PROVIDERS, OnnxEngine
+from dpad.runtime.onnx_engine import OnnxEngine, open_session
 from dpad.runtime.options import CACHES, GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.select import Candidate, candidates
@@ -99,10 +99,14 @@ def require_passed(report: dict[str, Any]) -> dict[str, Any]:
 def _comparable(bundle: Bundle) -> list[Candidate]:
     """The engines of the bundle, and every dtype of the step in ONNX Runtime on the CPU."""
     found = [c for c in candidates(bundle, Machine.current()) if c.name != "onnxruntime-cpu"]
-    for dtype, step in bundle.manifest.steps.items():
-        obstacle = "ONNX Runtime's CPU kernels and numpy have no bfloat16" if dtype == "bfloat16" else None
-        found.append(Candidate("onnxruntime-cpu", dtype, step.onnx, obstacle))
-    return found
+    found += [Candidate("onnxruntime-cpu", dtype, step.onnx, None) for dtype, step in bundle.manifest.steps.items()]
+    return [replace(c, obstacle=c.obstacle or _onnxruntime_obstacle(c)) for c in found]
+
+
+def _onnxruntime_obstacle(candidate: Candidate) -> str | None:
+    if candidate.dtype != "bfloat16" or not candidate.name.startswith("onnxruntime"):
+        return None
+    return "steps are compared as numpy arrays, and numpy has no bfloat16"
 
 
 def _named(found: list[Candidate], name: str) -> list[Candidate]:
@@ -120,7 +124,7 @@ def _compare(bundle: Bundle, candidate: Candidate, steps: int, seed: int, progre
     feeds = list(random_feeds(bundle.manifest.contract, candidate.dtype, steps, seed))
     path = bundle.path(candidate.file)
     with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps"):
-        outputs = compare_steps(reference, OnnxrtRunner(lambda: _session(str(path), provider), "engine"), feeds)
+        outputs = compare_steps(reference, OnnxrtRunner(lambda: open_session(path, provider), "engine"), feeds)
     with OnnxEngine(path, bundle.manifest.contract, candidate.dtype, provider) as engine:
         with progress.task("parity of trajectories", len(CACHES) * len(TRAJECTORY_DECODERS)) as advance:
             trajectories = compare_trajectories(reference, engine, seed, advance)
@@ -135,12 +139,6 @@ def _compare(bundle: Bundle, candidate: Candidate, steps: int, seed: int, progre
         "steps": outputs,
         "trajectories": trajectories,
     }
-
-
-def _session(path: str, provider: str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=[PROVIDERS[provider]])
 
 
 class TorchRunner(BaseRunner):  # type: ignore[misc]

@@ -2,7 +2,8 @@
 
     engine = TorchEngine(load_model(...), contract, "float32")
 
-It runs on the device of the weights, and is not meant for serving.
+It runs on the device of the weights, and is not meant for serving. Its caches have a row for
+every canvas position, unlike those of other engines: an independent way to the same tokens.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from dpad.models.checkpoint import Model, load_model, parse_config
 from dpad.models.step import Step
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 
@@ -46,6 +48,8 @@ class TorchEngine(Engine):
 
     def step(self, inputs: StepInputs, cache: TorchCache) -> StepOutputs:
         """Run one step eagerly."""
+        check_step(inputs, self.contract)
+        check_cache(inputs, *cache.tensors[0].shape[:2])
         arrays = (inputs.canvas, inputs.gather_indices, inputs.cache_indices, inputs.decode_rows)
         canvas, gather, cached, rows = (self._tensor(array) for array in arrays)
         with torch.inference_mode():

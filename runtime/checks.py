@@ -1,13 +1,97 @@
-"""What counts as a number in a request. True and False do not."""
+"""Checks of what comes from outside: numbers in a request, and the inputs of a step.
+
+    is_integer(True)                    # False
+    check_step(inputs, contract)        # raises EngineError naming the value and its limit
+
+Every engine calls `check_step` before it launches anything: compiled engines follow a wrong
+index into foreign memory instead of refusing it.
+"""
 
 import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engine import StepInputs
+from dpad.runtime.errors import EngineError
+
+_INT64 = np.dtype(np.int64)
 
 
 def is_integer(value: object) -> bool:
-    """Whether `value` is a whole number of Python or numpy."""
+    """Whether `value` is a whole number of Python or numpy; True and False are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
     """Whether `value` is an integer or a float of Python or numpy."""
     return is_integer(value) or isinstance(value, (float, np.floating))
+
+
+def check_step(inputs: StepInputs, contract: StepContract) -> None:
+    """Raise `EngineError` unless `inputs` are what `contract` describes; some 10 microseconds.
+
+    Checked are dtypes, axes and their limits, and that every token, position, slot and row
+    exists. A step that writes the cache may attend none of it: on engines that keep the
+    cache where the last such step left it, what it read would be gone.
+    """
+    canvas, gather = inputs.canvas, inputs.gather_indices
+    cached, rows = inputs.cache_indices, inputs.decode_rows
+    for name, array in (
+        ("canvas", canvas),
+        ("gather_indices", gather),
+        ("cache_indices", cached),
+        ("decode_rows", rows),
+    ):
+        if not isinstance(array, np.ndarray) or array.dtype != _INT64 or array.ndim != 2:
+            raise EngineError(f"{name} must be an int64 array of 2 axes, not {_kind(array)}")
+        _check_shape(name, array.shape, len(canvas), contract)
+    length, queries = canvas.shape[1], gather.shape[1]
+    _check_values("canvas", canvas, 0, contract.vocab_size)
+    _check_values("gather_indices", gather, -1, length)
+    _check_values("decode_rows", rows, 0, queries)
+    if cached.size:
+        _check_values("cache_indices", cached, -1, length)
+        if inputs.write_back and (highest := cached.max()) >= 0:
+            raise EngineError(
+                f"a step that writes the cache attends slot {highest} of it; refresh with no cached slots"
+            )
+
+
+def check_cache(inputs: StepInputs, batch: int, slots: int) -> None:
+    """Raise `EngineError` unless a cache of `batch` rows and `slots` positions serves `inputs`.
+
+    Call it after `check_step`, which keeps every index below the canvas length.
+    """
+    rows, length = inputs.canvas.shape
+    if rows != batch:
+        raise EngineError(f"a step of {rows} rows cannot use a cache of {batch}")
+    if length <= slots:
+        return
+    used = [inputs.cache_indices, *([inputs.gather_indices] if inputs.write_back else [])]
+    highest = max(array.max(initial=-1) for array in used)
+    if highest >= slots:
+        raise EngineError(f"cache slot {highest} is used, but this cache has {slots} slots")
+
+
+def _check_shape(name: str, shape: tuple[int, ...], batch: int, contract: StepContract) -> None:
+    rows, size = shape
+    if rows != batch:
+        raise EngineError(f"{name} has {rows} rows but the canvas has {batch}")
+    if not 1 <= rows <= contract.max_batch:
+        raise EngineError(f"a step of {rows} rows is outside this engine's 1 to {contract.max_batch}")
+    least = 0 if name == "cache_indices" else 1
+    if not least <= size <= contract.max_length:
+        raise EngineError(f"{name} has {size} columns, outside this engine's {least} to {contract.max_length}")
+
+
+def _check_values(name: str, array: NDArray[np.int64], least: int, end: int) -> None:
+    # Read as unsigned, what lies below the range is huge: one pass sees both ends.
+    if (array - least if least else array).view(np.uint64).max() >= end - least:
+        wrong = array[(array < least) | (array >= end)][0]
+        raise EngineError(f"{name} holds {wrong}, outside {least} to {end - 1}")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of {value.ndim}"
+    return f"a {type(value).__name__}"

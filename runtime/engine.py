@@ -28,7 +28,8 @@ class StepInputs:
         gather_indices: int64 [B, Q], positions that take part; -1 pads.
         cache_indices: int64 [B, K], cache slots that every query may attend; -1 pads.
         decode_rows: int64 [B, R], rows of Q whose prediction is wanted.
-        write_back: write the new rows to the cache slots named by `gather_indices`.
+        write_back: a refresh: the new rows become the cache, in the slots named by
+            `gather_indices`; what other slots held may be gone, and no slot may be attended.
         want_logits: also return the logits.
     """
 
@@ -70,7 +71,10 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, inputs: StepInputs, cache: Any) -> StepOutputs:
-        """Run one step; raises `EngineError` if the backend fails."""
+        """Run one step; raises `EngineError` if the inputs are malformed or the backend fails.
+
+        Inputs are checked with `checks.check_step` before anything is launched.
+        """
 
     def padded(self, axis: str, size: int) -> int:
         """The size to which axis `Q`, `K` or `R` is padded, so that shapes repeat; default none."""

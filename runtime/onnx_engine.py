@@ -1,61 +1,75 @@
-"""`OnnxEngine`: a step in ONNX Runtime, on the CPU or a CUDA device.
+"""`OnnxEngine`: a step in ONNX Runtime, the same code on the CPU and on a CUDA device.
 
     engine = OnnxEngine(bundle / "float32/step.onnx", contract, "float32", provider="cpu")
+    cache = engine.new_cache(batch=1, slots=canvas.shape[1])
+    engine.step(inputs, cache)
 
-Inputs and outputs are bound, so the caches are never copied for a step. On a CPU they are
-numpy arrays that ONNX Runtime reads in place; on another device they live there and are
-sent once a block, after the refresh.
+The cache is the last refresh's own output, on the engine's device: ONNX Runtime writes it
+there, later steps read it there, and no row is ever copied. `CacheRows` knows which row
+holds which position. Only indices, and the few numbers a step decides, cross the bus.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, EngineUnavailable
 from dpad.runtime.machine import library_version
+from dpad.runtime.rows import CacheRows
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# CUDA graphs (enable_cuda_graph) stay off: they replay fixed shapes at fixed addresses, and here the
+# number of masks changes with every step and the caches move with every refresh.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    "cpu": {},
+    "cuda": {
+        "arena_extend_strategy": "kSameAsRequested",  # doubling would take up to twice what the caches need
+        "use_tf32": "0",  # a float32 step must agree with PyTorch, which multiplies in full float32
+    },
+}
+
+_ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto.DataType
 
 
 @dataclass
 class OnnxCache:
-    """Keys and values of every layer, [B, T, G, D] each, in graph input order.
+    """Keys and values of every layer, [B, T, G, D] each, as inputs bound to the next step.
 
-    `arrays` on the host and `bound` where the step reads them: the same memory on a CPU.
+    T is the number of rows of the last refresh, 0 before the first. `indices` are the other
+    inputs: ONNX Runtime may read the host's memory in place, so they outlive the run.
     """
 
-    arrays: list[NDArray[Any]]
-    bound: list[ort.OrtValue]
+    batch: int
+    slots: int
     binding: ort.IOBinding
+    rows: CacheRows
+    filled: bool = False
+    indices: dict[str, ort.OrtValue] = field(default_factory=dict)
 
 
 class OnnxEngine(Engine):
-    """Runs `step.onnx`; sessions may be shared by threads, caches may not."""
+    """Runs `step.onnx`; threads may share an engine, but not a cache."""
 
     def __init__(self, path: Path, contract: StepContract, dtype: str, provider: str = "cpu", threads: int = 0) -> None:
         """Open the model; `threads` 0 lets ONNX Runtime use every core.
 
-        Raises `EngineUnavailable` if this build of ONNX Runtime lacks the provider, and
-        `EngineError` with ONNX Runtime's own words if it cannot load the file.
+        Raises `EngineUnavailable` if this build of ONNX Runtime lacks the provider or cannot
+        start it, and `EngineError` with ONNX Runtime's own words if it cannot load the file.
         """
-        require_provider(provider)
         self.name = f"onnxruntime-{provider}"
         self.contract, self.dtype, self._device = contract, dtype, provider
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(path, options, providers=[PROVIDERS[provider]])
-        except Exception as error:
-            raise EngineError(f"ONNX Runtime cannot open {path}: {error}") from error
+        self._session = open_session(path, provider, threads)
         self._check_signature(path)
+        self._cache_names = [name for pair in contract.cache_names() for name in pair]
+        self._new_names = [name for pair in contract.new_names() for name in pair]
 
     def _check_signature(self, path: Path) -> None:
         for kind, have, want in (
@@ -66,58 +80,90 @@ class OnnxEngine(Engine):
                 raise EngineError(f"{path}: its {kind}s are not those of the contract; export the bundle again")
 
     def new_cache(self, batch: int, slots: int) -> OnnxCache:
-        """Zeroed caches for `batch` canvases of `slots` positions, bound once."""
-        shape = (batch, slots, self.contract.kv_heads, self.contract.head_size)
-        names = [name for pair in self.contract.cache_names() for name in pair]
-        arrays = [np.zeros(shape, dtype=self.dtype) for _ in names]
-        cache = OnnxCache(arrays, [self._bound(array) for array in arrays], self._session.io_binding())
-        for name, value in zip(names, cache.bound):
-            cache.binding.bind_ortvalue_input(name, value)
+        """An empty cache for `batch` canvases of `slots` positions; it takes no memory until a refresh."""
+        cache = OnnxCache(batch, slots, self._session.io_binding(), CacheRows(batch, slots))
+        self._empty(cache)
         return cache
 
-    def _bound(self, array: NDArray[Any]) -> ort.OrtValue:
-        """`array` where the step reads it: in place on a CPU (which shares its memory), else a copy."""
-        return ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+    def _empty(self, cache: OnnxCache) -> None:
+        shape = (cache.batch, 0, self.contract.kv_heads, self.contract.head_size)
+        nothing = ort.OrtValue.ortvalue_from_shape_and_type(shape, _ELEMENT_TYPES[self.dtype], self._device, 0)
+        self._keep(cache, [nothing] * len(self._cache_names), np.empty((cache.batch, 0), dtype=np.int64))
+
+    def _keep(self, cache: OnnxCache, values: Iterable[ort.OrtValue], gather: NDArray[np.int64]) -> None:
+        """Let `values`, whose rows hold the positions `gather` [B, T], be the cache from now on."""
+        for name, value in zip(self._cache_names, values):
+            cache.binding.bind_ortvalue_input(name, value)
+        cache.rows.wrote(gather)
+        cache.filled = gather.shape[1] > 0
 
     def step(self, inputs: StepInputs, cache: OnnxCache) -> StepOutputs:
-        """Run one step; a failure inside ONNX Runtime is raised as `EngineError`."""
+        """Run one step; a failure inside ONNX Runtime is raised as `EngineError`.
+
+        A refresh that fails leaves the cache empty.
+        """
+        check_step(inputs, self.contract)
+        check_cache(inputs, cache.batch, cache.slots)
+        self._bind_inputs(inputs, cache)
         binding = cache.binding
-        for name in ("canvas", "gather_indices", "cache_indices", "decode_rows"):
-            array = np.ascontiguousarray(getattr(inputs, name))
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        names = list(self._outputs(inputs))
+        names = ["token_ids", "confidence", "odds_against", *(["logits"] if inputs.want_logits else [])]
         binding.clear_binding_outputs()
         for name in names:
             binding.bind_output(name, "cpu")
+        if inputs.write_back:
+            if cache.filled:  # before the run, so that old and new rows are never held together
+                self._empty(cache)
+            for name in self._new_names:
+                binding.bind_output(name, self._device, 0)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed in a step: {error}") from error
-        outputs = dict(zip(names, (value.numpy() for value in binding.get_outputs())))
+        values = binding.get_outputs()
         if inputs.write_back:
-            self._write_back(inputs.gather_indices, outputs, cache)
-        return StepOutputs(outputs["token_ids"], outputs["confidence"], outputs["odds_against"], outputs.get("logits"))
+            self._keep(cache, values[len(names) :], inputs.gather_indices)
+        arrays = [value.numpy() for value in values[: len(names)]]
+        return StepOutputs(arrays[0], arrays[1], arrays[2], arrays[3] if inputs.want_logits else None)
 
-    def _outputs(self, inputs: StepInputs) -> Iterator[str]:
-        yield from ("token_ids", "confidence", "odds_against")
-        if inputs.want_logits:
-            yield "logits"
-        if inputs.write_back:
-            yield from (name for pair in self.contract.new_names() for name in pair)
-
-    def _write_back(self, gather: NDArray[np.int64], outputs: dict[str, Any], cache: OnnxCache) -> None:
-        rows, columns = np.nonzero(gather >= 0)
-        slots = gather[rows, columns]
-        new = (name for pair in self.contract.new_names() for name in pair)
-        for array, name in zip(cache.arrays, new):
-            array[rows, slots] = outputs[name][rows, columns]
-        if self._device != "cpu":
-            for array, value in zip(cache.arrays, cache.bound):
-                value.update_inplace(array)
+    def _bind_inputs(self, inputs: StepInputs, cache: OnnxCache) -> None:
+        """Bind all but the caches, which stay bound from one refresh to the next."""
+        cached = cache.rows.find(inputs.cache_indices)
+        for name, array in (
+            ("canvas", inputs.canvas),
+            ("gather_indices", inputs.gather_indices),
+            ("cache_indices", cached if cache.filled else cached[:, :0]),  # all padding if nothing is written
+            ("decode_rows", inputs.decode_rows),
+        ):
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+            cache.binding.bind_ortvalue_input(name, value)
+            cache.indices[name] = value
 
     def close(self) -> None:
         """Drop the session."""
         self.__dict__.pop("_session", None)
+
+
+def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSession:
+    """A session over `path` on `provider` ("cpu" or "cuda"), with this project's settings.
+
+    Raises `EngineUnavailable` if the provider is missing or does not start, `EngineError` if
+    the file cannot be loaded.
+    """
+    require_provider(provider)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    wanted = PROVIDERS[provider]
+    try:
+        session = ort.InferenceSession(path, options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime cannot open {path}: {error}") from error
+    if wanted not in session.get_providers():  # it falls back to the CPU without an error
+        raise EngineUnavailable(
+            f"ONNX Runtime {ort.__version__} could not start {wanted}: its CUDA or cuDNN libraries are missing or of "
+            "another version (pip install 'onnxruntime-gpu[cuda,cudnn]')"
+        )
+    return session
 
 
 def require_provider(provider: str) -> None:

@@ -17,10 +17,13 @@ from dpad.runtime.errors import EngineError
 
 
 class CacheRows:
-    """The row that holds each position [B, slots]; -1 where none does."""
+    """The row that holds each position [B, slots]; -1 where none does.
+
+    One column more, always -1, is what a position of -1 indexes.
+    """
 
     def __init__(self, batch: int, slots: int) -> None:
-        self._rows = np.full((batch, slots), -1, dtype=np.int64)
+        self._rows = np.full((batch, slots + 1), -1, dtype=np.int64)
         self._lines = np.arange(batch)[:, None]
 
     def wrote(self, gather_indices: NDArray[np.int64]) -> None:
@@ -36,9 +39,9 @@ class CacheRows:
         """
         if not cache_indices.size:
             return cache_indices
-        named = cache_indices >= 0
-        rows = np.where(named, self._rows[self._lines, cache_indices], -1)
-        if (named & (rows < 0)).any():
-            missing = cache_indices[named & (rows < 0)][0]
-            raise EngineError(f"cache slot {missing} is attended but no step of this cache has written it")
+        rows: NDArray[np.int64] = self._rows[self._lines, cache_indices]
+        if rows.min() < 0:  # padding, or a position that is not there
+            missing = cache_indices[(rows < 0) & (cache_indices >= 0)]
+            if missing.size:
+                raise EngineError(f"cache slot {missing[0]} is attended but no step of this cache has written it")
         return rows

@@ -19,8 +19,11 @@ from dpad.runtime.manifest import EngineEntry
 
 AUTO = "auto"
 _DISTRIBUTIONS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
-_CPU_DTYPES = ("float32",)
-_CUDA_DTYPES = ("float16", "float32")  # numpy, which fills the caches, has no bfloat16
+_CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in bfloat16 (microsoft/onnxruntime#28768)
+# By the list of kernels in ONNX Runtime's docs/OperatorKernels.md its CUDA provider has bfloat16 for every
+# operator of the step. float16 comes first all the same: without a fused kernel for the shape or the GPU, Attention
+# falls back to its function body, which mixes types in bfloat16 and fails (microsoft/onnxruntime#27891).
+_CUDA_DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)

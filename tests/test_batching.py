@@ -4,16 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from checkpoints import FAMILIES, MASK, OPENERS, VOCAB, Weights, onnx_engine
 from decoding import BUCKETS, collect, run
-from numpy.typing import NDArray
 
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import EngineError, InvalidRequest
 from dpad.runtime.generate import StepEvent, generate
-from dpad.runtime.onnx_engine import OnnxEngine
 from dpad.runtime.options import CACHES, GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Explicit, Full, Gaussian, Uniform
@@ -233,26 +230,6 @@ def test_refusals_come_before_any_work(engine_of: Any, engine: str) -> None:
         with pytest.raises(InvalidRequest, match=words):
             generate(opened, requests, options)
     assert run(opened, [Request(prompt(1, 464))], options_for("none", threshold=0.0))[0].nfe == 3
-
-
-class DistantOnnx(OnnxEngine):
-    """Keeps the caches apart from the host's arrays, as on a device, and so must send them after a refresh."""
-
-    def _bound(self, array: NDArray[Any]) -> ort.OrtValue:
-        self._device = "elsewhere"
-        return ort.OrtValue.ortvalue_from_numpy(array.copy())
-
-
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-def test_caches_on_a_device_are_sent_after_the_refresh(make_bundle: Any, cache: str) -> None:
-    """Fails if a device would go on with the keys of the block before, or with none."""
-    directory = make_bundle("llada")
-    options = GenerationOptions(gen_length=48, block_length=16, cache=cache, decoder="fixed")
-    requests = [Request((5, 6, 7)), Request(tuple(range(20, 40)))]
-    near, distant = (onnx_engine(directory, kind) for kind in (OnnxEngine, DistantOnnx))
-    for a, b in zip(run(near, requests, options), run(distant, requests, options)):
-        assert a.tokens == b.tokens
-        assert a.committed == b.committed
 
 
 def test_threads_may_share_an_engine(make_bundle: Any) -> None:

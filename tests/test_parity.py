@@ -15,6 +15,8 @@ from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.machine import Machine
+from dpad.runtime.select import candidates
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +89,12 @@ def test_an_engine_that_is_not_there_is_named(bundle: Bundle) -> None:
 
 
 def test_an_engine_that_cannot_run_does_not_pass(tmp_path: Path) -> None:
-    """Fails if parity says "passed" where nothing was compared: bfloat16 does not run on a CPU."""
+    """Fails if parity says "passed" where nothing was compared: bfloat16 does not run on a CPU.
+
+    And if a bundle that has only bfloat16 cannot be opened on CUDA.
+    """
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", dtypes=("bfloat16",))
+    assert [(c.name, c.dtype) for c in candidates(bundle, Machine.current())] == [("onnxruntime-cuda", "bfloat16")]
     report = require_passed(compare_bundle(bundle, Progress()))
     assert not report["passed"]
     assert {engine["status"] for engine in report["engines"]} == {"skipped"}
