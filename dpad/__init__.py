@@ -21,7 +21,10 @@ from dpad.runtime.select import open_engine
 from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
 from dpad.runtime.text import TextCodec
 
-__version__ = metadata.version("dpad")
+try:
+    __version__ = metadata.version("dpad")
+except metadata.PackageNotFoundError:  # run from a checkout, as `make gpu-check` does
+    __version__ = "0+checkout"
 
 __all__ = [
     "Bundle",

@@ -19,7 +19,7 @@ defaults, and annotations that are types, not strings.
 
 from collections.abc import Callable
 from importlib import import_module
-from types import ModuleType
+from types import GenericAlias, ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def _typed(function: Callable[..., Any], trtp: Any, outputs: int) -> Callable[..
     """Give a description the annotations that `register` reads, which exist only with TensorRT."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     types: dict[str, Any] = dict.fromkeys(names, trtp.TensorDesc) | {"numbers": npt.NDArray[np.int32]}
-    types["return"] = trtp.TensorDesc if outputs == 1 else tuple[(trtp.TensorDesc,) * outputs]  # type: ignore[misc]
+    types["return"] = trtp.TensorDesc if outputs == 1 else GenericAlias(tuple, (trtp.TensorDesc,) * outputs)
     function.__annotations__ = types
     return function
 
@@ -70,18 +70,14 @@ def _launches(function: Callable[..., Any], trtp: Any) -> Callable[..., Any]:
 
 
 def _describe_attend(trtp: Any) -> Any:
-    def describe(  # type: ignore[no-untyped-def]
-        query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers
-    ):
+    def describe(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers):
         return query.like()
 
     return _typed(describe, trtp, 1)
 
 
 def _describe_parts(trt: Any, trtp: Any) -> Any:
-    def describe(  # type: ignore[no-untyped-def]
-        query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers
-    ):
+    def describe(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers):
         rows = (int(numbers[1]), *(query.shape_expr[axis] for axis in range(3)))
         partial = trtp.from_shape_expr((*rows, query.shape_expr[3]), dtype=trt.float32)
         return partial, trtp.from_shape_expr(rows, dtype=trt.float32)
@@ -90,7 +86,7 @@ def _describe_parts(trt: Any, trtp: Any) -> Any:
 
 
 def _describe_combine(trt: Any, trtp: Any) -> Any:
-    def describe(partial, log_weight, numbers):  # type: ignore[no-untyped-def]
+    def describe(partial, log_weight, numbers):
         shape = tuple(partial.shape_expr[axis] for axis in range(1, 5))
         return trtp.from_shape_expr(shape, dtype=trt.bfloat16 if int(numbers[1]) else trt.float16)
 
@@ -98,9 +94,7 @@ def _describe_combine(trt: Any, trtp: Any) -> Any:
 
 
 def _attend_choices(trtp: Any) -> Any:
-    def choices(  # type: ignore[no-untyped-def]
-        query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs
-    ):
+    def choices(query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs):
         types = ", ".join([*[_HALF] * 5, "INT32", "INT32", _HALF])
         return [trtp.AutoTuneCombination(types, "LINEAR", _tactics())]
 
@@ -108,9 +102,7 @@ def _attend_choices(trtp: Any) -> Any:
 
 
 def _parts_choices(trtp: Any) -> Any:
-    def choices(  # type: ignore[no-untyped-def]
-        query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs
-    ):
+    def choices(query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs):
         types = ", ".join([*[_HALF] * 5, "INT32", "INT32", "FP32", "FP32"])
         return [trtp.AutoTuneCombination(types, "LINEAR", _tactics())]
 
@@ -118,7 +110,7 @@ def _parts_choices(trtp: Any) -> Any:
 
 
 def _combine_choices(trtp: Any) -> Any:
-    def choices(partial, log_weight, numbers, outputs):  # type: ignore[no-untyped-def]
+    def choices(partial, log_weight, numbers, outputs):
         half = "BF16" if int(numbers[1]) else "FP16"
         return [trtp.AutoTuneCombination(f"FP32, FP32, {half}", "LINEAR")]
 
@@ -131,18 +123,14 @@ def _tactics() -> list[int]:
 
 
 def _launch_attend(trt: Any, trtp: Any) -> Any:
-    def launch(  # type: ignore[no-untyped-def]
-        query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic
-    ):
+    def launch(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic):
         return _attend(trt, trtp, query, key, key_cache, cache_indices, int(numbers[0]), 1, tactic)
 
     return _launches(launch, trtp)
 
 
 def _launch_parts(trt: Any, trtp: Any) -> Any:
-    def launch(  # type: ignore[no-untyped-def]
-        query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic
-    ):
+    def launch(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic):
         return _attend(trt, trtp, query, key, key_cache, cache_indices, int(numbers[0]), int(numbers[1]), tactic)
 
     return _launches(launch, trtp)
@@ -158,9 +146,7 @@ def _attend(
     tile = tiling.tiles(capability)[max(tactic, 1) - 1]
     batch, rows, heads, size = query.shape_expr
     kv_heads = key.shape_expr[2].constant_value()
-    shape = Shape(
-        batch, rows, cache_indices.shape_expr[1], key_cache.shape_expr[1], heads.constant_value(), kv_heads
-    )
+    shape = Shape(batch, rows, cache_indices.shape_expr[1], key_cache.shape_expr[1], heads.constant_value(), kv_heads)
     number = Arithmetic(trtp.cdiv, trtp.max)
     kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, partial=splits > 1)
     per_split = tiling.tiles_per_split(shape, tile, splits, tiling.PROCESSORS[capability], number)
@@ -170,7 +156,7 @@ def _attend(
 
 
 def _launch_combine(trt: Any, trtp: Any) -> Any:
-    def launch(partial, log_weight, numbers, outputs, tactic):  # type: ignore[no-untyped-def]
+    def launch(partial, log_weight, numbers, outputs, tactic):
         from dpad.plugins.compile import compile_combine
 
         _, batch, rows, heads, size = partial.shape_expr

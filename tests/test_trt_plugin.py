@@ -1,0 +1,180 @@
+"""The TensorRT plugins: what they register, and that what they would launch computes the op.
+
+TensorRT cannot be installed where these tests run. Its plugin interface is simulated with
+its published rules, and the launch that comes out (grid, integers, order of arguments) is
+executed by Triton's interpreter. On a GPU the same PTX is launched by `make gpu-check`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import plugin_api
+import pytest
+import torch
+from bundles import write_source
+from checkpoints import FAMILIES
+from interpreter import DEVICE, GPU
+from onnx import helper
+from test_kernel import assert_close, random_inputs
+
+from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.plugin_graph import write_plugin_step
+from dpad.export.progress import Progress
+from dpad.plugins import onnx_face, tiling, triton_kernel, trt_face
+from dpad.runtime.errors import ExportError
+
+CAPABILITY = "9.0"
+ROWS = [[2, 3]] * 5 + [[], []]  # fixed axes: heads and head size
+
+
+def launches(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the plugins would launch, from a process in which Triton compiles."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(plugin_api.__file__)), CAPABILITY]
+    ran = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def case(plugin: str, inputs: list[torch.Tensor], numbers: list[int], tactic: int = 1) -> dict[str, Any]:
+    names = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.int32: "INT32"}
+    fixed = ROWS if len(inputs) == 7 else [[0, 3, 4], [0, 3]]
+    return {
+        "plugin": plugin,
+        "shapes": [list(tensor.shape) for tensor in inputs],
+        "fixed": fixed,
+        "dtypes": [names[tensor.dtype] for tensor in inputs],
+        "numbers": numbers,
+        "tactic": tactic,
+    }
+
+
+def outputs_of(launch: dict[str, Any]) -> list[torch.Tensor]:
+    """Poisoned tensors of the shapes and dtypes that the plugin declares."""
+    dtypes = {"FP16": torch.float16, "BF16": torch.bfloat16, "FP32": torch.float32}
+    return [torch.full(shape, float("nan"), dtype=dtypes[dtype], device=DEVICE) for shape, dtype in launch["outputs"]]
+
+
+def execute(launch: dict[str, Any], inputs: list[torch.Tensor], constants: dict[str, Any]) -> list[torch.Tensor]:
+    """Run it as TensorRT would: inputs, integers, outputs."""
+    kernel = getattr(triton_kernel, launch["entry"])
+    outputs = outputs_of(launch)
+    spare = [None] if launch["entry"] == "attend" and len(outputs) == 1 else []
+    count = len(inputs) + len(launch["integers"]) + len(outputs)
+    assert launch["parameters"] == ["pointer"] * len(inputs) + ["int32"] * len(launch["integers"]) + ["pointer"] * len(
+        outputs
+    )
+    assert count == len(launch["parameters"])
+    kernel[tuple(launch["grid"])](*inputs, *launch["integers"], *outputs, *spare, **constants)
+    return outputs
+
+
+def head(size: int) -> dict[str, Any]:
+    return {"HEAD": size, "HEAD_PADDED": tiling.padded_head(size)}
+
+
+def plugin_inputs(seed: int, dtype: torch.dtype, size: int) -> list[torch.Tensor]:
+    inputs = random_inputs(seed, dtype, 2, 19, 700, 2, 2, size)
+    return [*inputs[:5], inputs[5].int(), inputs[6].int()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_one_plugin_computes_the_op(dtype: torch.dtype) -> None:
+    """Fails if grid, integers or their order are not what the kernel expects, with every tactic."""
+    inputs = plugin_inputs(1, dtype, 64)
+    tiles = tiling.tiles(CAPABILITY)
+    made = launches([case("dpad::attend", inputs, [tiling.scale_bits(0.125)], t + 1) for t in range(len(tiles))])
+    for tile, launch in zip(tiles, made):
+        assert launch["block"] == [tile.warps * 32, 1, 1]
+        constants = {**head(64), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": False}
+        (out,) = execute(launch, inputs, constants)
+        assert out.shape == inputs[0].shape
+        assert_close(out, [*inputs[:5], inputs[5].long(), inputs[6].long()], 0.125)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("splits", [2, 4])
+def test_two_plugins_compute_the_op_in_parts(dtype: torch.dtype, splits: int) -> None:
+    """Fails if the parts do not add up to the op, or their shapes differ from what is declared."""
+    inputs = plugin_inputs(2, dtype, 96)
+    tile = tiling.tiles(CAPABILITY)[0]
+    parts = torch.empty(splits, *inputs[0].shape), torch.empty(splits, *inputs[0].shape[:3])
+    first, second = launches(
+        [
+            case("dpad::attend_parts", inputs, [tiling.scale_bits(0.1), splits]),
+            case("dpad::combine_parts", list(parts), [splits, int(dtype == torch.bfloat16)]),
+        ]
+    )
+    constants = {**head(96), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": True}
+    partial, log_weight = execute(first, inputs, constants)
+    assert partial.shape == parts[0].shape and log_weight.shape == parts[1].shape
+    (out,) = execute(second, [partial, log_weight], {**head(96), "BLOCK_M": tiling.COMBINE_ROWS})
+    assert out.dtype == dtype
+    assert_close(out, [*inputs[:5], inputs[5].long(), inputs[6].long()], 0.1)
+
+
+def test_formats_and_tactics() -> None:
+    """Fails if a plugin offers a dtype or a tactic that it has no kernel for."""
+    trt, api = plugin_api.simulated_tensorrt()
+    trt_face._registered.discard(trt.__name__)
+    trt_face.register_plugins(trt, "8.6")
+    trt_face.register_plugins(trt, CAPABILITY)
+    assert set(api.plugins) == {"dpad::attend", "dpad::attend_parts", "dpad::combine_parts"}
+    for name, plugin in api.plugins.items():
+        numbers = [np.array([2, 1], dtype=np.int32)] if "combine" in name else []
+        (choice,) = plugin.tune(*[None] * len(plugin.inputs), *numbers, None)
+        assert len(choice.types) == len(plugin.inputs) + plugin.output_count
+        if "attend" in name:
+            assert choice.tactics == [1, 2, 3]
+            assert choice.types[:7] == ["FP16|BF16"] * 5 + ["INT32"] * 2
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def step(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plugin")
+    source = write_source(folder / "source", request.param)
+    bundle, _ = export_bundle(str(source), folder / "out", ExportSettings(dtypes=("float16",)), Progress())
+    return bundle.path("float16/step.onnx")
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_the_plugin_step_has_no_function_body(step: Path, splits: int) -> None:
+    """Fails if TensorRT could find another meaning of the op than the plugin, or lose its numbers."""
+    before = onnx.load(str(step), load_external_data=False)
+    model = onnx.load(str(write_plugin_step(step, splits)), load_external_data=False)
+    layers = [node for node in before.graph.node if node.op_type == onnx_face.OP_TYPE]
+    assert layers and not model.functions
+    custom = [node for node in model.graph.node if node.domain == "dpad"]
+    names = ["attend"] if splits == 1 else ["attend_parts", "combine_parts"]
+    assert [node.op_type for node in custom] == names * len(layers)
+    attributes = [{a.name: helper.get_attribute_value(a) for a in node.attribute} for node in custom]
+    assert all(a["plugin_namespace"] == b"dpad" and a["plugin_version"] == b"1" and a["aot"] == 1 for a in attributes)
+    scale = helper.get_attribute_value(layers[0].attribute[0])
+    assert attributes[0]["numbers"] == [tiling.scale_bits(scale), splits][: 1 if splits == 1 else 2]
+    casts = [node for node in model.graph.node if node.op_type == "Cast" and node.output[0].endswith("_int32")]
+    assert sorted(node.input[0] for node in casts) == ["cache_indices", "gather_indices"]
+    assert {node.output[-1] if splits == 1 else node.output[0] for node in custom} >= {n.output[0] for n in layers}
+    known = {o for node in model.graph.node for o in node.output} | {i.name for i in model.graph.input}
+    known |= {tensor.name for tensor in model.graph.initializer}
+    assert all(name in known for node in model.graph.node for name in node.input if name)
+    assert [t.external_data for t in model.graph.initializer] == [t.external_data for t in before.graph.initializer]
+
+
+def test_a_model_without_the_op_is_refused(step: Path, tmp_path: Path) -> None:
+    """Fails if a plugin engine could be built that holds no plugin, or with impossible splits."""
+    plugin_step = write_plugin_step(step, 1)
+    with pytest.raises(ExportError, match="has no SparseSuffixAttention node"):
+        write_plugin_step(plugin_step, 1)
+    with pytest.raises(ExportError, match="splits 0 is outside 1 to 16"):
+        write_plugin_step(step, 0)
+
+
+def test_without_a_gpu_this_ran_in_the_interpreter() -> None:
+    """Fails if kernels would be compiled for a GPU that is not there."""
+    assert GPU or type(triton_kernel.attend).__name__ == "InterpretedFunction"
