@@ -13,13 +13,19 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help export test test-slow lint types check clean
+# gpu-check installs nothing: the virtual environment if there is one, else the machine's own Python.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=build/types:benchmarks:tests
+
+.PHONY: help export test test-slow lint types check links gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
 	@echo "make test        run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make lint types  ruff, mypy --strict"
+	@echo "make gpu-check   prove and measure on this machine's GPU, under 8 minutes; results in docs/benchmarks"
+	@echo "make gpu-sanitize  the kernel's tests under compute-sanitizer"
 	@echo "make clean       remove the virtual environment and what was built; bundles stay"
 
 export: $(BIN)/.export
@@ -36,10 +42,19 @@ lint: $(BIN)/.lint
 	$(BIN)/ruff format --check .
 
 # mypy cannot follow the installed mapping of dpad.export to export/, so it is given links.
-types: $(BIN)/.lint $(BIN)/.test
+types: $(BIN)/.lint $(BIN)/.test links
+	$(BIN)/mypy
+
+links:
 	rm -rf build/types && mkdir -p build/types/dpad
 	ln -s $(addprefix $(CURDIR)/,$(wildcard dpad/*.py) dpad/commands export models plugins runtime) build/types/dpad/
-	$(BIN)/mypy
+
+gpu-check: links
+	$(GPU_RUN) $(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS)
+
+gpu-sanitize: links
+	$(GPU_RUN) compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU_PYTHON) -m pytest -q -p no:cacheprovider \
+		tests/test_kernel.py -k "tile or splits or past or strided or nothing" $(ARGS)
 
 check: lint types test
 

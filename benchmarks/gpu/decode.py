@@ -1,0 +1,111 @@
+"""Whole decodes on the GPU: the eager engine over the kernel, and every compiled engine that runs here."""
+
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpad.export.hub import resolve
+from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.models.torch_engine import TorchEngine
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.engine import Engine
+from dpad.runtime.generate import generate
+from dpad.runtime.machine import Machine
+from dpad.runtime.options import CACHES, GenerationOptions
+from dpad.runtime.request import Request
+from dpad.runtime.select import candidates, open_engine
+from gpu.timing import DEVICE
+
+PROMPTS = ([2, 30, 41, 52], [2, 17, 80, 11, 46, 71, 8])
+LENGTH = 128
+
+
+def canvases(engine: Engine, cache: str) -> tuple[np.ndarray[Any, Any], float]:
+    """All tokens of a batch of two unequal prompts, and milliseconds a step inside the engine."""
+    options = GenerationOptions(gen_length=LENGTH, cache=cache, early_termination=False)
+    requests = [Request(tuple(prompt)) for prompt in PROMPTS]
+    done: dict[int, Any] = {}
+    seconds = []
+    for event in generate(engine, requests, options):
+        done.update(zip(event.finished, event.canvases))
+        seconds.append(event.engine_seconds)
+    return np.concatenate([done[row] for row in sorted(done)]), 1e3 * median(seconds)
+
+
+def torch_engine(device: str, dtype: torch.dtype) -> TorchEngine:
+    """The eager engine over the embedded checkpoint."""
+    from dpad.export.pipeline import ExportSettings, make_contract
+
+    checkpoint = Checkpoint.open(resolve("tiny").directory)
+    model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, dtype).to(device)
+    contract = make_contract(checkpoint, ExportSettings().resolved(checkpoint))
+    return TorchEngine(model, contract, str(dtype).removeprefix("torch."))
+
+
+def eager() -> dict[str, Any]:
+    """16-bit decodes through the kernel: share of tokens equal to float32 on the CPU.
+
+    Rounding turns near ties, and a changed token changes what follows: the share in 16 bit is
+    for people to read; float32 on the GPU must give the same text but for such a tie.
+    """
+    results: dict[str, Any] = {}
+    reference = torch_engine("cpu", torch.float32)
+    expected = {cache: canvases(reference, cache)[0] for cache in CACHES}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        engine = torch_engine(DEVICE, dtype)
+        name = str(dtype).removeprefix("torch.")
+        results[name] = {}
+        for cache in CACHES:
+            tokens, step_ms = canvases(engine, cache)
+            results[name][cache] = {"equal": float((tokens == expected[cache]).mean()), "step_ms": step_ms}
+    results["passed"] = all(entry["equal"] >= 0.99 for entry in results["float32"].values())
+    return results
+
+
+def compiled() -> dict[str, Any]:
+    """Every engine of a bundle of the embedded checkpoint: its decode, or why it cannot run here."""
+    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.progress import Progress
+
+    modules = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+    targets = [target for target, module in modules.items() if find_spec(module)]
+    results: dict[str, Any] = {t: {"skipped": f"{modules[t]} is not installed"} for t in modules if t not in targets}
+    reference = torch_engine("cpu", torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        for attention in ("native", "plugin"):
+            wanted = tuple(t for t in targets if attention == "native" or t == "tensorrt")
+            if attention == "plugin" and not wanted:
+                continue
+            settings = ExportSettings(("onnx", *wanted), ("float32", "float16"), attention=attention)
+            try:
+                bundle, _ = export_bundle("tiny", Path(folder) / attention, settings, Progress())
+            except Exception as error:
+                results[f"build {attention}"] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+                continue
+            results |= {f"{name} {attention}": found for name, found in _engines(bundle, reference).items()}
+    return results
+
+
+def _engines(bundle: Bundle, reference: Engine) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for candidate in candidates(bundle, Machine.current()):
+        if candidate.name == "onnxruntime-cpu":
+            continue
+        if candidate.obstacle is not None:
+            results[candidate.name] = {"skipped": candidate.obstacle}
+            continue
+        try:
+            results[candidate.name] = {}
+            for cache in CACHES:
+                with open_engine(bundle, candidate.name) as engine:
+                    tokens, step_ms = canvases(engine, cache)
+                equal = float((tokens == canvases(reference, cache)[0]).mean())
+                results[candidate.name][cache] = {"equal": equal, "step_ms": step_ms}
+        except Exception as error:
+            results[candidate.name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+    return results
