@@ -52,8 +52,8 @@ def load(
 
     Args:
         directory: a bundle made by `dpad export`.
-        engine: `auto`, a name from `dpad inspect` (such as `onnxruntime-cpu`), or `torch`
-            for the eager reference.
+        engine: `auto`, a name from `dpad inspect` (such as `onnxruntime-cpu`), `torch` for
+            the eager reference, or `torch-cuda` for it on a GPU, with the Triton kernel.
         threads: of the engine on a CPU; 0 is every core.
         verify_hashes: compare SHA-256 of every file; sizes and names are always compared.
 
@@ -64,10 +64,10 @@ def load(
     bundle = Bundle.open(Path(directory), hashes=verify_hashes)
     codec = TextCodec.open(tokenizer_directory(bundle.directory)) if bundle.manifest.tokenizer else None
     opened: Engine
-    if engine == "torch":
+    if engine in ("torch", "torch-cuda"):
         from dpad.models.torch_engine import open_torch_engine
 
-        opened = open_torch_engine(bundle)
+        opened = open_torch_engine(bundle, device="cuda" if engine == "torch-cuda" else "cpu")
     else:
         opened = open_engine(bundle, engine, threads)
     return DiffusionModel(opened, codec, bundle.manifest.generation)

@@ -20,6 +20,7 @@ from dpad.runtime.bundle import Bundle
 from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.errors import EngineUnavailable
 
 
 @dataclass
@@ -73,11 +74,24 @@ class TorchEngine(Engine):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-def open_torch_engine(bundle: Bundle, dtype: str | None = None) -> TorchEngine:
-    """The eager engine over a bundle's own weights; float32 if the bundle has it."""
+def open_torch_engine(bundle: Bundle, dtype: str | None = None, device: str = "cpu") -> TorchEngine:
+    """The eager engine over a bundle's own weights.
+
+    Args:
+        bundle: a checked bundle.
+        dtype: of a step in the bundle. Default: float32 on a CPU, 16 bit on a GPU (where
+            attention is the Triton kernel), if the bundle has it.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        EngineUnavailable: torch sees no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EngineUnavailable("torch sees no CUDA device here; use engine torch, which runs on the CPU")
     steps = bundle.manifest.steps
-    dtype = dtype or ("float32" if "float32" in steps else next(iter(steps)))
+    preferred = ("bfloat16", "float16") if device == "cuda" else ("float32",)
+    dtype = dtype or next((name for name in preferred if name in steps), next(iter(steps)))
     architecture, config = parse_config(bundle.manifest.model_config)
     shards = tuple(bundle.path(name) for name in steps[dtype].weights)
     model = load_model(architecture, config, shards, getattr(torch, dtype))
-    return TorchEngine(model, bundle.manifest.contract, dtype)
+    return TorchEngine(model.to(device), bundle.manifest.contract, dtype)

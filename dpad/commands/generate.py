@@ -21,7 +21,10 @@ SCHEDULES = ("gaussian", "uniform", "none")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option(
-    "--engine", default="auto", show_default=True, help="As `dpad inspect` names it, or torch for the eager reference."
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="As `dpad inspect` names it; torch or torch-cuda for the eager reference.",
 )
 @click.option(
     "--threads",

@@ -1,0 +1,69 @@
+"""The Triton kernel inside a model: every step of a decode, beside the definition, in 16 bit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import FAMILIES, torch_engine
+from interpreter import GPU
+
+from dpad.models.torch_engine import TorchEngine, open_torch_engine
+from dpad.plugins import attention
+from dpad.plugins.launch import attend_rows
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.engine import StepInputs, StepOutputs
+from dpad.runtime.errors import EngineUnavailable
+from dpad.runtime.generate import generate
+from dpad.runtime.options import CACHES, GenerationOptions
+from dpad.runtime.request import Request
+
+
+class Recorder(TorchEngine):
+    """Keeps the inputs of every step."""
+
+    recorded: list[StepInputs]
+
+    def step(self, inputs: StepInputs, cache: Any) -> StepOutputs:
+        self.recorded.append(replace(inputs, canvas=inputs.canvas.copy(), want_logits=True))
+        return super().step(inputs, cache)
+
+
+def logits_of(engine: TorchEngine, steps: list[StepInputs]) -> list[np.ndarray[Any, Any]]:
+    """Of every step, over a cache of their own."""
+    cache = engine.new_cache(*steps[0].canvas.shape)
+    return [TorchEngine.step(engine, inputs, cache).logits for inputs in steps]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_step_of_a_decode(make_bundle: Any, monkeypatch: pytest.MonkeyPatch, family: str, cache: str) -> None:
+    """Fails if the kernel reads other slots than the definition where a model calls it, in any cache mode."""
+    engine = torch_engine(make_bundle(family, "float16"), Recorder)
+    engine.recorded = []
+    options = GenerationOptions(
+        gen_length=32, block_length=16, cache=cache, steps=8, decoder="fixed", early_termination=False
+    )
+    requests = [Request((3, 4, 5, 6, 7)), Request((9, 8))]
+    list(generate(engine, requests, options))
+    want = logits_of(engine, engine.recorded)
+    calls: list[tuple[int, ...]] = []
+
+    def kernel(*arguments: Any) -> torch.Tensor:
+        calls.append(tuple(arguments[0].shape))
+        return attend_rows(*arguments)
+
+    monkeypatch.setattr(attention, "definition", kernel)
+    ours = logits_of(engine, engine.recorded)
+    assert len(calls) == engine.contract.layers * len(want) > 0
+    for mine, theirs in zip(ours, want):
+        assert np.abs(mine - theirs).mean() < 5e-3 * np.abs(theirs).mean()
+
+
+@pytest.mark.skipif(GPU, reason="this machine has a GPU")
+def test_the_eager_engine_on_a_gpu_says_when_there_is_none(tmp_path: Path) -> None:
+    """Fails if torch's own error is all that a user sees."""
+    with pytest.raises(EngineUnavailable, match="no CUDA device here; use engine torch"):
+        open_torch_engine(Bundle(tmp_path, None), device="cuda")  # type: ignore[arg-type]
