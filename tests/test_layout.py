@@ -23,6 +23,8 @@ HEAVY = (
     "polygraphy",
     "transformers",
     "tensorrt_rtx",
+    "tensorrt",
+    "cuda",
 )
 
 
