@@ -1,6 +1,8 @@
 """The compiled engines of a bundle: which to build, under which key, and which to keep.
 
-    entries = build_engines(targets, dtypes, capabilities, contract, stage, steps, previous, progress)
+    recipe = EngineRecipe(("tensorrt-rtx",), ("float16",), ("8.9",))
+    recipe.check()
+    entries = build_engines(recipe, contract, stage, steps, previous, progress)
 
 The key of an engine is everything that changes what it computes or where it may run; see
 `EngineEntry`.
@@ -8,8 +10,7 @@ The key of an engine is everything that changes what it computes or where it may
 
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,82 @@ from dpad.runtime.bundle import Bundle, sha256
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ExportError
 from dpad.runtime.machine import Machine
-from dpad.runtime.manifest import EngineEntry, StepEntry
+from dpad.runtime.manifest import BuildFlags, EngineEntry, StepEntry
 
 HALF = ("float16", "bfloat16")
+ATTENTIONS = ("native", "plugin")
+PLUGIN_SPLITS = 8  # parts into which the plugin's kernel divides the keys of a query
 _FALLBACK_CAPABILITY = "8.9"
 
 
+@dataclass(frozen=True)
+class EngineRecipe:
+    """Which engines a bundle gets: every target × 16-bit dtype × compute capability, built the same way.
+
+    `attention` is `native` (the function body) or `plugin` (the project's own kernel).
+    """
+
+    targets: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    attention: str = "native"
+    flags: BuildFlags = field(default_factory=BuildFlags)
+
+    def check(self) -> None:
+        """Raise `ExportError`, saying why, for what a target cannot do."""
+        flags = self.flags
+        if self.attention not in ATTENTIONS:
+            raise ExportError(f"attention {self.attention!r} is not one of {', '.join(ATTENTIONS)}")
+        if flags.workspace is not None and flags.workspace < 1:
+            raise ExportError(f"a workspace of {flags.workspace} MiB is under 1")
+        if flags.strip_weights and flags.version_compatible:
+            raise ExportError("a version-compatible plan cannot be refitted; leave --strip-weights out")
+        compiled = [target for target in self.targets if target != "onnx"]
+        if not compiled and (flags != BuildFlags() or self.attention != "native"):
+            raise ExportError("options of compiled engines need one: add --target tensorrt or tensorrt-rtx")
+        if "tensorrt-rtx" not in compiled:
+            return
+        for asked, why in (
+            (self.attention == "plugin", "it takes no plugins (--attention plugin)"),
+            (flags.hardware_compatible, "it targets compute capabilities: repeat --compute-capability instead"),
+            (flags.version_compatible, "its package has no lean runtime to put into a plan (--version-compatible)"),
+        ):
+            if asked:
+                raise ExportError(f"target tensorrt-rtx: {why}")
+
+
 def build_engines(
-    targets: Sequence[str],
-    dtypes: Sequence[str],
-    capabilities: Sequence[str],
+    recipe: EngineRecipe,
     contract: StepContract,
     stage: Path,
     steps: dict[str, StepEntry],
     previous: Bundle | None,
     progress: Progress,
 ) -> tuple[EngineEntry, ...]:
-    """Compile every target × 16-bit dtype × compute capability below `stage`.
+    """Compile what `recipe` says below `stage`.
 
     An engine of `previous` with an equal key is copied instead. Raises `ExportError` if a
     library is missing and `EngineBuildError` if a build fails.
     """
     entries = []
-    for target in targets:
-        if target == "onnx":
-            continue
-        trt = _import_builder(target)
-        for dtype in (d for d in dtypes if d in HALF):
-            for capability in capabilities:
-                entry = _engine_entry(target, trt, stage, steps[dtype], contract, dtype, capability)
-                entries.append(_build_engine(entry, trt, stage, steps[dtype], contract, previous, progress))
+    for dtype in (d for d in recipe.dtypes if d in HALF and recipe.capabilities):
+        onnx = _step_to_compile(stage, steps[dtype], recipe.attention)
+        for target in (target for target in recipe.targets if target != "onnx"):
+            trt = _import_builder(target)
+            for capability in recipe.capabilities:
+                entry = _engine_entry(recipe, target, trt, stage, onnx, steps[dtype], contract, dtype, capability)
+                entries.append(_build_engine(entry, trt, stage, contract, previous, progress))
     return tuple(entries)
+
+
+def _step_to_compile(stage: Path, step: StepEntry, attention: str) -> str:
+    """Name of the ONNX file that the engines are compiled from; the plugin's is written here."""
+    if attention == "native":
+        return step.onnx
+    from dpad.export.plugin_graph import write_plugin_step
+
+    written: Path = write_plugin_step(stage / step.onnx, PLUGIN_SPLITS)
+    return written.relative_to(stage).as_posix()
 
 
 def default_capability(target: str) -> str:
@@ -69,30 +115,49 @@ def _import_builder(target: str) -> Any:
 
 
 def _engine_entry(
-    target: str, trt: Any, stage: Path, step: StepEntry, contract: StepContract, dtype: str, capability: str
+    recipe: EngineRecipe,
+    target: str,
+    trt: Any,
+    stage: Path,
+    onnx: str,
+    step: StepEntry,
+    contract: StepContract,
+    dtype: str,
+    capability: str,
 ) -> EngineEntry:
     """The key of an engine, before it is built."""
+    plugin = "" if recipe.attention == "native" else f"-{recipe.attention}"
     return EngineEntry(
-        file=f"engines/{target}-sm{capability.replace('.', '')}-{dtype}.plan",
+        file=f"engines/{target}-sm{capability.replace('.', '')}-{dtype}{plugin}.plan",
+        onnx=onnx,
         target=target,
         dtype=dtype,
         library=trt.__name__,
         library_version=trt.__version__,
         compute_capability=capability,
         platform=Machine.current().platform,
-        attention="native",
-        step_sha256=sha256(stage / step.onnx),
+        attention=recipe.attention,
+        plugin_version=_plugin_version(recipe.attention),
+        step_sha256=sha256(stage / onnx),
         weights_sha256=tuple(sha256(stage / name) for name in step.weights),
         profiles={name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
+        flags=recipe.flags,
         build_seconds=0.0,
     )
+
+
+def _plugin_version(attention: str) -> str:
+    if attention == "native":
+        return ""
+    from dpad.plugins.trt_face import PLUGIN_VERSION
+
+    return str(PLUGIN_VERSION)
 
 
 def _build_engine(
     entry: EngineEntry,
     trt: Any,
     stage: Path,
-    step: StepEntry,
     contract: StepContract,
     previous: Bundle | None,
     progress: Progress,
@@ -105,7 +170,16 @@ def _build_engine(
             progress.say(f"{entry.file}: unchanged, reused")
             return replace(entry, build_seconds=old.build_seconds)
     began = time.perf_counter()
-    plan = build_plan(trt, stage / step.onnx, contract, entry.dtype, entry.compute_capability, progress)
+    plan = build_plan(
+        trt,
+        stage / entry.onnx,
+        contract,
+        entry.dtype,
+        entry.compute_capability,
+        progress,
+        entry.flags,
+        entry.attention,
+    )
     target.write_bytes(plan)
     seconds = time.perf_counter() - began
     progress.say(f"{entry.file}: {len(plan) / 1e6:.1f} MB, built in {seconds:.1f} s")

@@ -32,7 +32,8 @@ from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.onnx_engine import OnnxEngine, open_session
 from dpad.runtime.options import CACHES, GenerationOptions
 from dpad.runtime.request import Request
-from dpad.runtime.select import Candidate, candidates
+from dpad.runtime.select import Candidate, candidates, open_engine
+from dpad.runtime.trt_engine import TrtEngine
 
 # Allowed difference of an output, as a share of its values: in float32 the largest difference
 # against the largest value; in 16 bit the mean against the mean, since one rounding that turns a
@@ -100,13 +101,8 @@ def _comparable(bundle: Bundle) -> list[Candidate]:
     """The engines of the bundle, and every dtype of the step in ONNX Runtime on the CPU."""
     found = [c for c in candidates(bundle, Machine.current()) if c.name != "onnxruntime-cpu"]
     found += [Candidate("onnxruntime-cpu", dtype, step.onnx, None) for dtype, step in bundle.manifest.steps.items()]
-    return [replace(c, obstacle=c.obstacle or _onnxruntime_obstacle(c)) for c in found]
-
-
-def _onnxruntime_obstacle(candidate: Candidate) -> str | None:
-    if candidate.dtype != "bfloat16" or not candidate.name.startswith("onnxruntime"):
-        return None
-    return "steps are compared as numpy arrays, and numpy has no bfloat16"
+    no_bfloat16 = "steps are compared as numpy arrays, and numpy has no bfloat16"
+    return [replace(c, obstacle=c.obstacle or no_bfloat16) if c.dtype == "bfloat16" else c for c in found]
 
 
 def _named(found: list[Candidate], name: str) -> list[Candidate]:
@@ -119,13 +115,11 @@ def _header(candidate: Candidate, detail: str, reason: str | None = None) -> dic
 
 
 def _compare(bundle: Bundle, candidate: Candidate, steps: int, seed: int, progress: Progress) -> dict[str, Any]:
-    provider = candidate.name.removeprefix("onnxruntime-")
     reference = open_torch_engine(bundle, candidate.dtype)
     feeds = list(random_feeds(bundle.manifest.contract, candidate.dtype, steps, seed))
-    path = bundle.path(candidate.file)
-    with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps"):
-        outputs = compare_steps(reference, OnnxrtRunner(lambda: open_session(path, provider), "engine"), feeds)
-    with OnnxEngine(path, bundle.manifest.contract, candidate.dtype, provider) as engine:
+    with _open(bundle, candidate) as engine:
+        with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps"):
+            outputs = compare_steps(reference, _runner(bundle, candidate, engine), feeds)
         with progress.task("parity of trajectories", len(CACHES) * len(TRAJECTORY_DECODERS)) as advance:
             trajectories = compare_trajectories(reference, engine, seed, advance)
     failed = sorted(name for name, output in outputs.items() if not output["passed"])
@@ -141,11 +135,27 @@ def _compare(bundle: Bundle, candidate: Candidate, steps: int, seed: int, progre
     }
 
 
-class TorchRunner(BaseRunner):  # type: ignore[misc]
-    """The eager step as a Polygraphy runner."""
+def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
+    if not candidate.name.startswith("onnxruntime-"):
+        engine = open_engine(bundle, candidate.name)
+        assert isinstance(engine, TrtEngine)
+        return engine
+    provider = candidate.name.removeprefix("onnxruntime-")
+    return OnnxEngine(bundle.path(candidate.file), bundle.manifest.contract, candidate.dtype, provider)
 
-    def __init__(self, engine: TorchEngine) -> None:
-        super().__init__(name="torch")
+
+def _runner(bundle: Bundle, candidate: Candidate, engine: OnnxEngine | TrtEngine) -> BaseRunner:
+    if isinstance(engine, TrtEngine):
+        return StepRunner("engine", engine)
+    provider = candidate.name.removeprefix("onnxruntime-")
+    return OnnxrtRunner(lambda: open_session(bundle.path(candidate.file), provider), "engine")
+
+
+class StepRunner(BaseRunner):  # type: ignore[misc]
+    """A step whose every input is given, as a Polygraphy runner."""
+
+    def __init__(self, name: str, engine: TorchEngine | TrtEngine) -> None:
+        super().__init__(name=name)
         self._engine = engine
 
     def get_input_metadata_impl(self) -> TensorMetadata:
@@ -158,7 +168,7 @@ class TorchRunner(BaseRunner):  # type: ignore[misc]
         return metadata
 
     def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":
-        """One eager step."""
+        """One step."""
         names = [spec.name for spec in self._engine.contract.outputs(self._engine.dtype)]
         began = perf_counter()
         outputs = self._engine.run(feed_dict)
@@ -174,7 +184,9 @@ def compare_steps(
     names = [spec.name for spec in reference.contract.outputs(dtype)]
     # Relative differences of zeros are undefined; the absolute tolerance decides those.
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore", divide="ignore"):
-        runs = Comparator.run([TorchRunner(reference), runner], data_loader=[OrderedDict(feed) for _, feed in feeds])
+        runs = Comparator.run(
+            [StepRunner("torch", reference), runner], data_loader=[OrderedDict(feed) for _, feed in feeds]
+        )
         finite = Comparator.validate(runs, check_inf=True, check_nan=True)
         allowed = _allowed(names, dtype, runs["torch"])
         compare = SimpleCompareFunc(

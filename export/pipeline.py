@@ -10,14 +10,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from dpad.export import trace, weights, writer
-from dpad.export.engines import HALF, build_engines, default_capability
+from dpad.export.engines import HALF, EngineRecipe, build_engines, default_capability
 from dpad.export.hub import Source, resolve
 from dpad.export.progress import Progress
 from dpad.export.provenance import TOKENIZER_FILES, describe
@@ -25,7 +25,7 @@ from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, ExportError
-from dpad.runtime.manifest import Manifest, StepEntry
+from dpad.runtime.manifest import BuildFlags, Manifest, StepEntry
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -46,6 +46,8 @@ class ExportSettings:
         max_batch, max_length: limits of the contract; max_length None is the checkpoint's,
             at most 4096 canvas tokens.
         block_length, window: what compiled engines are tuned for.
+        attention: `native` or `plugin`, of compiled engines.
+        flags: how compiled engines are built.
     """
 
     targets: tuple[str, ...] = ("onnx",)
@@ -55,12 +57,19 @@ class ExportSettings:
     max_length: int | None = None
     block_length: int = 32
     window: int = 256
+    attention: str = "native"
+    flags: BuildFlags = field(default_factory=BuildFlags)
+
+    def recipe(self) -> EngineRecipe:
+        """What of this concerns compiled engines."""
+        return EngineRecipe(self.targets, self.dtypes, self.capabilities, self.attention, self.flags)
 
     def resolved(self, checkpoint: Checkpoint) -> "ExportSettings":
         """With every default filled in; raises `ExportError` for values that cannot work."""
         for kind, values, known in (("target", self.targets, TARGETS), ("dtype", self.dtypes, DTYPES)):
             if unknown := [value for value in values if value not in known]:
                 raise ExportError(f"{kind} {unknown[0]!r} is not one of {', '.join(known)}")
+        self.recipe().check()
         compiled = [target for target in self.targets if target != "onnx"]
         dtypes = self.dtypes or (checkpoint.dtype,)
         if compiled and not any(dtype in HALF for dtype in dtypes):
@@ -109,9 +118,7 @@ def export_bundle(
     with writer.stage_bundle(out) as stage:
         steps = {d: _export_step(source, checkpoint, contract, stage, d, progress) for d in settings.dtypes}
         tokenizer = _copy_tokenizer(checkpoint, stage, progress)
-        engines = build_engines(
-            settings.targets, settings.dtypes, settings.capabilities, contract, stage, steps, previous, progress
-        )
+        engines = build_engines(settings.recipe(), contract, stage, steps, previous, progress)
         manifest = Manifest(
             name=source.name,
             contract=contract,

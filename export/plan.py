@@ -14,24 +14,30 @@ from types import ModuleType
 from typing import Any
 
 from dpad.export.progress import Advance, Progress
+from dpad.export.timing import TimingCache
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import EngineBuildError
 from dpad.runtime.machine import Machine
+from dpad.runtime.manifest import BuildFlags
+from dpad.runtime.trt_log import make_logger
 
 # (smallest, most likely, largest) of each dynamic axis.
 Ranges = dict[str, tuple[int, int, int]]
+
+_NO_FLAGS = BuildFlags()
 
 
 def profiles(contract: StepContract) -> dict[str, Ranges]:
     """Two optimisation profiles: refresh (all rows, no cache) and cached (one block).
 
-    Ranges follow from block length, window, max batch and max length. K and T are at least
-    1 here: engines pad an empty axis with one -1 (one unused slot).
+    Block length and window say what is likely; max batch and max length are the limits, but
+    for R, whose memory is that of the logits: at most a block. K and T are at least 1 here:
+    engines pad an empty axis with one -1 (one unused slot).
     """
     longest, block = contract.max_length, contract.block_length
     batch, canvas = (1, 1, contract.max_batch), (1, max(longest // 2, 1), longest)
-    # A Gaussian schedule keeps about half of scale · window / k; room for a whole window.
-    step_rows = (1, min(block + contract.window // 4, longest), min(block + contract.window + 1, longest))
+    # A Gaussian schedule keeps about half of scale · window / k; text behind the blank adds to it.
+    step_rows = (1, min(block + contract.window // 4, longest), longest)
     rows = (1, min(block, longest), min(block, longest))
     return {
         "refresh": {"B": batch, "N": canvas, "Q": canvas, "K": (1, 1, 1), "R": rows, "T": canvas},
@@ -40,23 +46,40 @@ def profiles(contract: StepContract) -> dict[str, Ranges]:
 
 
 def build_plan(
-    trt: ModuleType, onnx_path: Path, contract: StepContract, dtype: str, capability: str, progress: Progress
+    trt: ModuleType,
+    onnx_path: Path,
+    contract: StepContract,
+    dtype: str,
+    capability: str,
+    progress: Progress,
+    flags: BuildFlags = _NO_FLAGS,
+    attention: str = "native",
 ) -> bytes:
-    """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words."""
+    """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words.
+
+    With `attention` "plugin" the file holds plugin nodes, whose plugins are registered first.
+    """
     if capability not in (known := capabilities(trt)):
         here = ", ".join(known) or "none: it builds for this machine's GPU, and there is no GPU here"
         raise EngineBuildError(f"{trt.__name__} cannot target compute capability {capability} (it knows {here})")
-    logger = _logger(trt)
+    if attention == "plugin":
+        from dpad.plugins.trt_face import register_plugins
+
+        register_plugins(trt, capability)
+    logger = make_logger(trt)
     builder = trt.Builder(logger)
-    network = builder.create_network(0)
+    network = builder.create_network(network_flags(trt, attention))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise EngineBuildError(f"{trt.__name__} cannot parse {onnx_path}:\n" + "\n".join(problems or logger.problems))
+        raise EngineBuildError(f"{trt.__name__} cannot parse {onnx_path}:\n" + "\n".join(problems or [logger.words()]))
     config = builder.create_builder_config()
     _target(trt, config, capability)
+    set_flags(trt, config, flags)
     for ranges in profiles(contract).values():
         config.add_optimization_profile(_profile(builder, contract, dtype, ranges))
+    timings = TimingCache(trt, capability)
+    timings.attach(config)
     with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:
         monitor = _monitor(trt, advance)
         config.progress_monitor = monitor
@@ -66,9 +89,40 @@ def build_plan(
     if plan is None:
         raise EngineBuildError(
             f"{trt.__name__} could not build {onnx_path.name} ({dtype}) for compute capability {capability}:\n"
-            + "\n".join(logger.problems)
+            f"{logger.words()}{_hint(flags)}"
         )
+    timings.save(config)
     return bytes(plan)
+
+
+def network_flags(trt: Any, attention: str) -> int:
+    """Strongly typed where that is still a choice; plugins compiled ahead of time if there are any."""
+    names = ["STRONGLY_TYPED", *(["PREFER_AOT_PYTHON_PLUGINS"] if attention == "plugin" else [])]
+    flags = trt.NetworkDefinitionCreationFlag
+    return sum(1 << int(getattr(flags, name)) for name in names if hasattr(flags, name))
+
+
+def set_flags(trt: Any, config: Any, flags: BuildFlags) -> None:
+    """Put `flags` into a builder configuration."""
+    kinds = trt.BuilderFlag
+    if flags.strip_weights:
+        config.set_flag(kinds.STRIP_PLAN)
+        config.set_flag(kinds.REFIT_IDENTICAL if hasattr(kinds, "REFIT_IDENTICAL") else kinds.REFIT)
+    if flags.version_compatible:
+        config.set_flag(kinds.VERSION_COMPATIBLE)
+    if flags.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if flags.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, flags.workspace << 20)
+
+
+def _hint(flags: BuildFlags) -> str:
+    """The way out that the builder's own words do not name."""
+    if flags.strip_weights and Machine.current().gpu is None:
+        return "\nwithout weights it needs a GPU to build, and there is none here; leave --strip-weights out"
+    if flags.workspace is not None:
+        return f"\nif the workspace is what is short: it is limited to {flags.workspace} MiB by --workspace"
+    return ""
 
 
 def capabilities(trt: ModuleType) -> list[str]:
@@ -95,21 +149,6 @@ def _profile(builder: Any, contract: StepContract, dtype: str, ranges: Ranges) -
         sizes = [(axis,) * 3 if isinstance(axis, int) else ranges[axis] for axis in spec.axes]
         profile.set_shape(spec.name, *(tuple(size[i] for size in sizes) for i in range(3)))
     return profile
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors for the exception; silent otherwise."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.problems: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.problems.append(message)
-
-    return Logger()
 
 
 def _monitor(trt: Any, advance: Advance) -> Any:

@@ -15,6 +15,10 @@ from dpad.runtime.engine import StepInputs
 from dpad.runtime.errors import EngineError
 
 _INT64 = np.dtype(np.int64)
+_LARGER = {
+    "batch": "use smaller batches, or export with a larger --max-batch",
+    "length": "use shorter canvases, or export with a larger --max-length",
+}
 
 
 def is_integer(value: object) -> bool:
@@ -78,10 +82,13 @@ def _check_shape(name: str, shape: tuple[int, ...], batch: int, contract: StepCo
     if rows != batch:
         raise EngineError(f"{name} has {rows} rows but the canvas has {batch}")
     if not 1 <= rows <= contract.max_batch:
-        raise EngineError(f"a step of {rows} rows is outside this engine's 1 to {contract.max_batch}")
+        raise EngineError(
+            f"a step of {rows} rows is outside this engine's 1 to {contract.max_batch}; {_LARGER['batch']}"
+        )
     least = 0 if name == "cache_indices" else 1
     if not least <= size <= contract.max_length:
-        raise EngineError(f"{name} has {size} columns, outside this engine's {least} to {contract.max_length}")
+        limits = f"{least} to {contract.max_length}"
+        raise EngineError(f"{name} has {size} columns, outside this engine's {limits}; {_LARGER['length']}")
 
 
 def _check_values(name: str, array: NDArray[np.int64], least: int, end: int) -> None:

@@ -8,7 +8,7 @@ input from outside.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from dpad.runtime.contract import StepContract
@@ -37,14 +37,38 @@ class StepEntry:
 
 
 @dataclass(frozen=True)
+class BuildFlags:
+    """How an engine was built, beyond what it was built from.
+
+    Attributes:
+        strip_weights: the plan holds no weights; they are put in from the ONNX file when it is opened.
+        hardware_compatible: the plan runs on every GPU from Ampere (8.0) on.
+        version_compatible: the plan runs with later versions of the library, within its major version.
+        workspace: limit of the builder's workspace in MiB; None is the library's own.
+    """
+
+    strip_weights: bool = False
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    workspace: int | None = None
+
+    def command_line(self) -> str:
+        """The options of `dpad export` that give these flags."""
+        names = [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is True]
+        return " ".join([*names, *([f"--workspace {self.workspace}"] if self.workspace else [])])
+
+
+@dataclass(frozen=True)
 class EngineEntry:
     """One compiled engine and everything that decides whether it may be opened.
 
     Together the fields are the key of the engine: two engines with equal keys compute the
-    same function on the same machines.
+    same function on the same machines. `onnx` is the file that it was compiled from, and
+    `plugin_version` is empty where no plugin is inside.
     """
 
     file: str
+    onnx: str
     target: str
     dtype: str
     library: str
@@ -52,14 +76,16 @@ class EngineEntry:
     compute_capability: str
     platform: str
     attention: str
+    plugin_version: str
     step_sha256: str
     weights_sha256: tuple[str, ...]
     profiles: dict[str, Any]
+    flags: BuildFlags
     build_seconds: float
 
     def key(self) -> dict[str, Any]:
-        """The fields that change the result; not the file name nor how long the build took."""
-        return {k: v for k, v in asdict(self).items() if k not in ("file", "build_seconds")}
+        """The fields that change the result; not the names of files nor how long the build took."""
+        return {k: v for k, v in asdict(self).items() if k not in ("file", "onnx", "build_seconds")}
 
 
 @dataclass(frozen=True)
@@ -81,7 +107,7 @@ class Manifest:
     def references(self) -> set[str]:
         """Every path that a section other than `files` names."""
         names = {path for step in self.steps.values() for path in (step.onnx, *step.weights)}
-        names |= {engine.file for engine in self.engines} | set(self.tokenizer)
+        names |= {path for engine in self.engines for path in (engine.file, engine.onnx)} | set(self.tokenizer)
         return names | ({self.parity} if self.parity else set())
 
     def to_json(self) -> dict[str, Any]:
@@ -143,10 +169,22 @@ def _step(data: Any, where: str) -> StepEntry:
 
 def _engine(data: Any, where: str) -> EngineEntry:
     data, where = _typed(data, dict, where), f"{where}."
-    texts = ("file", "target", "dtype", "library", "library_version", "compute_capability", "platform")
+    texts = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
     return EngineEntry(
-        **{name: _take(data, name, str, where) for name in (*texts, "attention", "step_sha256")},
+        **{name: _take(data, name, str, where) for name in (*texts, "attention", "plugin_version", "step_sha256")},
         weights_sha256=_strings(data, "weights_sha256", where),
         profiles=_take(data, "profiles", dict, where),
+        flags=_flags(_take(data, "flags", dict, where), f"{where}flags."),
         build_seconds=float(_typed(data.get("build_seconds"), (int, float), f"{where}build_seconds")),  # type: ignore[arg-type]
     )
+
+
+def _flags(data: dict[str, Any], where: str) -> BuildFlags:
+    names = [field.name for field in fields(BuildFlags)]
+    if unknown := sorted(data.keys() - set(names)):
+        raise ManifestError(f"{where}{unknown[0]} is not known; export the bundle again")
+    switches = {name: _take(data, name, bool, where) for name in names if name != "workspace"}
+    if "workspace" not in data:
+        raise ManifestError(f"{where}workspace is missing; export the bundle again")
+    workspace = data["workspace"]
+    return BuildFlags(**switches, workspace=None if workspace is None else _typed(workspace, int, f"{where}workspace"))

@@ -68,7 +68,7 @@ class DiffusionModel:
     """An engine with a tokenizer.
 
     `generate` and `stream` keep no state between calls: each has its own canvas, cache and
-    random generators, so threads may share a model over ONNX Runtime.
+    random generators, so threads may share a model over ONNX Runtime or TensorRT.
     """
 
     def __init__(self, engine: Engine, codec: TextCodec | None, defaults: Mapping[str, Any] | None = None) -> None:

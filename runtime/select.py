@@ -9,7 +9,9 @@ this bundle before it may be opened.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.engine import Engine
@@ -18,7 +20,8 @@ from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.manifest import EngineEntry
 
 AUTO = "auto"
-_DISTRIBUTIONS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
+_LIBRARIES = {"tensorrt_rtx": ("tensorrt-rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}  # distribution, extra
+_AMPERE = (8, 0)
 _CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in bfloat16 (microsoft/onnxruntime#28768)
 # By the list of kernels in ONNX Runtime's docs/OperatorKernels.md its CUDA provider has bfloat16 for every
 # operator of the step. float16 comes first all the same: without a fused kernel for the shape or the GPU, Attention
@@ -39,12 +42,7 @@ class Candidate:
 def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
     """Everything in the bundle that could run, fastest first."""
     found = [
-        Candidate(
-            f"{entry.target}-{entry.dtype}-sm{entry.compute_capability.replace('.', '')}",
-            entry.dtype,
-            entry.file,
-            _plan_obstacle(entry, bundle, machine),
-        )
+        Candidate(_plan_name(entry), entry.dtype, entry.file, _plan_obstacle(entry, bundle, machine))
         for entry in bundle.manifest.engines
     ]
     steps = bundle.manifest.steps
@@ -63,24 +61,45 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
     """
     step = bundle.manifest.steps.get(entry.dtype)
     files = bundle.manifest.files
-    installed = library_version(_DISTRIBUTIONS.get(entry.library, entry.library))
-    here = {
+    here: dict[str, Any] = {
         "platform": machine.platform,
-        "library_version": installed,
+        "library_version": library_version(_LIBRARIES.get(entry.library, (entry.library,))[0]),
         "compute_capability": machine.gpu.compute_capability if machine.gpu else None,
-        "step_sha256": files[step.onnx].sha256 if step else None,
+        "step_sha256": files[entry.onnx].sha256 if entry.onnx in files else None,
         "weights_sha256": tuple(files[name].sha256 for name in step.weights) if step else None,
     }
     for field, value in here.items():
         built = getattr(entry, field)
-        if built != value:
-            capability = here["compute_capability"] or entry.compute_capability
-            source = bundle.manifest.provenance.get("source", "MODEL")
+        if built != value and not _compatible(entry, field, value):
             raise EngineMismatch(
                 f"{entry.file}: {field} is {built!r} in the engine and {value!r} here; rebuild it with: "
-                f"dpad export {source} --out {bundle.directory} --target {entry.target} --dtype {entry.dtype} "
-                f"--compute-capability {capability}"
+                f"{_rebuild(entry, bundle, here['compute_capability'] or entry.compute_capability)}"
             )
+
+
+def _compatible(entry: EngineEntry, field: str, value: str | None) -> bool:
+    """Whether the flags of the build allow another `value` of `field` than the builder's."""
+    if value is None:
+        return False
+    if field == "library_version" and entry.flags.version_compatible:
+        built, here = _numbers(entry.library_version), _numbers(value)
+        return here[:1] == built[:1] and here >= built
+    if field == "compute_capability" and entry.flags.hardware_compatible:
+        return _numbers(value) >= _AMPERE
+    return False
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _rebuild(entry: EngineEntry, bundle: Bundle, capability: str) -> str:
+    source = bundle.manifest.provenance.get("source", "MODEL")
+    attention = "" if entry.attention == "native" else f" --attention {entry.attention}"
+    return (
+        f"dpad export {source} --out {bundle.directory} --target {entry.target} --dtype {entry.dtype} "
+        f"--compute-capability {capability}{attention} {entry.flags.command_line()}".rstrip()
+    )
 
 
 def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
@@ -96,8 +115,8 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
     if chosen is None:
         known = ", ".join([AUTO, *(candidate.name for candidate in found)])
         raise EngineUnavailable(f"{bundle.directory} has no engine {name!r} (it has {known})")
-    entry = next((entry for entry in bundle.manifest.engines if entry.file == chosen.file), None)
-    if entry is not None and machine.gpu is not None:
+    entry = _entry(bundle, chosen)
+    if entry is not None and _missing(entry, machine) is None:
         require_match(entry, bundle, machine)
     if chosen.obstacle is not None:
         raise EngineUnavailable(f"{name} cannot run here: {chosen.obstacle}")
@@ -105,20 +124,63 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
 
 
 def _open(bundle: Bundle, candidate: Candidate, threads: int) -> Engine:
+    entry = _entry(bundle, candidate)
+    if entry is not None:
+        return _open_plan(bundle, entry, candidate.name)
     from dpad.runtime.onnx_engine import OnnxEngine
 
     provider = candidate.name.removeprefix("onnxruntime-")
     return OnnxEngine(bundle.path(candidate.file), bundle.manifest.contract, candidate.dtype, provider, threads)
 
 
+def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
+    from dpad.runtime.cuda import CudaDevice
+    from dpad.runtime.trt_engine import TrtEngine
+
+    return TrtEngine(
+        import_module(entry.library),
+        bundle.path(entry.file),
+        bundle.manifest.contract,
+        entry.dtype,
+        CudaDevice(),
+        bundle.path(entry.onnx) if entry.flags.strip_weights else None,
+        name=name,
+        host_code=entry.flags.version_compatible,
+        kernel_cache=f"kernels-{bundle.manifest.files[entry.file].sha256[:32]}.cache",
+    )
+
+
+def _entry(bundle: Bundle, candidate: Candidate) -> EngineEntry | None:
+    """The compiled engine behind a candidate; None for ONNX Runtime."""
+    return next((entry for entry in bundle.manifest.engines if entry.file == candidate.file), None)
+
+
+def _plan_name(entry: EngineEntry) -> str:
+    plugin = "" if entry.attention == "native" else f"-{entry.attention}"
+    return f"{entry.target}-{entry.dtype}-sm{entry.compute_capability.replace('.', '')}{plugin}"
+
+
 def _plan_obstacle(entry: EngineEntry, bundle: Bundle, machine: Machine) -> str | None:
-    if machine.gpu is None:
-        return machine.why_no_gpu
+    if missing := _missing(entry, machine):
+        return missing
     try:
         require_match(entry, bundle, machine)
     except EngineMismatch as error:
         return str(error)
-    return "this version builds TensorRT plans but does not run them yet"
+    return None
+
+
+def _missing(entry: EngineEntry, machine: Machine) -> str | None:
+    """What this machine lacks to run any plan of the library; None if nothing."""
+    if machine.gpu is None:
+        return machine.why_no_gpu
+    if entry.library not in _LIBRARIES:
+        return f"no library {entry.library!r} is known to this version of dpad"
+    distribution, extra = _LIBRARIES[entry.library]
+    for needed in (distribution, "cuda-bindings"):
+        if library_version(needed) is None:
+            return f"{needed} is not installed (pip install 'dpad[{extra}]')"
+    return None
 
 
 def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:

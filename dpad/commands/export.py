@@ -8,13 +8,14 @@ import click
 
 from dpad import load
 from dpad.commands.terminal import TerminalProgress, fit_threads
+from dpad.export.engines import ATTENTIONS
 from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.pipeline import DTYPES, TARGETS, ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import EngineUnavailable
-from dpad.runtime.manifest import Manifest
+from dpad.runtime.manifest import BuildFlags, Manifest
 
 
 @click.command("export")
@@ -54,6 +55,21 @@ from dpad.runtime.manifest import Manifest
     "--window", default=256, show_default=True, type=click.IntRange(1), help="Suffix window that engines are tuned for."
 )
 @click.option(
+    "--attention",
+    default="native",
+    show_default=True,
+    type=click.Choice(ATTENTIONS),
+    help="Of engines: the library's own, or this project's kernel as a plugin (target tensorrt only).",
+)
+@click.option("--strip-weights", is_flag=True, help="Plans without weights; they are put in when a plan is opened.")
+@click.option("--hardware-compatible", is_flag=True, help="Plans for every GPU from Ampere on (target tensorrt only).")
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Plans that later versions of the library can run, within a major version (target tensorrt only).",
+)
+@click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Limit of the builder's workspace.")
+@click.option(
     "--parity/--no-parity",
     default=True,
     show_default=True,
@@ -72,6 +88,11 @@ def command(
     max_length: int | None,
     block_length: int,
     window: int,
+    attention: str,
+    strip_weights: bool,
+    hardware_compatible: bool,
+    version_compatible: bool,
+    workspace: int | None,
     parity: bool,
     force: bool,
     sample: str | None,
@@ -83,7 +104,10 @@ def command(
     (owner/name) or a local directory with config.json, safetensors and tokenizer.json.
     """
     began = time.perf_counter()
-    settings = ExportSettings(targets, dtypes, capabilities, max_batch, max_length, block_length, window)
+    flags = BuildFlags(strip_weights, hardware_compatible, version_compatible, workspace)
+    settings = ExportSettings(
+        targets, dtypes, capabilities, max_batch, max_length, block_length, window, attention, flags
+    )
     progress = TerminalProgress()
     bundle, made = export_bundle(model, out, settings, progress, check=_check if parity else None, force=force)
     seconds = time.perf_counter() - began

@@ -1,0 +1,46 @@
+"""`StepShape`: the sizes of one step, checked against a compiled engine's profile before a launch.
+
+shape = StepShape(profile=0, B=1, N=512, Q=96, K=1, R=32, T=1)
+shape.check(limits, "refresh")                # EngineError: "Q is 96, ... takes 1 to 64"
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dpad.runtime.errors import EngineError
+
+_WAY_OUT = {
+    "B": "use smaller batches, or export with a larger --max-batch",
+    "N": "use shorter canvases, or export with a larger --max-length",
+    "Q": "use shorter canvases, or export with a larger --max-length",
+    "K": "use shorter canvases, or export with a larger --max-length",
+    "R": "use a smaller block_length, or export with a larger --block-length",
+    "T": "use shorter canvases, or export with a larger --max-length",
+}
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The optimisation profile and the sizes of the axes, named as in `StepContract`."""
+
+    profile: int
+    B: int
+    N: int
+    Q: int
+    K: int
+    R: int
+    T: int
+
+    def of(self, axes: tuple[str | int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor with `axes`."""
+        return tuple(axis if isinstance(axis, int) else int(getattr(self, axis)) for axis in axes)
+
+    def check(self, limits: Mapping[str, tuple[int, int]], profile: str) -> None:
+        """Raise `EngineError`, naming axis, size and limit, unless the profile takes this shape."""
+        for axis, (low, high) in limits.items():
+            size = getattr(self, axis)
+            if not low <= size <= high:
+                raise EngineError(
+                    f"{axis} is {size}, but the {profile} profile of this engine takes {low} to {high}; "
+                    f"{_WAY_OUT[axis]}"
+                )

@@ -1,0 +1,300 @@
+"""Options of compiled engines: what reaches the builder, what is refused, and what is part of an engine's key.
+
+Built by TensorRT-RTX on a CPU. Where full TensorRT is meant, which cannot be installed
+here, TensorRT-RTX's module stands in under its name.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import tensorrt_rtx
+from bundles import export, write_source
+
+from dpad.export import timing
+from dpad.export.engines import EngineRecipe
+from dpad.export.plan import build_plan, network_flags, set_flags
+from dpad.export.progress import Progress
+from dpad.export.timing import TimingCache
+from dpad.runtime import errors, user_cache
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.machine import Gpu, Machine
+from dpad.runtime.manifest import BuildFlags
+from dpad.runtime.select import require_match
+
+# TensorRT-RTX warns that its own timing caches do nothing; TensorRT's, for which they stand in, do.
+no_ops = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture(scope="module")
+def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("bundle") / "out"
+    flags = BuildFlags(workspace=64)
+    return export(source, out, targets=("tensorrt-rtx",), dtypes=("float16",), capabilities=("8.9",), flags=flags)
+
+
+def as_tensorrt() -> ModuleType:
+    """TensorRT-RTX under the name of TensorRT."""
+    module = ModuleType("tensorrt")
+    for name in dir(tensorrt_rtx):
+        if not name.startswith("__") or name == "__version__":
+            setattr(module, name, getattr(tensorrt_rtx, name))
+    return module
+
+
+def test_flags_reach_the_builder() -> None:
+    """Fails if an option of the command line does nothing."""
+    kinds = tensorrt_rtx.BuilderFlag
+    builder = tensorrt_rtx.Builder(tensorrt_rtx.Logger())
+    plain, full = builder.create_builder_config(), builder.create_builder_config()
+    set_flags(tensorrt_rtx, plain, BuildFlags())
+    set_flags(tensorrt_rtx, full, BuildFlags(True, True, True, workspace=3))
+    for flag in (kinds.STRIP_PLAN, kinds.REFIT_IDENTICAL, kinds.VERSION_COMPATIBLE):
+        assert full.get_flag(flag) and not plain.get_flag(flag)
+    recorded = SimpleNamespace()  # TensorRT-RTX's own configuration ignores the level
+    set_flags(tensorrt_rtx, recorded, BuildFlags(hardware_compatible=True))
+    assert recorded.hardware_compatibility_level == tensorrt_rtx.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert full.get_memory_pool_limit(tensorrt_rtx.MemoryPoolType.WORKSPACE) == 3 << 20
+
+
+def test_networks_are_strongly_typed_and_plugins_compiled_ahead() -> None:
+    """Fails if TensorRT 10 may choose another dtype than the file's, or a plugin would need Python to run."""
+
+    class Flags:
+        STRONGLY_TYPED, PREFER_AOT_PYTHON_PLUGINS = 1, 3
+
+    trt = ModuleType("tensorrt")
+    trt.NetworkDefinitionCreationFlag = Flags  # type: ignore[attr-defined]
+    assert network_flags(trt, "native") == 0b0010
+    assert network_flags(trt, "plugin") == 0b1010
+    trt.NetworkDefinitionCreationFlag = object  # type: ignore[attr-defined]
+    assert network_flags(trt, "native") == 0
+
+
+def test_a_workspace_too_small_is_named(bundle: Bundle) -> None:
+    """Fails if the limit does not reach the builder, or its failure does not name the option."""
+    step, contract = bundle.path("float16/step.onnx"), bundle.manifest.contract
+    with pytest.raises(errors.EngineBuildError, match=r"(?s)workspace.*limited to 1 MiB by --workspace"):
+        build_plan(tensorrt_rtx, step, contract, "float16", "8.9", Progress(), BuildFlags(workspace=1))
+
+
+def test_stripped_plans_are_small_or_say_what_they_need(bundle: Bundle) -> None:
+    """Fails if weights stay in a stripped plan, or if where it cannot be built the way out is not named."""
+    step, contract = bundle.path("float16/step.onnx"), bundle.manifest.contract
+
+    def strip() -> bytes:
+        flags = BuildFlags(strip_weights=True)
+        return build_plan(tensorrt_rtx, step, contract, "float16", "8.9", Progress(), flags)
+
+    if Machine.current().gpu is None:
+        with pytest.raises(errors.EngineBuildError, match=r"(?s)Myelin.*needs a GPU to build.*--strip-weights"):
+            strip()
+    else:
+        full = bundle.path(bundle.manifest.engines[0].file).stat().st_size
+        assert len(strip()) < full / 2
+
+
+REFUSED: dict[str, tuple[EngineRecipe, str]] = {
+    "rtx plugin": (EngineRecipe(("tensorrt-rtx",), (), (), "plugin"), "tensorrt-rtx: it takes no plugins"),
+    "rtx hardware": (
+        EngineRecipe(("tensorrt", "tensorrt-rtx"), (), (), flags=BuildFlags(hardware_compatible=True)),
+        "tensorrt-rtx: it targets compute capabilities",
+    ),
+    "rtx version": (
+        EngineRecipe(("tensorrt-rtx",), (), (), flags=BuildFlags(version_compatible=True)),
+        "tensorrt-rtx: its package has no lean runtime",
+    ),
+    "refit of a lean runtime": (
+        EngineRecipe(("tensorrt",), (), (), flags=BuildFlags(strip_weights=True, version_compatible=True)),
+        "cannot be refitted",
+    ),
+    "no engine": (EngineRecipe(("onnx",), (), (), flags=BuildFlags(workspace=5)), "add --target"),
+    "workspace": (EngineRecipe(("tensorrt",), (), (), flags=BuildFlags(workspace=0)), "0 MiB"),
+    "attention": (EngineRecipe(("tensorrt",), (), (), "flash"), "'flash' is not one of native, plugin"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_target_cannot_do_is_refused_with_the_reason(source: Path, tmp_path: Path, case: str) -> None:
+    """Fails if an option is silently dropped, or found out only after the weights were converted."""
+    recipe, words = REFUSED[case]
+    with pytest.raises(errors.ExportError, match=words):
+        export(
+            source,
+            tmp_path / "out",
+            targets=recipe.targets,
+            dtypes=("float16",),
+            capabilities=("8.9",),
+            attention=recipe.attention,
+            flags=recipe.flags,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@no_ops
+def test_hardware_compatible_plans_build_for_tensorrt(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if the flag stops a build or is not part of the key."""
+    monkeypatch.setitem(sys.modules, "tensorrt", as_tensorrt())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = BuildFlags(hardware_compatible=True)
+    made = export(
+        source, tmp_path / "out", targets=("tensorrt",), dtypes=("float16",), capabilities=("8.6",), flags=flags
+    )
+    [entry] = made.manifest.engines
+    assert (entry.target, entry.library) == ("tensorrt", "tensorrt")
+    assert entry.key()["flags"]["hardware_compatible"] is True
+    assert Bundle.open(made.directory).manifest == made.manifest
+    [timings] = (tmp_path / "cache/dpad").iterdir()
+    assert timings.name == f"timing-tensorrt-{tensorrt_rtx.__version__}-8.6.cache" and timings.stat().st_size > 0
+
+
+@no_ops
+def test_a_plugin_engine_is_built_from_its_own_file(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if plugins are registered too late, or the file, the version or the attention is not in the key."""
+    registered = []
+    graph, face = ModuleType("dpad.export.plugin_graph"), ModuleType("dpad.plugins.trt_face")
+
+    def write(step: Path, splits: int) -> Path:
+        registered.append(splits)
+        return Path(shutil.copyfile(step, step.with_name("step-plugin.onnx")))
+
+    graph.write_plugin_step = write  # type: ignore[attr-defined]
+    face.register_plugins = lambda trt, capability: registered.append((trt.__name__, capability))  # type: ignore[attr-defined]
+    face.PLUGIN_VERSION = "7"  # type: ignore[attr-defined]
+    modules = sys.modules
+    for module in (graph, face, as_tensorrt()):
+        monkeypatch.setitem(modules, module.__name__, module)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings: dict[str, Any] = {"targets": ("tensorrt",), "dtypes": ("float16",), "capabilities": ("8.9",)}
+    made = export(source, tmp_path / "out", attention="plugin", **settings)
+    assert registered[1:] == [("tensorrt", "8.9")] and registered[0] >= 1
+    [entry] = made.manifest.engines
+    assert (entry.attention, entry.plugin_version) == ("plugin", "7")
+    assert entry.onnx == "float16/step-plugin.onnx"
+    assert entry.step_sha256 == made.manifest.files[entry.onnx].sha256
+    assert entry.file == "engines/tensorrt-sm89-float16-plugin.plan"
+    assert replace(entry, plugin_version="8").key() != entry.key()
+    assert Bundle.open(made.directory).manifest == made.manifest
+
+
+def test_other_flags_are_another_engine(source: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """Fails if an engine built under other flags is reused."""
+    assert bundle.manifest.engines[0].flags == BuildFlags(workspace=64)
+    shutil.copytree(bundle.directory, tmp_path / "out")
+    before = bundle.manifest.engines[0]
+    again = export(source, tmp_path / "out", targets=("tensorrt-rtx",), dtypes=("float16",), capabilities=("8.9",))
+    [after] = again.manifest.engines
+    assert after.key() != before.key()
+    assert after.build_seconds != before.build_seconds
+
+
+BROKEN: dict[str, Any] = {
+    "flags": None,
+    "flags.strip_weights": 1,
+    "flags.workspace": "64",
+    "flags.unknown": True,
+    "onnx": 3,
+    "plugin_version": None,
+}
+
+
+@pytest.mark.parametrize("field", BROKEN)
+def test_the_manifest_is_read_strictly(bundle: Bundle, tmp_path: Path, field: str) -> None:
+    """Fails if a field that decides whether a plan is opened may be missing or of another type."""
+    directory = Path(shutil.copytree(bundle.directory, tmp_path / "out"))
+    data = json.loads((directory / "manifest.json").read_text())
+    target, (*parents, name) = data["engines"][0], field.split(".")
+    for parent in parents:
+        target = target[parent]
+    target[name] = BROKEN[field]
+    (directory / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(errors.ManifestError, match=rf"engines\[0\].{field}"):
+        Bundle.open(directory)
+    target.pop(name)
+    (directory / "manifest.json").write_text(json.dumps(data))
+    if field != "flags.unknown":
+        with pytest.raises(errors.ManifestError, match=rf"engines\[0\].{field} is missing"):
+            Bundle.open(directory)
+
+
+def test_compatible_plans_fit_where_others_do_not(bundle: Bundle) -> None:
+    """Fails if a compatibility that was paid for is not used, or reaches further than the library promises."""
+    entry = bundle.manifest.engines[0]
+    later = replace(FITTING, gpu=Gpu("later", "12.0"))
+    turing = replace(FITTING, gpu=Gpu("older", "7.5"))
+    anywhere = replace(entry, flags=BuildFlags(hardware_compatible=True))
+    require_match(anywhere, bundle, later)
+    for plan, machine in ((entry, later), (anywhere, turing)):
+        with pytest.raises(errors.EngineMismatch, match=r"compute_capability.*--compute-capability"):
+            require_match(plan, bundle, machine)
+    lasting = BuildFlags(version_compatible=True)
+    require_match(replace(entry, library_version="1.2.0.54", flags=lasting), bundle, FITTING)
+    for version in ("0.9.0", "1.99.0", "2.0.0"):
+        with pytest.raises(errors.EngineMismatch, match="library_version.*--version-compatible"):
+            require_match(replace(entry, library_version=version, flags=lasting), bundle, FITTING)
+
+
+@no_ops
+def test_timings_are_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the second build starts without the first one's timings, or a foreign file stops a build."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    read: list[bytes] = []
+    monkeypatch.setattr(timing.user_cache, "read", lambda name: read.append(_read(name)) or read[-1])
+    _read = lambda name: (tmp_path / "dpad" / name).read_bytes() if (tmp_path / "dpad" / name).exists() else b""  # noqa: E731
+    builder = tensorrt_rtx.Builder(tensorrt_rtx.Logger(tensorrt_rtx.Logger.INTERNAL_ERROR))
+    trt = as_tensorrt()
+    for _ in range(2):
+        config = builder.create_builder_config()
+        timings = TimingCache(trt, "8.9")
+        timings.attach(config)
+        assert config.get_timing_cache() is not None
+        timings.save(config)
+    assert timings.name == f"timing-tensorrt-{tensorrt_rtx.__version__}-8.9.cache"
+    assert len(read[0]) == 0 and len(read[1]) > 0
+    user_cache.write(timings.name, b"no timings")
+    timings.attach(builder.create_builder_config())
+    rtx = TimingCache(tensorrt_rtx, "8.9")
+    rtx.attach(config)
+    rtx.save(config)
+    assert [path.name for path in (tmp_path / "dpad").iterdir()] == [timings.name]
+
+
+def test_a_builder_that_refuses_timings_starts_without() -> None:
+    """Fails if an unreadable timing cache is fatal."""
+
+    class Config:
+        given: list[bytes] = []  # noqa: RUF012
+
+        def create_timing_cache(self, data: bytes) -> bytes | None:
+            if data == b"raises":
+                raise TypeError("not a timing cache")
+            return None if data == b"refused" else data
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            assert not ignore_mismatch
+            self.given.append(cache)
+            return cache != b"foreign"
+
+    trt = ModuleType("tensorrt")
+    trt.__version__ = "11.0"  # type: ignore[attr-defined]
+    for data in (b"raises", b"refused", b"foreign", b"good"):
+        Config.given.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(timing.user_cache, "read", lambda name, data=data: data)
+            TimingCache(trt, "9.0").attach(Config())
+        assert Config.given[-1] == (b"good" if data == b"good" else b"")

@@ -1,0 +1,158 @@
+"""A bundle's plan from the outside: what inspect says of it, how it is opened, decoded with and compared.
+
+The GPU, CUDA and TensorRT-RTX's runtime are simulated (`host_trt.py`); the plan in the bundle
+is real, and was built here.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import export, write_source
+from click.testing import CliRunner
+from host_cuda import HostDevice
+from host_trt import HostTrt
+
+import dpad
+from dpad.cli import main
+from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.progress import Progress
+from dpad.runtime import cuda, select
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.errors import EngineError, EngineUnavailable
+from dpad.runtime.machine import Gpu, Machine
+from dpad.runtime.onnx_engine import OnnxEngine
+from dpad.runtime.trt_engine import TrtEngine
+
+PLAN = "tensorrt-rtx-float16-sm89"
+FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("select")
+    settings: dict[str, Any] = {"dtypes": ("float16",), "capabilities": ("8.9",)}
+    return export(write_source(folder / "source"), folder / "out", targets=("tensorrt-rtx",), **settings)
+
+
+@pytest.fixture
+def device(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevice]:
+    """A machine with a simulated GPU of compute capability 8.9; afterwards it must be empty."""
+    device = HostDevice()
+    trt = HostTrt(device, bundle.path("float16/step.onnx"), bundle.manifest.contract, "float16", rtx=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))
+    monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
+    yield device
+    assert device.leaks() == []
+
+
+def inspect(bundle: Bundle) -> dict[str, Any]:
+    """What `dpad inspect` says of each engine."""
+    ran = CliRunner().invoke(main, ["inspect", str(bundle.directory), "--json"])
+    assert ran.exit_code == 0, ran.output
+    return {engine["engine"]: engine for engine in json.loads(ran.stdout)["engines"]}
+
+
+def test_the_plan_is_the_engine_of_choice_where_it_fits(bundle: Bundle, device: HostDevice) -> None:
+    """Fails if a plan that fits is not opened, or does not write what the step says."""
+    assert inspect(bundle)[PLAN]["runs_here"] is True
+    with dpad.load(bundle.directory) as model:
+        assert isinstance(model.engine, TrtEngine) and model.engine.name == PLAN
+        assert device.counts["alloc"] > 0
+        ours = model.generate("w5 w6 w7", gen_length=64, cache="dual")
+    assert device.closed
+    with OnnxEngine(bundle.path("float16/step.onnx"), bundle.manifest.contract, "float16") as engine:
+        theirs = dpad.DiffusionModel(engine, model.codec).generate("w5 w6 w7", gen_length=64, cache="dual")
+    assert ours.token_ids == theirs.token_ids and ours.nfe == theirs.nfe
+
+
+@pytest.mark.parametrize("flag", ["strip_weights", "version_compatible", "workspace"])
+def test_how_a_plan_was_built_decides_how_it_is_opened(
+    bundle: Bundle, device: HostDevice, tmp_path: Path, flag: str
+) -> None:
+    """Fails if a stripped plan is not refitted, or a plan may bring host code that has no need of it."""
+    directory = Path(shutil.copytree(bundle.directory, tmp_path / "out"))
+    data = json.loads((directory / "manifest.json").read_text())
+    data["engines"][0]["flags"][flag] = 64 if flag == "workspace" else True
+    (directory / "manifest.json").write_text(json.dumps(data))
+    dpad.load(directory).close()
+    trt: Any = sys.modules["tensorrt_rtx"]
+    assert trt.refitted_from == ([str(directory / "float16/step.onnx")] if flag == "strip_weights" else [])
+    assert trt.runtime.engine_host_code_allowed == (flag == "version_compatible")
+
+
+def test_compiled_kernels_are_kept_under_the_plan(bundle: Bundle, device: HostDevice, tmp_path: Path) -> None:
+    """Fails if two plans would share one cache of kernels."""
+    dpad.load(bundle.directory).close()
+    sha = bundle.manifest.files[bundle.manifest.engines[0].file].sha256
+    assert [path.name for path in (tmp_path / "cache/dpad").iterdir()] == [f"kernels-{sha[:32]}.cache"]
+
+
+def test_parity_compares_the_plan_itself(bundle: Bundle, device: HostDevice) -> None:
+    """Fails if a plan passes parity without having run, or an output of it is not compared."""
+    report = require_passed(compare_bundle(bundle, Progress(), engines=[PLAN], steps=1))
+    [engine] = report["engines"]
+    assert engine["status"] == "passed" and engine["file"].endswith(".plan")
+    assert set(engine["steps"]) == {"confidence", "odds_against", "logits", "new_key", "new_value"}
+    assert engine["trajectories"]["positions"] > 0
+    assert device.counts["upload"] > 100
+
+
+@pytest.mark.parametrize("missing", ["tensorrt-rtx", "cuda-bindings"])
+def test_what_is_not_installed_is_named(
+    bundle: Bundle, device: HostDevice, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Fails if a missing package ends in a traceback, or its installation is not named."""
+    version = select.library_version
+    monkeypatch.setattr(select, "library_version", lambda name: None if name == missing else version(name))
+    engine = inspect(bundle)[PLAN]
+    assert engine["obstacle"] == f"{missing} is not installed (pip install 'dpad[rtx]')"
+    with pytest.raises(EngineUnavailable, match=rf"{missing} is not installed \(pip install 'dpad\[rtx\]'\)"):
+        dpad.load(bundle.directory, engine=PLAN)
+
+
+def test_a_real_plan_without_a_driver_says_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fails if TensorRT-RTX's own words are lost when it cannot open its plan."""
+    if Machine.current().gpu is not None:
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))
+    with pytest.raises(EngineError, match="cudaErrorInsufficientDriver"):
+        dpad.load(bundle.directory, engine=PLAN)
+    device = HostDevice()
+    monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
+    with pytest.raises(EngineError, match=r"engines/.*\.plan cannot .*CUDA driver version is insufficient"):
+        dpad.load(bundle.directory, engine=PLAN)
+    assert device.closed and device.leaks() == []
+
+
+def test_the_command_line_takes_the_options_of_engines(tmp_path: Path) -> None:
+    """Fails if an option does not reach the engine's key, or a refusal has no reason."""
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    command = ["export", str(source), "--out", str(out), "--no-parity", "--dtype", "float16"]
+    rtx = ["--target", "tensorrt-rtx", "--compute-capability", "8.9"]
+    ran = CliRunner().invoke(main, [*command, *rtx, "--workspace", "64", "--json"])
+    assert ran.exit_code == 0, ran.output
+    [engine] = json.loads(ran.stdout)["manifest"]["engines"]
+    assert engine["flags"] == {
+        "strip_weights": False,
+        "hardware_compatible": False,
+        "version_compatible": False,
+        "workspace": 64,
+    }
+    assert (engine["attention"], engine["plugin_version"], engine["onnx"]) == ("native", "", "float16/step.onnx")
+    for option, words in (
+        (["--attention", "plugin"], "it takes no plugins"),
+        (["--hardware-compatible"], "repeat --compute-capability instead"),
+        (["--version-compatible"], "no lean runtime"),
+    ):
+        ran = CliRunner().invoke(main, [*command, *rtx, *option])
+        assert ran.exit_code == 1
+        assert words in ran.stderr and "ExportError" in ran.stderr
+    for option in (["--attention", "flash"], ["--workspace", "0"]):
+        assert CliRunner().invoke(main, [*command, *rtx, *option]).exit_code == 2
