@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -47,6 +48,7 @@ def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def as_tensorrt() -> ModuleType:
     """TensorRT-RTX under the name of TensorRT."""
     module = ModuleType("tensorrt")
+    module.__spec__ = ModuleSpec("tensorrt", None)  # torch looks for it
     for name in dir(tensorrt_rtx):
         if not name.startswith("__") or name == "__version__":
             setattr(module, name, getattr(tensorrt_rtx, name))
@@ -159,37 +161,6 @@ def test_hardware_compatible_plans_build_for_tensorrt(
     assert Bundle.open(made.directory).manifest == made.manifest
     [timings] = (tmp_path / "cache/dpad").iterdir()
     assert timings.name == f"timing-tensorrt-{tensorrt_rtx.__version__}-8.6.cache" and timings.stat().st_size > 0
-
-
-@no_ops
-def test_a_plugin_engine_is_built_from_its_own_file(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fails if plugins are registered too late, or the file, the version or the attention is not in the key."""
-    registered = []
-    graph, face = ModuleType("dpad.export.plugin_graph"), ModuleType("dpad.plugins.trt_face")
-
-    def write(step: Path, splits: int) -> Path:
-        registered.append(splits)
-        return Path(shutil.copyfile(step, step.with_name("step-plugin.onnx")))
-
-    graph.write_plugin_step = write  # type: ignore[attr-defined]
-    face.register_plugins = lambda trt, capability: registered.append((trt.__name__, capability))  # type: ignore[attr-defined]
-    face.PLUGIN_VERSION = "7"  # type: ignore[attr-defined]
-    modules = sys.modules
-    for module in (graph, face, as_tensorrt()):
-        monkeypatch.setitem(modules, module.__name__, module)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    settings: dict[str, Any] = {"targets": ("tensorrt",), "dtypes": ("float16",), "capabilities": ("8.9",)}
-    made = export(source, tmp_path / "out", attention="plugin", **settings)
-    assert registered[1:] == [("tensorrt", "8.9")] and registered[0] >= 1
-    [entry] = made.manifest.engines
-    assert (entry.attention, entry.plugin_version) == ("plugin", "7")
-    assert entry.onnx == "float16/step-plugin.onnx"
-    assert entry.step_sha256 == made.manifest.files[entry.onnx].sha256
-    assert entry.file == "engines/tensorrt-sm89-float16-plugin.plan"
-    assert replace(entry, plugin_version="8").key() != entry.key()
-    assert Bundle.open(made.directory).manifest == made.manifest
 
 
 def test_other_flags_are_another_engine(source: Path, bundle: Bundle, tmp_path: Path) -> None:

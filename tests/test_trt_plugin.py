@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,20 @@ import numpy as np
 import onnx
 import plugin_api
 import pytest
+import tensorrt_rtx
 import torch
-from bundles import write_source
+from bundles import export, write_source
 from checkpoints import FAMILIES
 from interpreter import DEVICE, GPU
 from onnx import helper
+from test_build import as_tensorrt, no_ops
 from test_kernel import assert_close, random_inputs
 
 from dpad.export.pipeline import ExportSettings, export_bundle
-from dpad.export.plugin_graph import write_plugin_step
+from dpad.export.plugin_graph import FILE_NAME, write_plugin_step
 from dpad.export.progress import Progress
 from dpad.plugins import onnx_face, tiling, triton_kernel, trt_face
+from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import ExportError
 
 CAPABILITY = "9.0"
@@ -173,6 +177,42 @@ def test_a_model_without_the_op_is_refused(step: Path, tmp_path: Path) -> None:
         write_plugin_step(plugin_step, 1)
     with pytest.raises(ExportError, match="splits 0 is outside 1 to 16"):
         write_plugin_step(step, 0)
+
+
+@no_ops
+def test_a_plugin_engine_is_built_from_the_plugin_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if plugins are registered too late, or the file, the version or the attention is not in the key.
+
+    TensorRT-RTX stands in for TensorRT. It cannot parse plugin nodes, so that one call is
+    answered with the step as it was before.
+    """
+    trt, api = as_tensorrt(), plugin_api.PluginApi()
+    parsed: list[Path] = []
+
+    class Parser:
+        def __init__(self, *arguments: Any) -> None:
+            self.parser = tensorrt_rtx.OnnxParser(*arguments)
+
+        def parse_from_file(self, path: str) -> bool:
+            assert set(api.plugins) == {"dpad::attend", "dpad::attend_parts", "dpad::combine_parts"}
+            parsed.append(Path(path))
+            return bool(self.parser.parse_from_file(str(Path(path).with_name("step.onnx"))))
+
+    trt.OnnxParser = Parser  # type: ignore[attr-defined]
+    for name, module in (("tensorrt", trt), ("tensorrt.plugin", api)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(trt_face, "_registered", set())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings: dict[str, Any] = {"targets": ("tensorrt",), "dtypes": ("float16",), "capabilities": ("8.9",)}
+    bundle = export(write_source(tmp_path / "source"), tmp_path / "out", attention="plugin", **settings)
+    assert [path.name for path in parsed] == [FILE_NAME]
+    [entry] = bundle.manifest.engines
+    assert (entry.attention, entry.plugin_version) == ("plugin", trt_face.PLUGIN_VERSION)
+    assert entry.onnx == f"float16/{FILE_NAME}"
+    assert entry.step_sha256 == bundle.manifest.files[entry.onnx].sha256
+    assert entry.file == "engines/tensorrt-sm89-float16-plugin.plan"
+    assert replace(entry, plugin_version="8").key() != entry.key()
+    assert Bundle.open(bundle.directory).manifest == bundle.manifest
 
 
 def test_without_a_gpu_this_ran_in_the_interpreter() -> None:
