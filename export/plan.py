@@ -63,9 +63,7 @@ def build_plan(
         here = ", ".join(known) or "none: it builds for this machine's GPU, and there is no GPU here"
         raise EngineBuildError(f"{trt.__name__} cannot target compute capability {capability} (it knows {here})")
     if attention == "plugin":
-        from dpad.plugins.trt_face import register_plugins
-
-        register_plugins(trt, capability)
+        _register_plugins(trt, capability)
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(network_flags(trt, attention))
@@ -93,6 +91,15 @@ def build_plan(
         )
     timings.save(config)
     return bytes(plan)
+
+
+def _register_plugins(trt: ModuleType, capability: str) -> None:
+    from dpad.plugins.trt_face import register_plugins
+
+    try:
+        register_plugins(trt, capability)
+    except ImportError as error:
+        raise EngineBuildError(f"plugin attention needs Triton: pip install 'dpad[kernel]' ({error})") from error
 
 
 def network_flags(trt: Any, attention: str) -> int:

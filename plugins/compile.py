@@ -96,6 +96,13 @@ def compile_combine(capability: str, dtype: str, head_size: int) -> CompiledKern
     return _compile(name, triton_kernel.combine, capability, dtype, types, constants, tiling.COMBINE_WARPS, 2)
 
 
+def require_target(capability: str) -> None:
+    """Raise `KernelCompileError` for a compute capability that the kernels are not compiled for."""
+    if capability not in tiling.CAPABILITIES:
+        known = ", ".join(tiling.CAPABILITIES)
+        raise KernelCompileError(f"compute capability {capability} is not one of {known}; use native attention")
+
+
 def _compile(
     name: str,
     function: Any,
@@ -108,6 +115,7 @@ def _compile(
 ) -> CompiledKernel:
     if not isinstance(function, triton.JITFunction):
         raise KernelCompileError("Triton's interpreter is on; unset TRITON_INTERPRET to compile")
+    require_target(capability)
     names = function.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     parameters = tuple(

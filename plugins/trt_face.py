@@ -37,7 +37,13 @@ _registered: set[str] = set()
 
 
 def register_plugins(trt: ModuleType, capability: str) -> None:
-    """Register the plugins for engines of a compute capability; again only changes the capability."""
+    """Register the plugins for engines of a compute capability; again only changes the capability.
+
+    Raises `KernelCompileError` for a capability without kernels.
+    """
+    from dpad.plugins.compile import require_target  # building needs Triton; running the engine does not
+
+    require_target(capability)
     _target["capability"] = capability
     if trt.__name__ in _registered:
         return
@@ -140,7 +146,7 @@ def _attend(
     trt: Any, trtp: Any, query: Any, key: Any, key_cache: Any, cache_indices: Any, bits: int, splits: int, tactic: int
 ) -> tuple[str, str, Any, Any]:
     """Entry, PTX, launch and integers of `attend`; `splits` over 1 writes parts."""
-    from dpad.plugins.compile import compile_attend  # building needs Triton; running the engine does not
+    from dpad.plugins.compile import compile_attend
 
     capability = _target["capability"]
     tile = tiling.tiles(capability)[max(tactic, 1) - 1]

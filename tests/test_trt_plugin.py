@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,12 @@ from test_build import as_tensorrt, no_ops
 from test_kernel import assert_close, random_inputs
 
 from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.plan import build_plan
 from dpad.export.plugin_graph import FILE_NAME, write_plugin_step
 from dpad.export.progress import Progress
 from dpad.plugins import onnx_face, tiling, triton_kernel, trt_face
 from dpad.runtime.bundle import Bundle
-from dpad.runtime.errors import ExportError
+from dpad.runtime.errors import EngineBuildError, ExportError, KernelCompileError
 
 CAPABILITY = "9.0"
 ROWS = [[2, 3]] * 5 + [[], []]  # fixed axes: heads and head size
@@ -129,6 +131,8 @@ def test_formats_and_tactics() -> None:
     trt_face._registered.discard(trt.__name__)
     trt_face.register_plugins(trt, "8.6")
     trt_face.register_plugins(trt, CAPABILITY)
+    with pytest.raises(KernelCompileError, match=r"7\.5 is not one of 8\.0, .*native"):
+        trt_face.register_plugins(trt, "7.5")
     assert set(api.plugins) == {"dpad::attend", "dpad::attend_parts", "dpad::combine_parts"}
     for name, plugin in api.plugins.items():
         numbers = [np.array([2, 1], dtype=np.int32)] if "combine" in name else []
@@ -213,6 +217,14 @@ def test_a_plugin_engine_is_built_from_the_plugin_step(tmp_path: Path, monkeypat
     assert entry.file == "engines/tensorrt-sm89-float16-plugin.plan"
     assert replace(entry, plugin_version="8").key() != entry.key()
     assert Bundle.open(bundle.directory).manifest == bundle.manifest
+
+
+def test_without_triton_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a missing package is all that a user reads."""
+    monkeypatch.setitem(sys.modules, "dpad.plugins.compile", None)
+    contract = SimpleNamespace()
+    with pytest.raises(EngineBuildError, match=r"needs Triton: pip install 'dpad\[kernel\]'"):
+        build_plan(tensorrt_rtx, tmp_path, contract, "float16", "8.9", Progress(), attention="plugin")  # type: ignore[arg-type]
 
 
 def test_without_a_gpu_this_ran_in_the_interpreter() -> None:

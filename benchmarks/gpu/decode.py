@@ -97,7 +97,8 @@ def _engines(bundle: Bundle, reference: Engine) -> dict[str, Any]:
         if candidate.name == "onnxruntime-cpu":
             continue
         if candidate.obstacle is not None:
-            results[candidate.name] = {"skipped": candidate.obstacle}
+            answer = f"; {_asked(bundle, candidate.file)}" if candidate.name.startswith("tensorrt-rtx") else ""
+            results[candidate.name] = {"skipped": candidate.obstacle + answer}
             continue
         try:
             results[candidate.name] = {}
@@ -109,3 +110,14 @@ def _engines(bundle: Bundle, reference: Engine) -> dict[str, Any]:
         except Exception as error:
             results[candidate.name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
     return results
+
+
+def _asked(bundle: Bundle, plan: str) -> str:
+    """What TensorRT-RTX's runtime itself says of a plan that does not fit: whether it takes this device at all."""
+    import tensorrt_rtx
+
+    runtime = tensorrt_rtx.Runtime(tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR))
+    data = bundle.path(plan).read_bytes()
+    validity, diagnostics = runtime.get_engine_validity(data)
+    opened = runtime.deserialize_cuda_engine(data) is not None
+    return f"TensorRT-RTX's runtime says {validity.name} ({diagnostics}), and {'opens' if opened else 'refuses'} it"
