@@ -14,6 +14,7 @@ G key/value heads (H is a multiple of G), D head size.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,28 +100,20 @@ def definition(
 
 
 @sparse_suffix_attention.register_kernel("cuda")
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    cache_indices: torch.Tensor,
-    gather_indices: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def _on_cuda(*arguments: Any) -> torch.Tensor:
     """The Triton kernel in 16 bit; the definition in float32, which is for comparison."""
-    inputs = (query, key, value, key_cache, value_cache, cache_indices, gather_indices)
-    checks.check_shapes(*inputs)
+    query, _, _, key_cache, _, cache_indices, gather_indices, _ = arguments
+    slots = key_cache.shape[1]
+    checks.check_shapes(*arguments[:7])
     if query.dtype == torch.float32:
-        checks.check_indices(cache_indices, gather_indices, key_cache.shape[1])
-        return definition(*inputs, scale)
+        checks.check_indices(cache_indices, gather_indices, slots)
+        return definition(*arguments)
     checks.check_kernel(query.shape[3], str(query.dtype).removeprefix("torch."))
     if not torch.cuda.is_current_stream_capturing():  # reading them would end the capture
-        _check_once(cache_indices, gather_indices, key_cache.shape[1])
+        _check_once(cache_indices, gather_indices, slots)
     from dpad.plugins.launch import attend_rows  # imports Triton, which a CPU does not need
 
-    return attend_rows(*inputs, scale)
+    return attend_rows(*arguments)
 
 
 def _check_once(cache_indices: torch.Tensor, gather_indices: torch.Tensor, slots: int) -> None:
@@ -132,15 +125,6 @@ def _check_once(cache_indices: torch.Tensor, gather_indices: torch.Tensor, slots
 
 
 @sparse_suffix_attention.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    cache_indices: torch.Tensor,
-    gather_indices: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def _fake(query: torch.Tensor, *others: object) -> torch.Tensor:
     """Shape and dtype only; serves fake and meta tensors alike."""
     return query.new_empty(query.shape)
