@@ -17,6 +17,7 @@ from typing import Any
 from dpad.export.plan import build_plan, profiles
 from dpad.export.plan import capabilities as capabilities_of
 from dpad.export.progress import Progress
+from dpad.plugins.checks import check_kernel
 from dpad.runtime.bundle import Bundle, sha256
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ExportError
@@ -49,6 +50,10 @@ class EngineRecipe:
             raise ExportError(f"attention {self.attention!r} is not one of {', '.join(ATTENTIONS)}")
         if flags.workspace is not None and flags.workspace < 1:
             raise ExportError(f"a workspace of {flags.workspace} MiB is under 1")
+        if self.attention == "plugin" and flags.hardware_compatible:
+            raise ExportError(
+                "the plugin's kernel is compiled for one compute capability; leave --hardware-compatible out"
+            )
         if flags.strip_weights and flags.version_compatible:
             raise ExportError("a version-compatible plan cannot be refitted; leave --strip-weights out")
         compiled = [target for target in self.targets if target != "onnx"]
@@ -76,10 +81,13 @@ def build_engines(
     """Compile what `recipe` says below `stage`.
 
     An engine of `previous` with an equal key is copied instead. Raises `ExportError` if a
-    library is missing and `EngineBuildError` if a build fails.
+    library is missing, `AttentionError` if the plugin's kernel has no such heads, and
+    `EngineBuildError` if a build fails.
     """
     entries = []
     for dtype in (d for d in recipe.dtypes if d in HALF and recipe.capabilities):
+        if recipe.attention == "plugin":
+            check_kernel(contract.head_size, dtype)
         onnx = _step_to_compile(stage, steps[dtype], recipe.attention)
         for target in (target for target in recipe.targets if target != "onnx"):
             trt = _import_builder(target)

@@ -100,6 +100,11 @@ def _register_plugins(trt: ModuleType, capability: str) -> None:
         register_plugins(trt, capability)
     except ImportError as error:
         raise EngineBuildError(f"plugin attention needs Triton: pip install 'dpad[kernel]' ({error})") from error
+    except AttributeError as error:
+        version = getattr(trt, "__version__", "here")
+        raise EngineBuildError(
+            f"{trt.__name__} {version} has no ahead-of-time plugins ({error}); take a newer one, or native attention"
+        ) from error
 
 
 def network_flags(trt: Any, attention: str) -> int:

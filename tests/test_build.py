@@ -123,6 +123,10 @@ REFUSED: dict[str, tuple[EngineRecipe, str]] = {
     ),
     "no engine": (EngineRecipe(("onnx",), (), (), flags=BuildFlags(workspace=5)), "add --target"),
     "workspace": (EngineRecipe(("tensorrt",), (), (), flags=BuildFlags(workspace=0)), "0 MiB"),
+    "plugin everywhere": (
+        EngineRecipe(("tensorrt",), (), (), "plugin", BuildFlags(hardware_compatible=True)),
+        "compiled for one compute capability",
+    ),
     "attention": (EngineRecipe(("tensorrt",), (), (), "flash"), "'flash' is not one of native, plugin"),
 }
 

@@ -27,13 +27,15 @@ from onnx import helper
 from test_build import as_tensorrt, no_ops
 from test_kernel import assert_close, random_inputs
 
+from dpad.export import engines
 from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.plan import build_plan
 from dpad.export.plugin_graph import FILE_NAME, write_plugin_step
 from dpad.export.progress import Progress
 from dpad.plugins import onnx_face, tiling, triton_kernel, trt_face
+from dpad.plugins.checks import check_kernel
 from dpad.runtime.bundle import Bundle
-from dpad.runtime.errors import EngineBuildError, ExportError, KernelCompileError
+from dpad.runtime.errors import AttentionError, EngineBuildError, ExportError, KernelCompileError
 
 CAPABILITY = "9.0"
 ROWS = [[2, 3]] * 5 + [[], []]  # fixed axes: heads and head size
@@ -183,6 +185,16 @@ def test_a_model_without_the_op_is_refused(step: Path, tmp_path: Path) -> None:
         write_plugin_step(step, 0)
 
 
+def test_heads_without_a_kernel_are_refused_before_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the builder is what finds out that there is no kernel for the model's heads."""
+    monkeypatch.setitem(sys.modules, "tensorrt", as_tensorrt())
+    monkeypatch.setattr(engines, "check_kernel", lambda size, dtype: check_kernel(size + 8, dtype))
+    settings: dict[str, Any] = {"targets": ("tensorrt",), "dtypes": ("float16",), "capabilities": ("8.9",)}
+    with pytest.raises(AttentionError, match="not a multiple of 16 .*use native attention"):
+        export(write_source(tmp_path / "source"), tmp_path / "out", attention="plugin", **settings)
+    assert not (tmp_path / "out").exists()
+
+
 @no_ops
 def test_a_plugin_engine_is_built_from_the_plugin_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if plugins are registered too late, or the file, the version or the attention is not in the key.
@@ -217,6 +229,14 @@ def test_a_plugin_engine_is_built_from_the_plugin_step(tmp_path: Path, monkeypat
     assert entry.file == "engines/tensorrt-sm89-float16-plugin.plan"
     assert replace(entry, plugin_version="8").key() != entry.key()
     assert Bundle.open(bundle.directory).manifest == bundle.manifest
+
+
+def test_an_old_tensorrt_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a TensorRT without ahead-of-time plugins ends in an AttributeError."""
+    monkeypatch.setattr(trt_face, "_registered", set())
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx.plugin", plugin_api.ModuleType("tensorrt_rtx.plugin"))
+    with pytest.raises(EngineBuildError, match="has no ahead-of-time plugins.*or native attention"):
+        build_plan(tensorrt_rtx, tmp_path, SimpleNamespace(), "float16", "8.9", Progress(), attention="plugin")  # type: ignore[arg-type]
 
 
 def test_without_triton_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
