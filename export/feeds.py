@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.bfloat16 import from_bits, to_bits
 from dpad.runtime.cache import BlockView, block_view
 from dpad.runtime.contract import StepContract
 from dpad.runtime.suffix import Gaussian
@@ -46,8 +47,13 @@ def _feed(contract: StepContract, dtype: str, policy: str, refresh: bool, batch:
         "decode_rows": rng.integers(0, min(len(view.queries) for view in views), size=(batch, block)),
     }
     for pair in contract.cache_names():
-        feed |= {name: rng.standard_normal(shape).astype(dtype) for name in pair}
+        feed |= {name: _rows(rng.standard_normal(shape), dtype) for name in pair}
     return feed
+
+
+def _rows(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
+    """`values` in `dtype`; bfloat16, which numpy lacks, as float32 that holds such values."""
+    return from_bits(to_bits(values.astype(np.float32))) if dtype == "bfloat16" else values.astype(dtype)
 
 
 def _view(

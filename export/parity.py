@@ -101,8 +101,13 @@ def _comparable(bundle: Bundle) -> list[Candidate]:
     """The engines of the bundle, and every dtype of the step in ONNX Runtime on the CPU."""
     found = [c for c in candidates(bundle, Machine.current()) if c.name != "onnxruntime-cpu"]
     found += [Candidate("onnxruntime-cpu", dtype, step.onnx, None) for dtype, step in bundle.manifest.steps.items()]
-    no_bfloat16 = "steps are compared as numpy arrays, and numpy has no bfloat16"
-    return [replace(c, obstacle=c.obstacle or no_bfloat16) if c.dtype == "bfloat16" else c for c in found]
+    return [replace(c, obstacle=c.obstacle or _no_bfloat16(c)) for c in found]
+
+
+def _no_bfloat16(candidate: Candidate) -> str | None:
+    if candidate.dtype != "bfloat16" or not candidate.name.startswith("onnxruntime"):
+        return None
+    return "its steps are fed as numpy arrays, and numpy has no bfloat16"
 
 
 def _named(found: list[Candidate], name: str) -> list[Candidate]:
@@ -162,9 +167,8 @@ class StepRunner(BaseRunner):  # type: ignore[misc]
         """Names, dtypes and shapes of the contract."""
         metadata = TensorMetadata()
         for spec in self._engine.contract.inputs(self._engine.dtype):
-            metadata.add(
-                spec.name, dtype=np.dtype(spec.dtype), shape=[a if isinstance(a, int) else -1 for a in spec.axes]
-            )
+            dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
+            metadata.add(spec.name, dtype=dtype, shape=[a if isinstance(a, int) else -1 for a in spec.axes])
         return metadata
 
     def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":

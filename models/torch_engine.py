@@ -64,11 +64,15 @@ class TorchEngine(Engine):
         return StepOutputs(token_ids, probability, odds_against, logits.cpu().numpy() if inputs.want_logits else None)
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """One step with every input given and every output returned, in the order of the contract."""
+        """One step with every input given and every output returned, in the order of the contract.
+
+        Rows in bfloat16 are float32 arrays here: numpy has no bfloat16.
+        """
         canvas, gather, cached, rows, *caches = (self._tensor(feed[s.name]) for s in self.contract.inputs())
         with torch.inference_mode():
-            outputs = self._step(canvas, gather, cached, rows, caches)
-        return [tensor.cpu().numpy() for tensor in outputs]
+            dtype = getattr(torch, self.dtype)
+            outputs = self._step(canvas, gather, cached, rows, [cache.to(dtype) for cache in caches])
+        return [(t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in outputs]
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

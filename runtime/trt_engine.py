@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.bfloat16 import from_bits, to_bits
 from dpad.runtime.buckets import Buckets
 from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
@@ -131,26 +132,29 @@ class TrtEngine(Engine):
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """One step with every input given and every output returned, in the order of the contract.
 
-        For comparisons: it copies caches, and no other thread may step meanwhile. float32
-        and float16 only, numpy has no bfloat16.
+        For comparisons: it copies caches, and no other thread may step meanwhile. Rows in
+        bfloat16 are float32 arrays here.
         """
+        half = self.dtype == "bfloat16"
         names = [name for pair in self.contract.cache_names() for name in pair]
         batch, slots = feed[names[0]].shape[:2]
         cache = self.new_cache(batch, slots)
-        buffer = cache.reserve(max(feed[names[0]].nbytes, 1))
-        for i, name in enumerate(names):
-            self._device.upload(buffer.at(i), np.ascontiguousarray(feed[name]))
+        caches = [to_bits(feed[name]) if half else np.ascontiguousarray(feed[name]) for name in names]
+        buffer = cache.reserve(max(caches[0].nbytes, 1))
+        for i, array in enumerate(caches):
+            self._device.upload(buffer.at(i), array)
         self._device.synchronise()
         cache.wrote(np.tile(np.arange(slots), (batch, 1)))
         canvas, gather, cached, decoded = (feed[spec.name] for spec in self.contract.inputs()[:4])
         outputs, launch = self._step(StepInputs(canvas, gather, cached, decoded, want_logits=True), cache)
         specs = self.contract.outputs(self.dtype)[len(_SMALL) + 1 :]
-        rows = [np.empty(launch.shape.of(spec.axes), dtype=spec.dtype) for spec in specs]
+        rows = [np.empty(launch.shape.of(spec.axes), dtype=np.uint16 if half else spec.dtype) for spec in specs]
         for i, array in enumerate(rows):
             self._device.download(array, launch.written.at(i))
         self._device.synchronise()
         assert outputs.logits is not None
-        return [outputs.token_ids, outputs.confidence, outputs.odds_against, outputs.logits, *rows]
+        found = [from_bits(array) for array in rows] if half else rows
+        return [outputs.token_ids, outputs.confidence, outputs.odds_against, outputs.logits, *found]
 
     def _step(self, inputs: StepInputs, cache: TrtCache) -> tuple[StepOutputs, _Launch]:
         check_step(inputs, self.contract)

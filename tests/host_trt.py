@@ -26,6 +26,7 @@ from host_cuda import GARBAGE, HostDevice, HostFault
 
 from dpad.export.plan import profiles
 from dpad.models.checkpoint import Checkpoint
+from dpad.runtime.bfloat16 import from_bits, to_bits
 from dpad.runtime.contract import StepContract
 from dpad.runtime.device import ALIGNMENT
 from dpad.runtime.trt_engine import TrtEngine
@@ -37,7 +38,7 @@ Strategy = enum.Enum("Strategy", "STATIC USER_MANAGED")
 Validity = enum.Enum("Validity", "VALID SUBOPTIMAL INVALID")
 GraphStrategy = enum.Enum("GraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
 Diagnostics = enum.IntEnum("Diagnostics", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4})
-KINDS = {"int64": Kind.INT64, "float32": Kind.FLOAT, "float16": Kind.HALF}
+KINDS = {"int64": Kind.INT64, "float32": Kind.FLOAT, "float16": Kind.HALF, "bfloat16": Kind.BF16}
 
 
 class Logger:
@@ -231,12 +232,15 @@ class HostContext:
                 if a < b + n and b < a + m:
                     raise HostFault(f"{written} overlaps {other}")
         feed = {name: self._tensor(name, addresses[name], shapes[name]).copy() for name in engine.inputs}
+        feed = {name: from_bits(a) if a.dtype == np.uint16 else a for name, a in feed.items()}
         self.device.view(*self.memory).fill(GARBAGE)
         for name, value in zip(engine.outputs, trt.session.run(list(engine.outputs), feed)):
-            np.copyto(self._tensor(name, addresses[name], shapes[name]), value)
+            target = self._tensor(name, addresses[name], shapes[name])
+            np.copyto(target, to_bits(value) if target.dtype == np.uint16 else value)
 
     def _dtype(self, name: str) -> Any:
-        return np.dtype((self.engine.inputs | self.engine.outputs)[name].dtype)
+        dtype = (self.engine.inputs | self.engine.outputs)[name].dtype
+        return np.dtype("uint16" if dtype == "bfloat16" else dtype)  # a float32 step computes a bfloat16 plan
 
     def _bytes(self, name: str, shape: tuple[int, ...]) -> int:
         return int(np.prod(shape)) * self._dtype(name).itemsize

@@ -104,6 +104,22 @@ def test_parity_compares_the_plan_itself(bundle: Bundle, device: HostDevice) -> 
     assert device.counts["upload"] > 100
 
 
+def test_parity_compares_a_bfloat16_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a plan in the dtype that numpy lacks is skipped, or its rows are read as other bits."""
+    settings: dict[str, Any] = {"dtypes": ("float32", "bfloat16"), "capabilities": ("8.9",)}
+    bundle = export(write_source(tmp_path / "source"), tmp_path / "out", targets=("tensorrt-rtx",), **settings)
+    device = HostDevice()
+    trt = HostTrt(device, bundle.path("float32/step.onnx"), bundle.manifest.contract, "bfloat16", rtx=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))
+    monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
+    name = PLAN.replace("float16", "bfloat16")
+    [engine] = require_passed(compare_bundle(bundle, Progress(), engines=[name], steps=1))["engines"]
+    assert engine["status"] == "passed" and engine["trajectories"]["positions"] > 0
+    assert engine["steps"]["new_key"]["max_abs"] > 0
+
+
 @pytest.mark.parametrize("missing", ["tensorrt-rtx", "cuda-bindings"])
 def test_what_is_not_installed_is_named(
     bundle: Bundle, device: HostDevice, monkeypatch: pytest.MonkeyPatch, missing: str

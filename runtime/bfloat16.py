@@ -1,0 +1,20 @@
+"""bfloat16 for numpy, which has none: as float32 values on the host, as 16 bits on a device.
+
+bits = to_bits(values)        # float32 -> uint16, rounded to the nearest, ties to even
+values = from_bits(bits)      # uint16 -> float32, exact
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def to_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bfloat16 bits nearest to each value; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The value of each bfloat16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,23 @@
+"""bfloat16 as bits, against torch's own conversion."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpad.runtime.bfloat16 import from_bits, to_bits
+
+
+@given(st.lists(st.floats(width=32), min_size=1))
+def test_rounds_as_torch_does(values: list[float]) -> None:
+    """Fails if a value is rounded another way, or NaN and infinities are lost."""
+    array = np.array(values, dtype=np.float32)
+    np.testing.assert_array_equal(from_bits(to_bits(array)), torch.from_numpy(array).bfloat16().float().numpy())
+
+
+def test_every_bfloat16_survives() -> None:
+    """Fails if a value that bfloat16 holds changes on the way."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = from_bits(bits)
+    number = ~np.isnan(values)
+    np.testing.assert_array_equal(to_bits(values)[number], bits[number])
