@@ -174,6 +174,7 @@ def launch_of(plugin: Plugin, inputs: list[TensorDesc], numbers: Any, tactic: in
     grid = [SymInt32(size).value for size in (launch.grid_x, launch.grid_y, launch.grid_z)]
     return {
         "entry": entry,
+        "ptx": ptx,
         "parameters": ["int32" if ".u32" in line else "pointer" for line in ptx.splitlines() if ".param ." in line],
         "grid": grid,
         "block": [launch.block_x, launch.block_y, launch.block_z],

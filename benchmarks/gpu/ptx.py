@@ -1,86 +1,87 @@
-"""Launches the compiled PTX through the CUDA driver alone, as a TensorRT engine does.
+"""Launches what the TensorRT plugins prescribe through the CUDA driver alone, as an engine does.
 
-Nothing of Triton's launcher takes part: inputs, 32-bit integers, outputs, in the order that
-the plugin prescribes. Needs cuda-bindings.
+PTX, grid, shared memory, integers and the order of the arguments are what the plugins' own
+launch functions return; only the symbolic sizes are simulated (tests/plugin_api.py). Nothing
+of Triton's launcher takes part. Needs cuda-bindings.
 """
 
 import ctypes
 from typing import Any
 
+import numpy as np
 import torch
+from plugin_api import Plugin, describe, launch_of, simulated_tensorrt
 
 from dpad.plugins import tiling
 from dpad.plugins.attention import definition
-from dpad.plugins.compile import CompiledKernel, compile_attend, compile_combine
-from dpad.plugins.tiling import Shape, Strides
+from dpad.plugins.trt_face import register_plugins
 from gpu.kernels import LIMITS, Inputs, make_inputs, relative_error
+from gpu.timing import DEVICE
 
 _SHARED = "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"
+_TRT = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.int32: "INT32"}
+_TORCH = {name: dtype for dtype, name in _TRT.items()}
 
 
 def correctness(capability: str) -> dict[str, Any]:
-    """Every tile, in one launch and in parts, both dtypes, against the definition."""
-    torch.cuda.init()
-    torch.zeros(1, device="cuda")  # makes the context current
+    """Every tactic, in one launch and in parts, both dtypes, against the definition."""
+    if DEVICE == "cuda":
+        torch.zeros(1, device=DEVICE)  # makes the context current
+    module, api = simulated_tensorrt()
+    register_plugins(module, capability)
     errors = {}
     for dtype, limit in LIMITS.items():
         inputs = make_inputs(50, 300, 8, 2, 128, dtype, batch=2, pads=True)
         wide = [tensor.float() if tensor.is_floating_point() else tensor for tensor in inputs]
         want = definition(*wide, 0.1)
-        for tile in tiling.tiles(capability):
+        for place, tile in enumerate(tiling.tiles(capability)):
             for splits in (1, 3):
-                out = _attend(capability, inputs, 0.1, tile, splits)
+                out = _attend(api.plugins, inputs, 0.1, place + 1, splits)
                 name = f"{str(dtype).removeprefix('torch.')} m{tile.block_m} splits {splits}"
                 errors[name] = {"relative_rms": relative_error(out, want), "limit": limit}
     passed = all(entry["relative_rms"] <= entry["limit"] for entry in errors.values())
     return {"cases": errors, "passed": passed}
 
 
-def _attend(capability: str, inputs: Inputs, scale: float, tile: tiling.Tile, splits: int) -> torch.Tensor:
-    query, key, _, key_cache, _, chosen, positions = inputs
-    batch, rows, heads, size = query.shape
-    dtype = str(query.dtype).removeprefix("torch.")
-    shape = Shape(batch, rows, chosen.shape[1], key_cache.shape[1], heads, key.shape[2])
-    per_split = tiling.tiles_per_split(shape, tile, splits, tiling.PROCESSORS[capability])
-    numbers = tiling.attend_integers(shape, Strides.contiguous(shape), tiling.scale_bits(scale), splits, per_split)
-    kernel = compile_attend(capability, dtype, size, tile, partial=splits > 1)
-    rows_in = [*inputs[:5], chosen.int(), positions.int()]
-    grid = (tiling.row_tiles(shape, tile), shape.kv_heads, batch * splits)
-    out = torch.full_like(query, float("nan"))
+def _attend(plugins: dict[str, Plugin], inputs: Inputs, scale: float, tactic: int, splits: int) -> torch.Tensor:
+    """The op by its plugins, as a network would hold them."""
+    rows = [*inputs[:5], inputs[5].int(), inputs[6].int()]
+    bits = tiling.scale_bits(scale)
     if splits == 1:
-        _launch(kernel, grid, rows_in, list(numbers.values()), [out])
-        return out
-    partial = torch.full((splits, *out.shape), float("nan"), device="cuda")
-    log_weight = torch.full((splits, batch, rows, heads), float("nan"), device="cuda")
-    _launch(kernel, grid, rows_in, list(numbers.values()), [partial, log_weight])
-    total = batch * rows * heads
-    combine = compile_combine(capability, dtype, size)
-    grid = (tiling.ceil_div(total, tiling.COMBINE_ROWS), 1, 1)
-    _launch(combine, grid, [partial, log_weight], [total, splits], [out])
-    return out
+        return _run(plugins["dpad::attend"], rows, [[2, 3]] * 5 + [[], []], [bits], tactic)[0]
+    parts = _run(plugins["dpad::attend_parts"], rows, [[2, 3]] * 5 + [[], []], [bits, splits], tactic)
+    numbers = [splits, int(inputs[0].dtype == torch.bfloat16)]
+    return _run(plugins["dpad::combine_parts"], parts, [[0, 3, 4], [0, 3]], numbers, 0)[0]
 
 
-def _launch(
-    kernel: CompiledKernel,
-    grid: tuple[int, int, int],
-    inputs: list[torch.Tensor],
-    integers: list[int],
-    outputs: list[torch.Tensor],
-) -> None:
+def _run(
+    plugin: Plugin, inputs: list[torch.Tensor], fixed: list[list[int]], numbers: list[int], tactic: int
+) -> list[torch.Tensor]:
+    """Launch one plugin into poisoned outputs of the shapes that it declares."""
+    described = describe([list(tensor.shape) for tensor in inputs], fixed, [_TRT[tensor.dtype] for tensor in inputs])
+    launch = launch_of(plugin, described, np.array(numbers, dtype=np.int32), tactic)
+    outputs = [
+        torch.full(shape, float("nan"), dtype=_TORCH[dtype], device=DEVICE) for shape, dtype in launch["outputs"]
+    ]
+    _launch(launch, inputs, outputs)
+    return outputs
+
+
+def _launch(launch: dict[str, Any], inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+    """Inputs, 32-bit integers, outputs: all that TensorRT passes."""
     from cuda.bindings import driver
 
-    module = _checked(driver.cuModuleLoadData(kernel.ptx.encode() + b"\0"))
-    function = _checked(driver.cuModuleGetFunction(module, kernel.entry.encode()))
-    attribute = getattr(driver.CUfunction_attribute, _SHARED)
-    _checked(driver.cuFuncSetAttribute(function, attribute, kernel.shared_bytes))
-    kinds = ["pointer"] * len(inputs) + ["int32"] * len(integers) + ["pointer"] * len(outputs)
-    if kinds != [kind for _, kind in kernel.parameters]:
-        raise RuntimeError(f"{kernel.name} takes {kernel.parameters}")
-    values = (*(t.data_ptr() for t in inputs), *integers, *(t.data_ptr() for t in outputs))
-    types = tuple(ctypes.c_void_p if kind == "pointer" else ctypes.c_int for kind in kinds)
+    module = _checked(driver.cuModuleLoadData(launch["ptx"].encode() + b"\0"))
+    function = _checked(driver.cuModuleGetFunction(module, launch["entry"].encode()))
+    _checked(driver.cuFuncSetAttribute(function, getattr(driver.CUfunction_attribute, _SHARED), launch["shared"]))
+    values = (*(t.data_ptr() for t in inputs), *launch["integers"], *(t.data_ptr() for t in outputs))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    types = (pointer,) * len(inputs) + (integer,) * len(launch["integers"]) + (pointer,) * len(outputs)
+    if [{pointer: "pointer", integer: "int32"}[kind] for kind in types] != launch["parameters"]:
+        raise RuntimeError(f"the kernel takes {launch['parameters']}")
     stream = torch.cuda.current_stream().cuda_stream
-    block = (kernel.threads, 1, 1)
-    _checked(driver.cuLaunchKernel(function, *grid, *block, kernel.shared_bytes, stream, (values, types), 0))
+    shape = (*launch["grid"], *launch["block"])
+    _checked(driver.cuLaunchKernel(function, *shape, launch["shared"], stream, (values, types), 0))
     torch.cuda.synchronize()
     _checked(driver.cuModuleUnload(module))
 
