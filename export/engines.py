@@ -155,11 +155,12 @@ def _engine_entry(
 
 
 def _plugin_version(attention: str) -> str:
+    """A digest of the kernel and its compiler: an engine with another kernel inside is another engine."""
     if attention == "native":
         return ""
-    from dpad.plugins.trt_face import PLUGIN_VERSION
+    from dpad.plugins.trt_face import fingerprint
 
-    return str(PLUGIN_VERSION)
+    return fingerprint()
 
 
 def _build_engine(

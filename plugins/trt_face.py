@@ -17,8 +17,10 @@ Each tile is a tactic, timed by the builder. Signatures follow tensorrt.plugin's
 defaults, and annotations that are types, not strings.
 """
 
+import hashlib
 from collections.abc import Callable
-from importlib import import_module
+from importlib import import_module, metadata
+from pathlib import Path
 from types import GenericAlias, ModuleType
 from typing import Any
 
@@ -29,7 +31,7 @@ from dpad.plugins import tiling
 from dpad.plugins.tiling import Arithmetic, Shape, Strides
 
 NAMESPACE = "dpad"
-PLUGIN_VERSION = "1"  # raise it when a plugin computes something else: it is part of an engine's key
+PLUGIN_VERSION = "1"  # what TensorRT registers quickly deployable plugins under
 
 _HALF = "FP16|BF16"
 _target: dict[str, str] = {}
@@ -52,6 +54,17 @@ def register_plugins(trt: ModuleType, capability: str) -> None:
     _register(trtp, "attend_parts", _describe_parts(trt, trtp), _parts_choices(trtp), _launch_parts(trt, trtp))
     _register(trtp, "combine_parts", _describe_combine(trt, trtp), _combine_choices(trtp), _launch_combine(trt, trtp))
     _registered.add(trt.__name__)
+
+
+def fingerprint() -> str:
+    """What the plugins' code depends on, as a digest: their sources and the version of Triton."""
+    try:
+        digest = hashlib.sha256(metadata.version("triton").encode())
+    except metadata.PackageNotFoundError:
+        digest = hashlib.sha256()  # the build will say that it is missing
+    for name in ("triton_kernel", "tiling", "compile", "trt_face"):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _register(trtp: Any, name: str, describe: Any, choices: Any, launch: Any) -> None:

@@ -223,7 +223,9 @@ def test_a_plugin_engine_is_built_from_the_plugin_step(tmp_path: Path, monkeypat
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", attention="plugin", **settings)
     assert [path.name for path in parsed] == [FILE_NAME]
     [entry] = bundle.manifest.engines
-    assert (entry.attention, entry.plugin_version) == ("plugin", trt_face.PLUGIN_VERSION)
+    assert (entry.attention, entry.plugin_version) == ("plugin", trt_face.fingerprint())
+    monkeypatch.setattr(trt_face.metadata, "version", lambda name: "0")
+    assert trt_face.fingerprint() != entry.plugin_version
     assert entry.onnx == f"float16/{FILE_NAME}"
     assert entry.step_sha256 == bundle.manifest.files[entry.onnx].sha256
     assert entry.file == "engines/tensorrt-sm89-float16-plugin.plan"
