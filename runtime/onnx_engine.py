@@ -128,10 +128,11 @@ class OnnxEngine(Engine):
     def _bind_inputs(self, inputs: StepInputs, cache: OnnxCache) -> None:
         """Bind all but the caches, which stay bound from one refresh to the next."""
         cached = cache.rows.find(inputs.cache_indices)
+        reads = cache.filled and not inputs.write_back
         for name, array in (
             ("canvas", inputs.canvas),
             ("gather_indices", inputs.gather_indices),
-            ("cache_indices", cached if cache.filled else cached[:, :0]),  # all padding if nothing is written
+            ("cache_indices", cached if reads else cached[:, :0]),  # else all of it is padding
             ("decode_rows", inputs.decode_rows),
         ):
             value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)

@@ -83,6 +83,17 @@ def test_cached_steps_read_the_rows_of_their_positions(engine_of: Any, engine: s
 
 
 @each_engine
+def test_a_refresh_padded_to_attend_nothing_replaces_another(engine_of: Any, engine: str) -> None:
+    """Fails if the pads of a padded refresh are looked up in the cache that it is about to replace."""
+    opened = engine_of(engine, "llada")
+    cache = opened.new_cache(2, LENGTH)
+    padded = replace(refresh(*KEPT, seed=1), cache_indices=np.full((2, 16), -1))
+    plain = opened.step(replace(refresh(*KEPT, seed=1), want_logits=True), opened.new_cache(2, LENGTH))
+    for _ in range(2):
+        assert_close(opened.step(replace(padded, want_logits=True), cache), plain)
+
+
+@each_engine
 @each_family
 def test_two_caches_of_one_engine_do_not_meet(engine_of: Any, engine: str, family: str) -> None:
     """Fails if a refresh of one request changes what another request attends."""
