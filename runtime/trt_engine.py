@@ -77,6 +77,7 @@ class TrtEngine(Engine):
     ) -> None:
         """Open `plan`; see `TrtPlan` for the arguments and the errors."""
         self.name, self.contract, self.dtype = name, contract, dtype
+        self._small_inputs, self._small_outputs = contract.inputs()[:4], contract.outputs()[: len(_SMALL)]
         self._device, self._lock, self._closed = device, threading.Lock(), False
         self._row_bytes = contract.kv_heads * contract.head_size * _ITEM_BYTES[dtype]
         with ExitStack() as opened:  # closes again what was opened, if the rest fails
@@ -145,7 +146,7 @@ class TrtEngine(Engine):
             self._device.upload(buffer.at(i), array)
         self._device.synchronise()
         cache.wrote(np.tile(np.arange(slots), (batch, 1)))
-        canvas, gather, cached, decoded = (feed[spec.name] for spec in self.contract.inputs()[:4])
+        canvas, gather, cached, decoded = (feed[spec.name] for spec in self._small_inputs)
         outputs, launch = self._step(StepInputs(canvas, gather, cached, decoded, want_logits=True), cache)
         specs = self.contract.outputs(self.dtype)[len(_SMALL) + 1 :]
         rows = [np.empty(launch.shape.of(spec.axes), dtype=np.uint16 if half else spec.dtype) for spec in specs]
@@ -210,10 +211,10 @@ class TrtEngine(Engine):
         return _Launch(shape, launch_inputs, outputs, sent, fetched, source or self._nothing, written, logits)
 
     def _input_shapes(self, shape: StepShape) -> Shapes:
-        return {spec.name: (spec.dtype, shape.of(spec.axes)) for spec in self.contract.inputs()[:4]}
+        return {spec.name: (spec.dtype, shape.of(spec.axes)) for spec in self._small_inputs}
 
     def _output_shapes(self, shape: StepShape) -> Shapes:
-        return {spec.name: (spec.dtype, shape.of(spec.axes)) for spec in self.contract.outputs()[: len(_SMALL)]}
+        return {spec.name: (spec.dtype, shape.of(spec.axes)) for spec in self._small_outputs}
 
     def _run(self, launch: _Launch) -> None:
         """Queue the step: as a recording if there is one, else eagerly, and record it if it comes again."""
