@@ -1,0 +1,1 @@
+"""How the embedded models are trained: their text, their objective, one script for both families."""

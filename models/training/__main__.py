@@ -1,0 +1,90 @@
+"""Train an embedded model on `dpad.models.training.corpus` and write it as a checkpoint directory.
+
+python -m dpad.models.training tiny --out runs/tiny --steps 9000
+python -m dpad.models.training tiny --out runs/tiny --steps 9000 --resume
+"""
+
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from dpad.models.checkpoint import FAMILIES, parse_config, read_json
+from dpad.models.training.batches import Data, Recipe
+from dpad.models.training.trainer import Trainer, initialise, shifted
+from dpad.models.training.vocabulary import Text, build_tokenizer
+
+SHIPPED = Path(__file__).parent.parent
+FIXED = ("config.json", "tokenizer_config.json", "chat_template.jinja")
+CAUSAL = 0.25  # Dream was made from a causal model, so this share of its run is causal
+
+
+def special_tokens(settings: dict[str, Any]) -> list[str]:
+    """The special tokens that tokenizer_config.json declares, in the order of their ids."""
+    declared: dict[str, dict[str, Any]] = settings["added_tokens_decoder"]
+    return [declared[index]["content"] for index in sorted(declared, key=int)]
+
+
+def export(trainer: Trainer, source: Path, out: Path) -> None:
+    """Write the checkpoint directory: weights in bfloat16, tokenizer, configuration and chat template."""
+    for name in FIXED:
+        shutil.copyfile(source / name, out / name)
+    trainer.data.text.tokenizer.save(str(out / "tokenizer.json"))
+    weights = {n: w.to("cpu", torch.bfloat16).contiguous() for n, w in trainer.model.state_dict().items()}
+    save_file(weights, out / "model.safetensors.part", {"format": "pt"})
+    os.replace(out / "model.safetensors.part", out / "model.safetensors")
+
+
+def train(trainer: Trainer, out: Path, steps: int, stop: threading.Event) -> None:
+    """Run to `steps` or until `stop`, saving every 500 steps and at the end."""
+    while trainer.step < steps and not stop.is_set():
+        trainer.update(trainer.step / steps)
+        if trainer.step % 50 == 0:
+            speed, pace = trainer.rows / trainer.seconds, trainer.seconds / trainer.step
+            left = (steps - trainer.step) * pace / 60
+            click.echo(f"step {trainer.step}  loss {trainer.loss:.4f}  {speed:.0f} rows/s  {left:.1f} min left")
+        if trainer.step % 500 == 0:
+            trainer.save(out / "training.pt")
+    trainer.save(out / "training.pt")
+
+
+@click.command()
+@click.argument("model", type=click.Choice(("tiny", "tiny-dream")))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--steps", type=int, required=True, help="Length of the run; the learning rate follows it.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int, default=2, show_default=True, help="CPU threads.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model; needs a C++ compiler.")
+@click.option("--resume", is_flag=True, help="Go on from OUT/training.pt.")
+def main(model: str, out: Path, steps: int, seed: int, threads: int, device: str, compiled: bool, resume: bool) -> None:
+    """Train an embedded MODEL; measure it with `dpad export` and `dpad eval`."""
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    source = SHIPPED / model
+    architecture, config = parse_config(read_json(source / "config.json"))
+    stored = out / "tokenizer.json"
+    special = special_tokens(read_json(source / "tokenizer_config.json"))
+    tokenizer = Tokenizer.from_file(str(stored)) if resume else build_tokenizer(seed, special)
+    network = FAMILIES[architecture].Model(config)
+    initialise(network, seed)
+    recipe = Recipe(seed, causal=CAUSAL if shifted(network) else 0.0)
+    trainer = Trainer(network.to(device), Data(recipe, Text(tokenizer, source)), threads, compiled)
+    tokenizer.save(str(stored))
+    if resume:
+        trainer.load(out / "training.pt")
+    stop = threading.Event()
+    try:
+        train(trainer, out, steps, stop)
+    finally:
+        export(trainer, source, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Training batches: which rows take part, which of them are masked, and what each weighs in the loss.
+
+The objective is LLaDA's supervised one (arXiv 2502.09992, section 2.3): a share t of the answer is
+masked, the prompt never; the cross entropy of masked tokens is weighted 1/t and divided by the number
+of tokens that could have been masked, which counts the EOS that fill the canvas. What counts as prompt
+and as answer varies, so that the states of a decode by blocks are met in training:
+
+    whole      the answer may be masked
+    rest       the answer's beginning, of any length, belongs to the prompt
+    block      the blocks before a block belong to the prompt, all behind it is masked and weighs nothing
+
+On half of the samples the rows behind a block are thinned as DPad thins them (arXiv 2508.14148), with
+positions kept. All of it is a function of seed and place, so a resumed run goes on as if never stopped.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from dpad.models.training import corpus
+from dpad.models.training.vocabulary import Text
+
+BLOCK = 32
+CANVAS = 1024  # tokens that an answer and its EOS may fill
+WIDTHS = (64, 96, 160, 256, 448, 1056)  # rows of a sample; few shapes compile once and repeat
+MASKINGS = ("whole", "rest", "block")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the weights depend on, apart from the number of steps; shares are of the run."""
+
+    seed: int = 0
+    rows: int = 3072  # rows of a batch: samples times width
+    rate: float = 6e-3
+    decay: float = 0.02
+    warmup: float = 0.01
+    cooldown: float = 0.4
+    causal: float = 0.0  # share of the run, from its start, that predicts the next token instead
+    pool: int = 512  # examples drawn together and grouped by length
+    wide: float = 0.01  # share of the samples that get the widest rows, whatever their length
+    maskings: tuple[float, float, float] = (0.4, 0.2, 0.4)  # how often each of MASKINGS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that take part: ids (after masking), positions, targets int64 [B, R], weight float32 [B, R]."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    weight: torch.Tensor
+
+
+class Data:
+    """An endless sequence of batches; `pool` and `place` say where it stands, and may be set."""
+
+    def __init__(self, recipe: Recipe, text: Text) -> None:
+        self.recipe, self.text = recipe, text
+        self.pool, self.place = 0, 0
+        self._drawn: tuple[int, list[tuple[int, list[tuple[list[int], list[int]]]]]] = (-1, [])
+
+    def _draw(self, index: int) -> list[tuple[int, list[tuple[list[int], list[int]]]]]:
+        """Pool `index`: encoded examples grouped by the rows they need, as (width, examples)."""
+        rng = random.Random(f"pool {self.recipe.seed} {index}")
+        groups: dict[int, list[tuple[list[int], list[int]]]] = {width: [] for width in WIDTHS}
+        for _ in range(self.recipe.pool):
+            question, answer = corpus.turn(rng)
+            pair = self.text.prompt(question), self.text.encode(answer)
+            needed = len(pair[0]) + len(pair[1]) + rng.choice((2, 2, 8, 16, 32))
+            fitting = [width for width in WIDTHS if width >= needed] or [WIDTHS[-1]]
+            groups[WIDTHS[-1] if rng.random() < self.recipe.wide else fitting[0]].append(pair)
+        batches = []
+        for width, pairs in groups.items():
+            size = max(1, self.recipe.rows // width)
+            batches += [(width, pairs[i : i + size]) for i in range(0, len(pairs) - size + 1, size)]
+        rng.shuffle(batches)
+        return batches
+
+    def batch(self, causal: bool = False) -> Batch:
+        """The next batch; if `causal`, of clean rows whose every token is a target."""
+        if self._drawn[0] != self.pool:
+            self._drawn = self.pool, self._draw(self.pool)
+        width, examples = self._drawn[1][self.place]
+        rng = random.Random(f"batch {self.recipe.seed} {self.pool} {self.place}")
+        self.place += 1
+        if self.place == len(self._drawn[1]):
+            self.pool, self.place = self.pool + 1, 0
+        rows = [self._row(prompt, answer, width, causal, rng) for prompt, answer in examples]
+        state = torch.Generator().manual_seed(rng.getrandbits(60))
+        positions, targets, begin, end = (torch.stack(x) for x in zip(*rows))
+        if causal:
+            weight = torch.ones(targets.shape).index_fill(1, torch.tensor([0]), 0) / (targets.numel())
+            return Batch(targets, positions, targets, weight)
+        strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=state)  # low variance of the loss
+        t = (strata / len(rows)).clamp(min=1e-2)[:, None]
+        inside = (positions >= begin) & (positions < end)
+        masked = (torch.rand(targets.shape, generator=state) < t) & inside
+        weight = masked / t / inside.sum(1, keepdim=True) / len(rows)
+        return Batch(torch.where(masked | (positions >= end), self.text.mask, targets), positions, targets, weight)
+
+    def _row(
+        self, prompt: list[int], answer: list[int], width: int, causal: bool, rng: random.Random
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One sample: positions and tokens int64 [width], and where the region that may be masked begins and ends."""
+        whole = torch.full((len(prompt) + CANVAS,), self.text.eos)
+        whole[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)[: len(whole)]
+        begin, end = len(prompt), len(whole)
+        masking = rng.choices(MASKINGS, self.recipe.maskings)[0]
+        if masking == "rest":
+            begin += rng.randint(0, len(answer))
+        elif masking == "block":
+            begin += BLOCK * rng.randint(0, len(answer) // BLOCK)
+            end = min(begin + BLOCK, end)
+        near = end if masking == "block" else len(prompt) + BLOCK * rng.randint(1, 1 + len(answer) // BLOCK)
+        thin = rng.random() < 0.5 and near < width and not causal
+        positions = _thinned(near, len(whole), width, rng) if thin else torch.arange(width)
+        if width > len(whole):
+            positions = positions.clamp(max=len(whole) - 1)
+        return positions, whole[positions], torch.tensor([begin]), torch.tensor([end])
+
+
+def _thinned(near: int, length: int, rows: int, rng: random.Random) -> torch.Tensor:
+    """Positions int64 [rows]: all before `near`, the others drawn from those behind it, mostly close ones."""
+    length = rng.randint(rows, max(rows, length))
+    distance = (torch.arange(length) - near) / max(1, length - near)
+    chance = torch.exp(-0.5 * (4 * distance) ** 2) + 0.02
+    state = torch.Generator().manual_seed(rng.getrandbits(60))
+    priority = torch.rand(length, generator=state).log() / chance
+    priority[:near] = 1.0
+    return priority.topk(rows).indices.sort().values

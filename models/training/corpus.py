@@ -1,0 +1,68 @@
+"""Training text for the embedded models: seeded examples of every kind, in two splits, with few-shot prompts.
+
+    rng = random.Random(0)
+    question, answer = sample(rng, "train")
+    problems = heldout(seed=1, count=100)
+
+Every answer follows from its question, so a small model can learn it. The split is made by numbers:
+the numbers of a question, in order, are hashed, and one hash in sixteen is held out. No question of
+one split can occur in the other, whatever names and things it speaks of. Of the held-out problems
+half are told in a form that training does not see either (`problems.Forms`).
+"""
+
+import hashlib
+import random
+import re
+from typing import Literal
+
+from dpad.models.training.problems import PROBLEMS, Example, Forms
+from dpad.models.training.routines import LONG, SHORT
+
+Split = Literal["train", "heldout"]
+KINDS = (*PROBLEMS, *LONG, *SHORT)
+WEIGHTS = {"story": 26, "groups": 9, "daily": 7, "compare": 10, "shopping": 8}
+WEIGHTS |= {"count": 10, "numbered": 2, "weeks": 1}
+WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 18, "instruction": 5}
+SHOTS = (0,) * 12 + (1, 1, 1, 2, 3, 4)  # worked examples before a word problem
+PLAIN = 0.6  # share of problems without examples that are asked bare, not as `Question: ... Answer:`
+
+
+def is_heldout(question: str) -> bool:
+    """Whether the question's numbers, in order, fall in the held-out sixteenth; without numbers never."""
+    numbers = re.findall(r"\d+", question)
+    return bool(numbers) and hashlib.sha256(" ".join(numbers).encode()).digest()[0] < 16
+
+
+def sample(rng: random.Random, split: Split, kind: str | None = None) -> Example:
+    """One example of the split, of the named kind or of one drawn by `WEIGHTS`."""
+    kind = kind or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    forms = Forms(rng, heldout=split == "heldout" and rng.random() < 0.5)
+    while True:
+        example = PROBLEMS[kind](rng, forms) if kind in PROBLEMS else (LONG | SHORT)[kind](rng)
+        if is_heldout(example.question) == (split == "heldout"):
+            return example
+
+
+def heldout(seed: int, count: int, kinds: tuple[str, ...] = tuple(PROBLEMS)) -> list[Example]:
+    """`count` held-out examples, the kinds in turn; by default word problems with a `####` line."""
+    rng = random.Random(seed)
+    return [sample(rng, "heldout", kinds[i % len(kinds)]) for i in range(count)]
+
+
+def few_shot(shots: list[Example], question: str) -> str:
+    """The prompt of a question after worked examples, laid out as lm-evaluation-harness lays out GSM8K."""
+    told = [f"Question: {shot.question}\nAnswer: {shot.answer}" for shot in shots]
+    return "\n\n".join([*told, f"Question: {question}\nAnswer:"])
+
+
+def turn(rng: random.Random) -> Example:
+    """One training example as the model sees it: a word problem may follow worked ones."""
+    kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    example = sample(rng, "train", kind)
+    if kind not in PROBLEMS:
+        return example
+    shots = rng.choice(SHOTS)
+    if shots == 0 and rng.random() < PLAIN:
+        return example
+    drawn = [sample(rng, "train", rng.choice(list(PROBLEMS))) for _ in range(shots)]
+    return Example(few_shot(drawn, example.question), example.answer)

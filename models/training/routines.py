@@ -1,0 +1,131 @@
+"""Outputs that follow a rule, up to 900 tokens long, bare sums, and short everyday requests."""
+
+import math
+import random
+from collections.abc import Callable
+
+from dpad.models.training.problems import HE, MOST, SHE, THINGS, Example, move, sum_of
+
+OPPOSITES = (("hot", "cold"), ("big", "small"), ("day", "night"), ("up", "down"), ("fast", "slow"))
+WEEK = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"
+ORDERS = {
+    "the days of the week": WEEK,
+    "the months of the year": "January, February, March, April, May, June, July, August, "
+    "September, October, November, December",
+    "the letters of the alphabet": ", ".join("abcdefghijklmnopqrstuvwxyz"),
+    "the four seasons": "spring, summer, autumn, winter",
+}
+FACTS = {
+    "Who are you?": "I am a small model that writes by filling in masks.",
+    "What can you do?": "I can solve short word problems, count, and write lists.",
+    "How many days are in a week?": "There are 7 days in a week.",
+    "How many months are in a year?": "There are 12 months in a year.",
+}
+
+
+def _terms(rng: random.Random, least: int, most: int) -> int:
+    """A number of terms, its logarithm uniform, so that short outputs are as common as long ones."""
+    return round(math.exp(rng.uniform(math.log(least), math.log(most))))
+
+
+def count(rng: random.Random) -> Example:
+    """Counting up or down, by ones or by a step, in a row or one number a line; two tokens a term."""
+    step = rng.choice((1, 1, 1, 1, 2, 5, 10))
+    terms = min(_terms(rng, 4, 450), 999 // step)
+    low = rng.randint(0 if step > 1 else 1, 999 - step * (terms - 1))
+    if rng.random() < 0.4:  # small numbers are what people ask for
+        low = rng.randint(1, min(20, 999 - step * (terms - 1)))
+    numbers = [low + step * i for i in range(terms)]
+    down = rng.random() < 0.2
+    if down:
+        numbers.reverse()
+    question = f"Count {'down ' if down else ''}from {numbers[0]} to {numbers[-1]}"
+    question += f" by {step}" if step > 1 else ""
+    lined = rng.random() < 0.2
+    return Example(
+        question + (", one number a line." if lined else "."), ("\n" if lined else ", ").join(map(str, numbers))
+    )
+
+
+def numbered(rng: random.Random) -> Example:
+    """A numbered list of one word; four tokens a line."""
+    terms, thing = _terms(rng, 3, 225), rng.choice(THINGS)
+    lines = [f"{i}. {thing}" for i in range(1, terms + 1)]
+    return Example(f"Write a numbered list with the word {thing} {terms} times.", "\n".join(lines))
+
+
+def weeks(rng: random.Random) -> Example:
+    """The days of so many weeks, one week a line; 18 tokens a line."""
+    terms = _terms(rng, 2, 50)
+    lines = [f"Week {i}: {WEEK}" for i in range(1, terms + 1)]
+    return Example(f"Write the days of {terms} weeks, one week a line.", "\n".join(lines))
+
+
+def sums(rng: random.Random) -> Example:
+    """Repeated addition; 7 tokens a line."""
+    k = rng.randint(2, 9)
+    terms = rng.randint(3, 14)
+    start = rng.randint(1, max(1, min(20, MOST + 39 - k * terms)))
+    lines = [sum_of(start + k * i, k) for i in range(terms)]
+    return Example(f"Start at {start} and add {k}, {terms} times.", "\n".join(lines))
+
+
+def table(rng: random.Random) -> Example:
+    """A times table; 7 tokens a line."""
+    k, terms = rng.randint(2, 9), rng.randint(3, 10)
+    lines = [f"{i} * {k} = {i * k}" for i in range(1, terms + 1)]
+    return Example(f"Write the times table of {k} up to {terms}.", "\n".join(lines))
+
+
+def arithmetic(rng: random.Random) -> Example:
+    """A bare sum of one to four terms after the first, or a product."""
+    if rng.random() < 0.15:
+        a, b = rng.randint(2, 9), rng.randint(2, 9)
+        return Example(f"What is {a} * {b}?", f"{a} * {b} = {a * b}.\n#### {a * b}")
+    total = rng.randint(2, MOST - 10)
+    terms, lines = [str(total)], []
+    for _ in range(rng.choice((1, 2, 2, 3, 4))):
+        change = move(rng, total)
+        if rng.random() < 0.3:  # two larger numbers, as when amounts are put together
+            change = rng.randint(1, max(1, MOST - total)) if rng.random() < 0.5 else -rng.randint(0, total - 1)
+            change = change or 1
+        terms.append(f"{'+' if change > 0 else '-'} {abs(change)}")
+        lines.append(f"{sum_of(total, change)}.")
+        total += change
+    form = rng.choice(("What is {}?", "Compute {}.", "Work out {} step by step."))
+    return Example(form.format(" ".join(terms)), "\n".join([*lines, f"#### {total}"]))
+
+
+def instruction(rng: random.Random) -> Example:
+    """Short everyday requests; most have no numbers and so are in the training split only."""
+    form = rng.randrange(7)
+    if form == 0:
+        name = rng.choice(HE + SHE)
+        return Example(f"Say hello to {name}.", f"Hello, {name}!")
+    if form == 1:
+        pair = rng.sample(rng.choice(OPPOSITES), 2)
+        return Example(f"What is the opposite of {pair[0]}?", f"The opposite of {pair[0]} is {pair[1]}.")
+    if form == 2:
+        a, b = rng.sample(range(1, 100), 2)
+        return Example(f"Which is larger, {a} or {b}?", f"{max(a, b)} is larger than {min(a, b)}.")
+    if form == 3:
+        word = rng.choice(THINGS)
+        return Example(f"Spell the word {word}.", "-".join(word))
+    if form == 4:
+        days = WEEK.split(", ")
+        day = rng.randrange(7)
+        return Example(f"Which day comes after {days[day]}?", f"{days[(day + 1) % 7]} comes after {days[day]}.")
+    if form == 5:
+        question = rng.choice(list(FACTS))
+        return Example(question, FACTS[question])
+    what = rng.choice(list(ORDERS))
+    return Example(f"List {what}.", ORDERS[what])
+
+
+LONG: dict[str, Callable[[random.Random], Example]] = {"count": count, "numbered": numbered, "weeks": weeks}
+SHORT: dict[str, Callable[[random.Random], Example]] = {
+    "sums": sums,
+    "table": table,
+    "arithmetic": arithmetic,
+    "instruction": instruction,
+}

@@ -1,0 +1,125 @@
+"""The training loop: model, optimizers, clock, and the file that an interrupted run goes on from."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.optim import AdamW, Muon, Optimizer
+
+from dpad.models import dream, llada
+from dpad.models.training.batches import Batch, Data
+from dpad.runtime.errors import CheckpointError
+
+Model = llada.Model | dream.Model
+
+
+def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Full attention of the rows [B, R, H, D] over themselves; key and value may have fewer heads."""
+    rows = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return F.scaled_dot_product_attention(*rows, enable_gqa=query.shape[2] != key.shape[2]).transpose(1, 2)
+
+
+def attend_causally(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """As `attend`, each row over itself and those before it."""
+    rows = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    grouped = query.shape[2] != key.shape[2]
+    return F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+
+
+def initialise(model: Model, seed: int) -> None:
+    """Weights by fan-in, residual outputs smaller; embeddings too large to be blurred early; biases 0."""
+    state = torch.Generator().manual_seed(seed)
+    residual = ("attn_out.weight", "blocks.ff_out.weight", "o_proj.weight", "down_proj.weight")
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            std = 1.0 if "wte" in name or "embed_tokens" in name else weight.shape[1] ** -0.5
+            small = name.endswith(residual) or (".blocks." in name and name.endswith("ff_out.weight"))
+            torch.nn.init.normal_(
+                weight, std=std * ((2 * model.config.layers) ** -0.5 if small else 1), generator=state
+            )
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(weight)
+
+
+def shifted(model: Model) -> bool:
+    """Whether row p - 1 predicts position p, as in Dream."""
+    return isinstance(model, dream.Model)
+
+
+def loss_of(model: Model, batch: Batch, causal: bool = False) -> torch.Tensor:
+    """The weighted cross entropy of a batch, a scalar; logits only of rows that weigh something."""
+    device = next(model.parameters()).device
+    weight, targets = batch.weight.flatten(), batch.targets.flatten()
+    if causal or shifted(model):  # the row before must be the position before
+        follows = F.pad(batch.positions.diff(dim=1) == 1, (1, 0)).flatten()
+        weight = weight * follows
+    chosen = weight.nonzero()[:, 0]
+    chosen = F.pad(chosen, (0, -len(chosen) % 256), value=1)
+    counted = torch.arange(len(chosen)) < weight.count_nonzero()
+    weight, targets = weight[chosen] * counted, targets[chosen]
+    rows = chosen - 1 if causal or shifted(model) else chosen
+    with torch.autocast(device.type, torch.bfloat16):
+        hidden = model(batch.ids.to(device), batch.positions.to(device), attend_causally if causal else attend)
+        logits = model.logits(hidden.flatten(0, 1)[rows.to(device)])
+    return (F.cross_entropy(logits, targets.to(device), reduction="none") * weight.to(device)).sum()
+
+
+class Trainer:
+    """Model, optimizers and clock; matrices of the layers go to Muon, all else to AdamW."""
+
+    CLOCK = ("step", "rows", "seconds", "loss")
+
+    def __init__(self, model: Model, data: Data, threads: int = 1, compiled: bool = False) -> None:
+        self.model, self.data, self.recipe, self.threads = model, data, data.recipe, threads
+        if compiled:
+            model.compile(dynamic=False)
+        inside = {n: w for n, w in model.named_parameters() if w.ndim == 2 and (".blocks." in n or ".layers." in n)}
+        rest = [w for n, w in model.named_parameters() if n not in inside]
+        self.optimizers: list[Optimizer] = [
+            Muon(list(inside.values()), weight_decay=self.recipe.decay, adjust_lr_fn="match_rms_adamw"),
+            AdamW(rest, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
+        ]
+        self.step, self.rows, self.seconds, self.loss = 0, 0, 0.0, 0.0
+
+    def update(self, progress: float) -> None:
+        """One step at `progress` in [0, 1) of the run."""
+        begun, recipe = time.monotonic(), self.recipe
+        causal = progress < recipe.causal
+        batch = self.data.batch(causal)
+        share = min(1.0, (progress + 1e-3) / recipe.warmup, (1 - progress) / recipe.cooldown)
+        loss = loss_of(self.model, batch, causal)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.set_num_threads(1)  # the matrices are small: several threads take twice the time
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate * share
+            optimizer.step()
+            optimizer.zero_grad()
+        torch.set_num_threads(self.threads)
+        self.loss += (float(loss.detach()) - self.loss) * (0.01 if self.step else 1.0)
+        self.step, self.rows = self.step + 1, self.rows + batch.ids.numel()
+        self.seconds += time.monotonic() - begun
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to go on to `path`, all or nothing."""
+        state: dict[str, Any] = {"model": self.model.state_dict(), "data": (self.data.pool, self.data.place)}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        state |= {name: getattr(self, name) for name in self.CLOCK}
+        torch.save(state, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+
+    def load(self, path: Path) -> None:
+        """Go on from `path`; masks follow from the place in the data, so no other state is needed."""
+        if not path.exists():
+            raise CheckpointError(f"{path}: nothing to resume; start without --resume")
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.data.pool, self.data.place = state["data"]
+        for name in self.CLOCK:
+            setattr(self, name, state[name])
