@@ -47,7 +47,7 @@ types: $(BIN)/.lint $(BIN)/.test links
 
 links:
 	rm -rf build/types && mkdir -p build/types/dpad
-	ln -s $(addprefix $(CURDIR)/,$(wildcard dpad/*.py) dpad/commands export models plugins runtime) build/types/dpad/
+	ln -s $(addprefix $(CURDIR)/,$(wildcard dpad/*.py) dpad/commands evaluation export models plugins runtime) build/types/dpad/
 
 gpu-check: links
 	$(GPU_RUN) $(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS)
