@@ -48,7 +48,9 @@ def humaneval(data: Path, sandbox: Sandbox, limit: int | None = None, raw: bool 
 def program_of(sample: Sample, text: str) -> str:
     """The whole program: the code of the answer, the problem's tests, and the call that runs them."""
     facts = sample.facts
-    return f"{code_of(facts['prompt'], facts['entry_point'], text)}\n\n{facts['test']}\n\ncheck({facts['entry_point']})\n"
+    return (
+        f"{code_of(facts['prompt'], facts['entry_point'], text)}\n\n{facts['test']}\n\ncheck({facts['entry_point']})\n"
+    )
 
 
 def code_of(prompt: str, entry_point: str, text: str) -> str:
@@ -71,6 +73,6 @@ def _indented(body: str) -> str:
         return body
     depths = [len(line) - len(line.lstrip()) for line in lines]
     opens_block = lines[0].rstrip().endswith(":")
-    if len(lines) > 1 and min(depths[1:]) >= 4 and (not opens_block or depths[1] >= 8):
+    if len(lines) > 1 and min(depths[1:]) >= 4 and (not opens_block or depths[1] > 4):
         return "    " + body.lstrip("\n")
     return textwrap.indent(body, "    ")

@@ -1,7 +1,7 @@
 """The document of a finished run, and the lines of it that people read.
 
-    document = report(settings, records, metrics)
-    document["metrics"]["strict_match"]     # {"value": 0.5, "standard_error": 0.05}
+document = report(settings, records, metrics)
+document["metrics"]["strict_match"]     # {"value": 0.5, "standard_error": 0.05}
 """
 
 import os
@@ -37,9 +37,7 @@ def report(settings: dict[str, Any], records: Sequence[Record], metrics: Metrics
     return {
         "schema_version": SCHEMA_VERSION,
         **settings,
-        "metrics": {
-            name: {"value": value, "standard_error": error} for name, (value, error) in metrics.items()
-        },
+        "metrics": {name: {"value": value, "standard_error": error} for name, (value, error) in metrics.items()},
         "samples": len(records),
         "cost": cost,
         "machine": machine_line(),

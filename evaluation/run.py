@@ -77,9 +77,7 @@ def options_json(options: GenerationOptions) -> dict[str, Any]:
     return asdict(options) | {"schedule": schedule | vars(options.schedule)}
 
 
-def settings_of(
-    bundle: Bundle, task: Task, options: GenerationOptions, engine: str, **more: Any
-) -> dict[str, Any]:
+def settings_of(bundle: Bundle, task: Task, options: GenerationOptions, engine: str, **more: Any) -> dict[str, Any]:
     """Everything that decides the records of a run, and so must stay the same when it is resumed."""
     return {
         "task": task.name,

@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -64,7 +65,7 @@ class Sandbox:
         refused: what the kernel refused, one part a line; empty unless `weak`.
     """
 
-    def __init__(self, limits: Limits = Limits(), *, weak: bool = False) -> None:  # noqa: B008
+    def __init__(self, limits: Limits = Limits(), *, weak: bool = False) -> None:
         """`weak` goes on where namespaces or Landlock are refused; limits of time and memory hold all the same.
 
         Raises `SandboxError` if a part is refused and not `weak`, or a program that does nothing fails.
@@ -105,7 +106,7 @@ class Sandbox:
         report_out, report_in = os.pipe()
         try:
             os.write(token_in, token)
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-I", "-B", str(_LAUNCHER), self._settings(token_out, report_in)],
                 cwd=folder,
                 env={},
@@ -145,8 +146,6 @@ def _ends(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         return False
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()

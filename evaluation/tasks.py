@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dpad.evaluation.data import read_lines
@@ -105,6 +105,11 @@ def texts(data: Path, limit: int | None = None) -> Task:
     rows = read_lines(data, ("text",), ("prompt",))[:limit]
     samples = [Sample(index, row.get("prompt", ""), row["text"]) for index, row in enumerate(rows)]
     return Task("perplexity", samples, lambda sample, text: {}, digests([data]))
+
+
+def answers(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
+    """The answers of `problems` as texts to measure perplexity on."""
+    return replace(problems(limit, shots, seed), name="perplexity")
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
