@@ -69,7 +69,7 @@ $(BIN)/.export: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[export,rtx,kernel,test]'
+	$(PIP) -e '.[export,rtx,kernel,eval,test]'
 	touch $@ $(BIN)/.export
 
 $(BIN)/.lint: pyproject.toml constraints.txt | $(BIN)/python
