@@ -20,7 +20,26 @@ TASK = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml")
 RULES = {"ignore_case", "ignore_punctuation", "regexes_to_ignore"}
 
 # Pieces that the expressions are about, so that drawn texts come near their borders.
-PIECES = ("####", " ", "#", "#### ", "-", "$", ".", ",", "1", "23", "٣", "²", "\n", "A", "ß", "İ", "[invalid]", "Question:")
+PIECES = (
+    "####",
+    " ",
+    "#",
+    "#### ",
+    "-",
+    "$",
+    ".",
+    ",",
+    "1",
+    "23",
+    "٣",
+    "²",
+    "\n",
+    "A",
+    "ß",
+    "İ",
+    "[invalid]",
+    "Question:",
+)
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join)
 
 
@@ -90,7 +109,12 @@ def test_the_stops_are_those_of_the_task() -> None:
 
 def test_only_the_whole_text_is_an_exact_match() -> None:
     """Fails if a long output passes that lacks an end or has one too many."""
-    assert [scoring.grade_text(text, "1, 2")["exact_match"] for text in ("1, 2", "1, 2 ", "1, 2, 3", "1")] == [1, 0, 0, 0]
+    assert [scoring.grade_text(text, "1, 2")["exact_match"] for text in ("1, 2", "1, 2 ", "1, 2, 3", "1")] == [
+        1,
+        0,
+        0,
+        0,
+    ]
 
 
 @given(values=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
