@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpad.runtime.batch import Batch
+from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
@@ -53,15 +54,8 @@ def bounds(
         InvalidRequest: the text is empty, holds a mask, or does not fit on a canvas.
     """
     contract, length = engine.contract, options.block_length
+    options = fitted(contract, prompt_ids, target_ids, options)
     target = np.asarray(target_ids, dtype=np.int64)
-    if not target.size:
-        raise InvalidRequest("a text without tokens has no likelihood; leave it out")
-    if (target == contract.mask_token_id).any():
-        raise InvalidRequest(f"the text contains the mask id {contract.mask_token_id}, which marks blanks; remove it")
-    blocks = -(-len(target) // length)
-    options = replace(options, gen_length=max(options.gen_length, blocks * length), cache="none")
-    options.check(contract)
-    Request(tuple(prompt_ids)).check(options, contract)
     seeds = np.random.default_rng(seed).integers(1 << 32, size=draws).tolist()
     masked = np.stack([_masks(len(target), length, one) for one in seeds])
     size = min(batch_size or contract.max_batch, contract.max_batch)
@@ -70,6 +64,21 @@ def bounds(
         for at in range(0, draws, size)
     ]
     return np.concatenate(parts)
+
+
+def fitted(
+    contract: StepContract, prompt_ids: Sequence[int], target_ids: Sequence[int], options: GenerationOptions
+) -> GenerationOptions:
+    """`options` for a canvas that holds the text; raises `InvalidRequest` where there is no such canvas."""
+    if not target_ids:
+        raise InvalidRequest("a text without tokens has no likelihood; leave it out")
+    if contract.mask_token_id in target_ids:
+        raise InvalidRequest(f"the text contains the mask id {contract.mask_token_id}, which marks blanks; remove it")
+    length = options.block_length
+    options = replace(options, gen_length=max(options.gen_length, -(-len(target_ids) // length) * length), cache="none")
+    options.check(contract)
+    Request(tuple(prompt_ids)).check(options, contract)
+    return options
 
 
 def whole(options: GenerationOptions, length: int) -> GenerationOptions:

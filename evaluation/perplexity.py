@@ -1,6 +1,6 @@
 """Perplexity of texts given their prompts: with the whole suffix, and with the suffix that DPad leaves.
 
-    records = evaluate(task.samples, score_texts(model, options, draws=32), journal)
+    records = evaluate(task.samples, score_texts(model, task, options, draws=32), journal)
     perplexities(records)["perplexity_full"]
 
 Both are bounds by `likelihood.bounds` on the same masks, so their difference is that of the suffix alone.
@@ -13,50 +13,56 @@ from time import perf_counter
 
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Record
-from dpad.evaluation.likelihood import bounds
+from dpad.evaluation.likelihood import bounds, fitted
 from dpad.evaluation.report import Metrics
 from dpad.evaluation.run import Work
 from dpad.evaluation.scoring import ratio
-from dpad.evaluation.tasks import Sample
+from dpad.evaluation.tasks import Sample, Task
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.model import DiffusionModel
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.suffix import Full
 
 
-def score_texts(model: DiffusionModel, options: GenerationOptions, draws: int, raw: bool = False) -> Work:
+def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, draws: int, raw: bool = False) -> Work:
     """Work whose records hold the mean bound of each text in nats, `full` and (unless that is all) `dpad`.
 
-    `nfe` counts one a draw and block, as the decoder's counts one a row and step. A text that cannot be
-    scored is a `DataError` with the sample's number.
+    `nfe` counts one a draw and block, as the decoder's counts one a row and step. Raises `DataError`, with
+    the sample's number, if one of the task's texts cannot be scored.
     """
     schedules = {"full": replace(options, schedule=Full())}
     if not isinstance(options.schedule, Full):
         schedules["dpad"] = options
+    for sample in task.samples:
+        try:
+            fitted(model.engine.contract, *_tokens(model, sample, raw), options)
+        except InvalidRequest as error:
+            raise DataError(f"sample {sample.index + 1} cannot be scored: {error}") from error
 
     def work(samples: Sequence[Sample]) -> Iterable[Record]:
         for sample in samples:
             began = perf_counter()
-            prompt = model.request(sample.prompt, raw=raw or not sample.prompt).prompt_ids
-            target = model.codec.encode_plain(sample.target)
+            prompt, target = _tokens(model, sample, raw)
             seed = (options.seed, sample.index)
-            try:
-                scores = {
-                    name: float(bounds(model.engine, prompt, target, chosen, draws, seed).mean())
-                    for name, chosen in schedules.items()
-                }
-            except InvalidRequest as error:
-                raise DataError(f"sample {sample.index + 1} cannot be scored: {error}") from error
+            drawn = {
+                name: bounds(model.engine, prompt, target, chosen, draws, seed) for name, chosen in schedules.items()
+            }
             yield {
                 "key": sample.key,
                 "index": sample.index,
-                "scores": scores,
+                "scores": {name: float(nats.mean()) for name, nats in drawn.items()},
                 "nfe": len(schedules) * draws * math.ceil(len(target) / options.block_length),
                 "tokens": len(target),
                 "seconds": perf_counter() - began,
             }
 
     return work
+
+
+def _tokens(model: DiffusionModel, sample: Sample, raw: bool) -> tuple[tuple[int, ...], list[int]]:
+    """Token ids of prompt and text; without a prompt there are only those the tokenizer starts every text with."""
+    prompt = model.request(sample.prompt, raw=raw or not sample.prompt).prompt_ids
+    return prompt, model.codec.encode_plain(sample.target)
 
 
 def perplexities(records: Sequence[Record]) -> Metrics:

@@ -12,9 +12,11 @@ from dataclasses import asdict
 from typing import Any
 
 import dpad
+from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Journal, Record
 from dpad.evaluation.tasks import Sample, Task
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.manifest import FILE_NAME
 from dpad.runtime.model import DiffusionModel
 from dpad.runtime.options import GenerationOptions
@@ -46,8 +48,14 @@ def evaluate(
 def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptions, raw: bool = False) -> Work:
     """Work that writes an answer to each prompt and grades it; `raw` leaves the chat template out.
 
-    A record holds the text, NFE, tokens, and the seconds of the batch divided by its rows.
+    A record holds the text, NFE, tokens, and the seconds of the batch divided by its rows. Raises
+    `DataError`, with the sample's number, if one of the task's prompts does not fit.
     """
+    for sample in task.samples:
+        try:
+            model.request(sample.prompt, raw=raw).check(options, model.engine.contract)
+        except InvalidRequest as error:
+            raise DataError(f"sample {sample.index + 1} cannot be answered: {error}") from error
     chosen = options_of(options)
 
     def work(samples: Sequence[Sample]) -> Iterable[Record]:

@@ -59,7 +59,9 @@ def questions(tmp_path_factory: pytest.TempPathFactory, eval_bundle: Path) -> Pa
 def test_results_say_what_was_measured_on_what(eval_bundle: Path, questions: Path, tmp_path: Path) -> None:
     """Fails if the document loses a field, or a metric is not the mean over the samples."""
     out = tmp_path / "out.json"
-    ran = run(eval_bundle, "--task", "gsm8k", "--data", questions, "--out", out, "--cache", "dual", "--seed", 5, "--json")
+    ran = run(
+        eval_bundle, "--task", "gsm8k", "--data", questions, "--out", out, "--cache", "dual", "--seed", 5, "--json"
+    )
     assert ran.exit_code == 0, ran.output
     document = json.loads(out.read_text())
     assert json.loads(ran.stdout) == document
@@ -216,6 +218,7 @@ def test_worked_examples_come_from_their_file(eval_bundle: Path, questions: Path
     assert [sample.prompt for sample in tasks.gsm8k(questions, limit=3, shots=2, fewshot_data=worked).samples] == [
         sample.prompt for sample in task.samples[:3]
     ]
-    assert "examples, fewer than --shots 40" in run(
-        eval_bundle, "--task", "gsm8k", "--data", questions, "--shots", 40, "--fewshot-data", worked
-    ).stderr
+    assert (
+        "examples, fewer than --shots 40"
+        in run(eval_bundle, "--task", "gsm8k", "--data", questions, "--shots", 40, "--fewshot-data", worked).stderr
+    )

@@ -70,8 +70,10 @@ def command(
     with load(directory, engine=engine, threads=threads) as model:
         options = model.options(**with_schedule(arguments))
         options.check(model.engine.contract)
+        if batch_size > (most := model.engine.contract.max_batch):
+            raise InvalidRequest(f"--batch-size {batch_size} is over this bundle's {most}")
         if name == "perplexity":
-            work = score_texts(model, options, mc_samples, raw)
+            work = score_texts(model, task, options, mc_samples, raw)
         else:
             work = generate_answers(model, task, options, raw)
         bundle = Bundle.open(directory, hashes=False)
