@@ -152,11 +152,16 @@ class DpadLM(LM):
         return self.model.codec.encode_plain(text) if self._templated else self.model.codec.encode(text)
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of both, split where the context ends; spaces at its end belong to the continuation."""
+        """Tokens of both; spaces at the context's end belong to the continuation.
+
+        Both are encoded together and split behind the context's tokens, unless the two do not part there.
+        """
         stem = context.rstrip()
         continuation = context[len(stem) :] + continuation
-        before = self._encode(stem)
-        return before, self._encode(stem + continuation)[len(before) :]
+        before, together = self._encode(stem), self._encode(stem + continuation)
+        if together[: len(before)] == before and len(together) > len(before):
+            return before, together[len(before) :]
+        return before, self.model.codec.encode_plain(continuation)
 
     def _loglikelihood(self, context: Sequence[int], target: Sequence[int]) -> float:
         options = whole(self.options, len(target))
