@@ -56,10 +56,9 @@ def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptio
             model.request(sample.prompt, raw=raw).check(options, model.engine.contract)
         except InvalidRequest as error:
             raise DataError(f"sample {sample.index + 1} cannot be answered: {error}") from error
-    chosen = options_of(options)
 
     def work(samples: Sequence[Sample]) -> Iterable[Record]:
-        answers = model.generate_batch([sample.prompt for sample in samples], raw=raw, **chosen)
+        answers = model.generate_batch([sample.prompt for sample in samples], raw=raw, **vars(options))
         for sample, answer in zip(samples, answers):
             yield {
                 "key": sample.key,
@@ -72,11 +71,6 @@ def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptio
             }
 
     return work
-
-
-def options_of(options: GenerationOptions) -> dict[str, Any]:
-    """The fields of `options`, the schedule still an object."""
-    return {name: getattr(options, name) for name in options.__dataclass_fields__}
 
 
 def options_json(options: GenerationOptions) -> dict[str, Any]:

@@ -2,21 +2,26 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import numpy as np
 import pytest
+import yaml
 from bundles import TEMPLATE
+from click.testing import CliRunner
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from dpad import Full, Gaussian, Request
+from dpad.cli import main
 from dpad.evaluation.harness import DpadLM
 from dpad.evaluation.likelihood import bounds
 from dpad.runtime.errors import InvalidRequest
@@ -187,6 +192,34 @@ def test_chats_are_laid_out_by_the_bundle(model: DpadLM, eval_bundle: Path, task
     assert chatting.tokenizer_name == model.tokenizer_name
     with pytest.raises(InvalidRequest, match="named 'rag'"):
         chatting.chat_template("rag")
+
+
+def test_its_gsm8k_and_ours_agree(eval_bundle: Path, model: DpadLM, tmp_path: Path) -> None:
+    """Fails if prompts, answers, scores or their errors differ between `dpad eval` and the harness's own task."""
+    task = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml").read_text())
+    for name in ("dataset_name", "training_split", "fewshot_split", "tag"):
+        del task[name]
+    task |= {"task": "own_gsm8k", "dataset_path": "json", "test_split": "test", "num_fewshot": 0}
+    task["dataset_kwargs"] = {"data_files": {"test": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(task))
+    rows = [{"question": f"w{i + 9} w{2 * i + 30}", "answer": f"w8\n#### {-i}"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ours = [*("--task", "gsm8k", "--data", str(tmp_path / "rows.jsonl"), "--raw", "--json", "--batch-size", "2")]
+    ours += [*("--gen-length", "32", "--block-length", "16", "--window", "16", "--out", str(tmp_path / "out"))]
+    assert CliRunner().invoke(main, ["eval", str(eval_bundle), *ours]).exit_code == 0
+    texts = [json.loads(line)["text"] for line in (tmp_path / "out.samples.jsonl").read_text().splitlines()[1:]]
+    for row, text in zip(rows[::2], texts[::2]):  # half of them become right
+        row["answer"] = f"w8\n#### {(re.findall('[0-9]+', text) or [0])[-1]}"
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "out.samples.jsonl").unlink()
+    metrics = json.loads(CliRunner().invoke(main, ["eval", str(eval_bundle), *ours]).stdout)["metrics"]
+    theirs = evaluate(model, tmp_path, "own_gsm8k")
+    samples = sorted(theirs["samples"]["own_gsm8k"], key=lambda sample: sample["doc_id"])
+    assert [sample["resps"][0][0] for sample in samples if sample["filter"] == "strict-match"] == texts
+    for name, metric in metrics.items():
+        key = f"exact_match,{name.replace('_', '-')}"
+        assert metric["value"] == pytest.approx(theirs["results"]["own_gsm8k"][key])
+    assert 0 < metrics["flexible_extract"]["value"] < 1
 
 
 @pytest.mark.parametrize(
