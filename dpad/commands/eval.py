@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from rich.console import Console
@@ -14,10 +14,10 @@ from dpad.commands.terminal import TerminalProgress
 from dpad.evaluation import tasks
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.humaneval import humaneval
-from dpad.evaluation.journal import Journal
+from dpad.evaluation.journal import Journal, Record
 from dpad.evaluation.perplexity import perplexities, score_texts
 from dpad.evaluation.report import mean_scores, report
-from dpad.evaluation.run import evaluate, generate_answers, settings_of
+from dpad.evaluation.run import Work, evaluate, generate_answers, settings_of
 from dpad.evaluation.sandbox import Limits, Sandbox
 from dpad.evaluation.tasks import Task
 from dpad.runtime.bundle import Bundle
@@ -63,26 +63,19 @@ def command(
     if out is not None and not out.parent.is_dir():
         raise DataError(f"{out.parent} is no folder; make it, or give another --out")
     task, settings = _task(name, raw, **asked, **limits)
-    if name == "perplexity":
-        settings["mc_samples"] = mc_samples
-    samples = out and out.with_name(f"{out.name}.samples.jsonl")
-    progress = TerminalProgress()
     with load(directory, engine=engine, threads=threads) as model:
         options = model.options(**with_schedule(arguments))
         options.check(model.engine.contract)
         if batch_size > (most := model.engine.contract.max_batch):
             raise InvalidRequest(f"--batch-size {batch_size} is over this bundle's {most}")
         if name == "perplexity":
+            settings["mc_samples"] = mc_samples
             work = score_texts(model, task, options, mc_samples, raw)
         else:
             work = generate_answers(model, task, options, raw)
         bundle = Bundle.open(directory, hashes=False)
         settings = settings_of(bundle, task, options, model.engine.name, raw=raw, **settings)
-        with Journal.open(samples, settings) as journal, progress.task(name, len(task.samples)) as advance:
-            try:
-                records = evaluate(task.samples, work, journal, batch_size, advance)
-            except KeyboardInterrupt:
-                _stop(len(journal.records), len(task.samples), samples)
+        records = _records(task, work, settings, out and out.with_name(f"{out.name}.samples.jsonl"), batch_size)
     metrics = perplexities(records) if name == "perplexity" else mean_scores(records)
     document = report(settings, records, metrics)
     if out is not None:
@@ -91,6 +84,18 @@ def command(
         click.echo(json.dumps(document))
     else:
         _print(document)
+
+
+def _records(task: Task, work: Work, settings: dict[str, Any], kept: Path | None, batch_size: int) -> list[Record]:
+    """Run the task behind a progress bar; Ctrl-C ends the command with status 130 and says how to go on."""
+    count = len(task.samples)
+    with Journal.open(kept, settings) as journal, TerminalProgress().task(task.name, count) as advance:
+        try:
+            return evaluate(task.samples, work, journal, batch_size, advance)
+        except KeyboardInterrupt:
+            state = f"kept in {kept}; the same command goes on" if kept else "lost; with --out they would be kept"
+            click.echo(f"dpad: stopped after {len(journal.records)} of {count} samples, which are {state}", err=True)
+            raise click.exceptions.Exit(130) from None
 
 
 def _task(
@@ -130,12 +135,6 @@ def _task(
     if sandbox.refused:
         click.echo(f"not isolated: {sandbox.refused}", err=True)
     return humaneval(data, sandbox, limit, raw), {"time_limit": time_limit, "not_isolated": sandbox.refused}
-
-
-def _stop(done: int, count: int, samples: Path | None) -> NoReturn:
-    kept = f"kept in {samples}; the same command goes on" if samples else "lost; with --out they would be kept"
-    click.echo(f"dpad: stopped after {done} of {count} samples, which are {kept}", err=True)
-    raise click.exceptions.Exit(130)
 
 
 def _print(document: dict[str, Any]) -> None:
