@@ -21,7 +21,7 @@ from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule
 PROMPT, TARGET = [9, 80, 33, 4, 61], [17, 5, 90, 90, 2]
 BLOCK, GEN = 3, 12  # blocks of 3 and 2 tokens, one mask in the second block that is not scored, two more blocks
 SCHEDULES = {"full": Full(), "thinned": Explicit(((1, 4, 8), (0, 3), (2,), ()))}
-DRAWS = 240
+DRAWS = 160
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
