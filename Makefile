@@ -47,7 +47,7 @@ types: $(BIN)/.lint $(BIN)/.test links
 
 links:
 	rm -rf build/types && mkdir -p build/types/dpad
-	ln -s $(addprefix $(CURDIR)/,$(wildcard dpad/*.py) dpad/commands export models plugins runtime) build/types/dpad/
+	ln -s $(addprefix $(CURDIR)/,$(wildcard dpad/*.py) dpad/commands evaluation export models plugins runtime) build/types/dpad/
 
 gpu-check: links
 	$(GPU_RUN) $(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS)
@@ -69,7 +69,7 @@ $(BIN)/.export: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[export,rtx,kernel,test]'
+	$(PIP) -e '.[export,rtx,kernel,eval,test]'
 	touch $@ $(BIN)/.export
 
 $(BIN)/.lint: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,4 +1,4 @@
-"""The command line: `dpad export | generate | parity | inspect | plugin`.
+"""The command line: `dpad export | generate | parity | eval | inspect | plugin`.
 
 Commands live one a file in `dpad.commands` and are imported when they are called, so that
 `dpad generate` never loads torch.
@@ -17,6 +17,7 @@ _COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
     "generate": "Write text with a bundle.",
     "parity": "Compare a bundle's engines with PyTorch.",
+    "eval": "Measure a bundle on a task.",
     "inspect": "Show what a bundle holds and what runs here.",
     "plugin": "Compile the attention kernel for GPUs that are not here.",
 }

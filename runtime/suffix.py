@@ -136,6 +136,23 @@ class Explicit:
         return np.asarray(self.distances[block] if length else (), dtype=np.int64)
 
 
+SCHEDULES = ("gaussian", "uniform", "none")
+
+
+def schedule_named(
+    name: str, window: int | None = None, k: float = 4.0, scale: float = 2.0, count: int = 32
+) -> SuffixSchedule:
+    """The schedule of a name in `SCHEDULES` with the parameters that it has; others are left unread.
+
+    Raises `InvalidRequest` for another name.
+    """
+    if name not in SCHEDULES:
+        raise InvalidRequest(f"schedule {name!r} is not one of {', '.join(SCHEDULES)}")
+    if name == "gaussian":
+        return Gaussian(k, scale, window)
+    return Uniform(count, window) if name == "uniform" else Full()
+
+
 def _window(window: int | None, gen_length: int) -> int:
     """The published runs never use more than 256, nor more than there is to decode."""
     return min(256, gen_length) if window is None else window

@@ -60,15 +60,23 @@ class TextCodec:
         """Token ids of a conversation, ready for the assistant's turn; raises `InvalidRequest`."""
         return list(self._tokenizer.encode(self.render(messages), add_special_tokens=False).ids)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as the checkpoint's chat template writes it."""
+    @property
+    def template(self) -> str | None:
+        """The source of the chat template, None where there is none."""
+        return self._source
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as the checkpoint's chat template writes it, the assistant's turn opened at its end."""
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
                 raise InvalidRequest(f"a chat message needs 'role' and 'content', got {message!r}")
         try:
-            return str(self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens))
+            prompt = self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
+            )
         except TemplateError as error:
             raise InvalidRequest(f"the chat template refused these messages: {error}") from error
+        return str(prompt)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens left out."""

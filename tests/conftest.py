@@ -11,6 +11,7 @@ from pathlib import Path
 import interpreter  # before anything imports the kernels
 import pytest
 import torch
+from bundles import export, write_source
 from checkpoints import OPENERS, Weights, export_step, random_weights, raw_config, write_checkpoint
 from hypothesis import settings
 
@@ -73,3 +74,10 @@ def engine_of(make_bundle: MakeBundle) -> Callable[..., Engine]:
         return opened[name, directory]
 
     return open_engine
+
+
+@pytest.fixture(scope="session")
+def eval_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle of a random model, for the tests of evaluation."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    return export(write_source(folder / "source"), folder / "bundle").directory

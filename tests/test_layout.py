@@ -13,7 +13,7 @@ import dpad
 from dpad.runtime import errors
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("plugins", "runtime", "models", "export")  # each may import only those on its left
+FOLDERS = ("plugins", "runtime", "models", "export", "evaluation")  # each may import only those on its left
 HEAVY = (
     "torch",
     "onnx",
@@ -25,6 +25,8 @@ HEAVY = (
     "tensorrt_rtx",
     "tensorrt",
     "cuda",
+    "lm_eval",
+    "datasets",
 )
 
 
@@ -57,6 +59,15 @@ def test_models_know_the_runtime_only_by_its_contract() -> None:
         if path.name != "torch_engine.py":
             used = {name.split(".")[2] for name in imported(path) if name.startswith("dpad.runtime.")}
             assert used <= allowed, path
+
+
+def test_evaluation_measures_bundles_and_makes_none() -> None:
+    """Fails if measuring needs the exporter, a model family or torch; of the models only the training text is read."""
+    for path in (ROOT / "evaluation").glob("*.py"):
+        names = imported(path)
+        assert not {name.split(".")[0] for name in names} & {"torch", "onnx", "transformers"}, path
+        assert not any(name.startswith("dpad.export") for name in names), path
+        assert all(name.startswith("dpad.models.training") for name in names if name.startswith("dpad.models")), path
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +118,7 @@ def test_serving_needs_no_training_stack(tmp_path: Path) -> None:
 def test_the_public_interface_is_what_it_says() -> None:
     """Fails if a public name vanishes, has no docstring, or one is added unnoticed."""
     public = {name for name in vars(dpad) if not name.startswith("_")}
-    modules = {"cli", "commands", "errors", "export", "metadata", "models", "plugins", "runtime"}
+    modules = {"cli", "commands", "errors", "evaluation", "export", "metadata", "models", "plugins", "runtime"}
     helpers = {"Engine", "Path", "open_engine", "tokenizer_directory", "TextCodec"}
     assert public - modules - helpers == set(dpad.__all__) - {"errors"}
     for name in dpad.__all__:

@@ -9,71 +9,20 @@ from typing import Any
 import click
 
 from dpad import Generation, load
+from dpad.commands.decoding import decoding_options, with_schedule
 from dpad.runtime.checks import is_integer
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.options import CACHES, DECODERS
-from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
-
-SCHEDULES = ("gaussian", "uniform", "none")
+from dpad.runtime.suffix import Explicit
 
 
 @click.command("generate")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option(
-    "--engine",
-    default="auto",
-    show_default=True,
-    help="As `dpad inspect` names it; torch or torch-cuda for the eager reference.",
-)
-@click.option(
-    "--threads",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="CPU threads of the engine; 0 is every core.",
-)
-@click.option("--gen-length", default=128, show_default=True, type=int, help="New tokens on the canvas.")
-@click.option("--block-length", default=32, show_default=True, type=int, help="Tokens decoded together.")
-@click.option(
-    "--cache",
-    default="prefix",
-    show_default=True,
-    type=click.Choice(CACHES),
-    help="What is kept between the steps of a block.",
-)
-@click.option(
-    "--decoder",
-    default="threshold",
-    show_default=True,
-    type=click.Choice(DECODERS),
-    help="Which masks are committed in a step.",
-)
-@click.option("--threshold", default=0.9, show_default=True, help="Confidence of the threshold decoder.")
-@click.option("--factor", default=1.0, show_default=True, help="Of the factor decoder (Fast-dLLM).")
-@click.option("--steps", type=int, help="Total steps of the fixed, entropy and margin decoders. Default: one a token.")
-@click.option(
-    "--schedule",
-    default="gaussian",
-    show_default=True,
-    type=click.Choice(SCHEDULES),
-    help="Suffix dropout (DPad); none keeps the whole suffix.",
-)
-@click.option("--window", type=int, help="Suffix tokens that may survive. Default: 256, at most --gen-length.")
-@click.option("--k", default=4.0, show_default=True, help="Standard deviations that the Gaussian window spans.")
-@click.option("--scale", default=2.0, show_default=True, help="Of the Gaussian keep probability.")
-@click.option("--count", default=32, show_default=True, help="Suffix tokens that the uniform schedule keeps.")
+@decoding_options
 @click.option(
     "--positions",
     metavar="JSON",
     help="Instead of a schedule: for each block the suffix positions to keep, as canvas positions (JSON or a file).",
-)
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=int, help="Draw from the k likeliest tokens.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this probability.")
-@click.option("--seed", default=0, show_default=True, type=int, help="Of the suffix dropout and of the draw.")
-@click.option(
-    "--early-termination/--no-early-termination", default=True, show_default=True, help="Stop when a block holds EOS."
 )
 @click.option("--suffix", help="Text behind the generated text (infill).")
 @click.option("--raw", is_flag=True, help="Do not wrap PROMPT in the chat template.")
@@ -84,11 +33,6 @@ def command(
     prompt: str,
     engine: str,
     threads: int,
-    schedule: str,
-    window: int | None,
-    k: float,
-    scale: float,
-    count: int,
     positions: str | None,
     suffix: str | None,
     raw: bool,
@@ -99,7 +43,7 @@ def command(
     """Write text with the bundle DIR. PROMPT - reads standard input."""
     if prompt == "-":
         prompt = sys.stdin.read()
-    options["schedule"] = _schedule(schedule, window, k, scale, count)
+    options = with_schedule(options)
     with load(directory, engine=engine, threads=threads) as model:
         request = model.request(prompt, raw=raw, suffix=suffix)
         if positions is not None:
@@ -123,12 +67,6 @@ def command(
         f"refresh {timings.refresh:.2f}, denoise {timings.denoise:.2f}, loop {timings.loop:.2f}]",
         err=True,
     )
-
-
-def _schedule(schedule: str, window: int | None, k: float, scale: float, count: int) -> SuffixSchedule:
-    if schedule == "gaussian":
-        return Gaussian(k, scale, window)
-    return Uniform(count, window) if schedule == "uniform" else Full()
 
 
 def _explicit(positions: str, prompt_length: int, block_length: int) -> Explicit:

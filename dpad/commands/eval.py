@@ -1,0 +1,148 @@
+"""`dpad eval DIR --task NAME`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from dpad import load
+from dpad.commands.decoding import decoding_options, with_schedule
+from dpad.commands.terminal import TerminalProgress
+from dpad.evaluation import tasks
+from dpad.evaluation.errors import DataError
+from dpad.evaluation.humaneval import humaneval
+from dpad.evaluation.journal import Journal, Record
+from dpad.evaluation.perplexity import perplexities, score_texts
+from dpad.evaluation.report import mean_scores, report
+from dpad.evaluation.run import Work, evaluate, generate_answers, settings_of
+from dpad.evaluation.sandbox import Limits, Sandbox
+from dpad.evaluation.tasks import Task
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.errors import InvalidRequest
+
+TASKS = ("problems", "long", "gsm8k", "humaneval", "perplexity")
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("eval")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--task", "name", required=True, help=f"What to measure: {', '.join(TASKS)}.")
+@click.option("--data", type=_FILE, help="JSON lines, plain or gzipped: of gsm8k, humaneval, and texts for perplexity.")
+@click.option("--limit", type=click.IntRange(1), help=f"Samples. Default: all of --data, or {tasks.LIMIT}.")
+@click.option("--shots", default=0, show_default=True, type=click.IntRange(0), help="Worked examples before a problem.")
+@click.option("--fewshot-data", type=_FILE, help="Where gsm8k takes its worked examples from.")
+@click.option("--data-seed", default=0, show_default=True, type=click.IntRange(0), help="Of problems and examples.")
+@click.option("--mc-samples", default=32, show_default=True, type=click.IntRange(1), help="Draws a text of perplexity.")
+@click.option(
+    "--time-limit", default=10.0, show_default=True, type=click.FloatRange(0.1), help="Seconds of a humaneval program."
+)
+@click.option("--weak-sandbox", is_flag=True, help="Run humaneval programs with what isolation the kernel allows.")
+@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1), help="Samples decoded together.")
+@click.option("--out", type=_FILE, help="Where results go; finished samples go beside it, and a rerun takes them up.")
+@decoding_options
+@click.option("--raw", is_flag=True, help="Do not wrap prompts in the chat template.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    directory: Path,
+    engine: str,
+    threads: int,
+    name: str,
+    mc_samples: int,
+    batch_size: int,
+    out: Path | None,
+    raw: bool,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Measure the bundle DIR on a task. A run that was stopped goes on when it is started again with the same --out."""
+    asked = {key: arguments.pop(key) for key in ("data", "limit", "shots", "fewshot_data", "data_seed")}
+    limits = {key: arguments.pop(key) for key in ("time_limit", "weak_sandbox")}
+    if out is not None and not out.parent.is_dir():
+        raise DataError(f"{out.parent} is no folder; make it, or give another --out")
+    task, settings = _task(name, raw, **asked, **limits)
+    with load(directory, engine=engine, threads=threads) as model:
+        options = model.options(**with_schedule(arguments))
+        options.check(model.engine.contract)
+        if batch_size > (most := model.engine.contract.max_batch):
+            raise InvalidRequest(f"--batch-size {batch_size} is over this bundle's {most}")
+        if name == "perplexity":
+            settings["mc_samples"] = mc_samples
+            work = score_texts(model, task, options, mc_samples, raw)
+        else:
+            work = generate_answers(model, task, options, raw)
+        bundle = Bundle.open(directory, hashes=False)
+        settings = settings_of(bundle, task, options, model.engine.name, raw=raw, **settings)
+        records = _records(task, work, settings, out and out.with_name(f"{out.name}.samples.jsonl"), batch_size)
+    metrics = perplexities(records) if name == "perplexity" else mean_scores(records)
+    document = report(settings, records, metrics)
+    if out is not None:
+        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(document))
+    else:
+        _print(document)
+
+
+def _records(task: Task, work: Work, settings: dict[str, Any], kept: Path | None, batch_size: int) -> list[Record]:
+    """Run the task behind a progress bar; Ctrl-C ends the command with status 130 and says how to go on."""
+    count = len(task.samples)
+    with Journal.open(kept, settings) as journal, TerminalProgress().task(task.name, count) as advance:
+        try:
+            return evaluate(task.samples, work, journal, batch_size, advance)
+        except KeyboardInterrupt:
+            state = f"kept in {kept}; the same command goes on" if kept else "lost; with --out they would be kept"
+            click.echo(f"dpad: stopped after {len(journal.records)} of {count} samples, which are {state}", err=True)
+            raise click.exceptions.Exit(130) from None
+
+
+def _task(
+    name: str,
+    raw: bool,
+    data: Path | None,
+    limit: int | None,
+    shots: int,
+    fewshot_data: Path | None,
+    data_seed: int,
+    time_limit: float,
+    weak_sandbox: bool,
+) -> tuple[Task, dict[str, Any]]:
+    """The task, and those of its settings that decide what is measured."""
+    if name not in TASKS:
+        raise InvalidRequest(f"task {name!r} is not one of {', '.join(TASKS)}")
+    if data is None and name in ("gsm8k", "humaneval"):
+        raise DataError(f"{name} reads a local file and downloads nothing; give it with --data FILE")
+    if data is not None and name in ("problems", "long"):
+        raise InvalidRequest(f"{name} makes its own samples; leave --data out")
+    if shots and (name in ("long", "humaneval") or (name == "perplexity" and data is not None)):
+        raise InvalidRequest(f"{name} takes no worked examples{' with --data' if data else ''}; leave --shots out")
+    if fewshot_data is not None and name != "gsm8k":
+        raise InvalidRequest(f"{name} does not read --fewshot-data; leave it out")
+    seeds = {"data_seed": data_seed, "shots": shots}
+    if name == "problems":
+        return tasks.problems(limit, shots, data_seed), seeds
+    if name == "long":
+        return tasks.long(limit, data_seed), seeds
+    if data is None:
+        return tasks.answers(limit, shots, data_seed), seeds
+    if name == "perplexity":
+        return tasks.texts(data, limit), {}
+    if name == "gsm8k":
+        return tasks.gsm8k(data, limit, shots, data_seed, fewshot_data), seeds
+    sandbox = Sandbox(Limits(seconds=time_limit), weak=weak_sandbox)
+    if sandbox.refused:
+        click.echo(f"not isolated: {sandbox.refused}", err=True)
+    return humaneval(data, sandbox, limit, raw), {"time_limit": time_limit, "not_isolated": sandbox.refused}
+
+
+def _print(document: dict[str, Any]) -> None:
+    """A table of the metrics, and what they cost."""
+    table = Table("metric", "value", "standard error", title=f"{document['task']}, {document['samples']} samples")
+    for name, metric in document["metrics"].items():
+        error = metric["standard_error"]
+        table.add_row(name, f"{metric['value']:.4f}", "" if error is None else f"{error:.4f}")
+    Console(highlight=False).print(table)
+    cost = ", ".join(f"{part['mean']:.4g} {name}" for name, part in document["cost"].items())
+    click.echo(f"[{document['engine']}: {cost} a sample]", err=True)

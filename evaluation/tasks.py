@@ -1,0 +1,128 @@
+"""`Task`: prompts with their targets, and how an answer is graded.
+
+    task = problems(limit=100, shots=2, seed=0)
+    task.samples[0].prompt, task.grade(task.samples[0], "... #### 18")
+
+Word problems and GSM8K are asked as lm-evaluation-harness asks GSM8K: worked examples, then
+`Question: ...` and `Answer:`. Each question has worked examples of its own, drawn by the seed and the
+question's number, so that a sample does not depend on how many are measured.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dpad.evaluation.data import read_lines
+from dpad.evaluation.errors import DataError
+from dpad.evaluation.scoring import STOPS, cut, grade_numbers, grade_text
+from dpad.models.training import corpus
+from dpad.models.training.problems import PROBLEMS, Example
+from dpad.models.training.routines import LONG
+from dpad.runtime.bundle import sha256
+
+LIMIT = 100  # samples of the tasks that make their own
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt.
+
+    Attributes:
+        index: its number within the task.
+        prompt: the user's text.
+        target: what grading compares with; for perplexity the text that is scored.
+        facts: what else grading needs.
+    """
+
+    index: int
+    prompt: str
+    target: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Digest of all fields: what a kept result is found by."""
+        text = json.dumps([self.index, self.prompt, self.target, dict(self.facts)])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+Grade = Callable[[Sample, str], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Samples under a name; `grade` gives metric -> score of an answer, `data` file -> SHA-256."""
+
+    name: str
+    samples: list[Sample]
+    grade: Grade
+    data: dict[str, str] = field(default_factory=dict)
+
+
+def problems(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
+    """Held-out word problems of the training text, worked examples from the training split."""
+    asked = corpus.heldout(seed, limit or LIMIT)
+
+    def draw(rng: random.Random) -> list[Example]:
+        return [corpus.sample(rng, "train", rng.choice(list(PROBLEMS))) for _ in range(shots)]
+
+    samples = _questions(asked, draw, seed)
+    return Task("problems", samples, _grade_problem)
+
+
+def long(limit: int | None = None, seed: int = 0) -> Task:
+    """Held-out long outputs that follow a rule: counting, numbered lists, weeks; the whole text must match."""
+    asked = corpus.heldout(seed, limit or LIMIT, kinds=tuple(LONG))
+    samples = [Sample(index, example.question, example.answer) for index, example in enumerate(asked)]
+    return Task("long", samples, lambda sample, text: grade_text(text, sample.target))
+
+
+def gsm8k(
+    data: Path, limit: int | None = None, shots: int = 0, seed: int = 0, fewshot_data: Path | None = None
+) -> Task:
+    """GSM8K's layout from a local file of `question` and `answer`; worked examples from `fewshot_data`.
+
+    Raises `DataError` for a file that cannot be read, or one with fewer rows than `shots`.
+    """
+    asked = [Example(row["question"], row["answer"]) for row in read_lines(data, ("question", "answer"))[:limit]]
+    files, worked = [data], []
+    if shots:
+        if fewshot_data is None:
+            raise DataError("gsm8k takes its worked examples from another file; give --fewshot-data, or --shots 0")
+        worked = [Example(row["question"], row["answer"]) for row in read_lines(fewshot_data, ("question", "answer"))]
+        if len(worked) < shots:
+            raise DataError(f"{fewshot_data} has {len(worked)} examples, fewer than --shots {shots}")
+        files.append(fewshot_data)
+    samples = _questions(asked, lambda rng: rng.sample(worked, shots), seed)
+    return Task("gsm8k", samples, _grade_problem, digests(files))
+
+
+def texts(data: Path, limit: int | None = None) -> Task:
+    """Texts to measure perplexity on: a local file of `text`, each with an optional `prompt`."""
+    rows = read_lines(data, ("text",), ("prompt",))[:limit]
+    samples = [Sample(index, row.get("prompt", ""), row["text"]) for index, row in enumerate(rows)]
+    return Task("perplexity", samples, lambda sample, text: {}, digests([data]))
+
+
+def answers(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
+    """The answers of `problems` as texts to measure perplexity on."""
+    return replace(problems(limit, shots, seed), name="perplexity")
+
+
+def digests(files: Sequence[Path]) -> dict[str, str]:
+    """Name -> SHA-256 of data files; the folder they lie in does not matter."""
+    return {path.name: sha256(path) for path in files}
+
+
+def _questions(asked: list[Example], draw: Callable[[random.Random], list[Example]], seed: int) -> list[Sample]:
+    return [
+        Sample(index, corpus.few_shot(draw(random.Random(f"{seed}/{index}")), example.question), example.answer)
+        for index, example in enumerate(asked)
+    ]
+
+
+def _grade_problem(sample: Sample, text: str) -> dict[str, float]:
+    return grade_numbers(cut(text, STOPS), sample.target)

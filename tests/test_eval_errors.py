@@ -1,0 +1,98 @@
+"""What `dpad eval` refuses, in one line that names the cause, and what it does not load."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dpad.cli import main
+from dpad.evaluation import errors
+from dpad.runtime.errors import DpadError
+
+ROW = '{"question": "w1", "answer": "#### 1"}'
+FILES = {
+    "good": f"{ROW}\n{ROW}\n",
+    "cut": f"{ROW}\n\n{ROW[:20]}\n",
+    "list": f"{ROW}\n[1]\n",
+    "less": f'{ROW}\n{{"question": "w1"}}\n',
+    "number": '{"question": "w1", "answer": 1}\n',
+    "empty": "\n\n",
+    "long": f'{ROW}\n{{"question": "{"w1 " * 300}", "answer": "w1"}}\n',
+    "text": '{"text": "w5 w6"}\n{"text": ""}\n',
+    "prompt": '{"text": "w5 w6", "prompt": 3}\n',
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        (("--task", "chess"), "InvalidRequest", "task 'chess' is not one of problems, long, gsm8k"),
+        (("--task", "gsm8k"), "DataError", "give it with --data FILE"),
+        (("--task", "humaneval"), "DataError", "give it with --data FILE"),
+        (("--task", "problems", "--data", "good"), "InvalidRequest", "leave --data out"),
+        (("--task", "long", "--shots", "1"), "InvalidRequest", "long takes no worked examples"),
+        (("--task", "problems", "--fewshot-data", "good"), "InvalidRequest", "--fewshot-data"),
+        (("--task", "gsm8k", "--data", "nowhere"), "DataError", "cannot be read"),
+        (("--task", "gsm8k", "--data", "cut"), "DataError", "cut, line 3 is not JSON"),
+        (("--task", "gsm8k", "--data", "list"), "DataError", "list, line 2 is no object"),
+        (("--task", "gsm8k", "--data", "less"), "DataError", "less, line 2 has no text 'answer'"),
+        (("--task", "gsm8k", "--data", "number"), "DataError", "number, line 1 has no text 'answer'"),
+        (("--task", "gsm8k", "--data", "empty"), "DataError", "holds no samples"),
+        (("--task", "gsm8k", "--data", "deep"), "DataError", "deep, line 1 is not JSON"),
+        (("--task", "gsm8k", "--data", "binary"), "DataError", "cannot be read"),
+        (("--task", "gsm8k", "--data", "broken.gz"), "DataError", "cannot be read"),
+        (("--task", "gsm8k", "--data", "good", "--shots", "1"), "DataError", "give --fewshot-data"),
+        (("--task", "gsm8k", "--data", "good", "--gen-length", "33"), "InvalidRequest", "does not divide"),
+        (("--task", "gsm8k", "--data", "good", "--batch-size", "64"), "InvalidRequest", "is over this bundle's "),
+        (("--task", "gsm8k", "--data", "good", "--out", "no/such/out.json"), "DataError", "is no folder"),
+        (("--task", "gsm8k", "--data", "good", "--out", "other"), "DataError", "is not a file of samples"),
+        (("--task", "gsm8k", "--data", "long"), "DataError", "sample 2 cannot be answered: a canvas of "),
+        (("--task", "humaneval", "--data", "good"), "DataError", "good, line 1 has no text 'task_id'"),
+        (("--task", "perplexity", "--data", "text"), "DataError", "sample 2 cannot be scored"),
+        (("--task", "perplexity", "--data", "text", "--shots", "1"), "InvalidRequest", "leave --shots out"),
+        (("--task", "perplexity", "--data", "prompt"), "DataError", "prompt, line 1: 'prompt' is no text"),
+    ],
+)
+def test_mistakes_are_named(
+    eval_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], kind: str, said: str
+) -> None:
+    """Fails if a mistake is not told by file, line and way out, or leaves files behind."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    Path("binary").write_bytes(b"\xff\xfe\x00")
+    Path("broken.gz").write_bytes(b"\x1f\x8b\x08\x00broken")
+    Path("other.samples.jsonl").write_text('{"a": 1}\n')
+    before = sorted(tmp_path.iterdir())
+    ran = CliRunner().invoke(main, ["eval", str(eval_bundle), "--gen-length", "32", "--mc-samples", "1", *arguments])
+    assert ran.exit_code == 1, ran.output
+    assert ran.stderr.startswith(f"dpad: {kind}: ")
+    assert said in ran.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_every_error_is_in_the_tree_that_documents_them() -> None:
+    """Fails if an error of evaluation is missing in the tree at the top of its file."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DpadError)]
+    assert len(kinds) == 5
+    for kind in kinds:
+        assert kind.__name__ in (errors.__doc__ or "")
+
+
+def test_measuring_needs_no_training_stack(eval_bundle: Path, tmp_path: Path) -> None:
+    """Fails if a machine that only runs bundles must install torch, onnx or lm-evaluation-harness to measure them."""
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "w5 w6 w7"}\n')
+    command = ["eval", str(eval_bundle), "--task", "perplexity", "--data", str(data), "--mc-samples", "2", "--json"]
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'lm_eval', 'transformers', 'safetensors')))\n"
+        f"from dpad.cli import main; main({command!r})\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    metrics = json.loads(ran.stdout)["metrics"]
+    assert metrics["perplexity_full"]["value"] > 1

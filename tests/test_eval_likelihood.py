@@ -1,0 +1,134 @@
+"""The Monte-Carlo bound against every mask that it can draw, with likelihoods computed in PyTorch."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import FAMILIES, MASK
+from conftest import MakeBundle
+from reference import forward
+
+from dpad.evaluation.likelihood import bounds, whole
+from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.runtime.engine import Engine
+from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule
+
+PROMPT, TARGET = [9, 80, 33, 4, 61], [17, 5, 90, 90, 2]
+BLOCK, GEN = 3, 12  # blocks of 3 and 2 tokens, one mask in the second block that is not scored, two more blocks
+SCHEDULES = {"full": Full(), "thinned": Explicit(((1, 4, 8), (0, 3), (2,), ()))}
+DRAWS = 160
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def kept(schedule: SuffixSchedule, block: int) -> list[int]:
+    """Canvas positions behind the block that take part."""
+    end = len(PROMPT) + (block + 1) * BLOCK
+    distances = schedule.distances[block] if isinstance(schedule, Explicit) else range(GEN - (block + 1) * BLOCK)
+    return [end + distance for distance in distances]
+
+
+def every_estimate(make_bundle: MakeBundle, family: str, schedule: SuffixSchedule) -> tuple[list[float], list[float]]:
+    """All values that one draw can have and their probabilities, from whole forward passes in PyTorch."""
+    checkpoint = Checkpoint.open(make_bundle(family))
+    model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, torch.float32)
+    shift = checkpoint.config.logit_shift
+    assert shift == {"llada": 0, "dream": 1}[family]
+    choices = []
+    for block, start in enumerate(range(0, len(TARGET), BLOCK)):
+        places = range(start, min(start + BLOCK, len(TARGET)))
+        outcomes = []
+        for size in range(1, len(places) + 1):
+            for masked in itertools.combinations(places, size):
+                text = [MASK if place in masked else token for place, token in enumerate(TARGET[: places[-1] + 1])]
+                canvas = PROMPT + text + [MASK] * (GEN - len(text))
+                retained = [*range(len(PROMPT) + (block + 1) * BLOCK), *kept(schedule, block)]
+                logits, _ = forward(model, canvas, retained, retained, {})
+                rows = {place: logits[len(PROMPT) + place - shift].double().log_softmax(-1) for place in masked}
+                nats = -sum(float(rows[place][TARGET[place]]) for place in masked)
+                probability = 1 / len(places) / math.comb(len(places), size)
+                outcomes.append((len(places) / size * nats, probability))
+        choices.append(outcomes)
+    combined = list(itertools.product(*choices))
+    return [sum(v for v, _ in parts) for parts in combined], [math.prod(p for _, p in parts) for parts in combined]
+
+
+def draw(engine: Engine, schedule: SuffixSchedule, **changes: int) -> np.ndarray:
+    options = GenerationOptions(gen_length=GEN, block_length=BLOCK, schedule=schedule)
+    arguments = {"draws": DRAWS, "seed": (3,)} | changes
+    return bounds(engine, PROMPT, TARGET, options, **arguments)  # type: ignore[arg-type]
+
+
+@each_family
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+def test_every_draw_is_one_that_pytorch_computes(
+    make_bundle: MakeBundle, engine_of: Callable[..., Engine], family: str, name: str
+) -> None:
+    """Fails if positions, the row that predicts, the suffix, the weights or the shares of the masks are wrong."""
+    chosen = {}
+    for kind, schedule in SCHEDULES.items():
+        values, probabilities = every_estimate(make_bundle, family, schedule)
+        drawn = draw(engine_of(name, family), schedule)
+        distance = np.abs(drawn[:, None] - np.array(values))
+        assert distance.min(axis=1).max() < 1e-3
+        assert np.sort(distance, axis=1)[:, 1].min() > 2e-3, "two outcomes are too close to tell apart"
+        chosen[kind] = distance.argmin(axis=1)
+        counts = np.bincount(chosen[kind], minlength=len(values))
+        expected = DRAWS * np.array(probabilities)
+        assert ((counts - expected) ** 2 / expected).sum() < 45.3  # chi-squared, 20 degrees of freedom, p = 0.001
+        exact = float(np.dot(values, probabilities))
+        assert abs(drawn.mean() - exact) < 4 * drawn.std() / math.sqrt(DRAWS)
+    assert (chosen["full"] == chosen["thinned"]).all(), "the schedules are compared on other masks"
+
+
+@each_family
+def test_one_block_is_the_bound_without_a_suffix(
+    make_bundle: MakeBundle, engine_of: Callable[..., Engine], family: str
+) -> None:
+    """Fails if the whole text is not one block, masked by exact numbers, with nothing behind it."""
+    checkpoint = Checkpoint.open(make_bundle(family))
+    model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, torch.float32)
+    shift, length = checkpoint.config.logit_shift, len(TARGET)
+    values = []
+    for size in range(1, length + 1):
+        for masked in itertools.combinations(range(length), size):
+            canvas = PROMPT + [MASK if place in masked else token for place, token in enumerate(TARGET)]
+            everything = list(range(len(canvas)))
+            logits, _ = forward(model, canvas, everything, everything, {})
+            rows = {place: logits[len(PROMPT) + place - shift].double().log_softmax(-1) for place in masked}
+            values.append(-length / size * sum(float(rows[place][TARGET[place]]) for place in masked))
+    options = whole(GenerationOptions(schedule=Gaussian()), length)
+    drawn = bounds(engine_of("onnxruntime", family), PROMPT, TARGET, options, 40, (5,))
+    assert np.abs(drawn[:, None] - np.array(values)).min(axis=1).max() < 1e-3
+
+
+@each_family
+def test_draws_depend_on_the_seed_only(engine_of: Callable[..., Engine], family: str) -> None:
+    """Fails if the size of a batch or the number of draws changes a draw, or the seed does not."""
+    engine, schedule = engine_of("onnxruntime", family), Gaussian(k=3, scale=2, window=9)
+    drawn = draw(engine, schedule, draws=9)
+    assert np.allclose(draw(engine, schedule, draws=9, batch_size=2), drawn, atol=1e-4)
+    assert np.allclose(draw(engine, schedule, draws=5), drawn[:5], atol=1e-4)
+    assert not np.allclose(draw(engine, schedule, draws=9, seed=(4,)), drawn, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "said"),
+    [
+        ([5], [], "without tokens"),
+        ([5], [6, MASK], "mask id"),
+        ([MASK], [6], "mask id"),
+        ([5], [6] * 512, "over this bundle's 512"),
+    ],
+)
+def test_what_has_no_bound_is_refused(
+    engine_of: Callable[..., Engine], prompt: list[int], target: list[int], said: str
+) -> None:
+    """Fails if a text that cannot be scored gives a number."""
+    with pytest.raises(InvalidRequest, match=said):
+        bounds(engine_of("onnxruntime", "llada"), prompt, target, GenerationOptions(), 1, (0,))
