@@ -17,8 +17,17 @@ import measure
 
 Document = dict[str, Any]
 
-# Okabe and Ito's colours, told apart by all kinds of sight; markers tell them apart without colour.
-STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
+# Okabe and Ito's colours, told apart by all kinds of sight; markers and dashes tell them apart without colour.
+STYLES: tuple[dict[str, Any], ...] = tuple(
+    {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 5}
+    for colour, marker, dashes in (
+        ("#0072B2", "o", "-"),
+        ("#D55E00", "s", "-"),
+        ("#009E73", "^", "--"),
+        ("#CC79A7", "D", "-"),
+        ("#E69F00", "v", "--"),
+    )
+)
 INCHES, DPI = 8.0, 100
 
 
@@ -41,8 +50,7 @@ def line(axes: Axes, style: int, name: str, x: Sequence[float], spreads: Sequenc
     middle = [entry["median"] for entry in spreads]
     down = [entry["median"] - entry["q1"] for entry in spreads]
     up = [entry["q3"] - entry["median"] for entry in spreads]
-    colour, marker = STYLES[style]
-    axes.errorbar(x, middle, yerr=(down, up), color=colour, marker=marker, markersize=5, capsize=3, label=name)
+    axes.errorbar(x, middle, yerr=(down, up), capsize=3, label=name, **STYLES[style])
 
 
 def ticks(axes: Axes, values: Sequence[int], label: str) -> None:
@@ -102,8 +110,7 @@ def _growth(document: Document, axis: str, label: str) -> Figure:
         found = [point for point in points if point["method"] == method]
         sizes = [point[axis] for point in found]
         line(time, style, method, sizes, [point["step_ms"] for point in found])
-        colour, marker = STYLES[style]
-        memory.plot(sizes, [p["memory_mib"] for p in found], color=colour, marker=marker, markersize=5, label=method)
+        memory.plot(sizes, [point["memory_mib"] for point in found], **STYLES[style])
     for axes, name in ((time, "milliseconds a step"), (memory, "peak memory growth, MiB")):
         ticks(axes, [point[axis] for point in points], label)
         log_values(axes, name)
@@ -122,9 +129,7 @@ def batching(document: Document) -> dict[str, Figure]:
     for style, (key, name) in enumerate(
         (("padded_query_rows", "query rows that pad"), ("waiting_canvases", "canvases that wait")), 1
     ):
-        colour, marker = STYLES[style]
-        shares = [100 * batch[key] for batch in batches]
-        waste.plot(sizes, shares, color=colour, marker=marker, markersize=5, label=name)
+        waste.plot(sizes, [100 * batch[key] for batch in batches], label=name, **STYLES[style])
     waste.set_ylabel("% of what is computed")
     waste.set_ylim(bottom=0)
     waste.legend(fontsize=9, frameon=False)
