@@ -12,6 +12,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def main(
     with measure.bundle_for(bundle, model, max(sizes), max_length=4096) as directory:
         with dpad.load(directory, engine=ENGINE, threads=threads) as opened:
             requests = [opened.request(prompt) for prompt in prompts(count, seed)]
-            calls = {str(size): lambda size=size: decode(opened, requests, size, options) for size in sizes}
+            calls = {str(size): partial(decode, opened, requests, size, options) for size in sizes}
             measure.say(f"{count} requests in batches of {', '.join(calls)}, {rounds + 1} rounds")
             found = measure.interleaved(calls, rounds)
             wasted = {size: waste(opened, requests, size, options) for size in sizes}
@@ -136,7 +137,7 @@ def main(
     alone = found["1"][0][1]
     tokens = sum(len(result.token_ids) for result in alone)
     seconds = {size: [taken for taken, _ in found[str(size)]] for size in sizes}
-    batches = [
+    batches: list[dict[str, Any]] = [
         {
             "size": size,
             "tokens_per_s": measure.spread([tokens / taken for taken in seconds[size]]),
@@ -147,6 +148,7 @@ def main(
         }
         for size in sizes
     ]
+    differ = sum(batch["mismatches"] for batch in batches)
     document = {
         "benchmark": "batching",
         "machine": measure.machine(),
@@ -159,11 +161,11 @@ def main(
         "prompt_tokens": [len(request.prompt_ids) for request in requests],
         "tokens": tokens,
         "batches": batches,
-        "mismatches": sum(batch["mismatches"] for batch in batches),
+        "mismatches": differ,
     }
     measure.publish(document, out)
-    if document["mismatches"]:
-        measure.say(f"{document['mismatches']} tokens differ between a batch and the same requests alone")
+    if differ:
+        measure.say(f"{differ} tokens differ between a batch and the same requests alone")
         sys.exit(1)
 
 

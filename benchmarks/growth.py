@@ -18,6 +18,7 @@ the dual cache.
 
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class Growth:
     def measure(self, points: list[Point]) -> None:
         """One length and batch by every method, those that would take too long left out."""
         alone = {point: found for point in points if (found := self._alone(point))}
-        calls = {point.method: lambda point=point: first_block(self.model, point) for point in alone}
+        calls = {point.method: partial(first_block, self.model, point) for point in alone}
         if not calls:
             return
         seconds = measure.interleaved(calls, self.rounds)
@@ -128,11 +129,13 @@ class Growth:
         """Memory and seconds in a process of its own; None, and a reason among `skipped`, if it cannot be had."""
         predicted = self._predicted(point)
         if predicted > self.limit:
-            return self._skip(point, f"predicted {predicted:.0f} s are over the limit of {self.limit:.0f} s")
+            self._skip(point, f"predicted {predicted:.0f} s are over the limit of {self.limit:.0f} s")
+            return None
         try:
             found = measure.in_child(memory, self.directory, point, self.threads)
         except BrokenProcessPool:
-            return self._skip(point, "its process was killed, most likely for its memory")
+            self._skip(point, "its process was killed, most likely for its memory")
+            return None
         self._last[point.axis, point.method] = point, found["seconds"]
         return found
 

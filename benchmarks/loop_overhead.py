@@ -5,6 +5,7 @@
 Cache modes take turns. Goal: below 10 % of a step of the embedded model, in the median.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ GOAL = 0.1
 def measured(model: dpad.DiffusionModel, threads: int, rounds: int, gen_length: int) -> list[dict[str, Any]]:
     """Each cache mode: milliseconds a step, and the seconds around the steps as a share of those inside."""
 
-    def decode(cache: str) -> dpad.Generation:
-        options: dict[str, Any] = {"decoder": "fixed", "early_termination": False}
-        return model.generate("Count from 3 to 9.", cache=cache, gen_length=gen_length, **options)
-
-    found = measure.interleaved({cache: lambda cache=cache: decode(cache) for cache in CACHES}, rounds)
+    decode = partial(model.generate, "Count from 3 to 9.", gen_length=gen_length, decoder="fixed")
+    calls = {cache: partial(decode, cache=cache, early_termination=False) for cache in CACHES}
+    found = measure.interleaved(calls, rounds)
     results = []
     for cache, decodes in found.items():
         inside = [one.timings.refresh + one.timings.denoise for one in decodes]

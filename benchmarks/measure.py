@@ -9,7 +9,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -25,6 +25,7 @@ from dpad.runtime.machine import library_version
 
 T = TypeVar("T")
 P = ParamSpec("P")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 CORES = os.cpu_count() or 1
 _LIBRARIES = ("dpad", "numpy", "onnxruntime", "torch", "tokenizers")
@@ -39,7 +40,7 @@ rounds_option = click.option(
 )
 
 
-def own_bundle(command: T) -> T:
+def own_bundle(command: Decorated) -> Decorated:
     """Options `--bundle` and `--model` of a benchmark that needs limits of its own; see `bundle_for`."""
     model = click.option("--model", default="tiny", show_default=True, help="Checkpoint to export, as `dpad export`.")
     bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Measure this; default: export --model.")
@@ -57,7 +58,7 @@ class Benchmark(click.Command):
             raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
-def interleaved(calls: dict[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+def interleaved(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """What each call returned in each round: all take turns, and every round another one begins.
 
     One more round comes before them, to warm up; its results are dropped.

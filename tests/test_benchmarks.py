@@ -1,6 +1,7 @@
 """The benchmarks of `make bench`, tried at small sizes: what they write, never how long it took."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -230,17 +231,20 @@ def test_timed_takes_the_median_of_its_repetitions(monkeypatch: pytest.MonkeyPat
     assert slept == [0.5]
 
 
-def grow(size: int) -> int:
-    """Growth of this process' peak memory when it touches `size` bytes."""
-    before = measure.peak_memory()
-    np.ones(size, dtype=np.uint8)
-    return measure.peak_memory() - before
-
-
 def test_memory_of_a_fresh_process() -> None:
-    """Fails if a child begins at its parent's peak, which hides what it allocates itself."""
+    """Fails if memory is not in bytes, or a child begins at its parent's peak, which hides what it takes itself."""
     np.ones(400 << 20, dtype=np.uint8)
-    assert 0.5 < measure.in_child(grow, 100 << 20) / (100 << 20) < 1.5
+    assert measure.peak_memory() > 400 << 20
+    assert measure.in_child(measure.peak_memory) < 300 << 20
+
+
+def test_a_killed_process_is_a_skipped_point(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a point that takes all memory ends the benchmark, or vanishes from it."""
+    in_child = measure.in_child
+    monkeypatch.setattr(measure, "in_child", lambda *arguments: in_child(os._exit, 9))
+    found = run(growth.main, f"--bundle {bundle} --prompt 32 --length 64 --batch 1 --batch-length 64 --rounds 1")
+    assert found["points"] == [] and len(found["skipped"]) == 2 * len(growth.METHODS)
+    assert all("was killed" in point["reason"] for point in found["skipped"])
 
 
 def test_errors_of_the_project_are_one_line(tmp_path: Path) -> None:
