@@ -1,5 +1,6 @@
 # make export MODEL=tiny   checkpoint -> bundle in bundles/tiny, and a sample of its text
 # make test                everything the tests need, then all of them
+# make bench               measure on a quiet machine
 # make help                the rest
 
 MODEL   ?= tiny
@@ -7,6 +8,15 @@ OUT     ?= bundles/$(notdir $(MODEL))
 TARGETS ?= onnx tensorrt-rtx
 PROMPT  ?= Omar has 12 shells. He buys 6 more. How many shells does Omar have now?
 ARGS    ?=
+
+# Each is benchmarks/NAME.py and writes docs/benchmarks/NAME.json; they run one after the other.
+BENCHES := ladder
+BENCHES += sweep
+BENCHES += step_floor
+BENCHES += growth
+BENCHES += batching
+BENCHES += loop_overhead
+BENCH   ?= $(BENCHES)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -17,13 +27,15 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=build/types:benchmarks:tests
 
-.PHONY: help export test test-slow lint types check links gpu-check gpu-sanitize clean
+.PHONY: help export test test-slow lint types check links bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
 	@echo "make test        run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make lint types  ruff, mypy --strict"
+	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
+	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
 	@echo "make gpu-check   prove and measure on this machine's GPU, under 8 minutes; results in docs/benchmarks"
 	@echo "make gpu-sanitize  the kernel's tests under compute-sanitizer"
 	@echo "make clean       remove the virtual environment and what was built; bundles stay"
@@ -49,6 +61,15 @@ links:
 	rm -rf build/types && mkdir -p build/types/dpad
 	ln -s $(addprefix $(CURDIR)/,$(wildcard dpad/*.py) dpad/commands evaluation export models plugins runtime) build/types/dpad/
 
+bench: $(BIN)/.bench | bundles/tiny/manifest.json
+	set -e; for name in $(BENCH); do \
+		$(BIN)/python benchmarks/$$name.py --out docs/benchmarks/$$name.json $(ARGS); \
+	done
+	$(BIN)/python benchmarks/plots.py docs/benchmarks
+
+bundles/tiny/manifest.json: | $(BIN)/.bench
+	$(BIN)/dpad export tiny --out bundles/tiny
+
 gpu-check: links
 	$(GPU_RUN) $(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS)
 
@@ -69,8 +90,12 @@ $(BIN)/.export: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[export,rtx,kernel,eval,test]'
-	touch $@ $(BIN)/.export
+	$(PIP) -e '.[export,rtx,kernel,eval,bench,test]'
+	touch $@ $(BIN)/.export $(BIN)/.bench
+
+$(BIN)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[export,bench]'
+	touch $@
 
 $(BIN)/.lint: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) 'ruff' 'mypy'

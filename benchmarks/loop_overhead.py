@@ -1,57 +1,72 @@
 """Share of a decode that is not spent inside `Engine.step`.
 
-    python benchmarks/loop_overhead.py bundles/tiny
+    python benchmarks/loop_overhead.py --bundle bundles/tiny
 
-Cache modes are interleaved; the median over the repetitions counts. The last line of
-standard output is one JSON document.
+Cache modes take turns. Goal: below 10 % of a step of the embedded model, in the median.
 """
 
-import json
-import platform
-from statistics import median
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 
 import dpad
+import measure
 from dpad.runtime.options import CACHES
 
+GOAL = 0.1
 
-@click.command()
-@click.argument("directory")
-@click.option("--repeat", default=9, show_default=True, help="Decodes of each mode.")
-@click.option("--gen-length", default=128, show_default=True, help="New tokens, one committed a step.")
-@click.option("--threads", default=1, show_default=True, help="Of the engine.")
-def main(directory: str, repeat: int, gen_length: int, threads: int) -> None:
-    """Measure the decode loop's overhead on the bundle DIRECTORY."""
-    shares: dict[str, list[float]] = {cache: [] for cache in CACHES}
-    steps: dict[str, list[float]] = {cache: [] for cache in CACHES}
-    with dpad.load(directory, threads=threads) as model:
-        for index in range(repeat + 1):
-            for cache in CACHES:
-                result = model.generate(
-                    "Count from 3 to 9.", cache=cache, gen_length=gen_length, decoder="fixed", early_termination=False
-                )
-                inside = result.timings.refresh + result.timings.denoise
-                if index:  # the first decode warms up
-                    shares[cache].append(result.timings.loop / inside)
-                    steps[cache].append(inside / result.nfe)
-        name = model.engine.name
-    click.echo(f"{name}, {threads} thread(s), {gen_length} tokens, median of {repeat}")
-    for cache in CACHES:
-        click.echo(
-            f"  {cache:7} step {median(steps[cache]) * 1e3:6.2f} ms, outside it {median(shares[cache]):6.1%} of it"
+
+def measured(model: dpad.DiffusionModel, threads: int, rounds: int, gen_length: int) -> list[dict[str, Any]]:
+    """Each cache mode: milliseconds a step, and the seconds around the steps as a share of those inside."""
+
+    decode = partial(model.generate, "Count from 3 to 9.", gen_length=gen_length, decoder="fixed")
+    calls = {cache: partial(decode, cache=cache, early_termination=False) for cache in CACHES}
+    found = measure.interleaved(calls, rounds)
+    results = []
+    for cache, decodes in found.items():
+        inside = [one.timings.refresh + one.timings.denoise for one in decodes]
+        outside = [one.timings.loop for one in decodes]
+        overhead = measure.paired(outside, inside)
+        results.append(
+            {
+                "threads": threads,
+                "cache": cache,
+                "step_ms": measure.spread([1e3 * seconds / one.nfe for seconds, one in zip(inside, decodes)]),
+                "overhead": overhead,
+                "overhead_worst": measure.digits(max(a / b for a, b in zip(outside, inside))),
+            }
         )
+        measure.say(f"{threads} thread(s), {cache}: {overhead['median']:.1%} of a step outside the engine")
+    return results
+
+
+@click.command(cls=measure.Benchmark)
+@measure.bundle_option
+@click.option("--gen-length", default=128, show_default=True, help="New tokens, one committed a step.")
+@click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, measure.CORES), show_default=True)
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(1), help="Decodes of each mode.")
+@measure.out_option
+def main(bundle: Path, gen_length: int, threads: tuple[int, ...], rounds: int, out: Path | None) -> None:
+    """Measure the decode loop's overhead."""
+    results = []
+    for count in dict.fromkeys(threads):
+        with dpad.load(bundle, threads=count) as model:
+            results += measured(model, count, rounds, gen_length)
+            engine, dtype = model.engine.name, model.engine.dtype
     document = {
         "benchmark": "loop_overhead",
-        "machine": f"{platform.machine()} {platform.system()}",
-        "engine": name,
-        "threads": threads,
-        "repeat": repeat,
-        "step_ms": {cache: round(median(steps[cache]) * 1e3, 3) for cache in CACHES},
-        "overhead": {cache: round(median(shares[cache]), 4) for cache in CACHES},
-        "overhead_worst": {cache: round(max(shares[cache]), 4) for cache in CACHES},
+        "machine": measure.machine(),
+        "model": dpad.Bundle.open(bundle, hashes=False).manifest.name,
+        "engine": engine,
+        "dtype": dtype,
+        "rounds": rounds,
+        "gen_length": gen_length,
+        "goal": {"below": GOAL, "met": all(found["overhead"]["median"] < GOAL for found in results)},
+        "results": results,
     }
-    click.echo(json.dumps(document))
+    measure.publish(document, out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,195 @@
+"""What the benchmarks share: turns, spreads, memory, the bundle to measure, and the JSON at the end.
+
+seconds = interleaved({"step": timed(step), "floor": timed(floor)}, rounds=15)
+spread(seconds["step"]), paired(seconds["step"], seconds["floor"])
+"""
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+import numpy as np
+
+from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.errors import DpadError
+from dpad.runtime.machine import library_version
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+CORES = os.cpu_count() or 1
+_LIBRARIES = ("dpad", "numpy", "onnxruntime", "torch", "tokenizers")
+
+out_option = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the JSON here.")
+bundle_option = click.option(
+    "--bundle", type=click.Path(path_type=Path), default="bundles/tiny", show_default=True, help="What to measure."
+)
+threads_option = click.option("--threads", type=click.IntRange(1), default=CORES, show_default=True, help="Of the CPU.")
+rounds_option = click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timed rounds, after one to warm up."
+)
+
+
+def own_bundle(command: Decorated) -> Decorated:
+    """Options `--bundle` and `--model` of a benchmark that needs limits of its own; see `bundle_for`."""
+    model = click.option("--model", default="tiny", show_default=True, help="Checkpoint to export, as `dpad export`.")
+    bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Measure this; default: export --model.")
+    return bundle(model(command))
+
+
+class Benchmark(click.Command):
+    """A command that tells this project's errors in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; a `DpadError` becomes a message and exit status 1."""
+        try:
+            return super().invoke(ctx)
+        except DpadError as error:
+            raise click.ClickException(f"{type(error).__name__}: {error}") from error
+
+
+def interleaved(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each call returned in each round: all take turns, and every round another one begins.
+
+    One more round comes before them, to warm up; its results are dropped.
+    """
+    names = list(calls)
+    results: dict[str, list[T]] = {name: [] for name in names}
+    for index in range(rounds + 1):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            result = calls[name]()
+            if index:
+                results[name].append(result)
+    return results
+
+
+def timed(call: Callable[[], object], repeat: int = 1, pause: float = 0.0) -> Callable[[], float]:
+    """A call that gives the seconds of `call`: the median of `repeat` in a row, after `pause` idle seconds.
+
+    ONNX Runtime's threads spin for a while after a run. A pause lets those of the last contender
+    go to sleep, so that they do not take the cores of the next.
+    """
+
+    def run() -> float:
+        time.sleep(pause)
+        seconds = []
+        for _ in range(repeat):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+        return float(np.median(seconds))
+
+    return run
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles, to four digits, in the unit of `values`."""
+    q1, middle, q3 = (digits(value) for value in np.percentile(values, (25, 50, 75)))
+    return {"median": middle, "q1": q1, "q3": q3}
+
+
+def paired(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Spread of the ratios of two contenders, taken round by round: slow drift of the machine cancels out."""
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def digits(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes.
+
+    From /proc, because `ru_maxrss` of a new process begins at the peak of the one that started it.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        raise click.ClickException("peak memory is read from /proc/self/status, which only Linux has") from None
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def in_child(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """The result of `function` in a fresh process; `BrokenProcessPool` if that process was killed."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **options).result()
+
+
+class Watched(Engine):
+    """An engine that shows the inputs of every step to `see` before it runs the step."""
+
+    def __init__(self, engine: Engine, see: Callable[[StepInputs], object]) -> None:
+        self.name, self.contract, self.dtype = engine.name, engine.contract, engine.dtype
+        self._engine, self._see = engine, see
+
+    def new_cache(self, batch: int, slots: int) -> Any:
+        """That of the engine."""
+        return self._engine.new_cache(batch, slots)
+
+    def step(self, inputs: StepInputs, cache: Any) -> StepOutputs:
+        """That of the engine, watched."""
+        self._see(inputs)
+        return self._engine.step(inputs, cache)
+
+    def padded(self, axis: str, size: int) -> int:
+        """That of the engine."""
+        return self._engine.padded(axis, size)
+
+
+@contextmanager
+def bundle_for(bundle: Path | None, model: str, max_batch: int, max_length: int) -> Iterator[Path]:
+    """`bundle`, or a float32 export of `model` with these limits that lasts as long as the context."""
+    if bundle is not None:
+        yield bundle
+        return
+    from dpad.commands.terminal import TerminalProgress
+    from dpad.export.pipeline import ExportSettings, export_bundle
+
+    settings = ExportSettings(dtypes=("float32",), max_batch=max_batch, max_length=max_length)
+    with tempfile.TemporaryDirectory() as folder:
+        yield export_bundle(model, Path(folder) / "bundle", settings, TerminalProgress())[0].directory
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, platform and the versions of what is measured."""
+    return {
+        "cpu": _cpu(),
+        "cores": CORES,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "libraries": {name: library_version(name) for name in _LIBRARIES},
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def publish(document: dict[str, Any], out: Path | None) -> None:
+    """Print `document` as the last line, and write it to `out` for people to read."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    click.echo(json.dumps(document))
+
+
+def say(message: str) -> None:
+    """One line of progress on standard error."""
+    click.echo(message, err=True)

@@ -1,0 +1,164 @@
+"""Figures of the benchmarks' JSON files, 800 pixels wide, the same bytes for the same numbers.
+
+python benchmarks/plots.py docs/benchmarks
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+import measure
+
+Document = dict[str, Any]
+
+# Okabe and Ito's colours, told apart by all kinds of sight; markers and dashes tell them apart without colour.
+STYLES: tuple[dict[str, Any], ...] = tuple(
+    {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 5}
+    for colour, marker, dashes in (
+        ("#0072B2", "o", "-"),
+        ("#D55E00", "s", "-"),
+        ("#009E73", "^", "--"),
+        ("#CC79A7", "D", "-"),
+        ("#E69F00", "v", "--"),
+    )
+)
+INCHES, DPI = 8.0, 100
+
+
+def panels(title: str, document: Document, rows: int, columns: int, height: float) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of `height` inches with a grid of panels; the title names model, engine, processor and threads."""
+    threads = f", {plural(document['threads'], 'thread')}" if "threads" in document else ""
+    facts = f"{document['model']}, {document['dtype']}, {document['engine']}{threads}, {document['machine']['cpu']}"
+    figure = Figure(figsize=(INCHES, height), dpi=DPI, layout="constrained")
+    figure.suptitle(f"{title}\n{facts}", fontsize=11)
+    return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def line(axes: Axes, style: int, name: str, x: Sequence[float], spreads: Sequence[Document]) -> None:
+    """Medians joined by a line, with the quartiles as bars."""
+    middle = [entry["median"] for entry in spreads]
+    down = [entry["median"] - entry["q1"] for entry in spreads]
+    up = [entry["q3"] - entry["median"] for entry in spreads]
+    axes.errorbar(x, middle, yerr=(down, up), capsize=3, label=name, **STYLES[style])
+
+
+def ticks(axes: Axes, values: Sequence[int], label: str) -> None:
+    """A logarithmic x axis marked at `values`, which are powers of two apart, and a light grid."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(label)
+    axes.grid(True, which="major", color="0.88")
+    axes.set_axisbelow(True)
+
+
+def log_values(axes: Axes, label: str) -> None:
+    """A logarithmic y axis in plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel(label)
+
+
+def step_floor(document: Document) -> dict[str, Figure]:
+    """Step and floors in milliseconds, and the step over each floor; a column a number of threads."""
+    threads = sorted({found["threads"] for found in document["results"]})
+    figure, grid = panels("A step without cache, and its matrix products alone", document, 2, len(threads), 6.4)
+    for column, count in enumerate(threads):
+        found = [r for r in document["results"] if r["threads"] == count and r["cache"] == "none"]
+        rows = [result["rows"] for result in found]
+        above, below = grid[0][column], grid[1][column]
+        line(above, 0, "step", rows, [result["step_ms"] for result in found])
+        for style, floor in enumerate(found[0]["floors"], 1):
+            line(above, style, f"floor, {floor}", rows, [result["floors"][floor]["ms"] for result in found])
+            line(below, style, f"floor, {floor}", rows, [result["floors"][floor]["ratio"] for result in found])
+        below.axhline(document["goal"]["at_most"], color="0.4", linestyle="--", linewidth=1)
+        above.set_title(plural(count, "thread"), fontsize=10)
+        log_values(above, "milliseconds")
+        below.set_ylim(bottom=0)
+        below.set_ylabel("step / floor (dashed: goal)")
+        for axes in (above, below):
+            ticks(axes, rows, "query rows")
+    handles, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return {"step_floor": figure}
+
+
+def growth(document: Document) -> dict[str, Figure]:
+    """Time and memory of a step over the canvas length, and over the batch."""
+    labels = {"length": "canvas length, tokens", "batch": "batch, canvases"}
+    return {f"growth-{axis}": _growth(document, axis, label) for axis, label in labels.items()}
+
+
+def _growth(document: Document, axis: str, label: str) -> Figure:
+    figure, [(time, memory)] = panels("A step in the first block, and its memory", document, 1, 2, 3.9)
+    points = [point for point in document["points"] if point["axis"] == axis]
+    for style, method in enumerate(dict.fromkeys(point["method"] for point in points)):
+        found = [point for point in points if point["method"] == method]
+        sizes = [point[axis] for point in found]
+        line(time, style, method, sizes, [point["step_ms"] for point in found])
+        memory.plot(sizes, [point["memory_mib"] for point in found], **STYLES[style])
+    for axes, name in ((time, "milliseconds a step"), (memory, "peak memory growth, MiB")):
+        ticks(axes, [point[axis] for point in points], label)
+        log_values(axes, name)
+    time.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def batching(document: Document) -> dict[str, Figure]:
+    """Throughput of batches, and what of their work is padding."""
+    figure, [(speed, waste)] = panels("Requests of unequal length in batches", document, 1, 2, 3.9)
+    batches = document["batches"]
+    sizes = [batch["size"] for batch in batches]
+    line(speed, 0, "tokens/s", sizes, [batch["tokens_per_s"] for batch in batches])
+    speed.set_ylabel("tokens a second")
+    speed.set_ylim(bottom=0)
+    for style, (key, name) in enumerate(
+        (("padded_query_rows", "query rows that pad"), ("waiting_canvases", "canvases that wait")), 1
+    ):
+        waste.plot(sizes, [100 * batch[key] for batch in batches], label=name, **STYLES[style])
+    waste.set_ylabel("% of what is computed")
+    waste.set_ylim(bottom=0)
+    waste.legend(fontsize=9, frameon=False)
+    for axes in (speed, waste):
+        ticks(axes, sizes, "requests a batch")
+    return {"batching": figure}
+
+
+# By the name of the benchmark: its document -> figures by file name.
+PLOTS: dict[str, Callable[[Document], dict[str, Figure]]] = {
+    "step_floor": step_floor,
+    "growth": growth,
+    "batching": batching,
+}
+
+
+@click.command(cls=measure.Benchmark)
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def main(directory: Path) -> None:
+    """Draw the figures of every JSON file of a benchmark in DIRECTORY, beside it."""
+    for name, draw in PLOTS.items():
+        path = directory / f"{name}.json"
+        if not path.exists():
+            measure.say(f"{path} is not there: no figure")
+            continue
+        for file, figure in draw(json.loads(path.read_text(encoding="utf-8"))).items():
+            figure.savefig(directory / f"{file}.png", metadata={"Software": None})
+            click.echo(str(directory / f"{file}.png"))
+
+
+if __name__ == "__main__":
+    main()
