@@ -138,8 +138,60 @@ def batching(document: Document) -> dict[str, Figure]:
     return {"batching": figure}
 
 
+def ladder(document: Document) -> dict[str, Figure]:
+    """Seconds a sample of every rung on every executor, at the longest length and one shot where it was measured."""
+    cell = max(document["cells"], key=lambda cell: (cell["length"], cell["shots"] == 1))
+    document = document | {"engine": f"{cell['length']} tokens, {cell['shots']}-shot", "dtype": "float32"}
+    figure, [(axes,)] = panels("End to end, seconds a sample", document, 1, 1, 4.8)
+    names = list(cell["rungs"])
+    for style, executor in enumerate(("published", "torch", "onnxruntime")):
+        spreads = [cell["rungs"][name][executor]["seconds"] for name in names]
+        places = [index + 0.27 * (style - 1) for index in range(len(names))]
+        medians = [entry["median"] for entry in spreads]
+        axes.barh(places, medians, height=0.25, label=executor, color=STYLES[style]["color"])
+        for place, value in zip(places, medians):
+            axes.annotate(
+                f"{value:.3g}", (value, place), xytext=(3, 0), textcoords="offset points", fontsize=8, va="center"
+            )
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds a sample (median)")
+    axes.margins(x=0.12)
+    axes.legend(fontsize=9, frameon=False)
+    return {"ladder": figure}
+
+
+def sweep(document: Document) -> dict[str, Figure]:
+    """Score against speed of every setting, a panel a task; the preset has a ring."""
+    figure, [panes] = panels("Suffix dropout and threshold", document, 1, len(document["tasks"]), 4.4)
+    for axes, (name, task) in zip(panes, document["tasks"].items()):
+        thresholds = sorted({point["threshold"] for point in task["points"]})
+        for style, threshold in enumerate(thresholds):
+            found = [point for point in task["points"] if point["threshold"] == threshold]
+            marks = dict(STYLES[style % len(STYLES)], linestyle="none")
+            axes.plot(*_scores(found), label=f"threshold {threshold:g}", alpha=0.8, **marks)
+        whole = [point for point in task["points"] if point["schedule"] is None]
+        axes.plot(*_scores(whole), "x", color="black", markersize=7, label="whole suffix")
+        axes.plot(*_scores([task["preset"]]), "o", markersize=13, mfc="none", mec="black", label="preset")
+        axes.set_title(f"{name}, {task['samples']} samples", fontsize=10)
+        axes.set_xlabel("seconds for all samples")
+        axes.set_ylabel(task["metric"].replace("_", " "))
+        axes.grid(True, color="0.88")
+        axes.set_axisbelow(True)
+    handles, names = panes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return {"sweep": figure}
+
+
+def _scores(points: Sequence[Document]) -> tuple[list[float], list[float]]:
+    return [point["seconds_total"] for point in points], [point["score"] for point in points]
+
+
 # By the name of the benchmark: its document -> figures by file name.
 PLOTS: dict[str, Callable[[Document], dict[str, Figure]]] = {
+    "ladder": ladder,
+    "sweep": sweep,
     "step_floor": step_floor,
     "growth": growth,
     "batching": batching,

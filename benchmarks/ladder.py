@@ -1,0 +1,265 @@
+"""End to end: from the published decoder in eager PyTorch to everything together, one cause at a time.
+
+    python benchmarks/ladder.py --length 1024 --shots 1 --samples 5 --out docs/benchmarks/ladder.json
+
+Every rung of the ladder decodes the same held-out word problems on three executors that take turns:
+`published` (benchmarks/published.py: eager, logits of every row, as the authors run it), `torch` (this
+project's step, eager) and `onnxruntime`. All of them keep the same suffix positions, so their passes
+can be compared one by one. A chain of ratios then tells what the whole is made of: blocks that early
+termination saves, passes that parallel decoding saves, rows that DPad and the cache save in a pass,
+and what the engine adds.
+
+Vanilla decodes are long and their length is fixed, so few are timed (`--vanilla-samples`). Accuracy is
+strict match over `--accuracy` held-out problems, in ONNX Runtime.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+import dpad
+import measure
+from dpad.evaluation.tasks import problems
+from dpad.models.torch_engine import open_torch_engine
+from dpad.runtime.suffix import SuffixSchedule
+from published import Settings, decode
+
+BLOCK = 32
+EXECUTORS = ("published", "torch", "onnxruntime")
+GOALS = {"total": 61.4, "engine": 4.0}
+
+FIXED, PARALLEL = {"decoder": "fixed"}, {"decoder": "threshold", "threshold": 0.9}
+RUNGS: dict[str, dict[str, Any]] = {
+    "vanilla": FIXED | {"early_termination": False},
+    "early stop": FIXED,
+    "DPad": FIXED | {"thin": True},
+    "parallel": PARALLEL,
+    "parallel + DPad": PARALLEL | {"thin": True},
+    "parallel + prefix": PARALLEL | {"cache": "prefix"},
+    "parallel + DPad + prefix": PARALLEL | {"thin": True, "cache": "prefix"},
+    "parallel + DPad + dual": PARALLEL | {"thin": True, "cache": "dual"},
+}
+BEST_PUBLISHED = "parallel + DPad + prefix"
+
+
+@dataclass
+class Run:
+    """What the decodes of one rung on one executor took and gave."""
+
+    seconds: list[float] = field(default_factory=list)
+    nfe: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    canvases: list[list[int]] = field(default_factory=list)
+
+    def add(self, seconds: float, nfe: int, canvas: list[int], prompt: int, eos: int) -> None:
+        """Add one decode; tokens are counted up to EOS."""
+        generated = canvas[prompt:]
+        self.seconds.append(seconds)
+        self.nfe.append(nfe)
+        self.tokens.append(generated.index(eos) if eos in generated else len(generated))
+        self.canvases.append(generated)
+
+    def facts(self) -> dict[str, Any]:
+        """Seconds, passes, tokens and milliseconds a pass."""
+        return {
+            "samples": len(self.seconds),
+            "seconds": measure.spread(self.seconds),
+            "nfe": measure.spread(self.nfe),
+            "tokens": measure.spread(self.tokens),
+            "tokens_per_s": measure.spread([n / s for n, s in zip(self.tokens, self.seconds)]),
+            "ms_per_step": measure.spread([1e3 * s / n for s, n in zip(self.seconds, self.nfe)]),
+        }
+
+
+class Ladder:
+    """The executors over one bundle, and how a rung is run on each of them."""
+
+    def __init__(self, directory: Path, threads: int, preset: dpad.Gaussian) -> None:
+        bundle = dpad.Bundle.open(directory)
+        self.fast = dpad.load(directory, engine="onnxruntime-cpu", threads=threads)
+        self.slow = dpad.load(directory, engine="torch")
+        torch.set_num_threads(threads)
+        self.network = open_torch_engine(bundle)._step.model
+        self.contract, self.preset = bundle.manifest.contract, preset
+
+    def schedule(self, rung: dict[str, Any], length: int) -> SuffixSchedule:
+        """The suffix of a rung: thinned by the preset, or whole."""
+        window = min(self.preset.window or 256, length)
+        return dpad.Gaussian(self.preset.k, self.preset.scale, window) if rung.get("thin") else dpad.Full()
+
+    def kept(self, schedule: SuffixSchedule, prompt: int, length: int) -> list[list[int]]:
+        """The canvas positions that `schedule` keeps for each block, with seed 0, as the runtime draws them."""
+        ends = [prompt + (block + 1) * BLOCK for block in range(length // BLOCK)]
+        return [
+            (end + schedule.keep(block, prompt + length - end, length, np.random.default_rng((0, block, 0)))).tolist()
+            for block, end in enumerate(ends)
+        ]
+
+    def run(self, executor: str, name: str, prompt: list[int], length: int) -> tuple[float, int, list[int]]:
+        """Seconds, passes and canvas of one decode."""
+        rung = RUNGS[name]
+        schedule = self.schedule(rung, length)
+        options = {key: value for key, value in rung.items() if key != "thin"}
+        if executor == "published":
+            settings = Settings(
+                length,
+                self.contract.mask_token_id,
+                self.contract.eos_token_id,
+                threshold=rung.get("threshold"),
+                cache=rung.get("cache", "none"),
+                kept=self.kept(schedule, len(prompt), length),
+                early_stop=rung.get("early_termination", True),
+            )
+            began = time.perf_counter()
+            decoded = decode(self.network, prompt, settings)
+            return time.perf_counter() - began, decoded.nfe, decoded.canvas.tolist()
+        model = self.fast if executor == "onnxruntime" else self.slow
+        began = time.perf_counter()
+        result = model.generate(prompt, gen_length=length, schedule=schedule, **{"cache": "none", **options})
+        return time.perf_counter() - began, result.nfe, result.canvas.tolist()
+
+
+def climb(ladder: Ladder, length: int, shots: int, samples: int, vanilla: int, seed: int) -> dict[str, dict[str, Run]]:
+    """Time every rung on every executor over the same problems, in turn."""
+    runs: dict[str, dict[str, Run]] = {name: {executor: Run() for executor in EXECUTORS} for name in RUNGS}
+    turns = [(name, executor) for name in RUNGS for executor in EXECUTORS]
+    prompts = [list(ladder.fast.request(one.prompt).prompt_ids) for one in problems(samples, shots, seed).samples]
+    for executor in EXECUTORS:
+        ladder.run(executor, BEST_PUBLISHED, prompts[0], length)  # warms up
+    for index, prompt in enumerate(prompts):
+        first = index % len(turns)
+        for name, executor in turns[first:] + turns[:first]:
+            if name == "vanilla" and index >= vanilla:
+                continue
+            seconds, nfe, canvas = ladder.run(executor, name, prompt, length)
+            runs[name][executor].add(seconds, nfe, canvas, len(prompt), ladder.contract.eos_token_id)
+        measure.say(f"{length} tokens, {shots}-shot: {index + 1} of {len(prompts)}")
+    return runs
+
+
+def accuracy(ladder: Ladder, length: int, shots: int, count: int, seed: int) -> dict[str, float]:
+    """Strict match of every rung but vanilla, whose text is that of early stop."""
+    if not count:
+        return {}
+    task = problems(count, shots, seed + 1)
+    right = dict.fromkeys([name for name in RUNGS if name != "vanilla"], 0.0)
+    for index, one in enumerate(task.samples):
+        for name in right:
+            options = {key: value for key, value in RUNGS[name].items() if key != "thin"}
+            schedule = ladder.schedule(RUNGS[name], length)
+            result = ladder.fast.generate(
+                one.prompt, gen_length=length, schedule=schedule, **{"cache": "none", **options}
+            )
+            right[name] += task.grade(one, result.text)["strict_match"]
+        if index % 20 == 19:
+            measure.say(f"{length} tokens, {shots}-shot: accuracy of {index + 1} of {count}")
+    return {name: measure.digits(hits / count) for name, hits in right.items()}
+
+
+def chain(runs: dict[str, dict[str, Run]]) -> dict[str, float]:
+    """What the whole speed-up is made of: ratios of seconds, of the same samples, whose product is the total."""
+
+    def seconds(name: str, executor: str) -> float:
+        return float(np.median(runs[name][executor].seconds[: len(runs["vanilla"]["published"].seconds)]))
+
+    links: list[tuple[str, tuple[str, str]]] = [
+        ("early stop: blocks behind the answer", ("early stop", "published")),
+        ("parallel decoding: fewer passes", ("parallel", "published")),
+        ("DPad: fewer rows a pass, other passes", ("parallel + DPad", "published")),
+        ("dual cache: fewer rows a pass, other passes", ("parallel + DPad + dual", "published")),
+        ("engine: the same passes in ONNX Runtime", ("parallel + DPad + dual", "onnxruntime")),
+    ]
+    ratios, before = {}, seconds("vanilla", "published")
+    total = before / seconds(*links[-1][1])
+    for told, (name, executor) in links:
+        after = seconds(name, executor)
+        ratios[told], before = measure.digits(before / after), after
+    return ratios | {"total": measure.digits(total)}
+
+
+def cell(runs: dict[str, dict[str, Run]], right: dict[str, float]) -> dict[str, Any]:
+    """The results of one length and number of shots."""
+    best = runs[BEST_PUBLISHED]
+    rungs = {
+        name: {executor: run.facts() for executor, run in executors.items()}
+        | {"strict_match": right.get("early stop" if name == "vanilla" else name)}
+        | {"differing_tokens": differing(executors)}
+        for name, executors in runs.items()
+    }
+    whole = runs["parallel + DPad + dual"]["onnxruntime"].seconds
+    return {
+        "rungs": rungs,
+        "chain": chain(runs),
+        "engine_at_same_passes": measure.paired(best["published"].seconds, best["onnxruntime"].seconds),
+        "all_over_best_published": measure.paired(best["published"].seconds, whole),
+        "same_passes": best["published"].nfe == best["onnxruntime"].nfe,
+    }
+
+
+def differing(executors: dict[str, Run]) -> int:
+    """Generated tokens of the faster executors that are not those of the published decoder."""
+    base = executors["published"].canvases
+    others: list[Callable[[int], list[int]]] = [executors[name].canvases.__getitem__ for name in EXECUTORS[1:]]
+    return sum(a != b for i, one in enumerate(base) for other in others for a, b in zip(one, other(i)))
+
+
+@click.command(cls=measure.Benchmark)
+@measure.own_bundle
+@click.option("--length", "lengths", multiple=True, type=int, default=(256, 512, 1024), show_default=True)
+@click.option("--shots", multiple=True, type=click.IntRange(0), default=(0, 1, 4), show_default=True)
+@click.option("--samples", default=5, show_default=True, type=click.IntRange(1), help="Timed problems a cell.")
+@click.option("--vanilla-samples", default=1, show_default=True, type=click.IntRange(1), help="Of them, for vanilla.")
+@click.option("--accuracy", "count", default=50, show_default=True, type=click.IntRange(0), help="Problems a cell.")
+@click.option("--k", default=3.0, show_default=True, help="Of the suffix dropout.")
+@click.option("--scale", default=1.6, show_default=True, help="Of the suffix dropout.")
+@click.option("--window", default=256, show_default=True, help="Of the suffix dropout.")
+@click.option("--seed", default=0, show_default=True)
+@measure.threads_option
+@measure.out_option
+def main(
+    bundle: Path | None,
+    model: str,
+    lengths: tuple[int, ...],
+    shots: tuple[int, ...],
+    samples: int,
+    vanilla_samples: int,
+    count: int,
+    k: float,
+    scale: float,
+    window: int,
+    seed: int,
+    threads: int,
+    out: Path | None,
+) -> None:
+    """Measure every decoder and executor end to end, at each --length and number of --shots."""
+    preset = dpad.Gaussian(k, scale, window)
+    cells = []
+    with measure.bundle_for(bundle, model, max_batch=1, max_length=4096) as directory:
+        ladder = Ladder(directory, threads, preset)
+        for length in lengths:
+            for number in shots:
+                runs = climb(ladder, length, number, samples, min(vanilla_samples, samples), seed)
+                right = accuracy(ladder, length, number, count, seed)
+                cells.append({"length": length, "shots": number, **cell(runs, right)})
+        name = dpad.Bundle.open(directory, hashes=False).manifest.name
+    document = {
+        "benchmark": "ladder",
+        "machine": measure.machine(),
+        "model": name,
+        "threads": threads,
+        "preset": {"k": k, "scale": scale, "window": window},
+        "accuracy_problems": count,
+        "goals": GOALS,
+        "cells": cells,
+    }
+    measure.publish(document, out)
+
+
+if __name__ == "__main__":
+    main()
