@@ -16,6 +16,7 @@ from dpad.runtime.errors import DpadError, InvalidRequest
 from dpad.runtime.generate import StepEvent
 from dpad.runtime.model import DiffusionModel, Generation, tokenizer_directory
 from dpad.runtime.options import GenerationOptions
+from dpad.runtime.presets import read_presets
 from dpad.runtime.request import Request
 from dpad.runtime.select import open_engine
 from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
@@ -70,4 +71,4 @@ def load(
         opened = open_torch_engine(bundle, device="cuda" if engine == "torch-cuda" else "cpu")
     else:
         opened = open_engine(bundle, engine, threads)
-    return DiffusionModel(opened, codec, bundle.manifest.generation)
+    return DiffusionModel(opened, codec, read_presets(bundle.manifest.presets))

@@ -27,8 +27,8 @@ from dpad.evaluation.likelihood import bounds, whole
 from dpad.evaluation.scoring import cut
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.presets import name_of, schedule_named
 from dpad.runtime.request import Request
-from dpad.runtime.suffix import schedule_named
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given counts
 _SAMPLING = ("temperature", "top_k", "top_p")
@@ -40,8 +40,8 @@ class DpadLM(LM):
     """A bundle behind the harness's three kinds of request.
 
     Model arguments are `bundle`, `engine`, `threads`, `mc_samples` (draws of a likelihood, 128 as in LLaDA's
-    evaluation), `mc_seed`, `check_greedy`, and all fields of `GenerationOptions`, `schedule` by its name with
-    `window`, `k`, `scale` and `count`. `batch_size` is the harness's own option; `auto` is the most that
+    evaluation), `mc_seed`, `check_greedy`, `preset`, and all fields of `GenerationOptions`, `schedule` by its name
+    with `window`, `k`, `scale` and `count`. `batch_size` is the harness's own option; `auto` is the most that
     the bundle takes. `device`, which the harness always sets, means nothing here: `engine` decides.
 
     A likelihood is the Monte-Carlo bound with one block as long as the text, so no suffix and no schedule
@@ -59,19 +59,18 @@ class DpadLM(LM):
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
-        schedule: str = "gaussian",
-        window: int | None = None,
-        k: float = 4.0,
-        scale: float = 2.0,
-        count: int = 32,
+        preset: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         self.bundle = Bundle.open(Path(bundle))
         self.model = dpad.load(bundle, engine=engine, threads=threads, verify_hashes=False)
         self.contract = self.model.engine.contract
-        options["schedule"] = schedule_named(schedule, window, k, scale, count)
-        self.options = self.model.options(**options)
+        parameters = {name: options.pop(name) for name in ("window", "k", "scale", "count") if name in options}
+        if "schedule" in options or parameters:
+            base = self.model.options(preset).schedule
+            options["schedule"] = schedule_named(options.get("schedule", name_of(base)), base, **parameters)
+        self.options = self.model.options(preset, **options)
         self.options.check(self.contract)
         self.draws, self.seed, self.check_greedy = mc_samples, mc_seed, check_greedy
         most = self.contract.max_batch

@@ -22,6 +22,7 @@ from dpad.export.hub import Source, resolve
 from dpad.export.progress import Progress
 from dpad.export.provenance import TOKENIZER_FILES, describe
 from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
+from dpad.models.presets import presets_of
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, ExportError
@@ -127,7 +128,7 @@ def export_bundle(
             steps=steps,
             engines=engines,
             tokenizer=tokenizer,
-            generation={},
+            presets=presets_of(source.label, checkpoint.directory),
             provenance=provenance,
             parity=None,
         )

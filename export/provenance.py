@@ -14,6 +14,7 @@ from typing import Any
 
 from dpad.export.hub import Source
 from dpad.export.progress import Progress
+from dpad.models import presets
 from dpad.models.checkpoint import Checkpoint
 from dpad.runtime.bundle import sha256
 from dpad.runtime.machine import library_version
@@ -36,7 +37,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Source, hashes of its files, library versions and settings, with a key over all of them."""
     files = [checkpoint.directory / "config.json", *checkpoint.shards]
-    files += [path for name in TOKENIZER_FILES if (path := checkpoint.directory / name).exists()]
+    files += [path for name in (*TOKENIZER_FILES, presets.FILE_NAME) if (path := checkpoint.directory / name).exists()]
     with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
         hashes = {path.name: sha256(path, advance) for path in files}
     described = {

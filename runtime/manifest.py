@@ -99,7 +99,7 @@ class Manifest:
     steps: dict[str, StepEntry]
     engines: tuple[EngineEntry, ...]
     tokenizer: tuple[str, ...]
-    generation: dict[str, Any]
+    presets: dict[str, Any]
     provenance: dict[str, Any]
     parity: str | None
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Manifest:
             steps={k: _step(v, f"steps.{k}") for k, v in _take(data, "steps", dict).items()},
             engines=tuple(_engine(v, f"engines[{i}]") for i, v in enumerate(_take(data, "engines", list))),
             tokenizer=_strings(data, "tokenizer"),
-            generation=_take(data, "generation", dict),
+            presets=_take(data, "presets", dict),
             provenance=_take(data, "provenance", dict),
             parity=None if parity is None else _typed(parity, str, "parity"),
             files={k: _file(v, f"files.{k}") for k, v in _take(data, "files", dict).items()},

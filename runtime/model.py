@@ -7,11 +7,12 @@
     for event in model.stream("Count from 3 to 9."):
         event.positions, event.tokens, event.confidences
 
-Options are the fields of `GenerationOptions`; names it does not know are an error.
+Options are the fields of `GenerationOptions`, and `preset`: the name of some that the bundle brings.
+Names it does not know are an error.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -24,7 +25,9 @@ from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.generate import StepEvent, generate
 from dpad.runtime.options import GenerationOptions
+from dpad.runtime.presets import DEFAULT
 from dpad.runtime.request import Request
+from dpad.runtime.suffix import Gaussian, Uniform
 from dpad.runtime.text import Message, TextCodec
 
 OnStep = Callable[[StepEvent], None]
@@ -71,10 +74,12 @@ class DiffusionModel:
     random generators, so threads may share a model over ONNX Runtime or TensorRT.
     """
 
-    def __init__(self, engine: Engine, codec: TextCodec | None, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, codec: TextCodec | None, presets: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
         self.engine = engine
         self._codec = codec
-        self._defaults = dict(defaults or {})
+        self.presets = dict(presets or {})
 
     @property
     def codec(self) -> TextCodec:
@@ -83,10 +88,20 @@ class DiffusionModel:
             raise InvalidRequest("this bundle has no tokenizer; pass token ids and read `token_ids`")
         return self._codec
 
-    def options(self, **options: Any) -> GenerationOptions:
-        """Options from keyword arguments over the bundle's defaults; unknown names raise `InvalidRequest`."""
+    def options(self, preset: str | None = None, **options: Any) -> GenerationOptions:
+        """Options from keyword arguments over those of `preset`, else over the bundle's preset `default`.
+
+        The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and
+        options raise `InvalidRequest`.
+        """
+        if preset is not None and preset not in self.presets:
+            raise InvalidRequest(f"preset {preset!r} is not one of this bundle's: {', '.join(self.presets) or 'none'}")
+        base = dict(self.presets.get(preset or DEFAULT, {}))
+        length, schedule = options.get("gen_length", base.get("gen_length")), base.get("schedule")
+        if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and isinstance(length, int):
+            base["schedule"] = replace(schedule, window=max(1, min(schedule.window, length)))
         try:
-            return GenerationOptions(**{**self._defaults, **options})
+            return GenerationOptions(**{**base, **options})
         except TypeError as error:
             raise InvalidRequest(str(error).replace("GenerationOptions.__init__()", "generate()")) from None
 
@@ -114,7 +129,7 @@ class DiffusionModel:
     def generate(
         self, prompt: Prompt, *, raw: bool = False, on_step: OnStep | None = None, **options: Any
     ) -> Generation:
-        """Generate for one prompt; `options` are the fields of `GenerationOptions`."""
+        """Generate for one prompt; `options` are the fields of `GenerationOptions`, and `preset`."""
         return self.generate_batch([prompt], raw=raw, on_step=on_step, **options)[0]
 
     def generate_batch(

@@ -83,7 +83,7 @@ class Gaussian:
 class Uniform:
     """A fixed number of positions drawn without replacement from the window."""
 
-    count: int
+    count: int = 32
     window: int | None = None
 
     def check(self, gen_length: int, block_length: int) -> None:
@@ -134,23 +134,6 @@ class Explicit:
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The given distances; none behind the last block."""
         return np.asarray(self.distances[block] if length else (), dtype=np.int64)
-
-
-SCHEDULES = ("gaussian", "uniform", "none")
-
-
-def schedule_named(
-    name: str, window: int | None = None, k: float = 4.0, scale: float = 2.0, count: int = 32
-) -> SuffixSchedule:
-    """The schedule of a name in `SCHEDULES` with the parameters that it has; others are left unread.
-
-    Raises `InvalidRequest` for another name.
-    """
-    if name not in SCHEDULES:
-        raise InvalidRequest(f"schedule {name!r} is not one of {', '.join(SCHEDULES)}")
-    if name == "gaussian":
-        return Gaussian(k, scale, window)
-    return Uniform(count, window) if name == "uniform" else Full()
 
 
 def _window(window: int | None, gen_length: int) -> int:

@@ -3,7 +3,7 @@
 @click.command("generate")
 @decoding_options
 def command(engine: str, threads: int, **options: Any) -> None:
-    options = with_schedule(options)        # the fields of GenerationOptions
+    options = chosen(model, options)        # keyword arguments of `DiffusionModel.generate`
 """
 
 from collections.abc import Callable
@@ -11,10 +11,17 @@ from typing import Any, TypeVar
 
 import click
 
+from dpad import DiffusionModel
 from dpad.runtime.options import CACHES, DECODERS
-from dpad.runtime.suffix import SCHEDULES, schedule_named
+from dpad.runtime.presets import SCHEDULES, name_of, schedule_named
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _option(name: str, default: Any, told: str, **more: Any) -> Callable[[F], F]:
+    """An option that is None unless given, so that a preset may say otherwise; `default` is what help shows."""
+    return click.option(name, **{"type": type(default), **more}, default=None, show_default=str(default), help=told)
+
 
 _OPTIONS = (
     click.option(
@@ -30,46 +37,29 @@ _OPTIONS = (
         type=click.IntRange(0),
         help="CPU threads of the engine; 0 is every core.",
     ),
-    click.option("--gen-length", default=128, show_default=True, type=int, help="New tokens on the canvas."),
-    click.option("--block-length", default=32, show_default=True, type=int, help="Tokens decoded together."),
-    click.option(
-        "--cache",
-        default="prefix",
-        show_default=True,
-        type=click.Choice(CACHES),
-        help="What is kept between the steps of a block.",
-    ),
-    click.option(
-        "--decoder",
-        default="threshold",
-        show_default=True,
-        type=click.Choice(DECODERS),
-        help="Which masks are committed in a step.",
-    ),
-    click.option("--threshold", default=0.9, show_default=True, help="Confidence of the threshold decoder."),
-    click.option("--factor", default=1.0, show_default=True, help="Of the factor decoder (Fast-dLLM)."),
+    click.option("--preset", help="Options under a name that the bundle brings; those given here go before them."),
+    _option("--gen-length", 128, "New tokens on the canvas."),
+    _option("--block-length", 32, "Tokens decoded together."),
+    _option("--cache", "prefix", "What is kept between the steps of a block.", type=click.Choice(CACHES)),
+    _option("--decoder", "threshold", "Which masks are committed in a step.", type=click.Choice(DECODERS)),
+    _option("--threshold", 0.9, "Confidence of the threshold decoder."),
+    _option("--factor", 1.0, "Of the factor decoder (Fast-dLLM)."),
     click.option(
         "--steps", type=int, help="Total steps of the fixed, entropy and margin decoders. Default: one a token."
     ),
-    click.option(
-        "--schedule",
-        default="gaussian",
-        show_default=True,
-        type=click.Choice(SCHEDULES),
-        help="Suffix dropout (DPad); none keeps the whole suffix.",
-    ),
+    _option("--schedule", "gaussian", "Suffix dropout; none keeps the whole suffix.", type=click.Choice([*SCHEDULES])),
     click.option("--window", type=int, help="Suffix tokens that may survive. Default: 256, at most --gen-length."),
-    click.option("--k", default=4.0, show_default=True, help="Standard deviations that the Gaussian window spans."),
-    click.option("--scale", default=2.0, show_default=True, help="Of the Gaussian keep probability."),
-    click.option("--count", default=32, show_default=True, help="Suffix tokens that the uniform schedule keeps."),
-    click.option("--temperature", default=0.0, show_default=True, help="0 is greedy."),
+    _option("--k", 4.0, "Standard deviations that the Gaussian window spans."),
+    _option("--scale", 2.0, "Of the Gaussian keep probability."),
+    _option("--count", 32, "Suffix tokens that the uniform schedule keeps."),
+    _option("--temperature", 0.0, "0 is greedy."),
     click.option("--top-k", type=int, help="Draw from the k likeliest tokens."),
     click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this probability."),
-    click.option("--seed", default=0, show_default=True, type=int, help="Of the suffix dropout and of the draw."),
+    _option("--seed", 0, "Of the suffix dropout and of the draw."),
     click.option(
         "--early-termination/--no-early-termination",
-        default=True,
-        show_default=True,
+        default=None,
+        show_default="early-termination",
         help="Stop when a block holds EOS.",
     ),
 )
@@ -82,8 +72,15 @@ def decoding_options(command: F) -> F:
     return command
 
 
-def with_schedule(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` with the schedule that `schedule`, `window`, `k`, `scale` and `count` describe in their place."""
-    parameters = {name: options[name] for name in ("window", "k", "scale", "count")}
-    rest = {name: value for name, value in options.items() if name not in parameters}
-    return rest | {"schedule": schedule_named(options["schedule"], **parameters)}
+def chosen(model: DiffusionModel, options: dict[str, Any]) -> dict[str, Any]:
+    """What was given on the command line, for `model.generate`; the rest is left to the preset.
+
+    `schedule`, `window`, `k`, `scale` and `count` become one schedule, over that of the preset.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    parameters = {name: given.pop(name) for name in ("window", "k", "scale", "count") if name in given}
+    name = given.pop("schedule", None)
+    if name or parameters:
+        base = model.options(**{**given, "preset": options["preset"]}).schedule
+        given["schedule"] = schedule_named(name or name_of(base), base, **parameters)
+    return given

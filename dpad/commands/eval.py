@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpad import load
-from dpad.commands.decoding import decoding_options, with_schedule
+from dpad.commands.decoding import chosen, decoding_options
 from dpad.commands.terminal import TerminalProgress
 from dpad.evaluation import tasks
 from dpad.evaluation.errors import DataError
@@ -64,7 +64,9 @@ def command(
         raise DataError(f"{out.parent} is no folder; make it, or give another --out")
     task, settings = _task(name, raw, **asked, **limits)
     with load(directory, engine=engine, threads=threads) as model:
-        options = model.options(**with_schedule(arguments))
+        if arguments["preset"] is None and name in model.presets:
+            arguments["preset"] = name
+        options = model.options(**chosen(model, arguments))
         options.check(model.engine.contract)
         if batch_size > (most := model.engine.contract.max_batch):
             raise InvalidRequest(f"--batch-size {batch_size} is over this bundle's {most}")

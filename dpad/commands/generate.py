@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dpad import Generation, load
-from dpad.commands.decoding import decoding_options, with_schedule
+from dpad.commands.decoding import chosen, decoding_options
 from dpad.runtime.checks import is_integer
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.suffix import Explicit
@@ -43,11 +43,11 @@ def command(
     """Write text with the bundle DIR. PROMPT - reads standard input."""
     if prompt == "-":
         prompt = sys.stdin.read()
-    options = with_schedule(options)
     with load(directory, engine=engine, threads=threads) as model:
+        options = chosen(model, options)
         request = model.request(prompt, raw=raw, suffix=suffix)
         if positions is not None:
-            options["schedule"] = _explicit(positions, len(request.prompt_ids), options["block_length"])
+            options["schedule"] = _explicit(positions, len(request.prompt_ids), model.options(**options).block_length)
         if show_steps:
             from dpad.commands.canvas import CanvasView
 

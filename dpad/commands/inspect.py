@@ -39,6 +39,7 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
         f"limits    batch {contract.max_batch}, canvas {contract.max_length} tokens",
         f"tuned for blocks of {contract.block_length}, window {contract.window}",
         f"made with {versions}",
+        f"presets   {', '.join(manifest.presets) or 'none'}",
         "files",
         *(f"  {entry.size:>12,}  {entry.sha256[:12]}  {name}" for name, entry in manifest.files.items()),
         "engines (fastest first)",

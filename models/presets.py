@@ -1,0 +1,49 @@
+"""Decoding presets of known checkpoints, and those that a checkpoint brings itself.
+
+    presets_of("GSAI-ML/LLaDA-1.5", directory)
+
+The table is that of the DPad paper (arXiv 2508.14148): k, scale and window of the suffix dropout for each task
+and length, blocks of 32, greedy, threshold 0.9. A file `presets.json` beside config.json adds to it; its
+format is that of `dpad.runtime.presets`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dpad.models.checkpoint import read_json
+
+FILE_NAME = "presets.json"
+
+
+def _preset(gen_length: int, k: float, scale: float, window: int) -> dict[str, Any]:
+    return {"gen_length": gen_length, "schedule": {"gaussian": {"k": k, "scale": scale, "window": window}}}
+
+
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    "GSAI-ML/LLaDA-8B-Instruct": {
+        "gsm8k": _preset(256, 4, 2, 256),
+        "math": _preset(256, 4, 2, 256),
+        "humaneval": _preset(512, 3, 2.3, 512),
+        "mbpp": _preset(512, 3, 2.3, 128),
+    },
+    "GSAI-ML/LLaDA-1.5": {
+        "gsm8k": _preset(256, 3, 1.6, 256),
+        "gsm8k-1024": _preset(1024, 3, 1.6, 256),
+        "math": _preset(256, 3, 1.6, 256),
+        "humaneval": _preset(512, 3, 2.3, 128),
+        "mbpp": _preset(512, 3, 1.6, 512),
+    },
+    "Dream-org/Dream-v0-Base-7B": {
+        "gsm8k": _preset(256, 4, 1.6, 256),
+        "math": _preset(256, 4, 1.6, 128),
+        "humaneval": _preset(512, 3, 2.3, 128),
+        "humaneval-2048": _preset(2048, 3, 2.3, 128),
+        "mbpp": _preset(512, 3, 1.6, 128),
+    },
+}
+
+
+def presets_of(label: str, directory: Path) -> dict[str, Any]:
+    """Presets by name of the checkpoint `label` (a hub id) in `directory`; its own file counts last."""
+    own = directory / FILE_NAME
+    return {**PUBLISHED.get(label, {}), **(read_json(own) if own.exists() else {})}

@@ -1,0 +1,68 @@
+"""Presets: decoding options under a name, which a bundle brings for the tasks they were measured on.
+
+    presets = read_presets({"gsm8k": {"gen_length": 256, "schedule": {"gaussian": {"k": 4, "scale": 2}}}})
+    presets["gsm8k"]["schedule"]        # Gaussian(k=4, scale=2)
+
+In JSON a preset holds fields of `GenerationOptions`; a schedule is an object with its name and its
+parameters. The one called `default` counts wherever no other is asked for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from dpad.runtime.errors import InvalidRequest, ManifestError
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.suffix import Full, Gaussian, SuffixSchedule, Uniform
+
+DEFAULT = "default"
+SCHEDULES: dict[str, type[Gaussian] | type[Uniform] | type[Full]] = {
+    "gaussian": Gaussian,
+    "uniform": Uniform,
+    "none": Full,
+}
+
+Preset = dict[str, Any]  # fields of GenerationOptions
+
+
+def read_presets(data: Mapping[str, Any]) -> dict[str, Preset]:
+    """The presets of a manifest; raises `ManifestError` naming the preset and what it cannot hold."""
+    known = {field.name for field in fields(GenerationOptions)}
+    presets = {}
+    for name, preset in data.items():
+        if not isinstance(preset, Mapping) or (unknown := sorted(preset.keys() - known)):
+            wrong = (
+                f"holds {unknown[0]!r}, which is no decoding option" if isinstance(preset, Mapping) else "is no object"
+            )
+            raise ManifestError(f"preset {name!r} {wrong}; export the bundle again")
+        schedule = {"schedule": _schedule(name, preset["schedule"])} if "schedule" in preset else {}
+        presets[name] = {**preset, **schedule}
+    return presets
+
+
+def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: Any) -> SuffixSchedule:
+    """The schedule of a name in `SCHEDULES`; parameters left out are those of `base`, or their defaults.
+
+    Parameters that the schedule does not have are left unread; `base` counts if it is of the same kind.
+    Raises `InvalidRequest` for another name.
+    """
+    if name not in SCHEDULES:
+        raise InvalidRequest(f"schedule {name!r} is not one of {', '.join(SCHEDULES)}")
+    kind = SCHEDULES[name]
+    own = {field.name for field in fields(kind)}
+    given = vars(base) if isinstance(base, kind) else {}
+    return kind(**{**given, **{key: value for key, value in parameters.items() if key in own}})
+
+
+def name_of(schedule: SuffixSchedule) -> str:
+    """The name of a schedule that has one, `gaussian` of another."""
+    return next((name for name, kind in SCHEDULES.items() if isinstance(schedule, kind)), "gaussian")
+
+
+def _schedule(preset: str, value: Any) -> SuffixSchedule:
+    if isinstance(value, Mapping) and len(value) == 1:
+        (name, parameters), *_ = value.items()
+        own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
+        if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
+            return SCHEDULES[name](**parameters)
+    raise ManifestError(f"preset {preset!r} has a schedule that cannot be read: {value!r}; export the bundle again")

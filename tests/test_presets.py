@@ -1,0 +1,127 @@
+"""Presets: what a bundle brings is read with care, and what the caller gives goes before it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import export, write_source
+from click.testing import CliRunner
+
+import dpad
+from dpad.cli import main
+from dpad.models.presets import PUBLISHED, presets_of
+from dpad.runtime.errors import InvalidRequest, ManifestError
+from dpad.runtime.presets import name_of, read_presets, schedule_named
+
+PRESETS = {
+    "default": {"gen_length": 64, "threshold": 0.7},
+    "lists": {"gen_length": 96, "cache": "dual", "schedule": {"gaussian": {"k": 3, "scale": 1.6, "window": 80}}},
+    "whole": {"schedule": {"none": {}}},
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose checkpoint brings presets."""
+    folder = tmp_path_factory.mktemp("presets")
+    source = write_source(folder / "source")
+    (source / "presets.json").write_text(json.dumps(PRESETS))
+    return export(source, folder / "bundle").directory
+
+
+def test_options_come_from_the_call_then_the_preset_then_the_default(bundle: Path) -> None:
+    """Fails if a preset is lost on the way through the bundle, or outranks what the caller says."""
+    with dpad.load(bundle) as model:
+        assert list(model.presets) == list(PRESETS)
+        plain = model.options()
+        assert (plain.gen_length, plain.threshold, plain.cache) == (64, 0.7, "prefix")
+        lists = model.options("lists", cache="none")
+        assert (lists.gen_length, lists.cache, lists.threshold) == (96, "none", 0.9)
+        assert lists.schedule == dpad.Gaussian(3, 1.6, 80)
+        assert model.options("whole").schedule == dpad.Full()
+        assert model.options("lists", gen_length=32).schedule == dpad.Gaussian(3, 1.6, 32), "the canvas is shorter"
+        assert model.options("lists", schedule=dpad.Full()).schedule == dpad.Full()
+        by_name = model.generate("w5 w6 w7", preset="lists", gen_length=32)
+        by_hand = model.generate(
+            "w5 w6 w7", gen_length=32, cache="dual", schedule=dpad.Gaussian(3, 1.6, 32), threshold=0.9
+        )
+        assert by_name.canvas.tolist() == by_hand.canvas.tolist()
+        with pytest.raises(InvalidRequest, match="'essays' is not one of this bundle's: default, lists, whole"):
+            model.options("essays")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], {"gen_length": 64, "threshold": 0.7, "schedule": dpad.Gaussian()}),
+        (["--preset", "lists"], {"gen_length": 96, "schedule": dpad.Gaussian(3, 1.6, 80)}),
+        (["--preset", "lists", "--k", "2"], {"schedule": dpad.Gaussian(2, 1.6, 80)}),
+        (["--preset", "lists", "--schedule", "none"], {"schedule": dpad.Full()}),
+        (["--preset", "lists", "--schedule", "uniform", "--count", "3"], {"schedule": dpad.Uniform(3)}),
+        (["--preset", "whole", "--gen-length", "32"], {"gen_length": 32, "schedule": dpad.Full()}),
+        (["--no-early-termination"], {"early_termination": False, "threshold": 0.7}),
+    ],
+)
+def test_the_command_line_says_what_differs_from_the_preset(
+    bundle: Path, arguments: list[str], wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if an option that was not given overrides a preset, or one that was given does not."""
+    seen: dict[str, Any] = {}
+    generate = dpad.DiffusionModel.generate
+
+    def watched(self: dpad.DiffusionModel, *prompt: Any, **options: Any) -> dpad.Generation:
+        chosen = {name: value for name, value in options.items() if name not in ("raw", "on_step")}
+        seen.update(vars(self.options(**chosen)))
+        return generate(self, *prompt, **options)
+
+    monkeypatch.setattr(dpad.DiffusionModel, "generate", watched)
+    ran = CliRunner().invoke(main, ["generate", str(bundle), "w5 w6", *arguments], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    assert {name: seen[name] for name in wanted} == wanted
+
+
+def test_inspect_names_the_presets(bundle: Path) -> None:
+    """Fails if nobody can find out what a bundle brings."""
+    assert "presets   default, lists, whole" in CliRunner().invoke(main, ["inspect", str(bundle)]).output
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"a": 3},
+        {"a": {"temprature": 1}},
+        {"a": {"schedule": "gaussian"}},
+        {"a": {"schedule": {"gaussian": {"sigma": 2}}}},
+        {"a": {"schedule": {"linear": {}}}},
+        {"a": {"schedule": {"gaussian": {}, "none": {}}}},
+        {"a": {"schedule": {"gaussian": [3]}}},
+    ],
+)
+def test_presets_that_cannot_be_read_are_refused(data: dict[str, Any]) -> None:
+    """Fails if a manifest's preset is half read, or fails with anything but a typed error that names it."""
+    with pytest.raises(ManifestError, match="preset 'a'"):
+        read_presets(data)
+
+
+def test_a_schedule_keeps_what_its_base_says() -> None:
+    """Fails if one parameter on the command line resets the others, or a base of another kind leaks in."""
+    base = dpad.Gaussian(3, 1.6, 64)
+    assert schedule_named("gaussian", base, k=2) == dpad.Gaussian(2, 1.6, 64)
+    assert schedule_named("uniform", base, count=5) == dpad.Uniform(5)
+    assert schedule_named("none", base, k=2) == dpad.Full()
+    assert [name_of(s) for s in (base, dpad.Uniform(3), dpad.Full())] == ["gaussian", "uniform", "none"]
+    with pytest.raises(InvalidRequest, match="linear"):
+        schedule_named("linear")
+
+
+def test_published_presets_can_be_read_and_a_checkpoint_adds_its_own(tmp_path: Path) -> None:
+    """Fails if the paper's table holds what the runtime refuses, or a file beside the weights is not seen."""
+    for label, presets in PUBLISHED.items():
+        for preset in read_presets(presets).values():
+            options = dpad.GenerationOptions(**preset)
+            options.schedule.check(options.gen_length, options.block_length)
+        assert presets_of(label, tmp_path) == presets
+    (tmp_path / "presets.json").write_text('{"gsm8k": {"gen_length": 512}}')
+    assert presets_of("GSAI-ML/LLaDA-1.5", tmp_path)["gsm8k"] == {"gen_length": 512}
+    assert presets_of("somebody/else", tmp_path) == {"gsm8k": {"gen_length": 512}}
