@@ -16,7 +16,6 @@ from dpad.runtime.errors import DpadError, InvalidRequest
 from dpad.runtime.generate import StepEvent
 from dpad.runtime.model import DiffusionModel, Generation, tokenizer_directory
 from dpad.runtime.options import GenerationOptions
-from dpad.runtime.presets import read_presets
 from dpad.runtime.request import Request
 from dpad.runtime.select import open_engine
 from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
@@ -71,4 +70,4 @@ def load(
         opened = open_torch_engine(bundle, device="cuda" if engine == "torch-cuda" else "cpu")
     else:
         opened = open_engine(bundle, engine, threads)
-    return DiffusionModel(opened, codec, read_presets(bundle.manifest.presets))
+    return DiffusionModel(opened, codec, bundle.manifest.presets)

@@ -25,7 +25,7 @@ from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.generate import StepEvent, generate
 from dpad.runtime.options import GenerationOptions
-from dpad.runtime.presets import DEFAULT
+from dpad.runtime.presets import DEFAULT, read_presets
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Gaussian, Uniform
 from dpad.runtime.text import Message, TextCodec
@@ -75,11 +75,11 @@ class DiffusionModel:
     """
 
     def __init__(
-        self, engine: Engine, codec: TextCodec | None, presets: Mapping[str, Mapping[str, Any]] | None = None
+        self, engine: Engine, codec: TextCodec | None, presets: Mapping[str, Any] | None = None
     ) -> None:
         self.engine = engine
         self._codec = codec
-        self.presets = dict(presets or {})
+        self.presets = read_presets(presets or {})
 
     @property
     def codec(self) -> TextCodec:
