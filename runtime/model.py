@@ -74,9 +74,7 @@ class DiffusionModel:
     random generators, so threads may share a model over ONNX Runtime or TensorRT.
     """
 
-    def __init__(
-        self, engine: Engine, codec: TextCodec | None, presets: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, codec: TextCodec | None, presets: Mapping[str, Any] | None = None) -> None:
         self.engine = engine
         self._codec = codec
         self.presets = read_presets(presets or {})
