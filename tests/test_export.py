@@ -135,6 +135,8 @@ INTERRUPTED = """
     from dpad.export.pipeline import ExportSettings, export_bundle
     from dpad.export.progress import Progress
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+
     def check(stage, manifest, progress):
         {action}
         return {{"passed": True, "engines": []}}
