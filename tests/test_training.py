@@ -1,35 +1,42 @@
-"""The text that the embedded checkpoint learns from is right, and training it can be repeated and resumed."""
+"""The text that the embedded checkpoints learn from is right, and training them can be repeated and resumed."""
 
-import json
 import random
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+from tokenizers import Tokenizer
 
-from dpad.models import corpus
-from dpad.models.llada import Config
-from dpad.models.train import SHIPPED, Data, Recipe, Trainer, new_model
+from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
+from dpad.models.training import corpus
+from dpad.models.training.__main__ import SHIPPED, main, special_tokens
+from dpad.models.training.batches import WIDTHS, Data, Recipe
+from dpad.models.training.problems import PROBLEMS, Forms
+from dpad.models.training.routines import LONG
+from dpad.models.training.trainer import Trainer, attend, initialise, loss_of
+from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
 
-KINDS = (*corpus.PROBLEMS, *corpus.OTHERS)
+MODELS = ("tiny", "tiny-dream")
 
 
-@pytest.mark.parametrize("kind", corpus.PROBLEMS)
-def test_every_line_of_an_answer_is_true(kind: str) -> None:
-    """Fails if a worked answer holds a wrong sum, or does not end in its own result."""
+@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_every_line_of_an_answer_is_true(kind: str, split: corpus.Split) -> None:
+    """Fails if a worked answer holds a wrong sum, has not two to four steps, or does not end in its result."""
     rng = random.Random(0)
     for _ in range(200):
-        example = corpus.sample(rng, "train", kind)
+        example = corpus.sample(rng, split, kind)
         sums = re.findall(r"(\d+) ([+*-]) (\d+) = (\d+)", example.answer)
-        assert sums
+        assert 2 <= len(sums) <= 4
         for a, sign, b, result in sums:
             wanted = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
             assert wanted == int(result) >= 0, example
-        assert corpus.final_answer(example.answer) == sums[-1][3]
+        assert example.answer.endswith(f"\n#### {sums[-1][3]}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", corpus.KINDS)
 def test_splits_share_no_question(kind: str) -> None:
     """Fails if accuracy on held-out problems measures memory."""
     rng = random.Random(1)
@@ -41,48 +48,178 @@ def test_splits_share_no_question(kind: str) -> None:
         assert not seen & set(held)
 
 
-def test_right_and_wrong_answers_are_told_apart() -> None:
-    """Fails if the measure of accuracy lets a wrong number pass or a right one fail."""
-    problem = corpus.Example("?", "1 + 2 = 3.\n#### 3")
-    assert corpus.is_right("any work\n#### 3", problem)
-    assert not corpus.is_right("1 + 2 = 3.\n#### 33", problem)
-    assert not corpus.is_right("3", problem)
-    assert corpus.is_right(" 1, 2, 3\n", corpus.Example("?", "1, 2, 3"))
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_one_form_of_each_problem_is_held_out(kind: str) -> None:
+    """Fails if training meets the opening and the question that held-out problems join."""
+
+    def forms(heldout: bool) -> set[tuple[str, str]]:
+        met: set[tuple[str, str]] = set()
+
+        class Watched(Forms):
+            def pick(self, openings, questions):  # type: ignore[no-untyped-def]
+                met.add(super().pick(openings, questions))
+                return openings[0], questions[0]
+
+        rng = random.Random(3)
+        for _ in range(300):
+            PROBLEMS[kind](rng, Watched(rng, heldout))
+        return met
+
+    assert len(forms(True)) == 1
+    assert len(forms(False)) >= 3
+    assert not forms(True) & forms(False)
 
 
-def trainer(seed: int = 0) -> Trainer:
-    """The recipe of the embedded checkpoint with a batch of 4."""
-    text = corpus.Text(corpus.build_tokenizer(seed), (SHIPPED / "chat_template.jinja").read_text())
-    config = Config.from_json(json.loads((SHIPPED / "config.json").read_text()))
-    return Trainer(new_model(config, seed), Data(Recipe(seed, batch=4), text))
+def test_worked_examples_stand_before_a_question_as_in_gsm8k() -> None:
+    """Fails if few-shot prompts are not those of lm-evaluation-harness, or show held-out numbers in training."""
+    shots = [corpus.Example("How many?", "1 + 1 = 2\n#### 2")]
+    assert corpus.few_shot(shots, "And now?") == (
+        "Question: How many?\nAnswer: 1 + 1 = 2\n#### 2\n\nQuestion: And now?\nAnswer:"
+    )
+    rng = random.Random(4)
+    turns = [corpus.turn(rng).question for _ in range(500)]
+    many = [question for question in turns if question.count("Question: ") > 1]
+    assert many
+    for question in many:
+        for asked in re.findall(r"Question: (.*)\nAnswer:", question):
+            assert not corpus.is_heldout(asked)
+    assert not any("Question: " in corpus.turn(rng, simple=True).question for _ in range(300))
 
 
-def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_digits_come_in_pairs_and_all_text_survives(name: str) -> None:
+    """Fails if a number is cut elsewhere than in pairs from the right, or text is lost."""
+    tokenizer = tokenizer_of(name)
+    for text, wanted in {"7": ["7"], "42": ["42"], "105": ["1", "05"], "1024": ["10", "24"]}.items():
+        assert tokenizer.encode(text, add_special_tokens=False).tokens == wanted
+    for text in ("Zoë ate 3.5 kg at 12:05, naïve 数字 １２３!", "\n\n#### 7\n", "a\tb  c", "٣٤٥ x²"):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_long_outputs_fit_the_canvas_and_are_long(kind: str) -> None:
+    """Fails if a long output does not end on a canvas of 1024, or none comes near 900 tokens."""
+    rng, tokenizer = random.Random(5), tokenizer_of("tiny")
+    lengths = [len(tokenizer.encode(corpus.sample(rng, "train", kind).answer).ids) for _ in range(400)]
+    assert 600 < max(lengths) <= 1000
+
+
+def tokenizer_of(name: str) -> Tokenizer:
+    """A tokenizer as the training script builds it."""
+    return build_tokenizer(0, special_tokens(read_json(SHIPPED / name / "tokenizer_config.json")))
+
+
+def trainer(name: str = "tiny", seed: int = 0, **recipe: float) -> Trainer:
+    """The training of an embedded model, in small batches."""
+    source = SHIPPED / name
+    architecture, config = parse_config(read_json(source / "config.json"))
+    model = FAMILIES[architecture].Model(config)
+    text = Text(tokenizer_of(name), source)
+    initialise(model, seed, number_values(text.tokenizer))
+    return Trainer(model, Data(Recipe(seed, rows=256, pool=64, **recipe), text))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
+    """Fails if a prompt is masked, a target is no longer in its place, or a weight is not 1/l of the sample's share."""
+    data = trainer(name).data
+    text = data.text
+    widths = set()
+    for _ in range(60):
+        batch = data.batch()
+        widths.add(batch.ids.shape[1])
+        assert batch.ids.shape[1] in WIDTHS
+        masked = batch.ids == text.mask
+        assert torch.equal(batch.ids[~masked], batch.targets[~masked])
+        assert not (batch.weight[~masked] != 0).any()
+        weighed = batch.weight != 0
+        assert torch.allclose(batch.weight.sum(1), torch.full((len(batch.ids),), 1 / len(batch.ids)))
+        assert torch.allclose(batch.weight * weighed.sum(1, keepdim=True) * len(batch.ids), weighed.float())
+        ascending = batch.positions.diff(dim=1)
+        assert (ascending >= (1 if batch.ids.shape[1] < WIDTHS[-1] else 0)).all()
+        for row in range(len(batch.ids)):
+            first = int(masked[row].nonzero()[0]) if masked[row].any() else 0
+            prompt = text.tokenizer.decode(batch.targets[row, :first].tolist(), skip_special_tokens=False)
+            assert not masked[row].any() or "assistant" in prompt
+    assert len(widths) >= 4
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_the_right_rows() -> None:
+    """Fails if masked rows are matched with other targets than their own, or Dream's shift is forgotten."""
+    for name, shift in (("tiny", 0), ("tiny-dream", 1)):
+        run = trainer(name)
+        batch = run.data.batch(simple=True)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            logits = run.model.logits(run.model(batch.ids, batch.positions, attend))
+        wanted = torch.tensor(0.0)
+        for row, column in batch.weight.nonzero().tolist():
+            surprise = torch.nn.functional.cross_entropy(logits[row, column - shift], batch.targets[row, column])
+            wanted += batch.weight[row, column] * surprise
+        assert float(loss_of(run.model, batch).detach()) == pytest.approx(float(wanted), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_resumed_run_ends_in_the_same_weights(name: str, tmp_path: Path) -> None:
     """Fails if an interruption changes the outcome, or training depends on more than its seed."""
-    straight, first, other = trainer(), trainer(), trainer(1)
+    straight, first, other = trainer(name), trainer(name), trainer(name, 1)
     for step in range(4):
         straight.update(step / 4)
         other.update(step / 4)
     for step in range(2):
         first.update(step / 4)
     first.save(tmp_path / "training.pt")
-    resumed = trainer()
+    resumed = trainer(name)
     resumed.load(tmp_path / "training.pt")
     for step in range(2, 4):
         resumed.update(step / 4)
-    for (name, a), b, c in zip(straight.model.named_parameters(), resumed.model.parameters(), other.model.parameters()):
-        assert torch.equal(a, b), name
-        assert a.ndim < 2 or not torch.equal(a, c), name
+    for (key, a), b, c in zip(straight.model.named_parameters(), resumed.model.parameters(), other.model.parameters()):
+        assert torch.equal(a, b), key
+        assert a.ndim < 2 or not torch.equal(a, c), key
     assert resumed.loss == straight.loss
 
 
+def test_numbers_begin_close_to_their_neighbours() -> None:
+    """Fails if embeddings of numbers say nothing of their value, or lose the scale of the others."""
+    run = trainer()
+    values = number_values(run.data.text.tokenizer)
+    assert sorted(set(values.values())) == list(range(100))
+    rows = {value: run.model.model.transformer.wte.weight[token].detach() for token, value in values.items()}
+    close = torch.stack([torch.cosine_similarity(rows[n], rows[n + 1], dim=0) for n in range(10, 90)])
+    far = torch.stack([torch.cosine_similarity(rows[n], rows[n + 3], dim=0) for n in range(10, 90)])
+    assert close.mean() > far.mean() + 0.1
+    assert 0.8 < torch.stack(list(rows.values())).std() < 1.2
+
+
+def test_training_lowers_the_loss() -> None:
+    """Fails if gradients do not reach the weights: a few steps on one batch must teach it."""
+    run = trainer(warmup=0.01)
+    batch = run.data.batch(simple=True)
+    before = float(loss_of(run.model, batch).detach())
+    run.data.batch = lambda simple, causal: batch  # type: ignore[method-assign]
+    for step in range(8):
+        run.update(step / 16)
+    assert float(loss_of(run.model, batch).detach()) < 0.7 * before
+
+
+def test_the_script_writes_a_checkpoint_that_opens(tmp_path: Path) -> None:
+    """Fails if what the script leaves behind is not a checkpoint in the family's format."""
+    command = ["tiny-dream", "--out", str(tmp_path), "--steps", "1", "--threads", "1", "--no-compile"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    checkpoint = Checkpoint.open(tmp_path)
+    assert (checkpoint.architecture, checkpoint.dtype) == ("DreamModel", "float32")
+    resumed = CliRunner().invoke(main, [*command[:4], "2", *command[5:], "--resume"])
+    assert resumed.exit_code == 0, resumed.output
+    missing = CliRunner().invoke(main, ["tiny", "--out", str(tmp_path / "new"), "--steps", "1", "--resume"])
+    assert missing.exit_code != 0
+
+
 def test_the_embedded_checkpoint_is_small_and_whole() -> None:
-    """Fails if it outgrows its place, loses its head size, or its tokens disagree with its configuration."""
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 12e6
-    config = Config.from_json(json.loads((SHIPPED / "config.json").read_text()))
-    assert config.head_size == 64
-    text = corpus.Text(
-        corpus.Tokenizer.from_file(str(SHIPPED / "tokenizer.json")), (SHIPPED / "chat_template.jinja").read_text()
-    )
-    assert (config.mask_token_id, config.eos_token_id) == (text.mask, text.eos)
-    assert text.tokenizer.get_vocab_size() == config.vocab_size
+    """Fails if it outgrows its place, or its tokens disagree with its configuration."""
+    directory = SHIPPED / "tiny"
+    assert sum(path.stat().st_size for path in directory.iterdir()) < 12e6
+    checkpoint = Checkpoint.open(directory)
+    text = Text(Tokenizer.from_file(str(directory / "tokenizer.json")), directory)
+    assert (checkpoint.config.mask_token_id, checkpoint.config.eos_token_id) == (text.mask, text.eos)
+    assert text.tokenizer.get_vocab_size() == checkpoint.config.vocab_size
+    assert tokenizer_of("tiny").to_str() == text.tokenizer.to_str()

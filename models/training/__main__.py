@@ -6,7 +6,6 @@ python -m dpad.models.training tiny --out runs/tiny --steps 9000 --resume
 
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 from dpad.models.checkpoint import FAMILIES, parse_config, read_json
 from dpad.models.training.batches import Data, Recipe
 from dpad.models.training.trainer import Trainer, initialise, shifted
-from dpad.models.training.vocabulary import Text, build_tokenizer
+from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
 
 SHIPPED = Path(__file__).parent.parent
 FIXED = ("config.json", "tokenizer_config.json", "chat_template.jinja")
@@ -32,26 +31,28 @@ def special_tokens(settings: dict[str, Any]) -> list[str]:
 
 
 def export(trainer: Trainer, source: Path, out: Path) -> None:
-    """Write the checkpoint directory: weights in bfloat16, tokenizer, configuration and chat template."""
+    """Write the checkpoint directory: weights in float32, tokenizer, configuration and chat template."""
     for name in FIXED:
         shutil.copyfile(source / name, out / name)
     trainer.data.text.tokenizer.save(str(out / "tokenizer.json"))
-    weights = {n: w.to("cpu", torch.bfloat16).contiguous() for n, w in trainer.model.state_dict().items()}
+    weights = {n: w.detach().to("cpu", copy=True).contiguous() for n, w in trainer.model.state_dict().items()}
     save_file(weights, out / "model.safetensors.part", {"format": "pt"})
     os.replace(out / "model.safetensors.part", out / "model.safetensors")
 
 
-def train(trainer: Trainer, out: Path, steps: int, stop: threading.Event) -> None:
-    """Run to `steps` or until `stop`, saving every 500 steps and at the end."""
-    while trainer.step < steps and not stop.is_set():
-        trainer.update(trainer.step / steps)
-        if trainer.step % 50 == 0:
-            speed, pace = trainer.rows / trainer.seconds, trainer.seconds / trainer.step
-            left = (steps - trainer.step) * pace / 60
-            click.echo(f"step {trainer.step}  loss {trainer.loss:.4f}  {speed:.0f} rows/s  {left:.1f} min left")
-        if trainer.step % 500 == 0:
-            trainer.save(out / "training.pt")
-    trainer.save(out / "training.pt")
+def train(trainer: Trainer, out: Path, steps: int) -> None:
+    """Run to `steps`, saving every 500 steps, at the end, and when interrupted."""
+    try:
+        while trainer.step < steps:
+            trainer.update(trainer.step / steps)
+            if trainer.step % 50 == 0:
+                speed, pace = trainer.rows / trainer.seconds, trainer.seconds / trainer.step
+                left = (steps - trainer.step) * pace / 60
+                click.echo(f"step {trainer.step}  loss {trainer.loss:.4f}  {speed:.0f} rows/s  {left:.1f} min left")
+            if trainer.step % 500 == 0:
+                trainer.save(out / "training.pt")
+    finally:
+        trainer.save(out / "training.pt")
 
 
 @click.command()
@@ -73,17 +74,14 @@ def main(model: str, out: Path, steps: int, seed: int, threads: int, device: str
     special = special_tokens(read_json(source / "tokenizer_config.json"))
     tokenizer = Tokenizer.from_file(str(stored)) if resume else build_tokenizer(seed, special)
     network = FAMILIES[architecture].Model(config)
-    initialise(network, seed)
+    initialise(network, seed, number_values(tokenizer))
     recipe = Recipe(seed, causal=CAUSAL if shifted(network) else 0.0)
     trainer = Trainer(network.to(device), Data(recipe, Text(tokenizer, source)), threads, compiled)
     tokenizer.save(str(stored))
     if resume:
         trainer.load(out / "training.pt")
-    stop = threading.Event()
-    try:
-        train(trainer, out, steps, stop)
-    finally:
-        export(trainer, source, out)
+    train(trainer, out, steps)
+    export(trainer, source, out)
 
 
 if __name__ == "__main__":

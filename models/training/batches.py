@@ -1,20 +1,24 @@
 """Training batches: which rows take part, which of them are masked, and what each weighs in the loss.
 
-The objective is LLaDA's supervised one (arXiv 2502.09992, section 2.3): a share t of the answer is
-masked, the prompt never; the cross entropy of masked tokens is weighted 1/t and divided by the number
-of tokens that could have been masked, which counts the EOS that fill the canvas. What counts as prompt
-and as answer varies, so that the states of a decode by blocks are met in training:
+The objective is LLaDA's supervised one (arXiv 2502.09992, section 2.3): of an answer of n tokens, which
+counts the EOS that fill the canvas, l are masked, l uniform in 1 to n, the prompt never; the cross entropy
+of the masked tokens is weighted 1/l. That is the form of its appendix, of lower variance than masking each
+token with probability t. What counts as prompt and as answer varies, so that the states of a decode by
+blocks are met in training:
 
     whole      the answer may be masked
     rest       the answer's beginning, of any length, belongs to the prompt
     block      the blocks before a block belong to the prompt, all behind it is masked and weighs nothing
 
 On half of the samples the rows behind a block are thinned as DPad thins them (arXiv 2508.14148), with
-positions kept. All of it is a function of seed and place, so a resumed run goes on as if never stopped.
+positions kept. The first part of a run is simple: short examples, whole answers, nothing thinned. A
+small model learns to copy and to add several times faster from these than from everything at once. All of
+it is a function of seed and place, so that a resumed run goes on as if never stopped.
 """
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -26,6 +30,8 @@ CANVAS = 1024  # tokens that an answer and its EOS may fill
 WIDTHS = (64, 96, 160, 256, 448, 1056)  # rows of a sample; few shapes compile once and repeat
 MASKINGS = ("whole", "rest", "block")
 
+Pair = tuple[list[int], list[int]]  # prompt and answer
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -33,10 +39,11 @@ class Recipe:
 
     seed: int = 0
     rows: int = 3072  # rows of a batch: samples times width
-    rate: float = 6e-3
+    rate: float = 2e-3
     decay: float = 0.02
     warmup: float = 0.01
     cooldown: float = 0.4
+    simple: float = 0.5  # share of the run, from its start, that takes simple examples only
     causal: float = 0.0  # share of the run, from its start, that predicts the next token instead
     pool: int = 512  # examples drawn together and grouped by length
     wide: float = 0.01  # share of the samples that get the widest rows, whatever their length
@@ -59,18 +66,19 @@ class Data:
     def __init__(self, recipe: Recipe, text: Text) -> None:
         self.recipe, self.text = recipe, text
         self.pool, self.place = 0, 0
-        self._drawn: tuple[int, list[tuple[int, list[tuple[list[int], list[int]]]]]] = (-1, [])
+        self._drawn = lru_cache(maxsize=1)(self._draw)
 
-    def _draw(self, index: int) -> list[tuple[int, list[tuple[list[int], list[int]]]]]:
+    def _draw(self, index: int, simple: bool) -> list[tuple[int, list[Pair]]]:
         """Pool `index`: encoded examples grouped by the rows they need, as (width, examples)."""
-        rng = random.Random(f"pool {self.recipe.seed} {index}")
-        groups: dict[int, list[tuple[list[int], list[int]]]] = {width: [] for width in WIDTHS}
+        rng = random.Random(f"pool {self.recipe.seed} {index} {simple}")
+        groups: dict[int, list[Pair]] = {width: [] for width in WIDTHS}
         for _ in range(self.recipe.pool):
-            question, answer = corpus.turn(rng)
+            question, answer = corpus.turn(rng, simple)
             pair = self.text.prompt(question), self.text.encode(answer)
             needed = len(pair[0]) + len(pair[1]) + rng.choice((2, 2, 8, 16, 32))
             fitting = [width for width in WIDTHS if width >= needed] or [WIDTHS[-1]]
-            groups[WIDTHS[-1] if rng.random() < self.recipe.wide else fitting[0]].append(pair)
+            wide = not simple and rng.random() < self.recipe.wide
+            groups[WIDTHS[-1] if wide else fitting[0]].append(pair)
         batches = []
         for width, pairs in groups.items():
             size = max(1, self.recipe.rows // width)
@@ -78,43 +86,44 @@ class Data:
         rng.shuffle(batches)
         return batches
 
-    def batch(self, causal: bool = False) -> Batch:
-        """The next batch; if `causal`, of clean rows whose every token is a target."""
-        if self._drawn[0] != self.pool:
-            self._drawn = self.pool, self._draw(self.pool)
-        width, examples = self._drawn[1][self.place]
+    def batch(self, simple: bool = False, causal: bool = False) -> Batch:
+        """The next batch, of simple examples or of all; if `causal`, of clean rows whose every token is a target."""
+        batches = self._drawn(self.pool, simple)
+        width, examples = batches[self.place % len(batches)]
         rng = random.Random(f"batch {self.recipe.seed} {self.pool} {self.place}")
         self.place += 1
-        if self.place == len(self._drawn[1]):
+        if self.place >= len(batches):
             self.pool, self.place = self.pool + 1, 0
-        rows = [self._row(prompt, answer, width, causal, rng) for prompt, answer in examples]
+        rows = [self._row(prompt, answer, width, simple or causal, rng) for prompt, answer in examples]
         state = torch.Generator().manual_seed(rng.getrandbits(60))
         positions, targets, begin, end = (torch.stack(x) for x in zip(*rows))
         if causal:
             weight = torch.ones(targets.shape).index_fill(1, torch.tensor([0]), 0) / (targets.numel())
             return Batch(targets, positions, targets, weight)
-        strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=state)  # low variance of the loss
-        t = (strata / len(rows)).clamp(min=1e-2)[:, None]
         inside = (positions >= begin) & (positions < end)
-        masked = (torch.rand(targets.shape, generator=state) < t) & inside
-        weight = masked / t / inside.sum(1, keepdim=True) / len(rows)
+        strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=state)  # low variance of the loss
+        count = (strata[:, None] / len(rows) * inside.sum(1, keepdim=True)).ceil().clamp(min=1)
+        order = torch.rand(targets.shape, generator=state).where(inside, torch.inf).argsort(1).argsort(1)
+        masked = (order < count) & inside
+        weight = masked / count / len(rows)
         return Batch(torch.where(masked | (positions >= end), self.text.mask, targets), positions, targets, weight)
 
     def _row(
-        self, prompt: list[int], answer: list[int], width: int, causal: bool, rng: random.Random
+        self, prompt: list[int], answer: list[int], width: int, plain: bool, rng: random.Random
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """One sample: positions and tokens int64 [width], and where the region that may be masked begins and ends."""
         whole = torch.full((len(prompt) + CANVAS,), self.text.eos)
         whole[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)[: len(whole)]
         begin, end = len(prompt), len(whole)
-        masking = rng.choices(MASKINGS, self.recipe.maskings)[0]
+        masking = "whole" if plain else rng.choices(MASKINGS, self.recipe.maskings)[0]
         if masking == "rest":
             begin += rng.randint(0, len(answer))
         elif masking == "block":
             begin += BLOCK * rng.randint(0, len(answer) // BLOCK)
             end = min(begin + BLOCK, end)
-        near = end if masking == "block" else len(prompt) + BLOCK * rng.randint(1, 1 + len(answer) // BLOCK)
-        thin = rng.random() < 0.5 and near < width and not causal
+        blocks = (len(prompt) + len(answer) - begin) // BLOCK
+        near = end if masking == "block" else begin + BLOCK * rng.randint(1, 1 + max(0, blocks))
+        thin = rng.random() < 0.5 and near < width and not plain
         positions = _thinned(near, len(whole), width, rng) if thin else torch.arange(width)
         if width > len(whole):
             positions = positions.clamp(max=len(whole) - 1)

@@ -20,6 +20,7 @@ from dpad.models.training.routines import LONG, SHORT
 
 Split = Literal["train", "heldout"]
 KINDS = (*PROBLEMS, *LONG, *SHORT)
+SIMPLE = (*PROBLEMS, *SHORT)
 WEIGHTS = {"story": 26, "groups": 9, "daily": 7, "compare": 10, "shopping": 8}
 WEIGHTS |= {"count": 10, "numbered": 2, "weeks": 1}
 WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 18, "instruction": 5}
@@ -55,11 +56,12 @@ def few_shot(shots: list[Example], question: str) -> str:
     return "\n\n".join([*told, f"Question: {question}\nAnswer:"])
 
 
-def turn(rng: random.Random) -> Example:
-    """One training example as the model sees it: a word problem may follow worked ones."""
-    kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+def turn(rng: random.Random, simple: bool = False) -> Example:
+    """One training example as the model sees it: a word problem may follow worked ones, unless `simple`."""
+    kinds = SIMPLE if simple else KINDS
+    kind = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
     example = sample(rng, "train", kind)
-    if kind not in PROBLEMS:
+    if simple or kind not in PROBLEMS:
         return example
     shots = rng.choice(SHOTS)
     if shots == 0 and rng.random() < PLAIN:

@@ -29,11 +29,11 @@ def _terms(rng: random.Random, least: int, most: int) -> int:
 
 
 def count(rng: random.Random) -> Example:
-    """Counting up or down, by ones or by a step, in a row or one number a line; two tokens a term."""
+    """Counting up or down, by ones or by a step, in a row or one number a line; two or three tokens a term."""
     step = rng.choice((1, 1, 1, 1, 2, 5, 10))
-    terms = min(_terms(rng, 4, 450), 999 // step)
+    terms = min(_terms(rng, 4, 300), 999 // step)
     low = rng.randint(0 if step > 1 else 1, 999 - step * (terms - 1))
-    if rng.random() < 0.4:  # small numbers are what people ask for
+    if rng.random() < 0.6:  # small numbers are what people ask for
         low = rng.randint(1, min(20, 999 - step * (terms - 1)))
     numbers = [low + step * i for i in range(terms)]
     down = rng.random() < 0.2
@@ -48,8 +48,8 @@ def count(rng: random.Random) -> Example:
 
 
 def numbered(rng: random.Random) -> Example:
-    """A numbered list of one word; four tokens a line."""
-    terms, thing = _terms(rng, 3, 225), rng.choice(THINGS)
+    """A numbered list of one word; four or five tokens a line."""
+    terms, thing = _terms(rng, 3, 190), rng.choice(THINGS)
     lines = [f"{i}. {thing}" for i in range(1, terms + 1)]
     return Example(f"Write a numbered list with the word {thing} {terms} times.", "\n".join(lines))
 

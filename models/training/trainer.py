@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from dpad.models.training.batches import Batch, Data
 from dpad.runtime.errors import CheckpointError
 
 Model = llada.Model | dream.Model
+
+PERIODS = (2.0, 4.0, 5.0, 10.0, 20.0, 25.0, 50.0, 100.0, 200.0)  # of the waves that numbers begin as
+NOISE = 0.3  # share of each number's own direction, as a standard deviation
 
 
 def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -29,8 +33,12 @@ def attend_causally(layer: int, query: torch.Tensor, key: torch.Tensor, value: t
     return F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=grouped).transpose(1, 2)
 
 
-def initialise(model: Model, seed: int) -> None:
-    """Weights by fan-in, residual outputs smaller; embeddings too large to be blurred early; biases 0."""
+def initialise(model: Model, seed: int, numbers: Mapping[int, int]) -> None:
+    """Weights by fan-in, residual outputs smaller; embeddings too large to be blurred early; biases 0.
+
+    The rows of `numbers` (token -> value), in the embedding and in the head, begin as waves of the value:
+    sums and successors are rotations of them, which is less to learn than a table.
+    """
     state = torch.Generator().manual_seed(seed)
     residual = ("attn_out.weight", "blocks.ff_out.weight", "o_proj.weight", "down_proj.weight")
     for name, weight in model.named_parameters():
@@ -42,6 +50,23 @@ def initialise(model: Model, seed: int) -> None:
             )
         elif name.endswith("bias"):
             torch.nn.init.zeros_(weight)
+    tokens = torch.tensor(list(numbers))
+    waves = _waves(torch.tensor(list(numbers.values())), model.config.width, state)
+    tables = ("wte.weight", "embed_tokens.weight", "transformer.ff_out.weight", "lm_head.weight")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(tables):
+                std = 1.0 if "wte" in name or "embed_tokens" in name else weight.shape[1] ** -0.5
+                weight[tokens] = (1 - NOISE**2) ** 0.5 * std * waves + NOISE * weight[tokens]
+
+
+def _waves(values: torch.Tensor, width: int, state: torch.Generator) -> torch.Tensor:
+    """float32 [values, width] of about unit variance: cosine and sine of each value at `PERIODS`, turned at random."""
+    angles = 2 * torch.pi * values[:, None] / torch.tensor(PERIODS)
+    waves = torch.cat([angles.cos(), angles.sin()], dim=1) * (width / len(PERIODS)) ** 0.5
+    turn: torch.Tensor = torch.linalg.qr(torch.randn(width, 2 * len(PERIODS), generator=state))[0]
+    turned: torch.Tensor = waves @ turn.T
+    return turned
 
 
 def shifted(model: Model) -> bool:
@@ -88,9 +113,11 @@ class Trainer:
         """One step at `progress` in [0, 1) of the run."""
         begun, recipe = time.monotonic(), self.recipe
         causal = progress < recipe.causal
-        batch = self.data.batch(causal)
+        batch = self.data.batch(progress < recipe.simple, causal)
         share = min(1.0, (progress + 1e-3) / recipe.warmup, (1 - progress) / recipe.cooldown)
         loss = loss_of(self.model, batch, causal)
+        if not loss.isfinite():  # before it reaches the weights
+            raise CheckpointError(f"the loss of step {self.step} is {float(loss.detach())}; resume with a lower rate")
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         torch.set_num_threads(1)  # the matrices are small: several threads take twice the time
@@ -100,7 +127,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         torch.set_num_threads(self.threads)
-        self.loss += (float(loss.detach()) - self.loss) * (0.01 if self.step else 1.0)
+        self.loss += (float(loss.detach()) - self.loss) * (0.02 if self.step else 1.0)
         self.step, self.rows = self.step + 1, self.rows + batch.ids.numel()
         self.seconds += time.monotonic() - begun
 

@@ -1,4 +1,4 @@
-"""The embedded models' tokenizers: byte-level BPE in which every number up to 999 is one token."""
+"""The embedded models' tokenizers: byte-level BPE in which digits come in pairs, counted from the right."""
 
 import random
 from pathlib import Path
@@ -10,8 +10,9 @@ from dpad.models.checkpoint import read_json
 from dpad.models.training.corpus import turn
 from dpad.runtime.errors import CheckpointError
 
-SIZE = 1664
-PIECES = r"\p{N}{1,3}| ?\p{L}+|\n+|[^\p{L}\p{N}\n]+"
+SIZE = 768
+PAIRS = r"\p{N}{1,2}(?=(?:\p{N}{2})*(?!\p{N}))"  # 7, 42, 1|05: sums are looked up, not aligned
+PIECES = PAIRS + r"| ?\p{L}+|\n+|[^\p{L}\p{N}\n]+"
 
 
 def build_tokenizer(seed: int, special: list[str]) -> Tokenizer:
@@ -31,10 +32,17 @@ def build_tokenizer(seed: int, special: list[str]) -> Tokenizer:
         special_tokens=[AddedToken(token, special=True) for token in special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    numbers = [" ".join(map(str, range(1000)))] * 1000  # every one of them is worth a token
+    numbers = [" ".join([*map(str, range(100)), *(f"{i:02}" for i in range(100))])] * 1000  # each is a token
     turns = [text for _ in range(10000) for text in turn(rng)]
     tokenizer.train_from_iterator(numbers + turns, trainer)
     return tokenizer
+
+
+def number_values(tokenizer: Tokenizer) -> dict[int, int]:
+    """Token id -> value of every token that is a number, leading zeros included."""
+    texts = {text for value in range(100) for text in (str(value), f"{value:02}")}
+    ids = {text: tokenizer.token_to_id(text) for text in texts}
+    return {index: int(text) for text, index in sorted(ids.items()) if index is not None}
 
 
 class Text:
