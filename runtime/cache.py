@@ -6,8 +6,8 @@ The modes are data, not code paths (`none`, `prefix` as in Fast-dLLM, `dual`):
 
     mode    refresh (first step of a block)        later steps
     none    Q = prefix + block + kept, K = 0       the same
-    prefix  Q = all, K = 0; write                  Q = block + kept, K = prefix
-    dual    Q = all, K = 0; write                  Q = block, K = prefix + kept
+    prefix  the same; write                        Q = block + kept, K = prefix
+    dual    the same; write                        Q = block, K = prefix + kept
 
 Where row p-1 predicts position p (shift 1), a cached step also computes position start-1
 afresh and takes its slot out of the cache, so that the block's first token is predicted
