@@ -21,6 +21,7 @@ from dpad.export.engines import HALF, EngineRecipe, build_engines, default_capab
 from dpad.export.hub import Source, resolve
 from dpad.export.progress import Progress
 from dpad.export.provenance import TOKENIZER_FILES, describe
+from dpad.export.quantize import quantize_step
 from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
 from dpad.models.presets import presets_of
 from dpad.runtime.bundle import Bundle
@@ -29,7 +30,7 @@ from dpad.runtime.errors import BundleError, ExportError
 from dpad.runtime.manifest import BuildFlags, Manifest, StepEntry
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
 
@@ -41,7 +42,7 @@ class ExportSettings:
     Attributes:
         targets: `onnx` (always in the bundle), `tensorrt-rtx`, `tensorrt`.
         dtypes: dtypes of the step; default the checkpoint's own, and for engines float16
-            where that is float32.
+            where that is float32; `int8` is made from float32, which comes with it.
         capabilities: compute capabilities of the engines; default this machine's GPU where the
             library can target it, else 8.9.
         max_batch, max_length: limits of the contract; max_length None is the checkpoint's,
@@ -77,6 +78,8 @@ class ExportSettings:
             if self.dtypes:
                 raise ExportError(f"{compiled[0]} needs float16 or bfloat16 (add --dtype float16)")
             dtypes = (*dtypes, "float16")
+        if "int8" in dtypes and "float32" not in dtypes:
+            dtypes = (*dtypes, "float32")
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
         if min(self.max_batch, longest, self.block_length, self.window) < 1:
             raise ExportError("max_batch, max_length, block_length and window must be 1 or more")
@@ -117,7 +120,8 @@ def export_bundle(
         return previous, False
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
-        steps = {d: _export_step(source, checkpoint, contract, stage, d, progress) for d in settings.dtypes}
+        dtypes = sorted(settings.dtypes, key=lambda dtype: dtype == "int8")  # made from another
+        steps = {d: _export_step(source, checkpoint, contract, stage, d, progress) for d in dtypes}
         tokenizer = _copy_tokenizer(checkpoint, stage, progress)
         engines = build_engines(settings.recipe(), contract, stage, steps, previous, progress)
         manifest = Manifest(
@@ -176,14 +180,19 @@ def _previous(out: Path) -> Bundle | None:
 def _export_step(
     source: Source, checkpoint: Checkpoint, contract: StepContract, stage: Path, dtype: str, progress: Progress
 ) -> StepEntry:
-    """Weights and step.onnx of one dtype, in a folder named after it."""
+    """Weights and step.onnx of one dtype, in a folder named after it; int8 needs float32 in place."""
     folder = stage / dtype
-    shards = weights.place_weights(checkpoint, folder, dtype, progress, link=not source.embedded)
     began = time.perf_counter()
-    with progress.task(f"trace the step in {dtype}"):
-        model = trace.trace_step(checkpoint.architecture, checkpoint.config, contract, dtype)
-        trace.attach_weights(model, read_headers(shards))
-        ir.save(model, folder / "step.onnx")
+    if dtype == "int8":
+        with progress.task("quantize the step to int8"):
+            shards = quantize_step(stage / "float32", folder)
+    else:
+        shards = weights.place_weights(checkpoint, folder, dtype, progress, link=not source.embedded)
+        began = time.perf_counter()
+        with progress.task(f"trace the step in {dtype}"):
+            model = trace.trace_step(checkpoint.architecture, checkpoint.config, contract, dtype)
+            trace.attach_weights(model, read_headers(shards))
+            ir.save(model, folder / "step.onnx")
     with progress.task(f"check {dtype}/step.onnx"):
         trace.check_onnx(folder / "step.onnx", shards)
     size = (folder / "step.onnx").stat().st_size

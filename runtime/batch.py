@@ -9,7 +9,7 @@ behind its canvas is never gathered, and shorter index rows are padded with -1. 
 therefore sees exactly what it would see alone.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 
 
-@dataclass(frozen=True)
-class Masks:
+class Masks(NamedTuple):
     """The undecided positions of a block, left-aligned.
 
     `offsets` [B, R] within the block, `counts` [B], and `valid` [B, R]: False is filler in

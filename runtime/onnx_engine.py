@@ -38,6 +38,8 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
 
 _ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto.DataType
 
+_INTERFACES = {"int8": "float32"}  # dtype of the caches, where it is not the step's
+
 
 @dataclass
 class OnnxCache:
@@ -61,11 +63,12 @@ class OnnxEngine(Engine):
     def __init__(self, path: Path, contract: StepContract, dtype: str, provider: str = "cpu", threads: int = 0) -> None:
         """Open the model; `threads` 0 lets ONNX Runtime use every core.
 
+        Caches of an int8 step are float32, so `dtype` of the engine is.
         Raises `EngineUnavailable` if this build of ONNX Runtime lacks the provider or cannot
         start it, and `EngineError` with ONNX Runtime's own words if it cannot load the file.
         """
-        self.name = f"onnxruntime-{provider}"
-        self.contract, self.dtype, self._device = contract, dtype, provider
+        self.name = f"onnxruntime-{provider}" + ("-int8" if dtype == "int8" else "")
+        self.contract, self.dtype, self._device = contract, _INTERFACES.get(dtype, dtype), provider
         self._session = open_session(path, provider, threads)
         self._check_signature(path)
         self._cache_names = [name for pair in contract.cache_names() for name in pair]

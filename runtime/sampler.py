@@ -7,7 +7,7 @@ filtered distribution (LLaDA, arXiv 2502.09992); the confidence stays the probab
 under the model's own, untempered distribution, as in LLaDA's code.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,7 @@ from dpad.runtime.options import GenerationOptions
 _BROKEN = "the engine produced NaN or infinite logits; check the weights, or use a wider dtype (bfloat16, float32)"
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A proposal for each decoded row; all [B, R]. Higher scores are committed first."""
 
     tokens: NDArray[np.int64]

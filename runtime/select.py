@@ -40,7 +40,7 @@ class Candidate:
 
 
 def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
-    """Everything in the bundle that could run, fastest first."""
+    """Everything in the bundle that could run, in the order in which `auto` tries it."""
     found = [
         Candidate(_plan_name(entry), entry.dtype, entry.file, _plan_obstacle(entry, bundle, machine))
         for entry in bundle.manifest.engines
@@ -51,6 +51,10 @@ def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
         if dtype is not None:
             obstacle = _onnxruntime_obstacle(provider, machine)
             found.append(Candidate(f"onnxruntime-{provider}", dtype, steps[dtype].onnx, obstacle))
+    if "int8" in steps:  # last: faster, but its answers may differ, so it has to be asked for
+        found.append(
+            Candidate("onnxruntime-cpu-int8", "int8", steps["int8"].onnx, _onnxruntime_obstacle("cpu", machine))
+        )
     return found
 
 
@@ -129,7 +133,7 @@ def _open(bundle: Bundle, candidate: Candidate, threads: int) -> Engine:
         return _open_plan(bundle, entry, candidate.name)
     from dpad.runtime.onnx_engine import OnnxEngine
 
-    provider = candidate.name.removeprefix("onnxruntime-")
+    provider = candidate.name.split("-")[1]
     return OnnxEngine(bundle.path(candidate.file), bundle.manifest.contract, candidate.dtype, provider, threads)
 
 

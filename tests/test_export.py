@@ -179,7 +179,7 @@ def test_a_full_disk_is_a_typed_error(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"dtypes": ("float64",)}, "float64.*float32, float16, bfloat16"),
+        ({"dtypes": ("float64",)}, "float64.*float32, float16, bfloat16, int8"),
         ({"targets": ("onnx", "coreml")}, "coreml.*tensorrt-rtx"),
         ({"targets": ("tensorrt-rtx",), "dtypes": ("float32",)}, "needs float16 or bfloat16"),
         ({"max_batch": 0}, "must be 1 or more"),

@@ -22,14 +22,15 @@ from dpad.runtime.select import candidates
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("parity")
-    return export(write_source(folder / "source"), folder / "out", dtypes=("float32", "float16"))
+    return export(write_source(folder / "source"), folder / "out", dtypes=("float32", "float16", "int8"))
 
 
 def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
     """Fails if a step or a trajectory differs; the report names both dtypes and every mode."""
     report = require_passed(compare_bundle(bundle, Progress(), steps=2))
     ran = {(e["engine"], e["dtype"]): e for e in report["engines"] if e["status"] == "passed"}
-    assert set(ran) == {("onnxruntime-cpu", "float32"), ("onnxruntime-cpu", "float16")}
+    names = {("onnxruntime-cpu", "float32"), ("onnxruntime-cpu", "float16"), ("onnxruntime-cpu-int8", "int8")}
+    assert set(ran) == names
     exact = ran["onnxruntime-cpu", "float32"]
     assert set(exact["modes"]) == {name for name, _, _ in MODES}
     assert set(exact["steps"]) == {

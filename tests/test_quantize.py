@@ -1,0 +1,67 @@
+"""The int8 step: what of it is in int8, how far it is from float32, and that it has to be asked for."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from bundles import export, write_source
+
+import dpad
+from dpad.export.feeds import random_feeds
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.engine import Engine, StepInputs
+from dpad.runtime.select import open_engine
+
+NAME = "onnxruntime-cpu-int8"
+
+
+@pytest.fixture(scope="module", params=["llada", "dream"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("int8")
+    return export(write_source(folder / "source", request.param), folder / "out", dtypes=("int8",))
+
+
+def logits(engine: Engine) -> list[np.ndarray]:
+    """Of uncached steps over random canvases."""
+    found = []
+    for mode, feed in random_feeds(engine.contract, engine.dtype, 2, seed=3):
+        if mode == "none":
+            arrays = (feed[name] for name in ("canvas", "gather_indices", "cache_indices", "decode_rows"))
+            cache = engine.new_cache(len(feed["canvas"]), feed["canvas"].shape[1])
+            found.append(engine.step(StepInputs(*arrays, want_logits=True), cache).logits)
+    return found
+
+
+def test_int8_brings_the_float32_step_and_is_not_the_default(bundle: Bundle) -> None:
+    """Fails if a user gets approximate answers without having asked for them."""
+    assert set(bundle.manifest.steps) == {"float32", "int8"}
+    with open_engine(bundle) as engine:
+        assert engine.name == "onnxruntime-cpu"
+    with dpad.load(bundle.directory, engine=NAME) as model:
+        assert (model.engine.name, model.engine.dtype) == (NAME, "float32")  # of its inputs and caches
+        generation = model.generate("w7 w8 w9", gen_length=32, block_length=16, cache="dual")
+        assert len(generation.canvas) and generation.nfe > 0
+
+
+def test_products_with_weights_are_int8_but_the_second_of_each_mlp(bundle: Bundle) -> None:
+    """Fails if a product stays float32 by accident, or the one with outliers does not."""
+    graph = onnx.load(bundle.path("int8/step.onnx"), load_external_data=False).graph
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    found = Counter(weights.get(node.input[1]) for node in graph.node if node.op_type.startswith("MatMul"))
+    layers = bundle.manifest.contract.layers
+    assert found == {onnx.TensorProto.INT8: 6 * layers + 1, onnx.TensorProto.FLOAT: layers}
+
+
+def test_logits_are_near_those_of_float32_and_not_the_same(bundle: Bundle) -> None:
+    """Fails if quantization breaks the model, or if the int8 engine runs the float32 step."""
+    with open_engine(bundle, "onnxruntime-cpu") as exact, open_engine(bundle, NAME) as quantized:
+        for wanted, have in zip(logits(exact), logits(quantized), strict=True):
+            difference = np.abs(have - wanted).mean() / np.abs(wanted).mean()
+            assert 1e-4 < difference < 0.2
+
+
+def test_files_may_be_read_by_whoever_may_read_the_step(bundle: Bundle) -> None:
+    """Fails if weights are left readable by their owner only, so that a service cannot open them."""
+    folder = bundle.path("int8/step.onnx").parent
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
