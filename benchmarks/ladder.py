@@ -2,10 +2,11 @@
 
     python benchmarks/ladder.py --length 1024 --shots 1 --samples 5 --out docs/benchmarks/ladder.json
 
-Every rung of the ladder decodes the same held-out word problems on three executors that take turns:
+Every rung of the ladder decodes the same held-out word problems on executors that take turns:
 `published` (benchmarks/published.py: eager, logits of every row, as the authors run it), `torch` (this
-project's step, eager) and `onnxruntime`. All of them keep the same suffix positions, so their passes
-can be compared one by one. A chain of ratios then tells what the whole is made of: blocks that early
+project's step, eager), `onnxruntime` and, where the bundle has it, the same with int8 products. All of them
+keep the same suffix positions, so their passes can be compared one by one; int8 may choose other tokens, so
+only its milliseconds a pass can. A chain of ratios then tells what the whole is made of: blocks that early
 termination saves, passes that parallel decoding saves, rows that DPad and the cache save in a pass,
 and what the engine adds.
 
@@ -31,7 +32,8 @@ from dpad.runtime.suffix import SuffixSchedule
 from published import Settings, decode
 
 BLOCK = 32
-EXECUTORS = ("published", "torch", "onnxruntime")
+EXECUTORS = ("published", "torch", "onnxruntime")  # of the same arithmetic
+INT8 = "onnxruntime-int8"
 GOALS = {"total": 61.4, "engine": 4.0}
 
 FIXED, PARALLEL = {"decoder": "fixed"}, {"decoder": "threshold", "threshold": 0.9}
@@ -46,6 +48,7 @@ RUNGS: dict[str, dict[str, Any]] = {
     "parallel + DPad + dual": PARALLEL | {"thin": True, "cache": "dual"},
 }
 BEST_PUBLISHED = "parallel + DPad + prefix"
+EVERYTHING = "parallel + DPad + dual"
 
 
 @dataclass
@@ -65,6 +68,10 @@ class Run:
         self.tokens.append(generated.index(eos) if eos in generated else len(generated))
         self.canvases.append(generated)
 
+    def pace(self) -> list[float]:
+        """Milliseconds a pass of each decode."""
+        return [1e3 * s / n for s, n in zip(self.seconds, self.nfe)]
+
     def facts(self) -> dict[str, Any]:
         """Seconds, passes, tokens and milliseconds a pass."""
         return {
@@ -73,7 +80,7 @@ class Run:
             "nfe": measure.spread(self.nfe),
             "tokens": measure.spread(self.tokens),
             "tokens_per_s": measure.spread([n / s for n, s in zip(self.tokens, self.seconds)]),
-            "ms_per_step": measure.spread([1e3 * s / n for s, n in zip(self.seconds, self.nfe)]),
+            "ms_per_step": measure.spread(self.pace()),
         }
 
 
@@ -83,7 +90,10 @@ class Ladder:
     def __init__(self, directory: Path, threads: int, preset: dpad.Gaussian) -> None:
         bundle = dpad.Bundle.open(directory)
         self.fast = dpad.load(directory, engine="onnxruntime-cpu", threads=threads)
-        self.slow = dpad.load(directory, engine="torch")
+        self.models = {"onnxruntime": self.fast, "torch": dpad.load(directory, engine="torch")}
+        if "int8" in bundle.manifest.steps:
+            self.models[INT8] = dpad.load(directory, engine="onnxruntime-cpu-int8", threads=threads)
+        self.executors = [*EXECUTORS, *(name for name in self.models if name not in EXECUTORS)]
         torch.set_num_threads(threads)
         self.network = open_torch_engine(bundle)._step.model
         self.contract, self.preset = bundle.manifest.contract, preset
@@ -119,18 +129,19 @@ class Ladder:
             began = time.perf_counter()
             decoded = decode(self.network, prompt, settings)
             return time.perf_counter() - began, decoded.nfe, decoded.canvas.tolist()
-        model = self.fast if executor == "onnxruntime" else self.slow
         began = time.perf_counter()
-        result = model.generate(prompt, gen_length=length, schedule=schedule, **{"cache": "none", **options})
+        result = self.models[executor].generate(
+            prompt, gen_length=length, schedule=schedule, **{"cache": "none", **options}
+        )
         return time.perf_counter() - began, result.nfe, result.canvas.tolist()
 
 
 def climb(ladder: Ladder, length: int, shots: int, samples: int, vanilla: int, seed: int) -> dict[str, dict[str, Run]]:
     """Time every rung on every executor over the same problems, in turn."""
-    runs: dict[str, dict[str, Run]] = {name: {executor: Run() for executor in EXECUTORS} for name in RUNGS}
-    turns = [(name, executor) for name in RUNGS for executor in EXECUTORS]
+    runs: dict[str, dict[str, Run]] = {name: {executor: Run() for executor in ladder.executors} for name in RUNGS}
+    turns = [(name, executor) for name in RUNGS for executor in ladder.executors]
     prompts = [list(ladder.fast.request(one.prompt).prompt_ids) for one in problems(samples, shots, seed).samples]
-    for executor in EXECUTORS:
+    for executor in ladder.executors:
         ladder.run(executor, BEST_PUBLISHED, prompts[0], length)  # warms up
     for index, prompt in enumerate(prompts):
         first = index % len(turns)
@@ -144,18 +155,19 @@ def climb(ladder: Ladder, length: int, shots: int, samples: int, vanilla: int, s
 
 
 def accuracy(ladder: Ladder, length: int, shots: int, count: int, seed: int) -> dict[str, float]:
-    """Strict match of every rung but vanilla, whose text is that of early stop."""
+    """Strict match of every rung but vanilla, whose text is that of early stop; and of everything in int8."""
     if not count:
         return {}
     task = problems(count, shots, seed + 1)
-    right = dict.fromkeys([name for name in RUNGS if name != "vanilla"], 0.0)
+    ways = {name: (ladder.fast, RUNGS[name]) for name in RUNGS if name != "vanilla"}
+    if INT8 in ladder.models:
+        ways[INT8] = ladder.models[INT8], RUNGS[EVERYTHING]
+    right = dict.fromkeys(ways, 0.0)
     for index, one in enumerate(task.samples):
-        for name in right:
-            options = {key: value for key, value in RUNGS[name].items() if key != "thin"}
-            schedule = ladder.schedule(RUNGS[name], length)
-            result = ladder.fast.generate(
-                one.prompt, gen_length=length, schedule=schedule, **{"cache": "none", **options}
-            )
+        for name, (model, rung) in ways.items():
+            options = {key: value for key, value in rung.items() if key != "thin"}
+            schedule = ladder.schedule(rung, length)
+            result = model.generate(one.prompt, gen_length=length, schedule=schedule, **{"cache": "none", **options})
             right[name] += task.grade(one, result.text)["strict_match"]
         if index % 20 == 19:
             measure.say(f"{length} tokens, {shots}-shot: accuracy of {index + 1} of {count}")
@@ -172,8 +184,8 @@ def chain(runs: dict[str, dict[str, Run]]) -> dict[str, float]:
         ("early stop: blocks behind the answer", ("early stop", "published")),
         ("parallel decoding: fewer passes", ("parallel", "published")),
         ("DPad: fewer rows a pass, other passes", ("parallel + DPad", "published")),
-        ("dual cache: fewer rows a pass, other passes", ("parallel + DPad + dual", "published")),
-        ("engine: the same passes in ONNX Runtime", ("parallel + DPad + dual", "onnxruntime")),
+        ("dual cache: fewer rows a pass, other passes", (EVERYTHING, "published")),
+        ("engine: the same passes in ONNX Runtime", (EVERYTHING, "onnxruntime")),
     ]
     ratios, before = {}, seconds("vanilla", "published")
     total = before / seconds(*links[-1][1])
@@ -192,14 +204,20 @@ def cell(runs: dict[str, dict[str, Run]], right: dict[str, float]) -> dict[str, 
         | {"differing_tokens": differing(executors)}
         for name, executors in runs.items()
     }
-    whole = runs["parallel + DPad + dual"]["onnxruntime"].seconds
-    return {
+    whole = runs[EVERYTHING]["onnxruntime"].seconds
+    found = {
         "rungs": rungs,
         "chain": chain(runs),
         "engine_at_same_passes": measure.paired(best["published"].seconds, best["onnxruntime"].seconds),
         "all_over_best_published": measure.paired(best["published"].seconds, whole),
         "same_passes": best["published"].nfe == best["onnxruntime"].nfe,
     }
+    if INT8 in best:
+        found["int8"] = {
+            "engine_a_pass": measure.paired(best["published"].pace(), best[INT8].pace()),
+            "strict_match": right.get(INT8),
+        }
+    return found
 
 
 def differing(executors: dict[str, Run]) -> int:
@@ -240,7 +258,7 @@ def main(
     """Measure every decoder and executor end to end, at each --length and number of --shots."""
     preset = dpad.Gaussian(k, scale, window)
     cells = []
-    with measure.bundle_for(bundle, model, max_batch=1, max_length=4096) as directory:
+    with measure.bundle_for(bundle, model, max_batch=1, max_length=4096, int8=True) as directory:
         ladder = Ladder(directory, threads, preset)
         for length in lengths:
             for number in shots:

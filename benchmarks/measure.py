@@ -149,15 +149,19 @@ class Watched(Engine):
 
 
 @contextmanager
-def bundle_for(bundle: Path | None, model: str, max_batch: int, max_length: int) -> Iterator[Path]:
-    """`bundle`, or a float32 export of `model` with these limits that lasts as long as the context."""
+def bundle_for(
+    bundle: Path | None, model: str, max_batch: int, max_length: int, *, int8: bool = False
+) -> Iterator[Path]:
+    """`bundle`, or a float32 (and int8) export of `model` with these limits that lasts as long as the context."""
     if bundle is not None:
         yield bundle
         return
     from dpad.commands.terminal import TerminalProgress
     from dpad.export.pipeline import ExportSettings, export_bundle
 
-    settings = ExportSettings(dtypes=("float32",), max_batch=max_batch, max_length=max_length)
+    settings = ExportSettings(
+        dtypes=("float32", *(["int8"] if int8 else [])), max_batch=max_batch, max_length=max_length
+    )
     with tempfile.TemporaryDirectory() as folder:
         yield export_bundle(model, Path(folder) / "bundle", settings, TerminalProgress())[0].directory
 

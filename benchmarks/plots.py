@@ -144,11 +144,12 @@ def ladder(document: Document) -> dict[str, Figure]:
     document = document | {"engine": f"{cell['length']} tokens, {cell['shots']}-shot", "dtype": "float32"}
     figure, [(axes,)] = panels("End to end, seconds a sample", document, 1, 1, 4.8)
     names = list(cell["rungs"])
-    for style, executor in enumerate(("published", "torch", "onnxruntime")):
+    executors = [key for key, facts in cell["rungs"][names[0]].items() if isinstance(facts, dict)]
+    for style, executor in enumerate(executors):
         spreads = [cell["rungs"][name][executor]["seconds"] for name in names]
-        places = [index + 0.27 * (style - 1) for index in range(len(names))]
+        places = [index + 0.8 * ((style + 0.5) / len(executors) - 0.5) for index in range(len(names))]
         medians = [entry["median"] for entry in spreads]
-        axes.barh(places, medians, height=0.25, label=executor, color=STYLES[style]["color"])
+        axes.barh(places, medians, height=0.72 / len(executors), label=executor, color=STYLES[style]["color"])
         for place, value in zip(places, medians):
             axes.annotate(
                 f"{value:.3g}", (value, place), xytext=(3, 0), textcoords="offset points", fontsize=8, va="center"
