@@ -13,7 +13,7 @@ import click
 
 import dpad
 import measure
-from dpad.runtime.options import CACHES
+from dpad.runtime.cache import CACHES
 
 GOAL = 0.05
 

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import DpadError
@@ -132,6 +133,7 @@ class Watched(Engine):
 
     def __init__(self, engine: Engine, see: Callable[[StepInputs], object]) -> None:
         self.name, self.contract, self.dtype = engine.name, engine.contract, engine.dtype
+        self.extends = engine.extends
         self._engine, self._see = engine, see
 
     def new_cache(self, batch: int, slots: int) -> Any:
@@ -142,6 +144,10 @@ class Watched(Engine):
         """That of the engine, watched."""
         self._see(inputs)
         return self._engine.step(inputs, cache)
+
+    def rows_of(self, cache: Any, rows: NDArray[np.bool_]) -> Any:
+        """That of the engine."""
+        return self._engine.rows_of(cache, rows)
 
     def padded(self, axis: str, size: int) -> int:
         """That of the engine."""

@@ -146,9 +146,9 @@ def ladder(document: Document) -> dict[str, Figure]:
     names = list(cell["rungs"])
     executors = [key for key, facts in cell["rungs"][names[0]].items() if isinstance(facts, dict)]
     for style, executor in enumerate(executors):
-        spreads = [cell["rungs"][name][executor]["seconds"] for name in names]
-        places = [index + 0.8 * ((style + 0.5) / len(executors) - 0.5) for index in range(len(names))]
-        medians = [entry["median"] for entry in spreads]
+        ran = [(index, rung[executor]) for index, rung in enumerate(cell["rungs"].values()) if executor in rung]
+        places = [index + 0.8 * ((style + 0.5) / len(executors) - 0.5) for index, _ in ran]
+        medians = [facts["seconds"]["median"] for _, facts in ran]
         axes.barh(places, medians, height=0.72 / len(executors), label=executor, color=STYLES[style]["color"])
         for place, value in zip(places, medians):
             axes.annotate(

@@ -30,7 +30,7 @@ from dpad.runtime.errors import EngineUnavailable, ParityError
 from dpad.runtime.generate import generate
 from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.onnx_engine import OnnxEngine, open_session
-from dpad.runtime.options import CACHES, GenerationOptions
+from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.select import Candidate, candidates, open_engine
 from dpad.runtime.trt_engine import TrtEngine
@@ -126,7 +126,7 @@ def _compare(bundle: Bundle, candidate: Candidate, steps: int, seed: int, progre
     with _open(bundle, candidate) as engine:
         with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps"):
             outputs = compare_steps(reference, _runner(bundle, candidate, engine), feeds, candidate.dtype)
-        with progress.task("parity of trajectories", len(CACHES) * len(TRAJECTORY_DECODERS)) as advance:
+        with progress.task("parity of trajectories", len(engine.caches) * len(TRAJECTORY_DECODERS)) as advance:
             trajectories = compare_trajectories(reference, engine, seed, advance)
     failed = sorted(name for name, output in outputs.items() if not output["passed"])
     if candidate.dtype == "float32" and trajectories["equal"] != trajectories["positions"]:
@@ -237,14 +237,19 @@ def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: 
     tokens = [t for t in rng.integers(0, contract.vocab_size, 48).tolist() if t != contract.mask_token_id]
     requests = [Request(tuple(tokens[:12])), Request(tuple(tokens[12:40]), seed=1)][: contract.max_batch]
     equal = positions = 0
-    for cache in CACHES:
+    for cache in engine.caches:
         for decoder in TRAJECTORY_DECODERS:
             options = GenerationOptions(gen_length=gen_length, block_length=block_length, decoder=decoder, cache=cache)
             ours, theirs = (_trajectory(e, requests, options) for e in (reference, engine))
             positions += len(ours)
             equal += sum(theirs.get(key) == value for key, value in ours.items())
             advance(1)
-    return {"equal": equal, "positions": positions, "caches": list(CACHES), "decoders": list(TRAJECTORY_DECODERS)}
+    return {
+        "equal": equal,
+        "positions": positions,
+        "caches": list(engine.caches),
+        "decoders": list(TRAJECTORY_DECODERS),
+    }
 
 
 def _trajectory(

@@ -39,6 +39,12 @@ class TorchEngine(Engine):
         self.name = f"torch-{self.device.type}"
         self.contract, self.dtype = contract, dtype
 
+    extends = True
+
+    def rows_of(self, cache: TorchCache, rows: NDArray[np.bool_]) -> TorchCache:
+        """Copies of the chosen rows."""
+        return TorchCache([tensor[torch.from_numpy(rows)] for tensor in cache.tensors])
+
     def new_cache(self, batch: int, slots: int) -> TorchCache:
         """Zeroed caches on the model's device."""
         shape = (batch, slots, self.contract.kv_heads, self.contract.head_size)
@@ -49,7 +55,7 @@ class TorchEngine(Engine):
 
     def step(self, inputs: StepInputs, cache: TorchCache) -> StepOutputs:
         """Run one step eagerly."""
-        check_step(inputs, self.contract)
+        check_step(inputs, self.contract, extends=True)
         check_cache(inputs, *cache.tensors[0].shape[:2])
         arrays = (inputs.canvas, inputs.gather_indices, inputs.cache_indices, inputs.decode_rows)
         canvas, gather, cached, rows = (self._tensor(array) for array in arrays)

@@ -57,6 +57,7 @@ class Batch:
 
     def start_block(self, block: int) -> None:
         """Thin the suffix of every row once, for all steps of `block`."""
+        extends = block > 0 and self.options.cache == "extend"
         self.block = block
         options, shift = self.options, self.contract.logit_shift
         starts = self._prompts + block * options.block_length
@@ -67,7 +68,8 @@ class Batch:
             end = start + options.block_length
             kept = self._kept(self.requests[row], block, end)
             for refresh in (False, True):
-                views[refresh].append(block_view(options.cache, refresh, start, end, kept, shift))
+                known = start - options.block_length if extends else 0
+                views[refresh].append(block_view(options.cache, refresh, start, end, kept, shift, known))
         self._views = views
         self._padded: dict[bool, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
 

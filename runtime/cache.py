@@ -2,12 +2,17 @@
 
     view = block_view("prefix", refresh=False, start=70, end=102, kept=kept, shift=0)
 
-The modes are data, not code paths (`none`, `prefix` as in Fast-dLLM, `dual`):
+The modes are data, not code paths (`none`, `prefix` and `dual` as in Fast-dLLM, `extend`):
 
     mode    refresh (first step of a block)        later steps
     none    Q = prefix + block + kept, K = 0       the same
     prefix  the same; write                        Q = block + kept, K = prefix
     dual    the same; write                        Q = block, K = prefix + kept
+    extend  Q = last block + block + kept,         Q = block, K = prefix + kept
+            K = prefix before them; write
+
+`extend` is `dual` that computes the prefix once: a refresh adds the block that was finished before it to
+what the cache holds, and computes nothing before that again. Its first refresh is that of `dual`.
 
 Where row p-1 predicts position p (shift 1), a cached step also computes position start-1
 afresh and takes its slot out of the cache, so that the block's first token is predicted
@@ -19,6 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+CACHES = ("none", "prefix", "dual", "extend")
+
 
 @dataclass(frozen=True)
 class BlockView:
@@ -29,11 +36,17 @@ class BlockView:
     write: bool
 
 
-def block_view(policy: str, refresh: bool, start: int, end: int, kept: NDArray[np.int64], shift: int) -> BlockView:
-    """The view of a block at canvas positions [start, end) whose kept suffix positions are `kept`."""
+def block_view(
+    policy: str, refresh: bool, start: int, end: int, kept: NDArray[np.int64], shift: int, known: int = 0
+) -> BlockView:
+    """The view of a block at canvas positions [start, end) whose kept suffix positions are `kept`.
+
+    A refresh takes what lies before position `known` from the cache; 0 is nothing.
+    """
     if policy == "none" or refresh:
-        everything = np.concatenate([np.arange(end), kept])
-        return BlockView(everything, np.empty(0, dtype=np.int64), write=policy != "none")
+        first = max(known - shift, 0)
+        queries = np.concatenate([np.arange(first, end), kept])
+        return BlockView(queries, np.arange(first), write=policy != "none")
     first = max(start - shift, 0)
     block, prefix = np.arange(first, end), np.arange(first)
     if policy == "prefix":

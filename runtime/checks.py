@@ -31,12 +31,12 @@ def is_number(value: object) -> bool:
     return is_integer(value) or isinstance(value, (float, np.floating))
 
 
-def check_step(inputs: StepInputs, contract: StepContract) -> None:
+def check_step(inputs: StepInputs, contract: StepContract, *, extends: bool = False) -> None:
     """Raise `EngineError` unless `inputs` are what `contract` describes; some 10 microseconds.
 
     Checked are dtypes, axes and their limits, and that every token, position, slot and row
-    exists. A step that writes the cache may attend none of it: on engines that keep the
-    cache where the last such step left it, what it read would be gone.
+    exists. Unless it `extends`, a step that writes the cache may attend none of it: on engines that
+    keep the cache where the last such step left it, what it read would be gone.
     """
     canvas, gather = inputs.canvas, inputs.gather_indices
     cached, rows = inputs.cache_indices, inputs.decode_rows
@@ -55,7 +55,7 @@ def check_step(inputs: StepInputs, contract: StepContract) -> None:
     _check_values("decode_rows", rows, 0, queries)
     if cached.size:
         _check_values("cache_indices", cached, -1, length)
-        if inputs.write_back and (highest := cached.max()) >= 0:
+        if inputs.write_back and not extends and (highest := cached.max()) >= 0:
             raise EngineError(
                 f"a step that writes the cache attends slot {highest} of it; refresh with no cached slots"
             )

@@ -16,7 +16,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.cache import CACHES
 from dpad.runtime.contract import StepContract
+from dpad.runtime.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class StepInputs:
         gather_indices: int64 [B, Q], positions that take part; -1 pads.
         cache_indices: int64 [B, K], cache slots that every query may attend; -1 pads.
         decode_rows: int64 [B, R], rows of Q whose prediction is wanted.
-        write_back: a refresh: the new rows become the cache, in the slots named by
-            `gather_indices`; what other slots held may be gone, and no slot may be attended.
+        write_back: a refresh: afterwards the cache holds the new rows, in the slots named by
+            `gather_indices`, and those that were attended; what other slots held may be gone.
         want_logits: also return the logits.
     """
 
@@ -64,6 +66,7 @@ class Engine(ABC):
     name: str
     contract: StepContract
     dtype: str
+    extends: bool = False  # whether a refresh may attend cached slots, and `rows_of` works
 
     @abstractmethod
     def new_cache(self, batch: int, slots: int) -> Any:
@@ -75,6 +78,15 @@ class Engine(ABC):
 
         Inputs are checked with `checks.check_step` before anything is launched.
         """
+
+    def rows_of(self, cache: Any, rows: NDArray[np.bool_]) -> Any:
+        """The part of `cache` that belongs to the `rows` [B] that are True; only of an engine that `extends`."""
+        raise EngineError(f"{self.name} cannot take rows out of a cache")
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The cache policies that it runs."""
+        return tuple(cache for cache in CACHES if cache != "extend" or self.extends)
 
     def padded(self, axis: str, size: int) -> int:
         """The size to which axis `Q`, `K` or `R` is padded, so that shapes repeat; default none."""

@@ -58,6 +58,8 @@ def generate(engine: Engine, requests: list[Request], options: GenerationOptions
     options.check(contract)
     if not 1 <= len(requests) <= contract.max_batch:
         raise InvalidRequest(f"a batch of {len(requests)} is outside this bundle's 1 to {contract.max_batch}")
+    if options.cache not in engine.caches:
+        raise InvalidRequest(f"cache {options.cache!r} does not run in {engine.name}; use {' or '.join(engine.caches)}")
     for request in requests:
         request.check(options, contract)
     return _blocks(engine, Batch(requests, options, contract), options)
@@ -68,9 +70,11 @@ def _blocks(engine: Engine, batch: Batch, options: GenerationOptions) -> Iterato
     nfe = 0
     finished = np.zeros(len(batch.rows), dtype=bool)
     for block in range(options.blocks):
-        if cache is None or finished.any():
-            batch.drop_rows(finished)
-            cache = engine.new_cache(len(batch.rows), 0 if options.cache == "none" else batch.canvas.shape[1])
+        if cache is not None and finished.any() and options.cache == "extend":
+            cache = engine.rows_of(cache, ~finished)
+        elif cache is None or finished.any():
+            cache = engine.new_cache(int((~finished).sum()), 0 if options.cache == "none" else batch.canvas.shape[1])
+        batch.drop_rows(finished)
         batch.start_block(block)
         finished = np.zeros(len(batch.rows), dtype=bool)
         for event in _steps(engine, batch, options, cache, nfe, finished):

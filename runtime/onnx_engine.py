@@ -9,7 +9,6 @@ there, later steps read it there, and no row is ever copied. `CacheRows` knows w
 holds which position. Only indices, and the few numbers a step decides, cross the bus.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,15 +44,16 @@ _INTERFACES = {"int8": "float32"}  # dtype of the caches, where it is not the st
 class OnnxCache:
     """Keys and values of every layer, [B, T, G, D] each, as inputs bound to the next step.
 
-    T is the number of rows of the last refresh, 0 before the first. `indices` are the other
-    inputs: ONNX Runtime may read the host's memory in place, so they outlive the run.
+    T is the number of rows of the last refresh, 0 before the first, and the rows hold `positions` [B, T]. `indices` are
+    the other inputs: ONNX Runtime may read the host's memory in place, so they outlive the run.
     """
 
     batch: int
     slots: int
     binding: ort.IOBinding
     rows: CacheRows
-    filled: bool = False
+    values: list[ort.OrtValue] = field(default_factory=list)
+    positions: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
     indices: dict[str, ort.OrtValue] = field(default_factory=dict)
 
 
@@ -69,6 +69,7 @@ class OnnxEngine(Engine):
         """
         self.name = f"onnxruntime-{provider}" + ("-int8" if dtype == "int8" else "")
         self.contract, self.dtype, self._device = contract, _INTERFACES.get(dtype, dtype), provider
+        self.extends = provider == "cpu"  # rows are joined on the host
         self._session = open_session(path, provider, threads)
         self._check_signature(path)
         self._cache_names = [name for pair in contract.cache_names() for name in pair]
@@ -93,29 +94,45 @@ class OnnxEngine(Engine):
         nothing = ort.OrtValue.ortvalue_from_shape_and_type(shape, _ELEMENT_TYPES[self.dtype], self._device, 0)
         self._keep(cache, [nothing] * len(self._cache_names), np.empty((cache.batch, 0), dtype=np.int64))
 
-    def _keep(self, cache: OnnxCache, values: Iterable[ort.OrtValue], gather: NDArray[np.int64]) -> None:
-        """Let `values`, whose rows hold the positions `gather` [B, T], be the cache from now on."""
+    def _keep(self, cache: OnnxCache, values: list[ort.OrtValue], positions: NDArray[np.int64]) -> None:
+        """Let `values`, whose rows hold `positions` [B, T], be the cache from now on."""
         for name, value in zip(self._cache_names, values):
             cache.binding.bind_ortvalue_input(name, value)
-        cache.rows.wrote(gather)
-        cache.filled = gather.shape[1] > 0
+        cache.rows.wrote(positions)
+        cache.values, cache.positions = values, positions
+
+    def _extend(self, cache: OnnxCache, new: list[ort.OrtValue], inputs: StepInputs) -> None:
+        """Let the attended rows and `new`, those of the step, be the cache: on the host, where `extends` holds."""
+        lines, rows = np.arange(cache.batch)[:, None], cache.rows.find(inputs.cache_indices)
+        joined = [
+            np.concatenate([old.numpy()[lines, rows], fresh.numpy()], axis=1) for old, fresh in zip(cache.values, new)
+        ]
+        positions = np.concatenate([inputs.cache_indices, inputs.gather_indices], axis=1)
+        self._keep(cache, [ort.OrtValue.ortvalue_from_numpy(array) for array in joined], positions)
+
+    def rows_of(self, cache: OnnxCache, rows: NDArray[np.bool_]) -> OnnxCache:
+        """A cache of its own with copies of the chosen rows."""
+        chosen = self.new_cache(int(rows.sum()), cache.slots)
+        values = [ort.OrtValue.ortvalue_from_numpy(value.numpy()[rows]) for value in cache.values]
+        self._keep(chosen, values, cache.positions[rows])
+        return chosen
 
     def step(self, inputs: StepInputs, cache: OnnxCache) -> StepOutputs:
         """Run one step; a failure inside ONNX Runtime is raised as `EngineError`.
 
-        A refresh that fails leaves the cache empty.
+        A refresh that fails leaves the cache empty, one that attends rows of it leaves it as it was.
         """
-        check_step(inputs, self.contract)
+        check_step(inputs, self.contract, extends=self.extends)
         check_cache(inputs, cache.batch, cache.slots)
-        self._bind_inputs(inputs, cache)
-        binding = cache.binding
+        binding, attends = cache.binding, bool(inputs.cache_indices.max(initial=-1) >= 0)
+        self._bind_inputs(inputs, cache, attends)
         names = ["token_ids", "confidence", "odds_against", *(["logits"] if inputs.want_logits else [])]
         binding.clear_binding_outputs()
         for name in names:
             binding.bind_output(name, "cpu")
         if inputs.write_back:
-            if cache.filled:  # before the run, so that old and new rows are never held together
-                self._empty(cache)
+            if cache.positions.size and not attends:
+                self._empty(cache)  # before the run, so that old and new rows are never held together
             for name in self._new_names:
                 binding.bind_output(name, self._device, 0)
         try:
@@ -123,19 +140,20 @@ class OnnxEngine(Engine):
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed in a step: {error}") from error
         values = binding.get_outputs()
-        if inputs.write_back:
+        if inputs.write_back and attends:
+            self._extend(cache, values[len(names) :], inputs)
+        elif inputs.write_back:
             self._keep(cache, values[len(names) :], inputs.gather_indices)
         arrays = [value.numpy() for value in values[: len(names)]]
         return StepOutputs(arrays[0], arrays[1], arrays[2], arrays[3] if inputs.want_logits else None)
 
-    def _bind_inputs(self, inputs: StepInputs, cache: OnnxCache) -> None:
+    def _bind_inputs(self, inputs: StepInputs, cache: OnnxCache, attends: bool) -> None:
         """Bind all but the caches, which stay bound from one refresh to the next."""
         cached = cache.rows.find(inputs.cache_indices)
-        reads = cache.filled and not inputs.write_back
         for name, array in (
             ("canvas", inputs.canvas),
             ("gather_indices", inputs.gather_indices),
-            ("cache_indices", cached if reads else cached[:, :0]),  # else all of it is padding
+            ("cache_indices", cached if attends else cached[:, :0]),  # else all of it is padding
             ("decode_rows", inputs.decode_rows),
         ):
             value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)

@@ -8,6 +8,7 @@ Defaults follow the published runs: blocks of 32, greedy, threshold 0.9, Gaussia
 
 from dataclasses import dataclass, field
 
+from dpad.runtime.cache import CACHES
 from dpad.runtime.checks import is_integer, is_number
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
@@ -16,7 +17,6 @@ from dpad.runtime.suffix import Gaussian, SuffixSchedule
 _COLDEST = 1e-3  # below, tempered logits leave the range of numbers
 
 DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
-CACHES = ("none", "prefix", "dual")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GenerationOptions:
             entropy, or of the largest gap between the two best probabilities.
         steps: total steps of `fixed`, `entropy` and `margin`, a multiple of the number of
             blocks; None is one token a step.
-        cache: `none`, `prefix` or `dual`; what is kept between the steps of a block.
+        cache: `none`, `prefix`, `dual` or `extend`; what is kept between the steps of a block, or from block to block.
         schedule: which suffix positions take part (DPad).
         temperature: 0 is greedy; above, tokens are drawn by Gumbel-max.
         top_k, top_p: limit the draw to the likeliest tokens; need a temperature.

@@ -1,7 +1,7 @@
 """`CacheRows`: where each canvas position lies in a cache that is the last refresh's own output.
 
     rows = CacheRows(batch=2, slots=128)
-    rows.wrote(gather_indices)            # row j now holds position gather_indices[b, j]
+    rows.wrote(positions)                 # row j now holds position positions[b, j]
     rows.find(cache_indices)              # positions -> rows of the cache
 
 Slots of the contract are absolute canvas positions. An engine on a device keeps what the
@@ -26,11 +26,11 @@ class CacheRows:
         self._rows = np.full((batch, slots + 1), -1, dtype=np.int64)
         self._lines = np.arange(batch)[:, None]
 
-    def wrote(self, gather_indices: NDArray[np.int64]) -> None:
-        """A step wrote all its rows, position `gather_indices` [B, Q] (-1 pads) each; forget the rest."""
+    def wrote(self, positions: NDArray[np.int64]) -> None:
+        """The cache now holds these rows, `positions` [B, T] (-1 pads), and no others."""
         self._rows.fill(-1)
-        lines, columns = np.nonzero(gather_indices >= 0)
-        self._rows[lines, gather_indices[lines, columns]] = columns
+        lines, columns = np.nonzero(positions >= 0)
+        self._rows[lines, positions[lines, columns]] = columns
 
     def find(self, cache_indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows [B, K] of the positions `cache_indices` [B, K]; -1 stays -1.

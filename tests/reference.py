@@ -53,11 +53,12 @@ def decode(model: Model, prompt: list[int], rules: Rules, suffix: list[int] | No
     canvas = prompt + [rules.mask] * rules.gen_length + suffix
     result = Result(canvas)
     gen_end = len(prompt) + rules.gen_length
+    stored: Rows = {}
     for block in range(rules.gen_length // rules.block_length):
         start = len(prompt) + block * rules.block_length
         end = start + rules.block_length
         kept = rules.kept[block] + list(range(gen_end, len(canvas)))
-        decode_block(model, result, rules, start, end, kept)
+        decode_block(model, result, rules, start, end, kept, stored)
         if rules.early_termination and rules.eos in canvas[start:end]:
             result.ended_early = end < gen_end
             canvas[end:gen_end] = [rules.eos] * (gen_end - end)
@@ -65,21 +66,24 @@ def decode(model: Model, prompt: list[int], rules: Rules, suffix: list[int] | No
     return result
 
 
-def decode_block(model: Model, result: Result, rules: Rules, start: int, end: int, kept: list[int]) -> None:
-    """Steps until the block [start, end) holds no mask."""
+def decode_block(
+    model: Model, result: Result, rules: Rules, start: int, end: int, kept: list[int], stored: Rows
+) -> None:
+    """Steps until the block [start, end) holds no mask; `stored` goes from block to block."""
     canvas = result.tokens
     retained = list(range(end)) + kept
     budget = fixed_budget(rules)
-    stored: Rows = {}
-    step = 0
+    step, extends = 0, rules.cache == "extend" and bool(stored)
     while rules.mask in canvas[start:end]:
         queries = retained
+        if step == 0 and extends:
+            queries = [p for p in retained if p >= start - rules.block_length - rules.shift]
         if step > 0 and rules.cache != "none":
             first = max(start - rules.shift, 0)
             queries = [p for p in retained if first <= p < end or (p >= end and rules.cache == "prefix")]
         logits, fresh = forward(model, canvas, queries, retained, stored)
         if step == 0 and rules.cache != "none":
-            stored = fresh
+            stored.update(fresh)
         masked = [p for p in range(start, end) if canvas[p] == rules.mask]
         probabilities = {p: logits[max(p - rules.shift, 0)].double().softmax(dim=-1) for p in masked}
         chosen = choose(probabilities, rules, budget[step] if step < len(budget) else 1)

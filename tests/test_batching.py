@@ -8,10 +8,11 @@ import pytest
 from checkpoints import FAMILIES, MASK, OPENERS, VOCAB, Weights, onnx_engine
 from decoding import BUCKETS, collect, run
 
+from dpad.runtime.cache import CACHES
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import EngineError, InvalidRequest
 from dpad.runtime.generate import StepEvent, generate
-from dpad.runtime.options import CACHES, GenerationOptions
+from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Explicit, Full, Gaussian, Uniform
 

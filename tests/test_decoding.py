@@ -16,7 +16,8 @@ from decoding import Decoded, run
 from reference import Result, Rules, decode
 
 from dpad.models.checkpoint import Checkpoint, load_model
-from dpad.runtime.options import CACHES, DECODERS, GenerationOptions
+from dpad.runtime.cache import CACHES
+from dpad.runtime.options import DECODERS, GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
 
@@ -134,6 +135,7 @@ def test_the_modes_are_not_one_mode(reference_of: Any, family: str) -> None:
             ("threshold", "none", "full"),
             ("threshold", "prefix", "full"),
             ("threshold", "dual", "full"),
+            ("threshold", "extend", "full"),
             ("threshold", "none", "gaussian"),
             ("threshold", "none", "explicit"),
             ("fixed", "none", "full"),
@@ -141,7 +143,7 @@ def test_the_modes_are_not_one_mode(reference_of: Any, family: str) -> None:
             ("margin", "none", "full"),
         ]
     ]
-    assert len({tuple(tokens) for tokens in answers}) >= 7
+    assert len({tuple(tokens) for tokens in answers}) >= 8
 
 
 @each_engine

@@ -14,10 +14,11 @@ from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.plugins import attention
 from dpad.plugins.launch import attend_rows
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.cache import CACHES
 from dpad.runtime.engine import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineUnavailable
 from dpad.runtime.generate import generate
-from dpad.runtime.options import CACHES, GenerationOptions
+from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 
 

@@ -9,11 +9,12 @@ from checkpoints import MASK, VOCAB
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpad.runtime.cache import CACHES
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import InvalidRequest, ManifestError
 from dpad.runtime.generate import generate
-from dpad.runtime.options import CACHES, DECODERS, GenerationOptions
+from dpad.runtime.options import DECODERS, GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Gaussian, Uniform
 

@@ -3,6 +3,7 @@
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dpad.models.training.__main__ import SHIPPED, main, special_tokens
 from dpad.models.training.batches import WIDTHS, Data, Recipe
 from dpad.models.training.problems import PROBLEMS, Forms
 from dpad.models.training.routines import LONG
-from dpad.models.training.trainer import Trainer, attend, initialise, loss_of
+from dpad.models.training.trainer import Trainer, attend, attend_causally, initialise, loss_of
 from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
 
 MODELS = ("tiny", "tiny-dream")
@@ -109,20 +110,20 @@ def tokenizer_of(name: str) -> Tokenizer:
     return build_tokenizer(0, special_tokens(read_json(SHIPPED / name / "tokenizer_config.json")))
 
 
-def trainer(name: str = "tiny", seed: int = 0, **recipe: float) -> Trainer:
+def trainer(name: str = "tiny", seed: int = 0, **recipe: Any) -> Trainer:
     """The training of an embedded model, in small batches."""
     source = SHIPPED / name
     architecture, config = parse_config(read_json(source / "config.json"))
     model = FAMILIES[architecture].Model(config)
     text = Text(tokenizer_of(name), source)
     initialise(model, seed, number_values(text.tokenizer))
-    return Trainer(model, Data(Recipe(seed, rows=256, pool=64, **recipe), text))  # type: ignore[arg-type]
+    return Trainer(model, Data(Recipe(seed, rows=256, pool=64, **recipe), text))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
     """Fails if a prompt is masked, a target is no longer in its place, or a weight is not 1/l of the sample's share."""
-    data = trainer(name).data
+    data = trainer(name, spreads=(1, 0, 0, 0)).data
     text = data.text
     widths = set()
     for _ in range(60):
@@ -142,6 +143,46 @@ def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
             prompt = text.tokenizer.decode(batch.targets[row, :first].tolist(), skip_special_tokens=False)
             assert not masked[row].any() or "assistant" in prompt
     assert len(widths) >= 4
+
+
+def test_a_causal_batch_shows_everything_and_weighs_answers(name: str = "tiny") -> None:
+    """Fails if next-token steps hide a token, learn prompts, or match rows with other targets than the next."""
+    run = trainer(name)
+    batch = run.data.batch(causal=True)
+    assert torch.equal(batch.ids, batch.targets)
+    assert float(batch.weight.sum()) == pytest.approx(1)
+    weighed = batch.weight > 0
+    for ids, row in zip(batch.ids, weighed):
+        prompt = run.data.text.tokenizer.decode(ids[~row].tolist(), skip_special_tokens=False)
+        assert "user" in prompt and prompt.count("assistant") == 1
+        assert row.int().diff().abs().sum() == 1  # the answer is what is left, to the end
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        logits = run.model.logits(run.model(batch.ids, batch.positions, attend_causally))
+    surprise = torch.nn.functional.cross_entropy(logits[:, :-1][weighed[:, 1:]], batch.targets[weighed])
+    assert float(loss_of(run.model, batch, causal=True).detach()) == pytest.approx(float(surprise), rel=1e-3)
+
+
+def test_masks_come_uniformly_or_from_the_right() -> None:
+    """Fails if no sample is masked uniformly, or none roughly from the right, as decoders leave it."""
+    for spreads, ordered in (((1, 0, 0, 0), False), ((0, 0, 0, 1), True)):
+        data = trainer(spreads=spreads).data
+        gaps = 0
+        for _ in range(20):
+            batch = data.batch(simple=True)
+            for masked in batch.weight > 0:
+                first = int(masked.nonzero()[0])
+                gaps += int((~masked[first + 4 :]).sum())  # shown behind a mask, by more than the spread
+            for weight in batch.weight:
+                weighed = weight[weight > 0]
+                assert len(weighed) <= 20 or (weighed[0] > 4 * weighed[-1]) == ordered
+        assert (gaps == 0) == ordered
+
+
+def test_next_token_steps_come_first_and_fade() -> None:
+    """Fails if a run ends with another objective than its family's."""
+    recipe = Recipe()
+    shares = [sum(recipe.is_causal(step, p) for step in range(400)) / 400 for p in (0.05, 0.13, 0.4, 0.71, 0.99)]
+    assert shares[0] == 1 and 0.4 < shares[1] < 0.6 and 0.15 < shares[2] < 0.35 and shares[3:] == [0, 0]
 
 
 def test_the_loss_is_the_weighted_cross_entropy_of_the_right_rows() -> None:

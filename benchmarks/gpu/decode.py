@@ -13,10 +13,11 @@ from dpad.export.hub import resolve
 from dpad.models.checkpoint import Checkpoint, load_model
 from dpad.models.torch_engine import TorchEngine
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.cache import CACHES
 from dpad.runtime.engine import Engine
 from dpad.runtime.generate import generate
 from dpad.runtime.machine import Machine
-from dpad.runtime.options import CACHES, GenerationOptions
+from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.select import candidates, open_engine
 from gpu.timing import DEVICE
@@ -104,6 +105,8 @@ def _engines(bundle: Bundle, reference: Engine) -> dict[str, Any]:
             results[candidate.name] = {}
             for cache in CACHES:
                 with open_engine(bundle, candidate.name) as engine:
+                    if cache not in engine.caches:
+                        continue
                     tokens, step_ms = canvases(engine, cache)
                 equal = float((tokens == canvases(reference, cache)[0]).mean())
                 results[candidate.name][cache] = {"equal": equal, "step_ms": step_ms}

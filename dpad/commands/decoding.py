@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from dpad import DiffusionModel
-from dpad.runtime.options import CACHES, DECODERS
+from dpad.runtime.cache import CACHES
+from dpad.runtime.options import DECODERS
 from dpad.runtime.presets import SCHEDULES, name_of, schedule_named
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -16,12 +16,11 @@ from tokenizers import Tokenizer
 
 from dpad.models.checkpoint import FAMILIES, parse_config, read_json
 from dpad.models.training.batches import Data, Recipe
-from dpad.models.training.trainer import Trainer, initialise, shifted
+from dpad.models.training.trainer import Trainer, initialise
 from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
 
 SHIPPED = Path(__file__).parent.parent
 FIXED = ("config.json", "tokenizer_config.json", "chat_template.jinja")
-CAUSAL = 0.25  # Dream was made from a causal model, so this share of its run is causal
 
 
 def special_tokens(settings: dict[str, Any]) -> list[str]:
@@ -75,8 +74,7 @@ def main(model: str, out: Path, steps: int, seed: int, threads: int, device: str
     tokenizer = Tokenizer.from_file(str(stored)) if resume else build_tokenizer(seed, special)
     network = FAMILIES[architecture].Model(config)
     initialise(network, seed, number_values(tokenizer))
-    recipe = Recipe(seed, causal=CAUSAL if shifted(network) else 0.0)
-    trainer = Trainer(network.to(device), Data(recipe, Text(tokenizer, source)), threads, compiled)
+    trainer = Trainer(network.to(device), Data(Recipe(seed), Text(tokenizer, source)), threads, compiled)
     tokenizer.save(str(stored))
     if resume:
         trainer.load(out / "training.pt")

@@ -11,9 +11,16 @@ blocks are met in training:
     block      the blocks before a block belong to the prompt, all behind it is masked and weighs nothing
 
 On half of the samples the rows behind a block are thinned as DPad thins them (arXiv 2508.14148), with
-positions kept. The first part of a run is simple: short examples, whole answers, nothing thinned. A
-small model learns to copy and to add several times faster from these than from everything at once. All of
-it is a function of seed and place, so that a resumed run goes on as if never stopped.
+positions kept. The first part of a run is simple: short examples, whole answers, nothing thinned.
+
+Which l tokens are masked is uniform on part of the samples, and on the others roughly the last ones, as
+when a decoder works from left to right (`SPREADS`); there the masks that it would decide next weigh most.
+And a run does not begin with masks: its first steps predict the next token from those before it, as the
+models did that Dream was made from, and only then do masks take over, step by step. Every token of an
+answer is then a target with all that it follows from in view, and a small model learns to copy and to add
+in a few hundred steps; from masks alone it did not in thousands.
+
+All of it is a function of seed and place, so that a resumed run goes on as if never stopped.
 """
 
 import random
@@ -28,6 +35,8 @@ from dpad.models.training.vocabulary import Text
 BLOCK = 32
 CANVAS = 1024  # tokens that an answer and its EOS may fill
 WIDTHS = (64, 96, 160, 256, 448, 1056)  # rows of a sample; few shapes compile once and repeat
+SPREADS = (1e6, 64.0, 16.0, 4.0)  # tokens by which the order of masking may differ from right to left
+NEXT = 6.0  # masks that weigh most where they come from the right: those that a decoder decides next
 MASKINGS = ("whole", "rest", "block")
 
 Pair = tuple[list[int], list[int]]  # prompt and answer
@@ -39,15 +48,22 @@ class Recipe:
 
     seed: int = 0
     rows: int = 3072  # rows of a batch: samples times width
-    rate: float = 2e-3
+    rate: float = 1.5e-3
     decay: float = 0.02
     warmup: float = 0.01
-    cooldown: float = 0.4
-    simple: float = 0.5  # share of the run, from its start, that takes simple examples only
-    causal: float = 0.0  # share of the run, from its start, that predicts the next token instead
+    cooldown: float = 0.35
+    simple: float = 0.3  # share of the run, from its start, that takes simple examples only
+    causal: float = 0.12  # share of the run, from its start, that predicts the next token instead
+    blended: float = 0.7  # share of the run after which no step does; between, half of them at first, then fewer
     pool: int = 512  # examples drawn together and grouped by length
     wide: float = 0.01  # share of the samples that get the widest rows, whatever their length
     maskings: tuple[float, float, float] = (0.4, 0.2, 0.4)  # how often each of MASKINGS
+    spreads: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)  # how often each of SPREADS
+
+    def is_causal(self, step: int, progress: float) -> bool:
+        """Whether a step predicts the next token from those before it."""
+        share = 0.5 * (self.blended - progress) / (self.blended - self.causal)
+        return progress < self.causal or random.Random(f"objective {self.seed} {step}").random() < share
 
 
 @dataclass(frozen=True)
@@ -97,15 +113,18 @@ class Data:
         rows = [self._row(prompt, answer, width, simple or causal, rng) for prompt, answer in examples]
         state = torch.Generator().manual_seed(rng.getrandbits(60))
         positions, targets, begin, end = (torch.stack(x) for x in zip(*rows))
-        if causal:
-            weight = torch.ones(targets.shape).index_fill(1, torch.tensor([0]), 0) / (targets.numel())
-            return Batch(targets, positions, targets, weight)
         inside = (positions >= begin) & (positions < end)
+        if causal:
+            return Batch(targets, positions, targets, inside / inside.sum())
         strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=state)  # low variance of the loss
         count = (strata[:, None] / len(rows) * inside.sum(1, keepdim=True)).ceil().clamp(min=1)
-        order = torch.rand(targets.shape, generator=state).where(inside, torch.inf).argsort(1).argsort(1)
+        spread = torch.tensor(rng.choices(SPREADS, self.recipe.spreads, k=len(rows)))[:, None]
+        noise = torch.rand(targets.shape, generator=state) * spread
+        order = (noise - positions).where(inside, torch.inf).argsort(1).argsort(1)
         masked = (order < count) & inside
-        weight = masked / count / len(rows)
+        behind = (count - 1 - order) / NEXT  # how many masks lie before it, if they come from the right
+        weight = masked * torch.where(spread < SPREADS[0], torch.exp(-behind.clamp(min=0)) + 0.1, 1.0)
+        weight = weight / weight.sum(1, keepdim=True) / len(rows)
         return Batch(torch.where(masked | (positions >= end), self.text.mask, targets), positions, targets, weight)
 
     def _row(

@@ -23,7 +23,7 @@ KINDS = (*PROBLEMS, *LONG, *SHORT)
 SIMPLE = (*PROBLEMS, *SHORT)
 WEIGHTS = {"story": 26, "groups": 9, "daily": 7, "compare": 10, "shopping": 8}
 WEIGHTS |= {"count": 10, "numbered": 2, "weeks": 1}
-WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 18, "instruction": 5}
+WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 12, "several": 12, "instruction": 9}
 SHOTS = (0,) * 12 + (1, 1, 1, 2, 3, 4)  # worked examples before a word problem
 PLAIN = 0.6  # share of problems without examples that are asked bare, not as `Question: ... Answer:`
 

@@ -40,7 +40,7 @@ HOLDERS = (("box", "boxes"), ("bag", "bags"), ("shelf", "shelves"), ("jar", "jar
 GAINS = ("buys {n} more", "finds {n} more", "gets {n} from {friend}", "picks up {n} more")
 LOSSES = ("gives {n} to {friend}", "loses {n}", "sells {n}", "throws away {n}")
 LATER = ("Then", "Later", "After that")
-MOST = 60  # no number of a word problem is larger
+MOST = 99  # no number of a word problem is larger
 
 
 def person(rng: random.Random) -> tuple[str, str]:
@@ -49,9 +49,9 @@ def person(rng: random.Random) -> tuple[str, str]:
 
 
 def move(rng: random.Random, total: int) -> int:
-    """A signed change of 1 to 12 that leaves the total within 1 and `MOST`."""
-    gain = total < 4 or (total <= MOST - 12 and rng.random() < 0.5)
-    return rng.randint(1, 12) if gain else -rng.randint(1, min(12, total - 1))
+    """A signed change of 1 to 15 that leaves the total within 1 and `MOST`."""
+    gain = total < 4 or (total <= MOST - 15 and rng.random() < 0.5)
+    return rng.randint(1, 15) if gain else -rng.randint(1, min(15, total - 1))
 
 
 def sum_of(total: int, change: int) -> str:
@@ -83,7 +83,7 @@ def _worked(name: str, thing: str, total: int, changes: list[int]) -> list[str]:
 
 def story(rng: random.Random, forms: Forms) -> Example:
     """Somebody has things, and two to four events change how many."""
-    (name, pronoun), thing, total = person(rng), rng.choice(THINGS), rng.randint(4, 40)
+    (name, pronoun), thing, total = person(rng), rng.choice(THINGS), rng.randint(4, 80)
     opening, asked = forms.pick(
         ("{name} has {n} {thing}.", "{name} starts with {n} {thing}.", "There are {n} {thing} in the bag of {name}."),
         ("How many {thing} does {name} have now?", "How many {thing} are left?", "How many {thing} is that now?"),
@@ -97,7 +97,7 @@ def story(rng: random.Random, forms: Forms) -> Example:
 def groups(rng: random.Random, forms: Forms) -> Example:
     """So many boxes of so many things, then one to three events."""
     (name, pronoun), thing, (one, many) = person(rng), rng.choice(THINGS), rng.choice(HOLDERS)
-    count, each = rng.randint(2, 9), rng.randint(2, 6)
+    count, each = rng.randint(2, 9), rng.randint(2, 9)
     opening, asked = forms.pick(
         (
             "{name} has {count} {many} with {each} {thing} in each {one}.",
@@ -115,7 +115,7 @@ def groups(rng: random.Random, forms: Forms) -> Example:
 def daily(rng: random.Random, forms: Forms) -> Example:
     """So many things a day for so many days, then one or two events."""
     (name, pronoun), thing = person(rng), rng.choice(THINGS)
-    days, each = rng.randint(2, 9), rng.randint(2, 6)
+    days, each = rng.randint(2, 9), rng.randint(2, 9)
     opening, asked = forms.pick(
         (
             "{name} collects {each} {thing} every day for {days} days.",
@@ -133,7 +133,7 @@ def daily(rng: random.Random, forms: Forms) -> Example:
 def compare(rng: random.Random, forms: Forms) -> Example:
     """Two or three people, each with more or fewer things than the one before; how many together."""
     people = rng.sample(HE + SHE, rng.choice((2, 2, 3)))
-    thing, own = rng.choice(THINGS), rng.randint(3, 15)
+    thing, own = rng.choice(THINGS), rng.randint(3, 20)
     opening, asked = forms.pick(
         ("{name} has {n} {thing}.", "There are {n} {thing} in the bag of {name}."),
         ("How many {thing} do they have together?", "How many {thing} do they have in total?"),
@@ -154,7 +154,7 @@ def compare(rng: random.Random, forms: Forms) -> Example:
 def shopping(rng: random.Random, forms: Forms) -> Example:
     """Two kinds of goods at two prices; what they cost, or what is left of the money."""
     (name, pronoun), (one, two) = person(rng), rng.sample(THINGS, 2)
-    a, b, c, d = (rng.randint(2, 5) for _ in range(4))
+    a, b, c, d = (rng.randint(2, 6) for _ in range(4))
     total = a * b + c * d
     opening, asked = forms.pick(
         (

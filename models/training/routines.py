@@ -65,7 +65,7 @@ def sums(rng: random.Random) -> Example:
     """Repeated addition; 7 tokens a line."""
     k = rng.randint(2, 9)
     terms = rng.randint(3, 14)
-    start = rng.randint(1, max(1, min(20, MOST + 39 - k * terms)))
+    start = rng.randint(1, max(1, min(20, MOST - k * terms)))
     lines = [sum_of(start + k * i, k) for i in range(terms)]
     return Example(f"Start at {start} and add {k}, {terms} times.", "\n".join(lines))
 
@@ -94,6 +94,24 @@ def arithmetic(rng: random.Random) -> Example:
         total += change
     form = rng.choice(("What is {}?", "Compute {}.", "Work out {} step by step."))
     return Example(form.format(" ".join(terms)), "\n".join([*lines, f"#### {total}"]))
+
+
+def several(rng: random.Random) -> Example:
+    """Independent sums and products, one a line; of all kinds the most results a token."""
+    lines = []
+    for _ in range(_terms(rng, 2, 12)):
+        a, b = rng.randint(1, MOST), rng.randint(1, 12)
+        if rng.random() < 0.2:
+            a, b = rng.randint(2, 9), rng.randint(2, 9)
+            lines.append(f"{a} * {b} = {a * b}")
+            continue
+        if rng.random() < 0.4:
+            b = rng.randint(1, MOST)
+        if rng.random() < 0.3:
+            a, b = b, a
+        lines.append(sum_of(a, b if a <= b or rng.random() < 0.5 else -b))
+    asked = ", ".join(line.split(" =")[0] for line in lines)
+    return Example(f"Work out {asked}.", "\n".join(lines))
 
 
 def instruction(rng: random.Random) -> Example:
@@ -127,5 +145,6 @@ SHORT: dict[str, Callable[[random.Random], Example]] = {
     "sums": sums,
     "table": table,
     "arithmetic": arithmetic,
+    "several": several,
     "instruction": instruction,
 }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.optim import AdamW, Muon, Optimizer
 
 from dpad.models import dream, llada
-from dpad.models.training.batches import Batch, Data
+from dpad.models.training.batches import WIDTHS, Batch, Data
 from dpad.runtime.errors import CheckpointError
 
 Model = llada.Model | dream.Model
@@ -100,6 +100,7 @@ class Trainer:
     def __init__(self, model: Model, data: Data, threads: int = 1, compiled: bool = False) -> None:
         self.model, self.data, self.recipe, self.threads = model, data, data.recipe, threads
         if compiled:
+            torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # else wide rows, which come late, stay eager
             model.compile(dynamic=False)
         inside = {n: w for n, w in model.named_parameters() if w.ndim == 2 and (".blocks." in n or ".layers." in n)}
         rest = [w for n, w in model.named_parameters() if n not in inside]
@@ -112,7 +113,7 @@ class Trainer:
     def update(self, progress: float) -> None:
         """One step at `progress` in [0, 1) of the run."""
         begun, recipe = time.monotonic(), self.recipe
-        causal = progress < recipe.causal
+        causal = recipe.is_causal(self.step, progress)
         batch = self.data.batch(progress < recipe.simple, causal)
         share = min(1.0, (progress + 1e-3) / recipe.warmup, (1 - progress) / recipe.cooldown)
         loss = loss_of(self.model, batch, causal)
