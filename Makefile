@@ -66,6 +66,7 @@ bench: $(BIN)/.bench | bundles/tiny/manifest.json
 		$(BIN)/python benchmarks/$$name.py --out docs/benchmarks/$$name.json $(ARGS); \
 	done
 	$(BIN)/python benchmarks/plots.py docs/benchmarks
+	$(BIN)/python benchmarks/tables.py docs/benchmarks
 
 bundles/tiny/manifest.json: | $(BIN)/.bench
 	$(BIN)/dpad export tiny --out bundles/tiny

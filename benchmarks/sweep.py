@@ -8,6 +8,7 @@ whole suffix at the published threshold of 0.9; where several settings are withi
 one of them that keeps the most of the suffix.
 """
 
+import json
 import time
 from dataclasses import dataclass, field
 from itertools import product
@@ -93,6 +94,17 @@ def preset(points: list[Setting]) -> Setting:
     return max((point for point in good if sum(point.seconds) <= 1.02 * fastest), key=lambda point: point.kept)
 
 
+def stored(tasks: dict[str, Any], cache: str) -> dict[str, Any]:
+    """What was recommended as a checkpoint's presets.json; the preset of the first task is also `default`."""
+    presets = {}
+    for name, task in tasks.items():
+        best = task["preset"]
+        schedule = {"gaussian": best["schedule"]} if best["schedule"] else {"none": {}}
+        options = {"gen_length": task["gen_length"], "cache": cache, "threshold": best["threshold"]}
+        presets[name] = {**options, "schedule": schedule}
+    return {"default": next(iter(presets.values())), **presets}
+
+
 @click.command(cls=measure.Benchmark)
 @measure.own_bundle
 @click.option("--problems", "problem_count", default=60, show_default=True, type=click.IntRange(1))
@@ -102,6 +114,7 @@ def preset(points: list[Setting]) -> Setting:
 @click.option("--window", "windows", multiple=True, type=int, default=WINDOWS, show_default=True)
 @click.option("--cache", default="dual", show_default=True, help="none, prefix or dual.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--presets", "store", type=click.Path(path_type=Path), help="Write the presets here, for a checkpoint.")
 @measure.threads_option
 @measure.out_option
 def main(
@@ -114,6 +127,7 @@ def main(
     windows: tuple[int, ...],
     cache: str,
     seed: int,
+    store: Path | None,
     threads: int,
     out: Path | None,
 ) -> None:
@@ -146,6 +160,8 @@ def main(
         "shots": shots,
         "tasks": found,
     }
+    if store is not None:
+        store.write_text(json.dumps(stored(found, cache), indent=1) + "\n", encoding="utf-8")
     measure.publish(document, out)
 
 

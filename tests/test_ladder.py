@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ladder  # noqa: E402
 import plots  # noqa: E402
 import sweep  # noqa: E402
+import tables  # noqa: E402
+from dpad.runtime.presets import read_presets  # noqa: E402
 from published import Settings, decode  # noqa: E402
 
 PROMPT = [11, 42, 7, 99, 23, 5, 61]
@@ -100,14 +102,22 @@ def test_ladder(bundle: Path, tmp_path: Path) -> None:
     assert cell["int8"]["engine_a_pass"]["median"] > 0 and cell["int8"]["strict_match"] == 0.0
     links = [ratio for told, ratio in cell["chain"].items() if told != "total"]
     assert np.prod(links) == pytest.approx(cell["chain"]["total"], rel=0.01)
+    page = tables.ladder(found)
+    assert all(f"| {name} | " in page for name in ladder.RUNGS) and f"| total | {cell['chain']['total']:g} |" in page
+    assert [met for _, _, met in tables.goals({"ladder": found})] == [cell["engine_at_same_passes"]["median"] >= 4]
     (figure,) = plots.PLOTS["ladder"](found).values()
     assert figure.axes
 
 
-def test_sweep(bundle: Path) -> None:
-    """Fails if a setting is missing, or the preset scores less than the goal allows."""
+def test_sweep(bundle: Path, tmp_path: Path) -> None:
+    """Fails if a setting is missing, the preset scores less than the goal allows, or a bundle could not hold it."""
+    store = tmp_path / "presets.json"
     command = f"--problems 2 --long 0 --threshold 0.9 --threshold 0.02 --window 32 --threads 1 --bundle {bundle}"
-    found = run(sweep.main, command)
+    found = run(sweep.main, f"{command} --presets {store}")
+    presets = read_presets(json.loads(store.read_text()))
+    assert presets["default"] == presets["problems"]
+    assert presets["problems"]["threshold"] == found["tasks"]["problems"]["preset"]["threshold"]
+    assert tables.sweep(found).count("\n| ") == 2 + len(found["tasks"]["problems"]["points"])
     task = found["tasks"]["problems"]
     assert len(task["points"]) == 2 * (1 + len(sweep.DROPOUTS))
     whole = next(p for p in task["points"] if p["schedule"] is None and p["threshold"] == 0.9)

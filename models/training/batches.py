@@ -51,10 +51,10 @@ class Recipe:
     rate: float = 1.5e-3
     decay: float = 0.02
     warmup: float = 0.01
-    cooldown: float = 0.35
-    simple: float = 0.3  # share of the run, from its start, that takes simple examples only
-    causal: float = 0.12  # share of the run, from its start, that predicts the next token instead
-    blended: float = 0.7  # share of the run after which no step does; between, half of them at first, then fewer
+    cooldown: float = 0.5
+    simple: float = 0.4  # share of the run, from its start, that takes simple examples only
+    causal: float = 0.1  # share of the run, from its start, that predicts the next token instead
+    blended: float = 0.85  # share of the run after which no step does; between, half of them at first, then fewer
     pool: int = 512  # examples drawn together and grouped by length
     wide: float = 0.01  # share of the samples that get the widest rows, whatever their length
     maskings: tuple[float, float, float] = (0.4, 0.2, 0.4)  # how often each of MASKINGS

@@ -1,0 +1,193 @@
+"""The benchmarks' JSON files as tables to read, with the goals and whether they were met.
+
+python benchmarks/tables.py docs/benchmarks
+
+Writes results.md beside the documents; every number in it is one of theirs. Why a goal was missed is
+written by hand, in misses.json: goal -> reason, which is refused for a goal that was met.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import measure
+from plots import plural
+
+Document = dict[str, Any]
+REASONS = "misses.json"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def middle(entry: Document | None, unit: str = "") -> str:
+    """`1.25 (1.2 to 1.3)`: median and quartiles; nothing where it was not measured."""
+    if entry is None:
+        return ""
+    return f"{entry['median']:g}{unit} ({entry['q1']:g} to {entry['q3']:g})"
+
+
+def share(value: float | None) -> str:
+    """Percent; nothing where it was not measured."""
+    return "" if value is None else f"{100 * value:.3g} %"
+
+
+def ladder(document: Document) -> str:
+    """Seconds of every rung and executor, what the total is made of, and what engines add."""
+    parts = []
+    for cell in document["cells"]:
+        executors = [name for name, facts in cell["rungs"]["vanilla"].items() if isinstance(facts, dict)]
+        rows = []
+        for name, rung in cell["rungs"].items():
+            facts = rung.get("onnxruntime", {})
+            counts = [f"{facts[key]['median']:g}" for key in ("nfe", "tokens", "tokens_per_s", "ms_per_step")]
+            seconds = [middle(rung[executor]["seconds"]) if executor in rung else "" for executor in executors]
+            rows.append([name, *seconds, *counts, share(rung["strict_match"])])
+        head = [*(f"{name}, s" for name in executors), "passes", "tokens", "tokens/s", "ms a pass", "strict match"]
+        parts.append(f"### {cell['length']} tokens, {cell['shots']}-shot\n\n{table(['', *head], rows)}")
+        links = [[told, f"{ratio:g}"] for told, ratio in cell["chain"].items()]
+        links.append(["engine alone, best published combination, same passes", middle(cell["engine_at_same_passes"])])
+        links.append(["cache extend over dual, both in ONNX Runtime", middle(cell["extend_over_dual"])])
+        if "int8" in cell:
+            links.append(["int8 over published, a pass", middle(cell["int8"]["engine_a_pass"])])
+            links.append(["strict match of everything in int8", share(cell["int8"]["strict_match"])])
+        parts.append(table(["times faster, by cause", ""], links))
+    note = (
+        "Seconds a sample, median and quartiles; passes, tokens and milliseconds are those of ONNX Runtime in float32."
+    )
+    return "\n\n".join([note, *parts])
+
+
+def sweep(document: Document) -> str:
+    """Every setting of each task; the recommended one in bold."""
+    parts = []
+    for name, task in document["tasks"].items():
+        rows = []
+        for point in sorted(task["points"], key=lambda point: point["seconds"]["median"]):
+            mark = "**" if point == task["preset"] else ""
+            told = "whole suffix" if point["schedule"] is None else json.dumps(point["schedule"]).replace('"', "")
+            cells = [told, f"{point['threshold']:g}", share(point["score"]), middle(point["seconds"])]
+            rows.append([f"{mark}{cell}{mark}" for cell in [*cells, f"{point['nfe']['median']:g}"]])
+        told = f"### {name}: {task['samples']} samples, canvases of {task['gen_length']} tokens"
+        parts.append(f"{told}\n\n{table(['suffix', 'threshold', task['metric'], 'seconds', 'passes'], rows)}")
+    return "\n\n".join(parts)
+
+
+def step_floor(document: Document) -> str:
+    """Each step and its floors."""
+    floors = list(document["results"][0]["floors"])
+    head = ["threads", "cache", "rows", "cached rows", "step, ms", *(f"over {floor}" for floor in floors)]
+    rows = []
+    for found in document["results"]:
+        ratios = [middle(found["floors"][floor]["ratio"]) for floor in floors]
+        facts = [found[key] for key in ("threads", "cache", "rows", "cached_rows")]
+        rows.append([*facts, middle(found["step_ms"]), *ratios])
+    return table(head, rows)
+
+
+def growth(document: Document) -> str:
+    """Time and memory of every point, and what was skipped."""
+    head = ["canvas", "batch", "method", "query rows", "step, ms", "refresh, ms", "vanilla over this", "memory, MiB"]
+    rows = []
+    for point in document["points"]:
+        facts = [point[key] for key in ("length", "batch", "method", "query_rows")]
+        times = [middle(point[key]) for key in ("step_ms", "refresh_ms", "vanilla_over_this")]
+        rows.append([*facts, *times, f"{point['memory_mib']:g}"])
+    left = [f"- {p['method']}, canvas {p['length']}, batch {p['batch']}: {p['reason']}" for p in document["skipped"]]
+    return "\n\n".join([table(head, rows), *(["Skipped:\n\n" + "\n".join(left)] if left else [])])
+
+
+def batching(document: Document) -> str:
+    """Every batch size."""
+    head = ["batch", "tokens/s", "seconds a sample", "times one by one", "rows that pad", "canvases that wait"]
+    rows = []
+    for batch in document["batches"]:
+        speeds = [middle(batch[key]) for key in ("tokens_per_s", "s_per_sample", "times_one_by_one")]
+        rows.append([batch["size"], *speeds, share(batch["padded_query_rows"]), share(batch["waiting_canvases"])])
+    return f"{table(head, rows)}\n\nTokens that a batch changed: {document['mismatches']}."
+
+
+def loop_overhead(document: Document) -> str:
+    """Every cache mode."""
+    rows = []
+    for found in document["results"]:
+        shares = [share(found["overhead"]["median"]), share(found["overhead_worst"])]
+        rows.append([found["threads"], found["cache"], middle(found["step_ms"]), *shares])
+    return table(["threads", "cache", "step, ms", "outside the engine", "worst decode"], rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
+    "ladder": ("End to end", ladder),
+    "sweep": ("Suffix dropout and threshold", sweep),
+    "step_floor": ("A step against its matrix products alone", step_floor),
+    "growth": ("Longer canvases, larger batches", growth),
+    "batching": ("Requests of unequal length in batches", batching),
+    "loop_overhead": ("Share of a decode outside the engine", loop_overhead),
+}
+
+
+def goals(documents: dict[str, Document]) -> list[tuple[str, str, bool]]:
+    """Each goal of what was measured: what it asks, what was found, whether it was met."""
+    found: list[tuple[str, str, bool]] = []
+    for cell in documents.get("ladder", {}).get("cells", ()):
+        at, wanted = f"{cell['length']} tokens, {cell['shots']}-shot", documents["ladder"]["goals"]
+        if (cell["length"], cell["shots"]) == (1024, 1):
+            total = cell["chain"]["total"]
+            found.append(
+                (f"{wanted['total']} times vanilla in eager PyTorch ({at})", f"{total:g}", total >= wanted["total"])
+            )
+        ratio = cell["engine_at_same_passes"]
+        told = f"{wanted['engine']:g} times the best published combination, same passes ({at})"
+        found.append((told, middle(ratio), ratio["median"] >= wanted["engine"]))
+    if floor := documents.get("step_floor", {}).get("goal"):
+        for threads, ratio in floor["ratio"].items():
+            told = f"a step of {floor['rows']} rows at most {floor['at_most']} times its products, {threads} thread(s)"
+            found.append((told, f"{ratio:g}", floor["met"][threads]))
+    for one in documents.get("loop_overhead", {}).get("results", ()):
+        below, median = documents["loop_overhead"]["goal"]["below"], one["overhead"]["median"]
+        told = f"loop at most {below:.0%} of a step, {one['cache']}, {plural(one['threads'], 'thread')}"
+        found.append((told, share(median), median < below))
+    return found
+
+
+def report(documents: dict[str, Document], reasons: dict[str, str]) -> str:
+    """All tables as one Markdown page; raises `click.ClickException` for a reason without a missed goal."""
+    rows = goals(documents)
+    missed = {told for told, _, met in rows if not met}
+    if idle := sorted(reasons.keys() - missed):
+        raise click.ClickException(f"{REASONS} explains a goal that was not missed: {idle[0]}")
+    verdicts = [
+        [told, have, "yes" if met else f"no: {reasons.get(told, 'not explained yet')}"] for told, have, met in rows
+    ]
+    parts = ["# Results", "Made by `make bench`; how each number is measured: [README.md](README.md)."]
+    parts += [f"## Goals\n\n{table(['goal', 'measured', 'met'], verdicts)}"] if rows else []
+    for name, document in documents.items():
+        title, make = TABLES[name]
+        machine, threads = document["machine"], document.get("threads")
+        versions = ", ".join(f"{key} {value}" for key, value in machine["libraries"].items() if value and key != "dpad")
+        facts = f"{document['model']}, {machine['cpu']}, {plural(machine['cores'], 'core')}"
+        facts += f", {plural(threads, 'thread')}" if threads else ""
+        parts += [f"## {title}", f"{facts}; {versions}.", make(document)]
+    return "\n\n".join(parts) + "\n"
+
+
+@click.command(cls=measure.Benchmark)
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def main(folder: Path) -> None:
+    """Write results.md from the JSON files in FOLDER."""
+    files = {name: folder / f"{name}.json" for name in TABLES}
+    documents = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
+    reasons = json.loads((folder / REASONS).read_text("utf-8")) if (folder / REASONS).exists() else {}
+    (folder / "results.md").write_text(report(documents, reasons), encoding="utf-8")
+    measure.say(f"{folder / 'results.md'}: {', '.join(documents) or 'no documents found'}")
+
+
+if __name__ == "__main__":
+    main()
