@@ -121,17 +121,17 @@ class Batch:
         """Inputs of one step that predicts the masks of the block; axes padded as the engine likes."""
         if refresh not in self._padded:
             self._padded[refresh] = self._pad(self._views[refresh], engine)
-        gather, cached, first = self._padded[refresh]
-        predicted_from = np.maximum(self.positions[:, :1] + masks.offsets - self.contract.logit_shift, 0)
-        rows = predicted_from - first[:, None]
+        gather, cached, shown_by = self._padded[refresh]
+        rows = shown_by[self._lines, masks.offsets]
         spare = engine.padded("R", rows.shape[1]) - rows.shape[1]
         if spare:
             rows = np.pad(rows, ((0, 0), (0, spare)))
         return StepInputs(self.canvas, gather, cached, rows, self._views[refresh][0].write, want_logits)
 
-    @staticmethod
-    def _pad(views: list[BlockView], engine: Engine) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Index rows padded with -1 to [B, Q] and [B, K], and each row's first query position [B]."""
+    def _pad(
+        self, views: list[BlockView], engine: Engine
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Index rows padded with -1 to [B, Q] and [B, K], and the query row [B, block] that predicts each position."""
         queries = engine.padded("Q", max(len(view.queries) for view in views))
         cached = engine.padded("K", max(len(view.cached) for view in views))
         gather_indices = np.full((len(views), queries), -1, dtype=np.int64)
@@ -139,4 +139,5 @@ class Batch:
         for row, view in enumerate(views):
             gather_indices[row, : len(view.queries)] = view.queries
             cache_indices[row, : len(view.cached)] = view.cached
-        return gather_indices, cache_indices, gather_indices[:, 0]
+        predicted_from = np.maximum(self.positions - self.contract.logit_shift, 0)
+        return gather_indices, cache_indices, predicted_from - gather_indices[:, :1]

@@ -97,9 +97,9 @@ def _steps(
         seconds = perf_counter() - began
         outputs = outputs.first_rows(masks.offsets.shape[1])
         choice = _choose(outputs, options, batch, step, stuck)
-        rows, columns = _select(choice, masks, options, step, batch.contract.mask_token_id)
+        rows, columns, tokens = _select(choice, masks, options, step, batch.contract.mask_token_id)
         positions = batch.positions[rows, masks.offsets[rows, columns]]
-        batch.canvas[rows, positions] = choice.tokens[rows, columns]
+        batch.canvas[rows, positions] = tokens
         worked, masks = masks.counts > 0, batch.masks()
         stuck = _stuck(worked, rows)
         ends: list[int] = []
@@ -115,9 +115,9 @@ def _steps(
             active=batch.rows[worked],
             rows=batch.rows[rows],
             positions=positions,
-            tokens=choice.tokens[rows, columns],
+            tokens=tokens,
             confidences=choice.confidence[rows, columns],
-            finished=tuple(batch.rows[ends].tolist()),
+            finished=tuple(batch.rows[ends].tolist()) if ends else (),
             canvases=tuple(batch.canvas_of(row) for row in ends),
             engine_seconds=seconds,
         )
@@ -147,8 +147,8 @@ def _stuck(worked: NDArray[np.bool_], rows: NDArray[np.int64]) -> NDArray[np.boo
 
 def _select(
     choice: Choice, masks: Masks, options: GenerationOptions, step: int, mask_id: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column in [B, R] of the proposals to commit now; ties go to the lower position.
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column in [B, R] and token of the proposals to commit now; ties go to the lower position.
 
     A mask that predicts itself is selected like any other, but stays undecided.
     """
@@ -156,8 +156,9 @@ def _select(
     if len(scores) == 1:  # the same in fewer operations: a loop of one row has the least time between its steps
         ranked = (-scores[0]).argsort(kind="stable")
         columns = ranked[: commit_count(options, lambda: confidence[:, ranked], masks.counts, step)[0]]
-        columns = columns[choice.tokens[0, columns] != mask_id]
-        return np.zeros(len(columns), dtype=np.int64), columns
+        tokens = choice.tokens[0, columns]
+        decided = tokens != mask_id
+        return np.zeros(int(decided.sum()), dtype=np.int64), columns[decided], tokens[decided]
     if masks.valid is not None:
         scores = np.where(masks.valid, scores, -np.inf)
         confidence = np.where(masks.valid, confidence, -np.inf)
@@ -166,5 +167,6 @@ def _select(
     count = commit_count(options, lambda: confidence[lines, order], masks.counts, step)
     rows, ranks = np.nonzero(np.arange(order.shape[1]) < count[:, None])
     columns = order[rows, ranks]
-    decided = choice.tokens[rows, columns] != mask_id
-    return rows[decided], columns[decided]
+    tokens = choice.tokens[rows, columns]
+    decided = tokens != mask_id
+    return rows[decided], columns[decided], tokens[decided]

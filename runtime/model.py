@@ -146,12 +146,17 @@ class DiffusionModel:
             collector.add(event)
             if on_step is not None:
                 on_step(event)
+        nfe, commit_steps = collector.totals()
         ended = perf_counter()
         engine = collector.refresh + collector.denoise
         timings = Timings(
             encoded - began, collector.refresh, collector.denoise, ended - encoded - engine, ended - began
         )
-        return [self._generation(row, collector, resolved, timings) for row in range(len(requests))]
+        texts = [self._read(collector.canvases[row], request, resolved) for row, request in enumerate(requests)]
+        return [
+            Generation(text, ids, collector.canvases[row], commit_steps[row], int(nfe[row]), timings)
+            for row, (text, ids) in enumerate(texts)
+        ]
 
     def stream(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> Iterator[StepEvent]:
         """One `StepEvent` a forward pass, for one prompt; closing the iterator stops the work."""
@@ -161,18 +166,14 @@ class DiffusionModel:
         """One `StepEvent` a forward pass, for several prompts together."""
         return generate(self.engine, [self.request(p, raw=raw) for p in prompts], self.options(**options))
 
-    def _generation(
-        self, row: int, collector: "_Collector", options: GenerationOptions, timings: Timings
-    ) -> Generation:
-        canvas = collector.canvases[row]
-        start = len(collector.requests[row].prompt_ids)
+    def _read(self, canvas: NDArray[np.int64], request: Request, options: GenerationOptions) -> tuple[str, list[int]]:
+        """Text and token ids of a finished canvas, up to EOS."""
+        start = len(request.prompt_ids)
         generated = canvas[start : start + options.gen_length]
         eos = options.eos_token_ids or (self.engine.contract.eos_token_id,)
         ends = np.flatnonzero(np.isin(generated, eos))
         token_ids = generated[: ends[0] if ends.size else None].tolist()
-        nfe = int(collector.nfe[row])
-        text = self._codec.decode(token_ids) if self._codec else ""
-        return Generation(text, token_ids, canvas, collector.commit_steps[row], nfe, timings)
+        return self._codec.decode(token_ids) if self._codec else "", token_ids
 
     def close(self) -> None:
         """Release the engine."""
@@ -193,19 +194,28 @@ class _Collector:
     def __init__(self, requests: list[Request], options: GenerationOptions) -> None:
         self.requests = requests
         self.canvases: dict[int, NDArray[np.int64]] = {}
-        self.commit_steps = np.zeros((len(requests), options.gen_length), dtype=np.int64)
-        self.nfe = np.zeros(len(requests), dtype=np.int64)
         self.refresh = self.denoise = 0.0
-        self._starts = np.array([len(request.prompt_ids) for request in requests])
+        self._gen_length = options.gen_length
+        self._events: list[StepEvent] = []
 
     def add(self, event: StepEvent) -> None:
-        self.nfe[event.active] += 1
-        self.commit_steps[event.rows, event.positions - self._starts[event.rows]] = self.nfe[event.rows]
-        self.canvases.update(zip(event.finished, event.canvases))
+        self._events.append(event)
+        if event.finished:
+            self.canvases.update(zip(event.finished, event.canvases))
         if event.step == 0:
             self.refresh += event.engine_seconds
         else:
             self.denoise += event.engine_seconds
+
+    def totals(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Forward passes of each row [B], and the pass that committed each new position [B, gen_length]."""
+        nfe = np.zeros(len(self.requests), dtype=np.int64)
+        commit_steps = np.zeros((len(self.requests), self._gen_length), dtype=np.int64)
+        starts = np.array([len(request.prompt_ids) for request in self.requests])
+        for event in self._events:  # after the last step: between steps the same takes several times as long
+            nfe[event.active] += 1
+            commit_steps[event.rows, event.positions - starts[event.rows]] = nfe[event.rows]
+        return nfe, commit_steps
 
 
 def tokenizer_directory(bundle_directory: Path) -> Path:
