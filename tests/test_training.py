@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
 from dpad.models.training import corpus
 from dpad.models.training.__main__ import SHIPPED, main, special_tokens
-from dpad.models.training.batches import WIDTHS, Data, Recipe
+from dpad.models.training.batches import WIDTHS, Batch, Data, Recipe
 from dpad.models.training.problems import PROBLEMS, Forms
 from dpad.models.training.routines import LONG
 from dpad.models.training.trainer import Trainer, attend, attend_causally, initialise, loss_of
@@ -145,21 +145,33 @@ def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
     assert len(widths) >= 4
 
 
-def test_a_causal_batch_shows_everything_and_weighs_answers(name: str = "tiny") -> None:
-    """Fails if next-token steps hide a token, learn prompts, or match rows with other targets than the next."""
+@pytest.mark.parametrize("name", MODELS)
+def test_a_causal_batch_shows_everything_and_weighs_answers(name: str) -> None:
+    """Fails if next-token steps hide a token, learn prompts, or predict a token from anything but those before it."""
     run = trainer(name)
     batch = run.data.batch(causal=True)
     assert torch.equal(batch.ids, batch.targets)
     assert float(batch.weight.sum()) == pytest.approx(1)
-    weighed = batch.weight > 0
-    for ids, row in zip(batch.ids, weighed):
+    for ids, row in zip(batch.ids, batch.weight > 0):
         prompt = run.data.text.tokenizer.decode(ids[~row].tolist(), skip_special_tokens=False)
         assert "user" in prompt and prompt.count("assistant") == 1
         assert row.int().diff().abs().sum() == 1  # the answer is what is left, to the end
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        logits = run.model.logits(run.model(batch.ids, batch.positions, attend_causally))
-    surprise = torch.nn.functional.cross_entropy(logits[:, :-1][weighed[:, 1:]], batch.targets[weighed])
-    assert float(loss_of(run.model, batch, causal=True).detach()) == pytest.approx(float(surprise), rel=1e-3)
+    weight = torch.zeros_like(batch.weight[:1])
+    places = batch.weight[0].nonzero()[:, 0][[0, 3, -1]].tolist()
+    weight[0, places] = torch.tensor([0.2, 0.3, 0.5])
+    one = Batch(batch.ids[:1], batch.positions[:1], batch.targets[:1], weight)
+    wanted = 0.0
+    for place in places:
+        ids = batch.ids[:1, : place + 1].clone()
+        ids[0, place] = (
+            run.data.text.mask
+        )  # LLaDA predicts a token from the mask in its place, Dream from the row before
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            hidden = run.model(ids, torch.arange(place + 1)[None], attend_causally)
+            logits = run.model.logits(hidden)[0, place - (name == "tiny-dream")]
+        surprise = torch.nn.functional.cross_entropy(logits, batch.targets[0, place])
+        wanted += float(weight[0, place] * surprise)
+    assert float(loss_of(run.model, one, causal=True).detach()) == pytest.approx(wanted, rel=2e-2)
 
 
 def test_masks_come_uniformly_or_from_the_right() -> None:

@@ -15,10 +15,11 @@ positions kept. The first part of a run is simple: short examples, whole answers
 
 Which l tokens are masked is uniform on part of the samples, and on the others roughly the last ones, as
 when a decoder works from left to right (`SPREADS`); there the masks that it would decide next weigh most.
-And a run does not begin with masks: its first steps predict the next token from those before it, as the
-models did that Dream was made from, and only then do masks take over, step by step. Every token of an
-answer is then a target with all that it follows from in view, and a small model learns to copy and to add
-in a few hundred steps; from masks alone it did not in thousands.
+And a run does not begin with masks: its first steps predict the next token from those before it, and only
+then do masks take over, step by step. Dream was made from such a model, and its row before a token predicts
+it; in LLaDA a mask in the token's place does, which sees what lies before it (`trainer.attend_in_streams`).
+Every token of an answer is then a target with all that it follows from in view, and a small model learns to
+copy and to add in a few hundred steps; from masks alone it did not in thousands.
 
 All of it is a function of seed and place, so that a resumed run goes on as if never stopped.
 """

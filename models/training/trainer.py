@@ -33,6 +33,24 @@ def attend_causally(layer: int, query: torch.Tensor, key: torch.Tensor, value: t
     return F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=grouped).transpose(1, 2)
 
 
+def attend_in_streams(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """As `attend_causally` for the first half of the rows; the second half are masks, one a position.
+
+    A mask attends itself and the rows of the first half before its position: block diffusion
+    (arXiv 2503.09573) in blocks of one token, all of them in one pass.
+    """
+    rows = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    half = query.shape[1] // 2
+    before = torch.ones(half, half, dtype=torch.bool, device=query.device).tril()
+    shown = (
+        torch.cat([before, before.tril(-1)]),
+        torch.cat([torch.zeros_like(before), torch.eye(half, dtype=torch.bool, device=before.device)]),
+    )
+    return F.scaled_dot_product_attention(
+        *rows, attn_mask=torch.cat(shown, dim=1), enable_gqa=query.shape[2] != key.shape[2]
+    ).transpose(1, 2)
+
+
 def initialise(model: Model, seed: int, numbers: Mapping[int, int]) -> None:
     """Weights by fan-in, residual outputs smaller; embeddings too large to be blurred early; biases 0.
 
@@ -76,20 +94,30 @@ def shifted(model: Model) -> bool:
 
 def loss_of(model: Model, batch: Batch, causal: bool = False) -> torch.Tensor:
     """The weighted cross entropy of a batch, a scalar; logits only of rows that weigh something."""
+    if causal and not shifted(model):
+        batch = _streams(batch, model.config.mask_token_id)
+    attention = attend if not causal else attend_causally if shifted(model) else attend_in_streams
     device = next(model.parameters()).device
     weight, targets = batch.weight.flatten(), batch.targets.flatten()
-    if causal or shifted(model):  # the row before must be the position before
+    if shifted(model):  # the row before must be the position before
         follows = F.pad(batch.positions.diff(dim=1) == 1, (1, 0)).flatten()
         weight = weight * follows
     chosen = weight.nonzero()[:, 0]
     chosen = F.pad(chosen, (0, -len(chosen) % 256), value=1)
     counted = torch.arange(len(chosen)) < weight.count_nonzero()
     weight, targets = weight[chosen] * counted, targets[chosen]
-    rows = chosen - 1 if causal or shifted(model) else chosen
+    rows = chosen - 1 if shifted(model) else chosen
     with torch.autocast(device.type, torch.bfloat16):
-        hidden = model(batch.ids.to(device), batch.positions.to(device), attend_causally if causal else attend)
+        hidden = model(batch.ids.to(device), batch.positions.to(device), attention)
         logits = model.logits(hidden.flatten(0, 1)[rows.to(device)])
     return (F.cross_entropy(logits, targets.to(device), reduction="none") * weight.to(device)).sum()
+
+
+def _streams(batch: Batch, mask: int) -> Batch:
+    """Every row once as it is and once as a mask, which alone is a target."""
+    twice = torch.cat([batch.positions, batch.positions], dim=1), torch.cat([batch.targets, batch.targets], dim=1)
+    ids = torch.cat([batch.ids, torch.full_like(batch.ids, mask)], dim=1)
+    return Batch(ids, *twice, torch.cat([torch.zeros_like(batch.weight), batch.weight], dim=1))
 
 
 class Trainer:
