@@ -30,7 +30,7 @@ GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=build/types:benchmarks:tests
 .PHONY: help export test test-slow lint types check links bench gpu-check gpu-sanitize clean
 
 help:
-	@echo "make export MODEL=tiny|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
+	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
 	@echo "make test        run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make lint types  ruff, mypy --strict"

@@ -19,7 +19,7 @@ HUB_IDS = {
     "dream": "Dream-org/Dream-v0-Instruct-7B",
     "dream-base": "Dream-org/Dream-v0-Base-7B",
 }
-EMBEDDED = ("tiny",)
+EMBEDDED = ("tiny", "tiny-dream")
 
 _FILES = [
     "config.json",

@@ -88,6 +88,7 @@ def test_the_wheel_holds_every_module_and_no_generic_name(wheel: Path) -> None:
         for path in (ROOT / folder).glob("*.py"):
             assert f"{prefix}/{path.name}" in names
     assert {"dpad/py.typed", "dpad/models/tiny/config.json", "dpad/models/tiny/model.safetensors"} <= names
+    assert "dpad/models/tiny-dream/model.safetensors" in names
 
 
 def test_the_wheel_imports_on_its_own(wheel: Path, tmp_path: Path) -> None:

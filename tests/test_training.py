@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
+from dpad.export.hub import EMBEDDED
 from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
 from dpad.models.training import corpus
 from dpad.models.training.__main__ import SHIPPED, main, special_tokens
@@ -18,8 +19,6 @@ from dpad.models.training.problems import PROBLEMS, Forms
 from dpad.models.training.routines import LONG
 from dpad.models.training.trainer import Trainer, attend, attend_causally, initialise, loss_of
 from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
-
-MODELS = ("tiny", "tiny-dream")
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
@@ -87,7 +86,7 @@ def test_worked_examples_stand_before_a_question_as_in_gsm8k() -> None:
     assert not any("Question: " in corpus.turn(rng, simple=True).question for _ in range(300))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_digits_come_in_pairs_and_all_text_survives(name: str) -> None:
     """Fails if a number is cut elsewhere than in pairs from the right, or text is lost."""
     tokenizer = tokenizer_of(name)
@@ -120,7 +119,7 @@ def trainer(name: str = "tiny", seed: int = 0, **recipe: Any) -> Trainer:
     return Trainer(model, Data(Recipe(seed, rows=256, pool=64, **recipe), text))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
     """Fails if a prompt is masked, a target is no longer in its place, or a weight is not 1/l of the sample's share."""
     data = trainer(name, spreads=(1, 0, 0, 0)).data
@@ -145,7 +144,7 @@ def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
     assert len(widths) >= 4
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_a_causal_batch_shows_everything_and_weighs_answers(name: str) -> None:
     """Fails if next-token steps hide a token, learn prompts, or predict a token from anything but those before it."""
     run = trainer(name)
@@ -211,7 +210,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_right_rows() -> None:
         assert float(loss_of(run.model, batch).detach()) == pytest.approx(float(wanted), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_a_resumed_run_ends_in_the_same_weights(name: str, tmp_path: Path) -> None:
     """Fails if an interruption changes the outcome, or training depends on more than its seed."""
     straight, first, other = trainer(name), trainer(name), trainer(name, 1)
@@ -267,9 +266,10 @@ def test_the_script_writes_a_checkpoint_that_opens(tmp_path: Path) -> None:
     assert missing.exit_code != 0
 
 
-def test_the_embedded_checkpoint_is_small_and_whole() -> None:
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_checkpoint_is_small_and_whole(name: str) -> None:
     """Fails if it outgrows its place, or its tokens disagree with its configuration."""
-    directory = SHIPPED / "tiny"
+    directory = SHIPPED / name
     assert sum(path.stat().st_size for path in directory.iterdir()) < 12e6
     checkpoint = Checkpoint.open(directory)
     text = Text(Tokenizer.from_file(str(directory / "tokenizer.json")), directory)

@@ -37,6 +37,8 @@ BLOCK = 32
 CANVAS = 1024  # tokens that an answer and its EOS may fill
 WIDTHS = (64, 96, 160, 256, 448, 1056)  # rows of a sample; few shapes compile once and repeat
 SPREADS = (1e6, 64.0, 16.0, 4.0)  # tokens by which the order of masking may differ from right to left
+STOP = 0.1  # of an answer's weight in a next-token step, more on its first EOS: a long answer has but one
+ENDINGS = 0.25  # share of the ordered samples, and of the blocks, that are taken around the answer's end
 NEXT = 6.0  # masks that weigh most where they come from the right: those that a decoder decides next
 MASKINGS = ("whole", "rest", "block")
 
@@ -113,14 +115,18 @@ class Data:
             self.pool, self.place = self.pool + 1, 0
         rows = [self._row(prompt, answer, width, simple or causal, rng) for prompt, answer in examples]
         state = torch.Generator().manual_seed(rng.getrandbits(60))
-        positions, targets, begin, end = (torch.stack(x) for x in zip(*rows))
+        positions, targets, begin, stop, end = (torch.stack(x) for x in zip(*rows))
         inside = (positions >= begin) & (positions < end)
         if causal:
-            return Batch(targets, positions, targets, inside / inside.sum())
+            weight = inside + STOP * inside.sum(1, keepdim=True) * (positions == stop)
+            return Batch(targets, positions, targets, weight / weight.sum())
         strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=state)  # low variance of the loss
         count = (strata[:, None] / len(rows) * inside.sum(1, keepdim=True)).ceil().clamp(min=1)
+        late = stop - torch.tensor([rng.randint(0, 5) if rng.random() < ENDINGS else 0 for _ in rows])[:, None]
+        ending = (inside & (positions >= late)).sum(1, keepdim=True)
         spread = torch.tensor(rng.choices(SPREADS, self.recipe.spreads, k=len(rows)))[:, None]
         noise = torch.rand(targets.shape, generator=state) * spread
+        count = count.where((spread == SPREADS[0]) | (late == stop), ending.clamp(min=1))
         order = (noise - positions).where(inside, torch.inf).argsort(1).argsort(1)
         masked = (order < count) & inside
         behind = (count - 1 - order) / NEXT  # how many masks lie before it, if they come from the right
@@ -130,8 +136,9 @@ class Data:
 
     def _row(
         self, prompt: list[int], answer: list[int], width: int, plain: bool, rng: random.Random
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One sample: positions and tokens int64 [width], and where the region that may be masked begins and ends."""
+    ) -> tuple[torch.Tensor, ...]:
+        """One sample: positions and tokens int64 [width]; where the region that may be masked begins, the answer
+        stops, and the region ends."""
         whole = torch.full((len(prompt) + CANVAS,), self.text.eos)
         whole[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)[: len(whole)]
         begin, end = len(prompt), len(whole)
@@ -139,7 +146,8 @@ class Data:
         if masking == "rest":
             begin += rng.randint(0, len(answer))
         elif masking == "block":
-            begin += BLOCK * rng.randint(0, len(answer) // BLOCK)
+            last = len(answer) // BLOCK
+            begin += BLOCK * (last if rng.random() < ENDINGS else rng.randint(0, last))
             end = min(begin + BLOCK, end)
         blocks = (len(prompt) + len(answer) - begin) // BLOCK
         near = end if masking == "block" else begin + BLOCK * rng.randint(1, 1 + max(0, blocks))
@@ -147,7 +155,8 @@ class Data:
         positions = _thinned(near, len(whole), width, rng) if thin else torch.arange(width)
         if width > len(whole):
             positions = positions.clamp(max=len(whole) - 1)
-        return positions, whole[positions], torch.tensor([begin]), torch.tensor([end])
+        bounds = (torch.tensor([bound]) for bound in (begin, len(prompt) + len(answer), end))
+        return positions, whole[positions], *bounds
 
 
 def _thinned(near: int, length: int, rows: int, rng: random.Random) -> torch.Tensor:

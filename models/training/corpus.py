@@ -20,9 +20,9 @@ from dpad.models.training.routines import LONG, SHORT
 
 Split = Literal["train", "heldout"]
 KINDS = (*PROBLEMS, *LONG, *SHORT)
-SIMPLE = (*PROBLEMS, *SHORT)
+BRIEF = 240  # characters of an answer that is simple
 WEIGHTS = {"story": 26, "groups": 9, "daily": 7, "compare": 10, "shopping": 8}
-WEIGHTS |= {"count": 10, "numbered": 2, "weeks": 1}
+WEIGHTS |= {"count": 12, "numbered": 3, "weeks": 2}
 WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 12, "several": 12, "instruction": 9}
 SHOTS = (0,) * 12 + (1, 1, 1, 2, 3, 4)  # worked examples before a word problem
 PLAIN = 0.6  # share of problems without examples that are asked bare, not as `Question: ... Answer:`
@@ -58,9 +58,10 @@ def few_shot(shots: list[Example], question: str) -> str:
 
 def turn(rng: random.Random, simple: bool = False) -> Example:
     """One training example as the model sees it: a word problem may follow worked ones, unless `simple`."""
-    kinds = SIMPLE if simple else KINDS
-    kind = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
+    kind = rng.choices(KINDS, [WEIGHTS[kind] for kind in KINDS])[0]
     example = sample(rng, "train", kind)
+    while simple and len(example.answer) > BRIEF:
+        example = sample(rng, "train", kind)
     if simple or kind not in PROBLEMS:
         return example
     shots = rng.choice(SHOTS)
