@@ -22,6 +22,7 @@ import dpad
 import measure
 from dpad.models.training.corpus import few_shot, heldout, sample
 from dpad.models.training.problems import PROBLEMS
+from dpad.runtime.cache import CACHES
 from dpad.runtime.engine import StepInputs
 
 SHOTS = 5  # 0 to 4 worked examples, in turn
@@ -106,7 +107,7 @@ def mismatches(results: list[dpad.Generation], alone: list[dpad.Generation]) -> 
     help="Prompts, the same for every size.",
 )
 @click.option("--gen-length", default=128, show_default=True, help="New tokens of each canvas.")
-@click.option("--cache", default="prefix", show_default=True, help="none, prefix or dual.")
+@click.option("--cache", default="prefix", show_default=True, type=click.Choice(CACHES))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the prompts and the dropout.")
 @measure.threads_option
 @measure.rounds_option

@@ -20,6 +20,7 @@ import click
 import dpad
 import measure
 from dpad.evaluation.tasks import Task, long, problems
+from dpad.runtime.cache import CACHES
 
 THRESHOLDS = (0.7, 0.8, 0.9, 0.95)
 WINDOWS, DROPOUTS = (32, 64, 128, 256), ((3.0, 1.6), (3.0, 2.3), (4.0, 2.0), (4.0, 1.0))  # (k, scale)
@@ -112,7 +113,7 @@ def stored(tasks: dict[str, Any], cache: str) -> dict[str, Any]:
 @click.option("--long", "long_count", default=20, show_default=True, type=click.IntRange(0))
 @click.option("--threshold", "thresholds", multiple=True, type=float, default=THRESHOLDS, show_default=True)
 @click.option("--window", "windows", multiple=True, type=int, default=WINDOWS, show_default=True)
-@click.option("--cache", default="dual", show_default=True, help="none, prefix or dual.")
+@click.option("--cache", default="dual", show_default=True, type=click.Choice(CACHES))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--presets", "store", type=click.Path(path_type=Path), help="Write the presets here, for a checkpoint.")
 @measure.threads_option

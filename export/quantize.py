@@ -5,9 +5,8 @@
 Dynamic quantization (W8A8): a weight has one scale a column, the rows that meet it one scale a
 step; sums are int32 and leave as float32. Weights keep 7 of the 8 bits, since CPUs without VNNI
 add two products in 16 bits and would saturate. The second product of each MLP stays float32: its rows
-are products of two others, with a few values so large that one scale leaves nothing of the rest (of tiny's
-logits it made 7 times the error of all other products together). So do attention, norms, embedding and
-caches; inputs and outputs are those of the float32 step.
+are products of two others, with a few values so large that one scale leaves nothing of the rest. So do
+attention, norms, embedding and caches; inputs and outputs are those of the float32 step.
 """
 
 import shutil

@@ -5,8 +5,9 @@
     engine.step(inputs, cache)
 
 The cache is the last refresh's own output, on the engine's device: ONNX Runtime writes it
-there, later steps read it there, and no row is ever copied. `CacheRows` knows which row
-holds which position. Only indices, and the few numbers a step decides, cross the bus.
+there and later steps read it there; only the cache `extend`, which keeps rows of earlier refreshes,
+joins them to the new ones, on the CPU. `CacheRows` knows which row holds which position. Only
+indices, and the few numbers a step decides, cross the bus.
 """
 
 from dataclasses import dataclass, field
