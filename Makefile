@@ -6,7 +6,7 @@
 MODEL   ?= tiny
 OUT     ?= bundles/$(notdir $(MODEL))
 TARGETS ?= onnx tensorrt-rtx
-PROMPT  ?= Omar has 12 shells. He buys 6 more. How many shells does Omar have now?
+PROMPT  ?= Tom has 6 books. Emma has 4 fewer books than Tom. How many books do they have together?
 ARGS    ?=
 
 # Each is benchmarks/NAME.py and writes docs/benchmarks/NAME.json; they run one after the other.

@@ -1,7 +1,7 @@
 """dpad: masked-diffusion language models with suffix dropout (DPad), ready to serve.
 
     model = dpad.load("bundles/tiny")
-    print(model.generate("Count from 3 to 9.").text)
+    print(model.generate("What is 53 + 34?").text)
 
 This module is the public interface; everything else may change between versions.
 """

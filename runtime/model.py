@@ -1,10 +1,10 @@
 """`DiffusionModel`: what a service holds. Text, messages or token ids in; text and facts out.
 
     model = dpad.load("bundles/tiny")
-    result = model.generate("Count from 3 to 9.", gen_length=64)
+    result = model.generate("What is 53 + 34?", gen_length=64)
     result.text, result.nfe, result.timings
 
-    for event in model.stream("Count from 3 to 9."):
+    for event in model.stream("What is 53 + 34?"):
         event.positions, event.tokens, event.confidences
 
 Options are the fields of `GenerationOptions`, and `preset`: the name of some that the bundle brings.

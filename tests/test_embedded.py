@@ -9,7 +9,7 @@ from dpad.evaluation.tasks import problems
 from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.progress import Progress
 
-TRAINED = ("tiny-dream",)
+TRAINED = ("tiny", "tiny-dream")
 
 
 @pytest.fixture(scope="module", params=TRAINED)

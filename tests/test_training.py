@@ -1,7 +1,6 @@
-"""The text that the embedded checkpoints learn from is right, and training them can be repeated and resumed."""
+"""Training the embedded checkpoints can be repeated and resumed, and teaches what it is meant to."""
 
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,75 +14,9 @@ from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
 from dpad.models.training import corpus
 from dpad.models.training.__main__ import SHIPPED, main, special_tokens
 from dpad.models.training.batches import WIDTHS, Batch, Data, Recipe
-from dpad.models.training.problems import PROBLEMS, Forms
 from dpad.models.training.routines import LONG
 from dpad.models.training.trainer import Trainer, attend, attend_causally, initialise, loss_of
 from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
-
-
-@pytest.mark.parametrize("kind", PROBLEMS)
-@pytest.mark.parametrize("split", ["train", "heldout"])
-def test_every_line_of_an_answer_is_true(kind: str, split: corpus.Split) -> None:
-    """Fails if a worked answer holds a wrong sum, has not two to four steps, or does not end in its result."""
-    rng = random.Random(0)
-    for _ in range(200):
-        example = corpus.sample(rng, split, kind)
-        sums = re.findall(r"(\d+) ([+*-]) (\d+) = (\d+)", example.answer)
-        assert 2 <= len(sums) <= 4
-        for a, sign, b, result in sums:
-            wanted = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
-            assert wanted == int(result) >= 0, example
-        assert example.answer.endswith(f"\n#### {sums[-1][3]}")
-
-
-@pytest.mark.parametrize("kind", corpus.KINDS)
-def test_splits_share_no_question(kind: str) -> None:
-    """Fails if accuracy on held-out problems measures memory."""
-    rng = random.Random(1)
-    seen = {corpus.sample(rng, "train", kind).question for _ in range(500)}
-    assert not any(corpus.is_heldout(question) for question in seen)
-    if kind != "instruction":  # most instructions have no numbers and are never held out
-        held = [example.question for example in corpus.heldout(2, 50, (kind,))]
-        assert all(map(corpus.is_heldout, held))
-        assert not seen & set(held)
-
-
-@pytest.mark.parametrize("kind", PROBLEMS)
-def test_one_form_of_each_problem_is_held_out(kind: str) -> None:
-    """Fails if training meets the opening and the question that held-out problems join."""
-
-    def forms(heldout: bool) -> set[tuple[str, str]]:
-        met: set[tuple[str, str]] = set()
-
-        class Watched(Forms):
-            def pick(self, openings, questions):  # type: ignore[no-untyped-def]
-                met.add(super().pick(openings, questions))
-                return openings[0], questions[0]
-
-        rng = random.Random(3)
-        for _ in range(300):
-            PROBLEMS[kind](rng, Watched(rng, heldout))
-        return met
-
-    assert len(forms(True)) == 1
-    assert len(forms(False)) >= 3
-    assert not forms(True) & forms(False)
-
-
-def test_worked_examples_stand_before_a_question_as_in_gsm8k() -> None:
-    """Fails if few-shot prompts are not those of lm-evaluation-harness, or show held-out numbers in training."""
-    shots = [corpus.Example("How many?", "1 + 1 = 2\n#### 2")]
-    assert corpus.few_shot(shots, "And now?") == (
-        "Question: How many?\nAnswer: 1 + 1 = 2\n#### 2\n\nQuestion: And now?\nAnswer:"
-    )
-    rng = random.Random(4)
-    turns = [corpus.turn(rng).question for _ in range(500)]
-    many = [question for question in turns if question.count("Question: ") > 1]
-    assert many
-    for question in many:
-        for asked in re.findall(r"Question: (.*)\nAnswer:", question):
-            assert not corpus.is_heldout(asked)
-    assert not any("Question: " in corpus.turn(rng, simple=True).question for _ in range(300))
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -102,6 +35,16 @@ def test_long_outputs_fit_the_canvas_and_are_long(kind: str) -> None:
     rng, tokenizer = random.Random(5), tokenizer_of("tiny")
     lengths = [len(tokenizer.encode(corpus.sample(rng, "train", kind).answer).ids) for _ in range(400)]
     assert 600 < max(lengths) <= 1000
+
+
+def test_a_run_ends_with_all_examples() -> None:
+    """Fails if the phases of a run are not in order, or the one about endings is not mostly about them."""
+    recipe, rng = Recipe(), random.Random(8)
+    assert [recipe.phase(at) for at in (0.0, 0.39, 0.41, 0.6, 0.7, 0.99)] == [
+        *("simple", "simple", "all", "stops", "all", "all")
+    ]
+    told = [corpus.turn(rng, True, True).question for _ in range(400)]
+    assert sum(question.startswith(("Count", "Read", "Find")) for question in told) > 280
 
 
 def tokenizer_of(name: str) -> Tokenizer:
@@ -179,7 +122,7 @@ def test_masks_come_uniformly_or_from_the_right() -> None:
         data = trainer(spreads=spreads).data
         gaps = 0
         for _ in range(20):
-            batch = data.batch(simple=True)
+            batch = data.batch("simple")
             for masked in batch.weight > 0:
                 first = int(masked.nonzero()[0])
                 gaps += int((~masked[first + 4 :]).sum())  # shown behind a mask, by more than the spread
@@ -200,7 +143,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_right_rows() -> None:
     """Fails if masked rows are matched with other targets than their own, or Dream's shift is forgotten."""
     for name, shift in (("tiny", 0), ("tiny-dream", 1)):
         run = trainer(name)
-        batch = run.data.batch(simple=True)
+        batch = run.data.batch("simple")
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             logits = run.model.logits(run.model(batch.ids, batch.positions, attend))
         wanted = torch.tensor(0.0)
@@ -245,9 +188,9 @@ def test_numbers_begin_close_to_their_neighbours() -> None:
 def test_training_lowers_the_loss() -> None:
     """Fails if gradients do not reach the weights: a few steps on one batch must teach it."""
     run = trainer(warmup=0.01)
-    batch = run.data.batch(simple=True)
+    batch = run.data.batch("simple")
     before = float(loss_of(run.model, batch).detach())
-    run.data.batch = lambda simple, causal: batch  # type: ignore[method-assign]
+    run.data.batch = lambda phase, causal: batch  # type: ignore[method-assign]
     for step in range(8):
         run.update(step / 16)
     assert float(loss_of(run.model, batch).detach()) < 0.7 * before

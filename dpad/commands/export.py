@@ -138,7 +138,7 @@ def _sample(out: Path, prompt: str) -> None:
     click.echo(f"\n> {prompt}\n{result.text}\n")
     facts = f"{len(result.token_ids)} tokens in {result.nfe} forward passes, {result.timings.total:.2f} s"
     click.echo(f"{facts}, {model.engine.name}")
-    click.echo(f"bundle: {out}\nmore:   dpad generate {out} 'Count from 3 to 9.' --show-steps")
+    click.echo(f"bundle: {out}\nmore:   dpad generate {out} 'What is 53 + 34?' --show-steps")
 
 
 def _check(stage: Path, manifest: Manifest, progress: Progress) -> dict[str, object]:

@@ -22,8 +22,9 @@ Split = Literal["train", "heldout"]
 KINDS = (*PROBLEMS, *LONG, *SHORT)
 BRIEF = 240  # characters of an answer that is simple
 WEIGHTS = {"story": 26, "groups": 9, "daily": 7, "compare": 10, "shopping": 8}
-WEIGHTS |= {"count": 12, "numbered": 3, "weeks": 2}
-WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 12, "several": 12, "instruction": 9}
+WEIGHTS |= {"count": 16, "numbered": 6, "weeks": 4, "counts": 16, "lists": 4, "find": 3, "until": 6}
+WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 10, "several": 8, "instruction": 9}
+STOPS = {kind: 0.15 * weight for kind, weight in WEIGHTS.items()} | {"counts": 50, "until": 25, "find": 10}
 SHOTS = (0,) * 12 + (1, 1, 1, 2, 3, 4)  # worked examples before a word problem
 PLAIN = 0.6  # share of problems without examples that are asked bare, not as `Question: ... Answer:`
 
@@ -56,9 +57,13 @@ def few_shot(shots: list[Example], question: str) -> str:
     return "\n\n".join([*told, f"Question: {question}\nAnswer:"])
 
 
-def turn(rng: random.Random, simple: bool = False) -> Example:
-    """One training example as the model sees it: a word problem may follow worked ones, unless `simple`."""
-    kind = rng.choices(KINDS, [WEIGHTS[kind] for kind in KINDS])[0]
+def turn(rng: random.Random, simple: bool = False, stops: bool = False) -> Example:
+    """One training example as the model sees it: a word problem may follow worked ones, unless `simple`.
+
+    With `stops` most examples are about where an answer ends.
+    """
+    weights = STOPS if stops else WEIGHTS
+    kind = rng.choices(KINDS, [weights[kind] for kind in KINDS])[0]
     example = sample(rng, "train", kind)
     while simple and len(example.answer) > BRIEF:
         example = sample(rng, "train", kind)

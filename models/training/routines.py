@@ -28,10 +28,10 @@ def _terms(rng: random.Random, least: int, most: int) -> int:
     return round(math.exp(rng.uniform(math.log(least), math.log(most))))
 
 
-def count(rng: random.Random) -> Example:
+def count(rng: random.Random, least: int = 4, most: int = 300) -> Example:
     """Counting up or down, by ones or by a step, in a row or one number a line; two or three tokens a term."""
     step = rng.choice((1, 1, 1, 1, 2, 5, 10))
-    terms = min(_terms(rng, 4, 300), 999 // step)
+    terms = min(_terms(rng, least, most), 999 // step)
     low = rng.randint(0 if step > 1 else 1, 999 - step * (terms - 1))
     if rng.random() < 0.6:  # small numbers are what people ask for
         low = rng.randint(1, min(20, 999 - step * (terms - 1)))
@@ -47,9 +47,9 @@ def count(rng: random.Random) -> Example:
     )
 
 
-def numbered(rng: random.Random) -> Example:
+def numbered(rng: random.Random, least: int = 3, most: int = 190) -> Example:
     """A numbered list of one word; four or five tokens a line."""
-    terms, thing = _terms(rng, 3, 190), rng.choice(THINGS)
+    terms, thing = _terms(rng, least, most), rng.choice(THINGS)
     lines = [f"{i}. {thing}" for i in range(1, terms + 1)]
     return Example(f"Write a numbered list with the word {thing} {terms} times.", "\n".join(lines))
 
@@ -114,6 +114,34 @@ def several(rng: random.Random) -> Example:
     return Example(f"Work out {asked}.", "\n".join(lines))
 
 
+def _around(rng: random.Random) -> tuple[int, list[int]]:
+    """A number, and several among which it may be, some close to it, some more than once."""
+    wanted, other = rng.randint(1, MOST), rng.randint(1, MOST)
+    close = [number for step in (1, 2, 10) for number in (wanted - step, wanted + step) if 1 <= number <= MOST]
+    return wanted, [
+        rng.choice((wanted, other, rng.choice(close), rng.randint(1, MOST))) for _ in range(_terms(rng, 2, 12))
+    ]
+
+
+def find(rng: random.Random) -> Example:
+    """Which of several numbers is the one asked for; four tokens a number.
+
+    The comparison by which counting knows where to stop, made for every number and not once an answer.
+    """
+    wanted, numbers = _around(rng)
+    told = [f"{number} {'yes' if number == wanted else 'no'}" for number in numbers]
+    return Example(f"Find {wanted} in {', '.join(map(str, numbers))}.", ", ".join(told))
+
+
+def until(rng: random.Random) -> Example:
+    """Several numbers up to the first that is the one asked for; it ends as counting does."""
+    wanted, numbers = _around(rng)
+    numbers = [*numbers, wanted, *numbers[::-1]][: rng.choice((8, 16))]
+    numbers += [wanted] * (wanted not in numbers)
+    end = numbers.index(wanted) + 1
+    return Example(f"Read to {wanted} in {', '.join(map(str, numbers))}.", ", ".join(map(str, numbers[:end])))
+
+
 def instruction(rng: random.Random) -> Example:
     """Short everyday requests; most have no numbers and so are in the training split only."""
     form = rng.randrange(7)
@@ -146,5 +174,9 @@ SHORT: dict[str, Callable[[random.Random], Example]] = {
     "table": table,
     "arithmetic": arithmetic,
     "several": several,
+    "find": find,
+    "until": until,
     "instruction": instruction,
+    "counts": lambda rng: count(rng, 2, 8),  # where to stop is most of what these teach
+    "lists": lambda rng: numbered(rng, 2, 40),
 }

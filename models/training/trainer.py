@@ -142,7 +142,7 @@ class Trainer:
         """One step at `progress` in [0, 1) of the run."""
         begun, recipe = time.monotonic(), self.recipe
         causal = recipe.is_causal(self.step, progress)
-        batch = self.data.batch(progress < recipe.simple, causal)
+        batch = self.data.batch(recipe.phase(progress), causal)
         share = min(1.0, (progress + 1e-3) / recipe.warmup, (1 - progress) / recipe.cooldown)
         loss = loss_of(self.model, batch, causal)
         if not loss.isfinite():  # before it reaches the weights
