@@ -148,7 +148,7 @@ class DpadLM(LM):
 
     def _encode(self, text: str) -> list[int]:
         """Token ids of a context; a templated one holds its special tokens already."""
-        return self.model.codec.encode_plain(text) if self._templated else self.model.codec.encode(text)
+        return self.model.codec.encode_rendered(text) if self._templated else self.model.codec.encode(text)
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both; spaces at the context's end belong to the continuation.

@@ -7,7 +7,6 @@ compared with PyTorch, and only then put in place.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -20,8 +19,9 @@ from dpad.export import trace, weights, writer
 from dpad.export.engines import HALF, EngineRecipe, build_engines, default_capability
 from dpad.export.hub import Source, resolve
 from dpad.export.progress import Progress
-from dpad.export.provenance import TOKENIZER_FILES, describe
+from dpad.export.provenance import describe
 from dpad.export.quantize import quantize_step
+from dpad.export.tokenizer import place_tokenizer
 from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
 from dpad.models.presets import presets_of
 from dpad.runtime.bundle import Bundle
@@ -120,9 +120,9 @@ def export_bundle(
         return previous, False
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
+        tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)
         dtypes = sorted(settings.dtypes, key=lambda dtype: dtype == "int8")  # made from another
         steps = {d: _export_step(source, checkpoint, contract, stage, d, progress) for d in dtypes}
-        tokenizer = _copy_tokenizer(checkpoint, stage, progress)
         engines = build_engines(settings.recipe(), contract, stage, steps, previous, progress)
         manifest = Manifest(
             name=source.name,
@@ -131,7 +131,7 @@ def export_bundle(
             model_config=checkpoint.raw_config,
             steps=steps,
             engines=engines,
-            tokenizer=tokenizer,
+            tokenizer=tuple(f"tokenizer/{name}" for name in tokenizer),
             presets=presets_of(source.label, checkpoint.directory),
             provenance=provenance,
             parity=None,
@@ -200,15 +200,3 @@ def _export_step(
         f"{dtype}/step.onnx: {size / 1e3:.0f} kB over {len(shards)} weight file(s), {time.perf_counter() - began:.1f} s"
     )
     return StepEntry(f"{dtype}/step.onnx", tuple(f"{dtype}/{shard.name}" for shard in shards))
-
-
-def _copy_tokenizer(checkpoint: Checkpoint, stage: Path, progress: Progress) -> tuple[str, ...]:
-    """The checkpoint's own tokenizer files; without a tokenizer.json the bundle takes token ids only."""
-    if not (checkpoint.directory / "tokenizer.json").exists():
-        progress.say(f"{checkpoint.directory} has no tokenizer.json: the bundle will take token ids only, no text")
-        return ()
-    (stage / "tokenizer").mkdir()
-    names = [name for name in TOKENIZER_FILES if (checkpoint.directory / name).exists()]
-    for name in names:
-        shutil.copyfile(checkpoint.directory / name, stage / "tokenizer" / name)
-    return tuple(f"tokenizer/{name}" for name in names)

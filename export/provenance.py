@@ -12,6 +12,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from dpad.export import tokenizer
 from dpad.export.hub import Source
 from dpad.export.progress import Progress
 from dpad.models import presets
@@ -29,15 +30,16 @@ _LIBRARIES = (
     "tensorrt-rtx",
     "tensorrt",
     "safetensors",
+    "tokenizers",
 )
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Source, hashes of its files, library versions and settings, with a key over all of them."""
     files = [checkpoint.directory / "config.json", *checkpoint.shards]
-    files += [path for name in (*TOKENIZER_FILES, presets.FILE_NAME) if (path := checkpoint.directory / name).exists()]
+    files += [
+        path for name in (*tokenizer.SOURCES, presets.FILE_NAME) if (path := checkpoint.directory / name).exists()
+    ]
     with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
         hashes = {path.name: sha256(path, advance) for path in files}
     described = {

@@ -4,10 +4,13 @@
     ids = codec.encode_chat([{"role": "user", "content": "Count to five."}])
     codec.decode(ids)
 
-The chat template is rendered in a sandboxed, immutable Jinja environment.
+The chat template is rendered in a sandboxed, immutable Jinja environment. A user's text is text: where it
+spells a special token, such as `<|eot_id|>` or the mask, it becomes the tokens of these characters. Only the
+template writes special tokens, and `encode_rendered`, for text that a template has written elsewhere.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +18,27 @@ from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from dpad.runtime.errors import BundleError, InvalidRequest
 
 Message = Mapping[str, str]
+
+_PRIVATE = range(0xE000, 0xF900)  # Unicode's private use area
 
 
 class TextCodec:
     """A tokenizer.json with its optional chat template and special tokens."""
 
     def __init__(self, tokenizer: Tokenizer, special_tokens: dict[str, str], template: str | None) -> None:
+        tokenizer.encode_special_tokens = True  # as text, that is
         self._tokenizer = tokenizer
-        self._special_tokens = special_tokens
+        added = tokenizer.get_added_tokens_decoder().items()
+        self._special = {token.content: (number, token) for number, token in added if token.special and token.content}
+        self._reserved = {number for number, _ in self._special.values()}
+        spellings = "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)"
+        self._spelled, self._begins = re.compile(f"({spellings})"), re.compile(f"(?={spellings})(.)", re.DOTALL)
+        self._variables = special_tokens
         self._source = template
 
     @classmethod
@@ -50,15 +61,55 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens the tokenizer itself adds."""
-        return list(self._tokenizer.encode(text).ids)
+        return list(self._tokenizer.post_process(self._encode(text)).ids)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of text in the middle of a canvas: nothing is added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._encode(text).ids)
+
+    def _encode(self, text: str) -> Encoding:
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        for number in self._reserved.intersection(encoded.ids):  # of a tokenizer that has it as a word, too
+            raise InvalidRequest(f"the text holds the special token {self.token_text(number)}; take it out")
+        return encoded
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of text that a chat template has written: special tokens in it count, nothing is added."""
+        return self._encode_parts(self._spelled.split(text))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn; raises `InvalidRequest`."""
-        return list(self._tokenizer.encode(self.render(messages), add_special_tokens=False).ids)
+        """Token ids of a conversation, ready for the assistant's turn; raises `InvalidRequest`.
+
+        Special tokens that a message spells are text: while the template is rendered, their first
+        characters are others, from Unicode's private use area, that occur nowhere else.
+        """
+        _check_messages(messages)
+        told = "".join(value for message in messages for value in message.values() if isinstance(value, str))
+        if not any(spelled in told for spelled in self._special):
+            return self.encode_rendered(self.render(messages))
+        unused = (chr(code) for code in _PRIVATE if chr(code) not in told + (self._source or ""))
+        marks = dict(zip(sorted({spelled[0] for spelled in self._special}), unused))
+
+        def hide(value: Any) -> Any:
+            return self._begins.sub(lambda match: marks[match[1]], value) if isinstance(value, str) else value
+
+        rendered = self.render([{key: hide(value) for key, value in message.items()} for message in messages])
+        shown = str.maketrans({mark: character for character, mark in marks.items()})
+        return self._encode_parts([part.translate(shown) for part in self._spelled.split(rendered)])
+
+    def _encode_parts(self, parts: Sequence[str]) -> list[int]:
+        """Ids of parts that are text and a special token's spelling in turn, text first and last."""
+        ids: list[int] = []
+        for index, part in enumerate(parts):
+            if index % 2:
+                ids.append(self._special[part][0])
+                continue
+            if index and self._special[parts[index - 1]][1].rstrip:
+                part = part.lstrip()
+            if index + 1 < len(parts) and self._special[parts[index + 1]][1].lstrip:
+                part = part.rstrip()
+            ids += self.encode_plain(part)
+        return ids
 
     @property
     def template(self) -> str | None:
@@ -67,12 +118,10 @@ class TextCodec:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the checkpoint's chat template writes it, the assistant's turn opened at its end."""
-        for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-                raise InvalidRequest(f"a chat message needs 'role' and 'content', got {message!r}")
+        _check_messages(messages)
         try:
             prompt = self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._variables
             )
         except TemplateError as error:
             raise InvalidRequest(f"the chat template refused these messages: {error}") from error
@@ -96,6 +145,12 @@ class TextCodec:
             return environment.from_string(self._source)
         except TemplateError as error:
             raise BundleError(f"the chat template is not valid Jinja: {error}") from error
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise InvalidRequest(f"a chat message needs 'role' and 'content', got {message!r}")
 
 
 def _raise_exception(message: str) -> NoReturn:

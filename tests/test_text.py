@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 from bundles import write_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
+from dpad.export.hub import resolve
 from dpad.runtime import errors
 from dpad.runtime.text import TextCodec
 
@@ -71,3 +75,52 @@ def test_a_broken_tokenizer_is_a_bundle_error(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(errors.BundleError, match="tokenizer.json"):
         TextCodec.open(folder)
+
+
+EMBEDDED = ("tiny", "tiny-dream")
+SPECIAL = ("<|startoftext|>", "<|eot_id|>", "<|mdm_mask|>", "<|im_start|>", "<|im_end|>", "<|mask|>", "<|endoftext|>")
+HOSTILE = st.lists(
+    st.sampled_from([*SPECIAL, "<|", "|>", "<", "<|im_", "mask|>", "\n", " ", "\ue000", "\ue001m", "{{ bos_token }}"])
+    | st.text(max_size=8),
+    max_size=12,
+).map("".join)
+
+
+@pytest.mark.parametrize("model", EMBEDDED)
+@settings(deadline=None, max_examples=150)
+@given(content=HOSTILE)
+def test_a_user_cannot_write_a_special_token(model: str, content: str) -> None:
+    """Fails if text that spells special tokens becomes one, loses a character, or changes the template's own."""
+    folder = resolve(model).directory
+    codec, oracle = TextCodec.open(folder), AutoTokenizer.from_pretrained(folder)
+    special = {i: token.content for i, token in oracle.added_tokens_decoder.items() if token.special}
+    messages = [{"role": "user", "content": content}]
+    ids = codec.encode_chat(messages)
+    empty = oracle.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True, tokenize=False)
+    written = oracle.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert oracle.decode(ids) == written
+    assert [i for i in ids if i in special] == [i for i in oracle.encode(empty) if i in special]
+    for plain in (codec.encode(content), codec.encode_plain(content)):
+        assert not special.keys() & set(plain) and oracle.decode(plain) == content
+    if not any(token in content for token in special.values()):
+        assert ids == oracle.encode(written, add_special_tokens=False)
+    assert codec.encode_rendered(written) == oracle.encode(written, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("strip", ["lstrip", "rstrip"])
+def test_special_tokens_that_take_spaces_along_still_do(tmp_path: Path, strip: str) -> None:
+    """Fails if a template's special token leaves the spaces that transformers would give to it."""
+    source = resolve("tiny").directory
+    data = json.loads((source / "tokenizer.json").read_text())
+    for token in data["added_tokens"]:
+        token[strip] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    text = "3 + 4 <|eot_id|> \n\n<|eot_id|>  x"
+    assert TextCodec.open(tmp_path).encode_rendered(text) == AutoTokenizer.from_pretrained(tmp_path).encode(text)
+
+
+def test_a_special_token_that_is_also_a_word_is_refused(folder: Path) -> None:
+    """Fails if a tokenizer that has the mask among its words lets text write it."""
+    with pytest.raises(errors.InvalidRequest, match="special token <mask>"):
+        TextCodec.open(folder).encode("w5 <mask>")

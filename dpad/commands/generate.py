@@ -26,6 +26,7 @@ from dpad.runtime.suffix import Explicit
 )
 @click.option("--suffix", help="Text behind the generated text (infill).")
 @click.option("--raw", is_flag=True, help="Do not wrap PROMPT in the chat template.")
+@click.option("--parse-special", is_flag=True, help="PROMPT is as a chat template writes it: special tokens count.")
 @click.option("--show-steps", is_flag=True, help="Show the canvas filling in.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -36,6 +37,7 @@ def command(
     positions: str | None,
     suffix: str | None,
     raw: bool,
+    parse_special: bool,
     show_steps: bool,
     as_json: bool,
     **options: Any,
@@ -45,7 +47,8 @@ def command(
         prompt = sys.stdin.read()
     with load(directory, engine=engine, threads=threads) as model:
         options = chosen(model, options)
-        request = model.request(prompt, raw=raw, suffix=suffix)
+        given = model.codec.encode_rendered(prompt) if parse_special else prompt
+        request = model.request(given, raw=raw, suffix=suffix)
         if positions is not None:
             options["schedule"] = _explicit(positions, len(request.prompt_ids), model.options(**options).block_length)
         if show_steps:
