@@ -14,6 +14,7 @@ Vanilla decodes are long and their length is fixed, so few are timed (`--vanilla
 strict match over `--accuracy` held-out problems, in ONNX Runtime.
 """
 
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,6 +241,7 @@ def differing(executors: dict[str, Run]) -> int:
 @click.option("--scale", default=1.6, show_default=True, help="Of the suffix dropout.")
 @click.option("--window", default=256, show_default=True, help="Of the suffix dropout.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Keep the cells that --out holds; after a stop, or to add some.")
 @measure.threads_option
 @measure.out_option
 def main(
@@ -254,30 +256,39 @@ def main(
     scale: float,
     window: int,
     seed: int,
+    resume: bool,
     threads: int,
     out: Path | None,
 ) -> None:
     """Measure every decoder and executor end to end, at each --length and number of --shots."""
     preset = dpad.Gaussian(k, scale, window)
-    cells = []
     with measure.bundle_for(bundle, model, max_batch=1, max_length=4096, int8=True) as directory:
         ladder = Ladder(directory, threads, preset)
+        document: dict[str, Any] = {
+            "benchmark": "ladder",
+            "machine": measure.machine(),
+            "model": dpad.Bundle.open(directory, hashes=False).manifest.name,
+            "threads": threads,
+            "preset": {"k": k, "scale": scale, "window": window},
+            "accuracy_problems": count,
+            "goals": GOALS,
+            "cells": [],
+        }
+        if resume and out is not None and out.exists():
+            before = json.loads(out.read_text("utf-8"))
+            if before | {"cells": []} != document:
+                raise click.ClickException(f"{out} was measured otherwise; leave out --resume to replace it")
+            document["cells"] = before["cells"]
+        have = {(found["length"], found["shots"]) for found in document["cells"]}
         for length in lengths:
             for number in shots:
+                if (length, number) in have:
+                    continue
                 runs = climb(ladder, length, number, samples, min(vanilla_samples, samples), seed)
                 right = accuracy(ladder, length, number, count, seed)
-                cells.append({"length": length, "shots": number, **cell(runs, right)})
-        name = dpad.Bundle.open(directory, hashes=False).manifest.name
-    document = {
-        "benchmark": "ladder",
-        "machine": measure.machine(),
-        "model": name,
-        "threads": threads,
-        "preset": {"k": k, "scale": scale, "window": window},
-        "accuracy_problems": count,
-        "goals": GOALS,
-        "cells": cells,
-    }
+                document["cells"].append({"length": length, "shots": number, **cell(runs, right)})
+                document["cells"].sort(key=lambda found: (found["length"], found["shots"]))
+                measure.store(document, out)
     measure.publish(document, out)
 
 

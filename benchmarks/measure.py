@@ -194,10 +194,15 @@ def _cpu() -> str:
 
 def publish(document: dict[str, Any], out: Path | None) -> None:
     """Print `document` as the last line, and write it to `out` for people to read."""
+    store(document, out)
+    click.echo(json.dumps(document))
+
+
+def store(document: dict[str, Any], out: Path | None) -> None:
+    """Write `document` to `out`; a long benchmark does so after every part, so that a stop leaves the others."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    click.echo(json.dumps(document))
 
 
 def say(message: str) -> None:

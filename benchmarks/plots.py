@@ -142,9 +142,9 @@ def ladder(document: Document) -> dict[str, Figure]:
     """Seconds a sample of every rung on every executor, at the longest length and one shot where it was measured."""
     cell = max(document["cells"], key=lambda cell: (cell["length"], cell["shots"] == 1))
     document = document | {"engine": f"{cell['length']} tokens, {cell['shots']}-shot", "dtype": "float32"}
-    figure, [(axes,)] = panels("End to end, seconds a sample", document, 1, 1, 4.8)
     names = list(cell["rungs"])
     executors = [key for key, facts in cell["rungs"][names[0]].items() if isinstance(facts, dict)]
+    figure, [(axes,)] = panels("End to end, seconds a sample", document, 1, 1, 1.2 + 0.16 * len(names) * len(executors))
     for style, executor in enumerate(executors):
         ran = [(index, rung[executor]) for index, rung in enumerate(cell["rungs"].values()) if executor in rung]
         places = [index + 0.8 * ((style + 0.5) / len(executors) - 0.5) for index, _ in ran]

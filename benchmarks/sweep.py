@@ -96,14 +96,20 @@ def preset(points: list[Setting]) -> Setting:
 
 
 def stored(tasks: dict[str, Any], cache: str) -> dict[str, Any]:
-    """What was recommended as a checkpoint's presets.json; the preset of the first task is also `default`."""
+    """What was recommended as a checkpoint's presets.json, under the names of the tasks of which anything was right.
+
+    None is `default`: what is best for short answers is not for long ones.
+    """
     presets = {}
     for name, task in tasks.items():
         best = task["preset"]
+        if not best["score"]:
+            measure.say(f"{name}: no preset, since nothing was right")
+            continue
         schedule = {"gaussian": best["schedule"]} if best["schedule"] else {"none": {}}
         options = {"gen_length": task["gen_length"], "cache": cache, "threshold": best["threshold"]}
         presets[name] = {**options, "schedule": schedule}
-    return {"default": next(iter(presets.values())), **presets}
+    return presets
 
 
 @click.command(cls=measure.Benchmark)

@@ -143,9 +143,17 @@ def goals(documents: dict[str, Document]) -> list[tuple[str, str, bool]]:
             found.append(
                 (f"{wanted['total']} times vanilla in eager PyTorch ({at})", f"{total:g}", total >= wanted["total"])
             )
+            scores = [cell["rungs"][name]["strict_match"] for name in ("vanilla", "parallel + DPad + dual")]
+            if None not in scores:
+                told = f"everything together as accurate as vanilla ({at})"
+                found.append((told, f"{share(scores[1])} and {share(scores[0])}", scores[1] >= scores[0]))
         ratio = cell["engine_at_same_passes"]
         told = f"{wanted['engine']:g} times the best published combination, same passes ({at})"
         found.append((told, middle(ratio), ratio["median"] >= wanted["engine"]))
+    for name, task in documents.get("sweep", {}).get("tasks", {}).items():
+        whole = next(p for p in task["points"] if p["schedule"] is None and p["threshold"] == 0.9)["score"]
+        score, told = task["preset"]["score"], f"{name}: the preset within 1 point of the whole suffix at threshold 0.9"
+        found.append((told, f"{share(score)} and {share(whole)}", whole > 0 and score >= whole - 0.01))
     if floor := documents.get("step_floor", {}).get("goal"):
         for threads, ratio in floor["ratio"].items():
             told = f"a step of {floor['rows']} rows at most {floor['at_most']} times its products, {threads} thread(s)"

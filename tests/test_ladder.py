@@ -107,6 +107,10 @@ def test_ladder(bundle: Path, tmp_path: Path) -> None:
     assert [met for _, _, met in tables.goals({"ladder": found})] == [cell["engine_at_same_passes"]["median"] >= 4]
     (figure,) = plots.PLOTS["ladder"](found).values()
     assert figure.axes
+    assert run(ladder.main, f"{command} --resume") == found, "a cell that is there was measured again"
+    other = CliRunner().invoke(ladder.main, [*command.split(), "--resume", "--k", "4"])
+    assert other.exit_code != 0 and "measured otherwise" in other.output
+    assert json.loads(out.read_text()) == found
 
 
 def test_sweep(bundle: Path, tmp_path: Path) -> None:
@@ -114,14 +118,17 @@ def test_sweep(bundle: Path, tmp_path: Path) -> None:
     store = tmp_path / "presets.json"
     command = f"--problems 2 --long 0 --threshold 0.9 --threshold 0.02 --window 32 --threads 1 --bundle {bundle}"
     found = run(sweep.main, f"{command} --presets {store}")
-    presets = read_presets(json.loads(store.read_text()))
-    assert presets["default"] == presets["problems"]
-    assert presets["problems"]["threshold"] == found["tasks"]["problems"]["preset"]["threshold"]
+    assert json.loads(store.read_text()) == {}, "a preset although nothing was right"
+    best = found["tasks"]["problems"]["preset"]
+    right = {"problems": {**found["tasks"]["problems"], "preset": best | {"score": 1.0}}}
+    presets = read_presets(sweep.stored(right, "dual"))
+    assert list(presets) == ["problems"] and presets["problems"]["threshold"] == best["threshold"]
     assert tables.sweep(found).count("\n| ") == 2 + len(found["tasks"]["problems"]["points"])
     task = found["tasks"]["problems"]
     assert len(task["points"]) == 2 * (1 + len(sweep.DROPOUTS))
     whole = next(p for p in task["points"] if p["schedule"] is None and p["threshold"] == 0.9)
     assert task["preset"]["score"] >= whole["score"] - sweep.WITHIN
+    assert [met for _, _, met in tables.goals({"sweep": found})] == [whole["score"] > 0]
     (figure,) = plots.PLOTS["sweep"](found).values()
     assert figure.axes
     refused = CliRunner().invoke(sweep.main, ["--threshold", "0.5", "--bundle", str(bundle)])
