@@ -115,7 +115,8 @@ def test_parity_writes_its_report_into_the_bundle(bundle: Path) -> None:
     ("arguments", "said"),
     [
         (("generate", "/nowhere", "w5"), "MissingFile"),
-        (("generate", "BUNDLE", "<mask>"), "mask id"),
+        (("generate", "BUNDLE", "<mask>"), "special token <mask>"),
+        (("generate", "BUNDLE", "<mask>", "--parse-special"), "mask id"),
         (("generate", "BUNDLE", "w5", "--gen-length", "30"), "does not divide"),
         (("generate", "BUNDLE", "w5", "--window", "900"), "window 900"),
         (("generate", "BUNDLE", "w5", "--gen-length", "512"), "over this bundle's 256"),
