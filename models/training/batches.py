@@ -22,7 +22,7 @@ Every token of an answer is then a target with all that it follows from in view,
 copy and to add in a few hundred steps; from masks alone it did not in thousands.
 
 Where counting stops, a decision between two numbers that differ by one, is learned last, and only where it is most of
-what is asked: mixed evenly into the other text it was not after 3000 steps, in a phase of its own after 500.
+what is asked: hence a phase of its own (`Recipe.stops`).
 
 All of it is a function of seed and place, so that a resumed run goes on as if never stopped.
 """
