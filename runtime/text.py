@@ -84,14 +84,14 @@ class TextCodec:
         characters are others, from Unicode's private use area, that occur nowhere else.
         """
         _check_messages(messages)
-        told = "".join(value for message in messages for value in message.values() if isinstance(value, str))
+        told = "".join(value for message in messages for value in message.values())
         if not any(spelled in told for spelled in self._special):
             return self.encode_rendered(self.render(messages))
         unused = (chr(code) for code in _PRIVATE if chr(code) not in told + (self._source or ""))
         marks = dict(zip(sorted({spelled[0] for spelled in self._special}), unused))
 
-        def hide(value: Any) -> Any:
-            return self._begins.sub(lambda match: marks[match[1]], value) if isinstance(value, str) else value
+        def hide(value: str) -> str:
+            return self._begins.sub(lambda match: marks[match[1]], value)
 
         rendered = self.render([{key: hide(value) for key, value in message.items()} for message in messages])
         shown = str.maketrans({mark: character for character, mark in marks.items()})
@@ -151,6 +151,9 @@ def _check_messages(messages: Sequence[Message]) -> None:
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise InvalidRequest(f"a chat message needs 'role' and 'content', got {message!r}")
+        for key, value in message.items():  # what is nested could spell a special token unseen
+            if not isinstance(value, str):
+                raise InvalidRequest(f"a chat message holds text, and its {key!r} is {type(value).__name__}")
 
 
 def _raise_exception(message: str) -> NoReturn:

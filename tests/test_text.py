@@ -70,6 +70,13 @@ def test_messages_of_a_wrong_shape_are_refused(folder: Path) -> None:
         TextCodec.open(folder).encode_chat([{"content": "w5"}])
 
 
+@pytest.mark.parametrize("content", [["<mask>"], [{"type": "text", "text": "<mask>"}], {"text": "<mask>"}, None, 7])
+def test_messages_hold_text_only(folder: Path, content: object) -> None:
+    """Fails if a special token reaches the template inside a list, where it would not be seen."""
+    with pytest.raises(errors.InvalidRequest, match="'content' is"):
+        TextCodec.open(folder).encode_chat([{"role": "user", "content": content}])  # type: ignore[dict-item]
+
+
 def test_a_broken_tokenizer_is_a_bundle_error(folder: Path) -> None:
     """Fails if the library's bare Exception comes out."""
     (folder / "tokenizer.json").write_text("{}")
