@@ -8,6 +8,7 @@ This module is the public interface; everything else may change between versions
 
 from importlib import metadata
 from pathlib import Path
+from warnings import warn
 
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
@@ -62,6 +63,8 @@ def load(
         EngineError: no engine, or not this one, can run here.
     """
     bundle = Bundle.open(Path(directory), hashes=verify_hashes)
+    if bundle.manifest.is_random:
+        warn(f"{directory} holds random weights (dpad synth): all text is noise", stacklevel=2)
     codec = TextCodec.open(tokenizer_directory(bundle.directory)) if bundle.manifest.tokenizer else None
     opened: Engine
     if engine in ("torch", "torch-cuda"):

@@ -1,4 +1,4 @@
-"""The command line: `dpad export | generate | parity | eval | inspect | plugin`.
+"""The command line: `dpad export | generate | parity | eval | inspect | synth | plugin`.
 
 Commands live one a file in `dpad.commands` and are imported when they are called, so that
 `dpad generate` never loads torch.
@@ -6,6 +6,7 @@ Commands live one a file in `dpad.commands` and are imported when they are calle
 
 import json
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,7 @@ _COMMANDS = {
     "parity": "Compare a bundle's engines with PyTorch.",
     "eval": "Measure a bundle on a task.",
     "inspect": "Show what a bundle holds and what runs here.",
+    "synth": "Write a checkpoint with random weights in the authors' layout.",
     "plugin": "Compile the attention kernel for GPUs that are not here.",
 }
 
@@ -54,3 +56,4 @@ class _Commands(click.Group):
 @click.version_option(package_name="dpad")
 def main() -> None:
     """Masked-diffusion language models with suffix dropout (DPad): checkpoint, engine, text."""
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"

@@ -16,6 +16,7 @@ from dpad.runtime.errors import ManifestError, SchemaVersionError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+RANDOM_WEIGHTS = "dpad_random_seed"  # key of the model's config that `dpad synth` sets
 
 T = TypeVar("T")
 
@@ -103,6 +104,11 @@ class Manifest:
     provenance: dict[str, Any]
     parity: str | None
     files: dict[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are those of `dpad synth`, so that all text is noise."""
+        return RANDOM_WEIGHTS in self.model_config
 
     def references(self) -> set[str]:
         """Every path that a section other than `files` names."""

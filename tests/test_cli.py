@@ -27,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-@pytest.mark.parametrize("command", ["export", "generate", "parity", "eval", "inspect"])
+@pytest.mark.parametrize("command", ["export", "generate", "parity", "eval", "inspect", "synth"])
 def test_help_describes_every_option(command: str) -> None:
     """Fails if an option has no help text."""
     ran = dpad(command, "--help")

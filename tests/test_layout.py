@@ -120,7 +120,7 @@ def test_the_public_interface_is_what_it_says() -> None:
     """Fails if a public name vanishes, has no docstring, or one is added unnoticed."""
     public = {name for name in vars(dpad) if not name.startswith("_")}
     modules = {"cli", "commands", "errors", "evaluation", "export", "metadata", "models", "plugins", "runtime"}
-    helpers = {"Engine", "Path", "open_engine", "tokenizer_directory", "TextCodec"}
+    helpers = {"Engine", "Path", "open_engine", "tokenizer_directory", "TextCodec", "warn"}
     assert public - modules - helpers == set(dpad.__all__) - {"errors"}
     for name in dpad.__all__:
         assert getattr(dpad, name).__doc__

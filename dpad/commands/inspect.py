@@ -33,6 +33,7 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
     provenance = manifest.provenance
     versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
     lines = [
+        *(["RANDOM WEIGHTS, made by dpad synth: all text is noise"] if manifest.is_random else []),
         f"{manifest.name}: {manifest.architecture}, {contract.layers} layers, {contract.heads} heads "
         f"({contract.kv_heads} key/value) of {contract.head_size}, vocabulary {contract.vocab_size}",
         f"source    {provenance.get('source')}",
