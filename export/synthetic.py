@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dpad.export.layouts import LAYOUTS, Layout
 from dpad.export.progress import Progress
+from dpad.export.weights import save_shard
 from dpad.models.checkpoint import meta_model, parse_config
 from dpad.runtime.errors import ExportError
 from dpad.runtime.manifest import RANDOM_WEIGHTS
@@ -79,7 +79,7 @@ def write_checkpoint(model: str, out: Path, layers: int | None, seed: int, progr
 def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> int:
     """One file of random tensors, all of them in memory at once; returns their bytes."""
     tensors = {name: random_tensor(name, shape, seed) for name, shape in shapes.items()}
-    save_file(tensors, path, {"format": "pt"})
+    save_shard(tensors, path)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -74,9 +74,17 @@ def convert_shard(source: Path, target: Path, dtype: str, progress: Progress) ->
                     raise ExportError(_overflow(name, original, dtype))
                 advance(1)
     try:
-        save_file(tensors, target, metadata={"format": "pt"})
+        save_shard(tensors, target)
     except Exception as error:  # the library raises its own and OSError
         raise ExportError(f"writing {target} failed: {error}") from error
+
+
+def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write one safetensors file that whoever may read new files here can read; the library's are the owner's only."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, {"format": "pt"})
+    path.chmod(mode)
 
 
 def _overflow(name: str, original: torch.Tensor, dtype: str) -> str:

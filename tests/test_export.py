@@ -63,6 +63,9 @@ def test_shards_are_converted_only_when_asked(tmp_path: Path) -> None:
     """Fails if a conversion changes a value it should not, or one is made unasked."""
     source = write_source(tmp_path / "source", shards=3)
     bundle = export(source, tmp_path / "out", dtypes=("float32", "float16"))
+    assert len({path.stat().st_mode for path in (bundle.directory / "float16").iterdir()}) == 1, (
+        "a service that runs as another user could not read the weights"
+    )
     for dtype in ("float32", "float16"):
         assert len(bundle.manifest.steps[dtype].weights) == 3
     for name in bundle.manifest.steps["float16"].weights:

@@ -68,6 +68,9 @@ def test_the_checkpoint_opens_and_exports_like_a_real_one(model: str, tmp_path: 
     checkpoint = Checkpoint.open(tmp_path / "source")
     assert checkpoint.dtype == "bfloat16"
     assert len(checkpoint.shards) == summary.shards > 1
+    assert len({path.stat().st_mode for path in (tmp_path / "source").iterdir()}) == 1, (
+        "weights that a service cannot read"
+    )
     assert summary.size == sum(entry.length for entry in checkpoint.tensors.values())
     bundle = export(tmp_path / "source", tmp_path / "out", dtypes=("float32",), max_length=512)
     assert Bundle.open(bundle.directory).manifest.is_random
@@ -134,7 +137,7 @@ def test_an_interruption_leaves_nothing(
     def fail(*arguments: object) -> None:
         raise failure
 
-    monkeypatch.setattr(synthetic, "save_file", fail)
+    monkeypatch.setattr(synthetic, "save_shard", fail)
     with pytest.raises(KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else ExportError):
         write(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
