@@ -43,8 +43,8 @@ def test_a_run_ends_with_all_examples() -> None:
     assert [recipe.phase(at) for at in (0.0, 0.39, 0.41, 0.6, 0.7, 0.99)] == [
         *("simple", "simple", "all", "stops", "all", "all")
     ]
-    told = [corpus.turn(rng, True, True).question for _ in range(400)]
-    assert sum(question.startswith(("Count", "Read", "Find")) for question in told) > 280
+    told = [corpus.turn(rng, stops=True).question for _ in range(400)]
+    assert sum(question.startswith(("Count", "Read", "Find", "Write")) for question in told) > 280
 
 
 def tokenizer_of(name: str) -> Tokenizer:
@@ -85,6 +85,24 @@ def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
             prompt = text.tokenizer.decode(batch.targets[row, :first].tolist(), skip_special_tokens=False)
             assert not masked[row].any() or "assistant" in prompt
     assert len(widths) >= 4
+
+
+def test_the_rows_of_a_sample_do_not_tell_how_long_its_answer_is() -> None:
+    """Fails if a model could read off its canvas where an answer ends, instead of knowing it.
+
+    Such a model ends early where DPad leaves few rows, and runs on where a canvas is shown whole.
+    """
+    data = trainer(maskings=(1, 0, 0)).data
+    wide: dict[bool, list[bool]] = {True: [], False: []}
+    for _ in range(500):
+        batch = data.batch(causal=True)
+        for targets, weight in zip(batch.targets, batch.weight):
+            answer = targets[weight > 0]
+            if len(targets) - len(answer) < 48:  # behind long prompts more rows fill up the width
+                wide[bool((answer[:24] == data.text.eos).any())].append(len(answer) > 128)
+    shares = [sum(found) / len(found) for found in wide.values()]
+    assert min(len(found) for found in wide.values()) > 100
+    assert 0.1 < shares[0] < 0.6 and abs(shares[0] - shares[1]) < 0.1
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -13,6 +13,9 @@ blocks are met in training:
 On half of the samples the rows behind a block are thinned as DPad thins them (arXiv 2508.14148), with
 positions kept. The first part of a run is simple: short examples, whole answers, nothing thinned.
 
+How many rows follow those shown is drawn without a look at the answer: rows just wide enough for it would tell
+where it ends, and a model that reads this off stops early where a decoder shows little, and late where it shows all.
+
 Which l tokens are masked is uniform on part of the samples, and on the others roughly the last ones, as
 when a decoder works from left to right (`SPREADS`); there the masks that it would decide next weigh most.
 And a run does not begin with masks: its first steps predict the next token from those before it, and only
@@ -30,7 +33,7 @@ All of it is a function of seed and place, so that a resumed run goes on as if n
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -45,8 +48,8 @@ STOP = 0.1  # of an answer's weight in a next-token step, more on its first EOS:
 ENDINGS = 0.25  # share of the ordered samples, and of the blocks, that are taken around the answer's end
 NEXT = 6.0  # masks that weigh most where they come from the right: those that a decoder decides next
 MASKINGS = ("whole", "rest", "block")
+SEEN = (32, 64, 96, 160, 256, 448, 1024)  # rows from the first that may be masked, whatever the answer's length
 
-Pair = tuple[list[int], list[int]]  # prompt and answer
 Phase = Literal["simple", "stops", "all"]
 
 
@@ -65,7 +68,7 @@ class Recipe:
     causal: float = 0.1  # share of the run, from its start, that predicts the next token instead
     blended: float = 0.85  # share of the run after which no step does; between, half of them at first, then fewer
     pool: int = 512  # examples drawn together and grouped by length
-    wide: float = 0.01  # share of the samples that get the widest rows, whatever their length
+    seen: tuple[float, ...] = (0.25, 0.25, 0.25, 0.13, 0.08, 0.03, 0.01)  # how often at least each of SEEN
     maskings: tuple[float, float, float] = (0.4, 0.2, 0.4)  # how often each of MASKINGS
     spreads: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)  # how often each of SPREADS
 
@@ -91,6 +94,20 @@ class Batch:
     weight: torch.Tensor
 
 
+class View(NamedTuple):
+    """An example as a step shows it; all in tokens from its start.
+
+    `tokens` are prompt and answer, and EOS follow; [`begin`, `end`) may be masked; rows from `thinned` on are
+    thinned (None: they are not).
+    """
+
+    tokens: list[int]
+    prompt: int
+    begin: int
+    end: int
+    thinned: int | None
+
+
 class Data:
     """An endless sequence of batches; `pool` and `place` say where it stands, and may be set."""
 
@@ -99,33 +116,46 @@ class Data:
         self.pool, self.place = 0, 0
         self._drawn = lru_cache(maxsize=1)(self._draw)
 
-    def _draw(self, index: int, phase: Phase) -> list[tuple[int, list[Pair]]]:
-        """Pool `index`: encoded examples grouped by the rows they need, as (width, examples)."""
+    def _draw(self, index: int, phase: Phase) -> list[tuple[int, list[View]]]:
+        """Pool `index`: views grouped by the rows they take, as (width, views)."""
         rng = random.Random(f"pool {self.recipe.seed} {index} {phase}")
-        groups: dict[int, list[Pair]] = {width: [] for width in WIDTHS}
+        groups: dict[int, list[View]] = {width: [] for width in WIDTHS}
         for _ in range(self.recipe.pool):
-            question, answer = corpus.turn(rng, phase != "all", phase == "stops")
-            pair = self.text.prompt(question), self.text.encode(answer)
-            needed = len(pair[0]) + len(pair[1]) + rng.choice((2, 2, 8, 16, 32))
-            fitting = [width for width in WIDTHS if width >= needed] or [WIDTHS[-1]]
-            wide = phase == "all" and rng.random() < self.recipe.wide
-            groups[WIDTHS[-1] if wide else fitting[0]].append(pair)
+            question, answer = corpus.turn(rng, phase == "simple", phase == "stops")
+            view = self._view(self.text.prompt(question), self.text.encode(answer), phase == "simple", rng)
+            needed = min(view.begin + rng.choices(SEEN, self.recipe.seen)[0], WIDTHS[-1])
+            groups[min(width for width in WIDTHS if width >= needed)].append(view)
         batches = []
-        for width, pairs in groups.items():
+        for width, views in groups.items():
             size = max(1, self.recipe.rows // width)
-            batches += [(width, pairs[i : i + size]) for i in range(0, len(pairs) - size + 1, size)]
+            batches += [(width, views[i : i + size]) for i in range(0, len(views) - size + 1, size)]
         rng.shuffle(batches)
         return batches
+
+    def _view(self, prompt: list[int], answer: list[int], plain: bool, rng: random.Random) -> View:
+        """What of an example may be masked, drawn from `MASKINGS`; all of the answer if `plain`."""
+        begin = asked = len(prompt)
+        masking = "whole" if plain else rng.choices(MASKINGS, self.recipe.maskings)[0]
+        if masking == "rest":
+            begin += rng.randint(0, len(answer))
+        elif masking == "block":
+            last = len(answer) // BLOCK
+            begin += BLOCK * (last if rng.random() < ENDINGS else rng.randint(0, last))
+        begin = min(begin, WIDTHS[-1] - BLOCK)
+        end = begin + BLOCK if masking == "block" else asked + CANVAS
+        near = end if masking == "block" else begin + BLOCK * rng.randint(1, 4)
+        thinned = near if rng.random() < 0.5 and not plain else None
+        return View([*prompt, *answer], asked, begin, end, thinned)
 
     def batch(self, phase: Phase = "all", causal: bool = False) -> Batch:
         """The next batch of a phase; if `causal`, of clean rows whose every token is a target."""
         batches = self._drawn(self.pool, phase)
-        width, examples = batches[self.place % len(batches)]
+        width, views = batches[self.place % len(batches)]
         rng = random.Random(f"batch {self.recipe.seed} {self.pool} {self.place}")
         self.place += 1
         if self.place >= len(batches):
             self.pool, self.place = self.pool + 1, 0
-        rows = [self._row(prompt, answer, width, phase != "all" or causal, rng) for prompt, answer in examples]
+        rows = [self._row(view, width, causal, rng) for view in views]
         state = torch.Generator().manual_seed(rng.getrandbits(60))
         positions, targets, begin, stop, end = (torch.stack(x) for x in zip(*rows))
         inside = (positions >= begin) & (positions < end)
@@ -138,7 +168,7 @@ class Data:
         ending = (inside & (positions >= late)).sum(1, keepdim=True)
         spread = torch.tensor(rng.choices(SPREADS, self.recipe.spreads, k=len(rows)))[:, None]
         noise = torch.rand(targets.shape, generator=state) * spread
-        count = count.where((spread == SPREADS[0]) | (late == stop), ending.clamp(min=1))
+        count = count.where((spread == SPREADS[0]) | (late == stop) | (ending == 0), ending)
         order = (noise - positions).where(inside, torch.inf).argsort(1).argsort(1)
         masked = (order < count) & inside
         behind = (count - 1 - order) / NEXT  # how many masks lie before it, if they come from the right
@@ -146,28 +176,17 @@ class Data:
         weight = weight / weight.sum(1, keepdim=True) / len(rows)
         return Batch(torch.where(masked | (positions >= end), self.text.mask, targets), positions, targets, weight)
 
-    def _row(
-        self, prompt: list[int], answer: list[int], width: int, plain: bool, rng: random.Random
-    ) -> tuple[torch.Tensor, ...]:
+    def _row(self, view: View, width: int, causal: bool, rng: random.Random) -> tuple[torch.Tensor, ...]:
         """One sample: positions and tokens int64 [width]; where the region that may be masked begins, the answer
         stops, and the region ends."""
-        whole = torch.full((len(prompt) + CANVAS,), self.text.eos)
-        whole[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)[: len(whole)]
-        begin, end = len(prompt), len(whole)
-        masking = "whole" if plain else rng.choices(MASKINGS, self.recipe.maskings)[0]
-        if masking == "rest":
-            begin += rng.randint(0, len(answer))
-        elif masking == "block":
-            last = len(answer) // BLOCK
-            begin += BLOCK * (last if rng.random() < ENDINGS else rng.randint(0, last))
-            end = min(begin + BLOCK, end)
-        blocks = (len(prompt) + len(answer) - begin) // BLOCK
-        near = end if masking == "block" else begin + BLOCK * rng.randint(1, 1 + max(0, blocks))
-        thin = rng.random() < 0.5 and near < width and not plain
-        positions = _thinned(near, len(whole), width, rng) if thin else torch.arange(width)
-        if width > len(whole):
-            positions = positions.clamp(max=len(whole) - 1)
-        bounds = (torch.tensor([bound]) for bound in (begin, len(prompt) + len(answer), end))
+        whole = torch.full((view.prompt + CANVAS,), self.text.eos)
+        whole[: len(view.tokens)] = torch.tensor(view.tokens)[: len(whole)]
+        positions = torch.arange(width)
+        if view.thinned is not None and view.thinned < width and not causal:
+            positions = _thinned(view.thinned, len(whole), width, rng)
+        positions = positions.clamp(max=len(whole) - 1)
+        begin, end = (view.prompt, len(whole)) if causal else (view.begin, view.end)
+        bounds = (torch.tensor([bound]) for bound in (begin, len(view.tokens), end))
         return positions, whole[positions], *bounds
 
 

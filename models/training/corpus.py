@@ -24,7 +24,8 @@ BRIEF = 240  # characters of an answer that is simple
 WEIGHTS = {"story": 26, "groups": 9, "daily": 7, "compare": 10, "shopping": 8}
 WEIGHTS |= {"count": 16, "numbered": 6, "weeks": 4, "counts": 16, "lists": 4, "find": 3, "until": 6}
 WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 10, "several": 8, "instruction": 9}
-STOPS = {kind: 0.15 * weight for kind, weight in WEIGHTS.items()} | {"counts": 50, "until": 25, "find": 10}
+STOPS = {kind: 0.15 * weight for kind, weight in WEIGHTS.items()}
+STOPS |= {"counts": 30, "count": 25, "numbered": 15, "until": 10, "lists": 8, "weeks": 7, "find": 5}
 SHOTS = (0,) * 12 + (1, 1, 1, 2, 3, 4)  # worked examples before a word problem
 PLAIN = 0.6  # share of problems without examples that are asked bare, not as `Question: ... Answer:`
 
