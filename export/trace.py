@@ -91,22 +91,41 @@ def _finish(model: ir.Model, contract: StepContract, dtype: str) -> ir.Model:
 
 
 def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
-    """Point every weight at its bytes; file names are relative to the model's folder."""
-    for name, value in model.graph.initializers.items():
+    """Point every weight at its bytes; file names are relative to the model's folder.
+
+    A weight that is stored narrower than the step computes is cast in the graph: exact, and the file stays one.
+    """
+    for name, value in list(model.graph.initializers.items()):
         if value.const_value is not None:
             continue
         entry = tensors.get(name)
         if entry is None:
             raise ExportError(f"the traced step needs tensor {name}, which the checkpoint lacks")
+        stored, computed = ir.DataType[_IR_DTYPES[entry.dtype]], value.dtype
+        if computed is not None and stored != computed:
+            _cast(model.graph, value, computed)
+            value.dtype = stored
         value.const_value = ir.ExternalTensor(
             entry.file.name,
             entry.offset,
             entry.length,
-            ir.DataType[_IR_DTYPES[entry.dtype]],
+            stored,
             shape=ir.Shape(entry.shape),
             name=name,
             base_dir=entry.file.parent,
         )
+
+
+def _cast(graph: ir.Graph, weight: ir.Value, dtype: ir.DataType) -> None:
+    """Let the nodes that take `weight` take it in `dtype`, cast just before the first of them."""
+    users = {use.node for use in weight.uses()}
+    first = next(node for node in graph if node in users)
+    cast = ir.node("Cast", inputs=[weight], attributes={"to": int(dtype)})
+    wide = cast.outputs[0]
+    wide.name, wide.dtype = f"{weight.name}.{dtype.name.lower()}", dtype
+    weight.replace_all_uses_with(wide)
+    cast.replace_input_with(0, weight)
+    graph.insert_before(first, cast)
 
 
 def check_onnx(path: Path, weights: Iterable[Path]) -> None:

@@ -3,8 +3,9 @@
     shards = place_weights(checkpoint, stage / "float16", "float16", progress)
 
 Where the dtype is the checkpoint's own the shards are hard-linked, so that a bundle of a
-16 GB model costs no space; where that is impossible they are copied. Another dtype
-rewrites them, holding one shard in memory.
+16 GB model costs no space; where that is impossible they are copied. So they are for float32,
+which holds every value of the narrower dtypes: the step casts them. Another dtype rewrites
+them, holding one shard in memory.
 """
 
 import os
@@ -31,7 +32,7 @@ def place_weights(
     placed = []
     for shard in checkpoint.shards:
         target = folder / shard.name
-        if dtype != checkpoint.dtype:
+        if dtype not in (checkpoint.dtype, "float32"):
             convert_shard(shard, target, dtype, progress)
         elif not link or not link_file(shard, target):
             with progress.task(f"copy {shard.name}", shard.stat().st_size) as advance:

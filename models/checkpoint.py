@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from dpad.models import dream, llada
 from dpad.runtime.errors import CheckpointError
@@ -177,13 +179,28 @@ def check_tensors(tensors: dict[str, TensorEntry], model: Model) -> None:
             raise CheckpointError(f"tensor {name} has shape {tensors[name].shape}, config.json implies {shape}")
 
 
+class _Cast(nn.Module):
+    """A parametrization: the weight in another dtype, made when it is used."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.to(self.dtype)
+
+
 def load_model(architecture: str, config: Config, shards: tuple[Path, ...], dtype: torch.dtype) -> Model:
-    """The module with its weights, memory-mapped where `dtype` is the stored one."""
+    """The module with its weights memory-mapped; of another `dtype` than theirs each is cast when it is used."""
     model = meta_model(architecture, config)
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
         with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
-                state[name] = file.get_tensor(name).to(dtype)
+            state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    for module in list(model.modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.dtype != dtype:
+                register_parametrization(module, name, _Cast(dtype), unsafe=True)  # "unsafe": it changes the dtype
+    return model

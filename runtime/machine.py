@@ -5,8 +5,10 @@ Machine.current().gpu          # Gpu("NVIDIA H100 80GB HBM3", "9.0") or None
 
 import ctypes
 import platform
+import sys
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
@@ -35,6 +37,20 @@ class Machine:
             return cls(tag, _first_gpu(), "")
         except OSError as error:
             return cls(tag, None, str(error))
+
+
+def available_memory() -> int:
+    """Bytes that could be filled without swapping, within the control group; plenty where Linux does not say."""
+    free = sys.maxsize
+    try:
+        free = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass
+    return free
 
 
 def library_version(distribution: str) -> str | None:

@@ -12,6 +12,7 @@ indices, and the few numbers a step decides, cross the bus.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from warnings import warn
 
 import numpy as np
 import onnxruntime as ort
@@ -21,7 +22,7 @@ from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, EngineUnavailable
-from dpad.runtime.machine import library_version
+from dpad.runtime.machine import available_memory, library_version
 from dpad.runtime.rows import CacheRows
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -37,6 +38,8 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
 }
 
 _ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto.DataType
+
+_PREPARED = 3  # bfloat16 weights, and the same in float32, over the size of the former
 
 _INTERFACES = {"int8": "float32"}  # dtype of the caches, where it is not the step's
 
@@ -169,6 +172,8 @@ class OnnxEngine(Engine):
 def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSession:
     """A session over `path` on `provider` ("cpu" or "cuda"), with this project's settings.
 
+    ONNX Runtime prepares weights when it opens a file: transposed, and in float32 where they are stored narrower.
+    Where memory has no room for both, they are prepared anew in every step, which is slow, and a warning says so.
     Raises `EngineUnavailable` if the provider is missing or does not start, `EngineError` if
     the file cannot be loaded.
     """
@@ -177,8 +182,21 @@ def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSe
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     wanted = PROVIDERS[provider]
+    size = sum(file.stat().st_size for file in path.parent.iterdir())
+    roomy = provider != "cpu" or _PREPARED * size < available_memory()
+    if not roomy:
+        warn(
+            f"{path.parent} holds {size / 1e9:.1f} GB and {available_memory() / 1e9:.1f} GB of memory are available: "
+            f"weights are prepared in every step, which is slow; {_PREPARED * size / 1e9:.0f} GB would do",
+            stacklevel=2,
+        )
     try:
-        session = ort.InferenceSession(path, options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
+        session = ort.InferenceSession(
+            path,
+            options,
+            providers=[(wanted, _PROVIDER_OPTIONS[provider])],
+            disabled_optimizers=[] if roomy else ["ConstantFolding"],
+        )
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot open {path}: {error}") from error
     if wanted not in session.get_providers():  # it falls back to the CPU without an error

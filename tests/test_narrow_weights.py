@@ -1,0 +1,69 @@
+"""A float32 step over bfloat16 weights: one file, cast in the graph, in any amount of memory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import export, write_source
+
+import dpad
+from dpad.export.parity import compare_bundle
+from dpad.export.progress import Progress
+from dpad.runtime import machine, onnx_engine
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.machine import available_memory
+
+
+@pytest.fixture(scope="module", params=["llada", "dream"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A float32 bundle of a bfloat16 checkpoint."""
+    folder = tmp_path_factory.mktemp(request.param)
+    source = write_source(folder / "source", request.param, torch_dtype="bfloat16", shards=2)
+    return export(source, folder / "out", dtypes=("float32", "bfloat16"))
+
+
+def test_weights_are_not_written_again(bundle: Bundle) -> None:
+    """Fails if a float32 step of a 16 GB checkpoint takes 32 GB more on the disk."""
+    source = bundle.directory.parent / "source"
+    for name in bundle.manifest.steps["float32"].weights:
+        assert bundle.path(name).samefile(source / Path(name).name)
+
+
+def test_the_step_agrees_with_pytorch_in_float32(bundle: Bundle) -> None:
+    """Fails if a weight is cast to another value, or not at all."""
+    report = compare_bundle(bundle, Progress())
+    compared = {engine["dtype"]: engine for engine in report["engines"] if engine["engine"] == "onnxruntime-cpu"}
+    assert compared["float32"]["status"] == "passed"
+
+
+def test_little_memory_makes_it_slow_and_not_different(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a machine without room for the weights in float32 cannot decode, or decodes something else."""
+    with dpad.load(bundle.directory) as model:
+        wanted = model.generate([5, 6, 7], gen_length=64, temperature=0.5, seed=3)
+    monkeypatch.setattr(onnx_engine, "available_memory", lambda: 1000)
+    with pytest.warns(UserWarning, match="in every step, which is slow"):
+        model = dpad.load(bundle.directory)
+    with model:
+        have = model.generate([5, 6, 7], gen_length=64, temperature=0.5, seed=3)
+    np.testing.assert_array_equal(have.canvas, wanted.canvas)
+
+
+def test_available_memory_is_that_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the limit of a container is overlooked, or another system makes it an error."""
+    assert 1 << 20 < available_memory() < 1 << 50
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   4000 kB\n"}
+    groups = {"memory.max": "3000000\n", "memory.current": "1000000\n"}
+    for told, wanted in (
+        ({}, machine.sys.maxsize),
+        (files, 4096000),
+        (files | {"/sys/fs/cgroup/memory.max": "max\n"}, 4096000),
+        (files | {f"/sys/fs/cgroup/{name}": text for name, text in groups.items()}, 2000000),
+    ):
+
+        def read(path: Path, told: dict[str, str] = told) -> str:
+            if str(path) not in told:
+                raise FileNotFoundError(path)
+            return told[str(path)]
+
+        monkeypatch.setattr(Path, "read_text", read)
+        assert available_memory() == wanted
