@@ -121,7 +121,7 @@ def _estimate(
 
 def _block_nats(engine: Engine, batch: Batch, target: NDArray[np.int64]) -> NDArray[np.float64]:
     """[B], -log p of the block's masked tokens of `target` [n], summed; masks behind those n are not scored."""
-    masks = batch.masks()
+    masks = batch.masks(batch.lines)
     outputs = engine.step(
         batch.step_inputs(masks, True, engine, want_logits=True), engine.new_cache(len(batch.rows), 0)
     )

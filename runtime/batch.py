@@ -22,15 +22,21 @@ from dpad.runtime.request import Request
 
 
 class Masks(NamedTuple):
-    """The undecided positions of a block, left-aligned.
+    """The undecided positions of a block in some rows of the batch, left-aligned.
 
     `offsets` [B, R] within the block, `counts` [B], and `valid` [B, R]: False is filler in
-    rows with fewer masks than the fullest one. `valid` None: there is no filler.
+    rows with fewer masks than the fullest one. `valid` None: there is no filler. `lines` [B] are the rows.
     """
 
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
     valid: NDArray[np.bool_] | None
+    lines: NDArray[np.int64]
+
+    def of(self, rows: NDArray[np.bool_]) -> "Masks":
+        """Those of the rows that are True, the fullest of which must be among them."""
+        valid = None if self.valid is None else self.valid[rows]
+        return Masks(self.offsets[rows], self.counts[rows], valid, self.lines[rows])
 
 
 class Batch:
@@ -62,7 +68,7 @@ class Batch:
         options, shift = self.options, self.contract.logit_shift
         starts = self._prompts + block * options.block_length
         self.positions = starts[:, None] + np.arange(options.block_length)  # [B, block_length]
-        self._lines = np.arange(len(starts))[:, None]
+        self.lines = np.arange(len(starts))
         views: list[list[BlockView]] = [[], []]
         for row, start in zip(self.rows, starts.tolist()):
             end = start + options.block_length
@@ -83,30 +89,30 @@ class Batch:
         distances = schedule.keep(block, gen_end - end, options.gen_length, rng)
         return np.concatenate([end + distances, np.arange(gen_end, gen_end + len(request.suffix_ids))])
 
-    def generators(self, step: int) -> list[np.random.Generator]:
-        """One generator a row for the draw of `step`; empty when greedy."""
+    def generators(self, step: int, lines: NDArray[np.int64]) -> list[np.random.Generator]:
+        """One generator for each of `lines` for the draw of `step`; empty when greedy."""
         if self.options.temperature == 0:
             return []
-        seeds = [self.requests[row].seed for row in self.rows]
+        seeds = [self.requests[row].seed for row in self.rows[lines]]
         default = self.options.seed
         return [np.random.default_rng((default if seed is None else seed, self.block, step + 1)) for seed in seeds]
 
-    def masks(self) -> "Masks":
-        """Where the block is still undecided."""
-        masked = self.canvas[self._lines, self.positions] == self.contract.mask_token_id
+    def masks(self, lines: NDArray[np.int64]) -> "Masks":
+        """Where the block is still undecided, in the rows `lines`."""
+        masked = self.canvas[lines[:, None], self.positions[lines]] == self.contract.mask_token_id
         if len(masked) == 1:
             offsets = masked[0].nonzero()[0][None]
-            return Masks(offsets, np.array([offsets.shape[1]]), None)
+            return Masks(offsets, np.array([offsets.shape[1]]), None, lines)
         counts = masked.sum(axis=1)
         offsets = np.argsort(~masked, axis=1, kind="stable")[:, : counts.max()]
-        return Masks(offsets, counts, np.arange(offsets.shape[1]) < counts[:, None])
+        return Masks(offsets, counts, np.arange(offsets.shape[1]) < counts[:, None], lines)
 
     def finish(self, complete: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """[B], rows among those whose block is `complete` whose text ends; an early end is filled with EOS."""
         options, eos = self.options, self.options.eos_token_ids or (self.contract.eos_token_id,)
         if self.block == options.blocks - 1 or not complete.any():
             return complete
-        tokens = self.canvas[self._lines, self.positions]
+        tokens = self.canvas[self.lines[:, None], self.positions]
         ended = complete & options.early_termination & np.isin(tokens, eos).any(axis=1)
         for row in np.flatnonzero(ended):
             block_end = self.positions[row, -1] + 1
@@ -122,11 +128,14 @@ class Batch:
         if refresh not in self._padded:
             self._padded[refresh] = self._pad(self._views[refresh], engine)
         gather, cached, shown_by = self._padded[refresh]
-        rows = shown_by[self._lines, masks.offsets]
+        canvas, lines = self.canvas, masks.lines
+        if len(lines) < len(canvas):
+            canvas, gather, cached = canvas[lines], gather[lines], cached[lines]
+        rows = shown_by[lines[:, None], masks.offsets]
         spare = engine.padded("R", rows.shape[1]) - rows.shape[1]
         if spare:
             rows = np.pad(rows, ((0, 0), (0, spare)))
-        return StepInputs(self.canvas, gather, cached, rows, self._views[refresh][0].write, want_logits)
+        return StepInputs(canvas, gather, cached, rows, self._views[refresh][0].write, want_logits)
 
     def _pad(
         self, views: list[BlockView], engine: Engine

@@ -23,6 +23,10 @@ from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.sampler import Choice, choose
 
+# Rows whose block is finished wait for the others. Once they are more than a quarter, an engine that can take rows
+# out of a cache computes the busy ones only, for one copy of these rows' keys and values.
+_NARROW = 0.75
+
 
 class StepEvent(NamedTuple):
     """What one forward pass decided. The arrays are parallel, one entry a committed token.
@@ -89,22 +93,25 @@ def _steps(
 ) -> Iterator[StepEvent]:
     """Decode one block; marks in `finished` [B] the rows whose text ends with it."""
     stuck: NDArray[np.bool_] | None = None
-    masks, step = batch.masks(), 0
+    masks, step = batch.masks(batch.lines), 0
     while masks.offsets.shape[1]:
         inputs = batch.step_inputs(masks, step == 0, engine, options.needs_logits or stuck is not None)
         began = perf_counter()
         outputs = engine.step(inputs, cache)
         seconds = perf_counter() - began
         outputs = outputs.first_rows(masks.offsets.shape[1])
-        choice = _choose(outputs, options, batch, step, stuck)
+        choice = _choose(outputs, options, batch, masks.lines, step, stuck)
         rows, columns, tokens = _select(choice, masks, options, step, batch.contract.mask_token_id)
-        positions = batch.positions[rows, masks.offsets[rows, columns]]
-        batch.canvas[rows, positions] = tokens
-        worked, masks = masks.counts > 0, batch.masks()
+        lines, worked = masks.lines, masks.counts > 0
+        positions = batch.positions[lines[rows], masks.offsets[rows, columns]]
+        batch.canvas[lines[rows], positions] = tokens
+        masks = batch.masks(lines)
         stuck = _stuck(worked, rows)
         ends: list[int] = []
         if not masks.counts.all():
-            ended = batch.finish(worked & (masks.counts == 0))
+            complete = np.zeros(len(batch.rows), dtype=bool)
+            complete[lines] = worked & (masks.counts == 0)
+            ended = batch.finish(complete)
             finished |= ended
             ends = np.flatnonzero(ended).tolist()
         nfe += 1
@@ -112,8 +119,8 @@ def _steps(
             block=batch.block,
             step=step,
             nfe=nfe,
-            active=batch.rows[worked],
-            rows=batch.rows[rows],
+            active=batch.rows[lines[worked]],
+            rows=batch.rows[lines[rows]],
             positions=positions,
             tokens=tokens,
             confidences=choice.confidence[rows, columns],
@@ -122,16 +129,26 @@ def _steps(
             engine_seconds=seconds,
         )
         step += 1
+        if len(lines) > 1 and engine.extends:
+            busy = masks.counts > 0
+            if 0 < busy.sum() <= _NARROW * len(busy):
+                cache, masks = engine.rows_of(cache, busy), masks.of(busy)
+                stuck = None if stuck is None else stuck[busy]
 
 
 def _choose(
-    outputs: StepOutputs, options: GenerationOptions, batch: Batch, step: int, stuck: NDArray[np.bool_] | None
+    outputs: StepOutputs,
+    options: GenerationOptions,
+    batch: Batch,
+    lines: NDArray[np.int64],
+    step: int,
+    stuck: NDArray[np.bool_] | None,
 ) -> Choice:
     """Propose tokens; a row whose last step only predicted masks may not propose the mask again."""
-    choice = choose(outputs, options, batch.generators(step))
+    choice = choose(outputs, options, batch.generators(step, lines))
     if stuck is None:
         return choice
-    other = choose(outputs, options, batch.generators(step), banned=batch.contract.mask_token_id)
+    other = choose(outputs, options, batch.generators(step, lines), banned=batch.contract.mask_token_id)
     pairs = zip(choice, other)
     return Choice(*(np.where(stuck[:, None], b, a) for a, b in pairs))
 

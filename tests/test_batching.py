@@ -9,7 +9,7 @@ from checkpoints import FAMILIES, MASK, OPENERS, VOCAB, Weights, onnx_engine
 from decoding import BUCKETS, collect, run
 
 from dpad.runtime.cache import CACHES
-from dpad.runtime.engine import Engine
+from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, InvalidRequest
 from dpad.runtime.generate import StepEvent, generate
 from dpad.runtime.options import GenerationOptions
@@ -69,6 +69,25 @@ def test_unequal_rows_are_as_alone(engine_of: Any, engine: str, family: str, cac
     rows = run(opened, UNEQUAL, options_for(cache_mode, decoder=decoder, steps=12))
     assert len({row.nfe for row in rows}) > 1 or decoder == "entropy"
     assert_rows_are_as_alone(opened, UNEQUAL, options_for(cache_mode, decoder=decoder, steps=12))
+
+
+@each_engine
+@each_cache
+def test_rows_that_wait_are_not_computed(
+    engine_of: Any, engine: str, cache_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if rows whose block is finished are computed on until the last row of the batch is."""
+    opened, sizes = engine_of(engine, "llada"), []
+
+    def step(inputs: StepInputs, cache: Any, step: Any = opened.step) -> StepOutputs:
+        sizes.append(len(inputs.canvas))
+        outputs: StepOutputs = step(inputs, cache)
+        return outputs
+
+    monkeypatch.setattr(opened, "step", step)
+    events = list(generate(opened, UNEQUAL, options_for(cache_mode)))
+    assert min(sizes) < len(UNEQUAL)
+    assert all(len(event.active) > 0.75 * size for event, size in zip(events, sizes, strict=True))
 
 
 @each_engine
