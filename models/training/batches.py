@@ -45,7 +45,7 @@ CANVAS = 1024  # tokens that an answer and its EOS may fill
 WIDTHS = (64, 96, 160, 256, 448, 1056)  # rows of a sample; few shapes compile once and repeat
 SPREADS = (1e6, 64.0, 16.0, 4.0)  # tokens by which the order of masking may differ from right to left
 STOP = 0.1  # of an answer's weight in a next-token step, more on its first EOS: a long answer has but one
-ENDINGS = 0.25  # share of the ordered samples, and of the blocks, that are taken around the answer's end
+ENDINGS = 0.25  # share of the ordered samples, and of the blocks, that are taken around `View.decision`
 NEXT = 6.0  # masks that weigh most where they come from the right: those that a decoder decides next
 MASKINGS = ("whole", "rest", "block")
 SEEN = (32, 64, 96, 160, 256, 448, 1024)  # rows from the first that may be masked, whatever the answer's length
@@ -62,9 +62,9 @@ class Recipe:
     rate: float = 1.5e-3
     decay: float = 0.02
     warmup: float = 0.01
-    cooldown: float = 0.5
+    cooldown: float = 0.3  # begins behind `stops`, which take the full rate
     simple: float = 0.4  # share of the run, from its start, that takes simple examples only
-    stops: tuple[float, float] = (0.58, 0.68)  # between these shares too, and most are about where answers end
+    stops: tuple[float, float] = (0.55, 0.7)  # between these shares most examples are about where answers end
     causal: float = 0.1  # share of the run, from its start, that predicts the next token instead
     blended: float = 0.85  # share of the run after which no step does; between, half of them at first, then fewer
     pool: int = 512  # examples drawn together and grouped by length
@@ -98,7 +98,8 @@ class View(NamedTuple):
     """An example as a step shows it; all in tokens from its start.
 
     `tokens` are prompt and answer, and EOS follow; [`begin`, `end`) may be masked; rows from `thinned` on are
-    thinned (None: they are not).
+    thinned (None: they are not). `decision` is where the answer ends, or where it might have: behind an earlier
+    token that is also its last.
     """
 
     tokens: list[int]
@@ -106,6 +107,7 @@ class View(NamedTuple):
     begin: int
     end: int
     thinned: int | None
+    decision: int
 
 
 class Data:
@@ -135,17 +137,18 @@ class Data:
     def _view(self, prompt: list[int], answer: list[int], plain: bool, rng: random.Random) -> View:
         """What of an example may be masked, drawn from `MASKINGS`; all of the answer if `plain`."""
         begin = asked = len(prompt)
+        ends = [place for place, token in enumerate(answer, start=1) if token == answer[-1]]
+        decision = ends[-1] if rng.random() < 0.5 else rng.choice(ends)
         masking = "whole" if plain else rng.choices(MASKINGS, self.recipe.maskings)[0]
         if masking == "rest":
             begin += rng.randint(0, len(answer))
         elif masking == "block":
-            last = len(answer) // BLOCK
-            begin += BLOCK * (last if rng.random() < ENDINGS else rng.randint(0, last))
+            begin += BLOCK * (decision // BLOCK if rng.random() < ENDINGS else rng.randint(0, len(answer) // BLOCK))
         begin = min(begin, WIDTHS[-1] - BLOCK)
         end = begin + BLOCK if masking == "block" else asked + CANVAS
         near = end if masking == "block" else begin + BLOCK * rng.randint(1, 4)
         thinned = near if rng.random() < 0.5 and not plain else None
-        return View([*prompt, *answer], asked, begin, end, thinned)
+        return View([*prompt, *answer], asked, begin, end, thinned, asked + decision)
 
     def batch(self, phase: Phase = "all", causal: bool = False) -> Batch:
         """The next batch of a phase; if `causal`, of clean rows whose every token is a target."""
@@ -164,11 +167,11 @@ class Data:
             return Batch(targets, positions, targets, weight / weight.sum())
         strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=state)  # low variance of the loss
         count = (strata[:, None] / len(rows) * inside.sum(1, keepdim=True)).ceil().clamp(min=1)
-        late = stop - torch.tensor([rng.randint(0, 5) if rng.random() < ENDINGS else 0 for _ in rows])[:, None]
+        late = torch.tensor([[v.decision - rng.randint(0, 5) if rng.random() < ENDINGS else CANVAS * 2] for v in views])
         ending = (inside & (positions >= late)).sum(1, keepdim=True)
         spread = torch.tensor(rng.choices(SPREADS, self.recipe.spreads, k=len(rows)))[:, None]
         noise = torch.rand(targets.shape, generator=state) * spread
-        count = count.where((spread == SPREADS[0]) | (late == stop) | (ending == 0), ending)
+        count = count.where((spread == SPREADS[0]) | (ending == 0), ending)
         order = (noise - positions).where(inside, torch.inf).argsort(1).argsort(1)
         masked = (order < count) & inside
         behind = (count - 1 - order) / NEXT  # how many masks lie before it, if they come from the right
