@@ -18,7 +18,10 @@ def parity_lines(report: dict[str, Any]) -> Iterator[str]:
             allowed = f"{output['checked']} {output['allowed']:.2e}" if output["allowed"] else "none"
             mean = f", mean {output['mean_abs']:.2e}" if output["checked"] == "mean" else ""
             yield (f"            {name:13} largest difference {output['max_abs']:.2e}{mean}, allowed {allowed}")
-        if trajectories := engine.get("trajectories"):
+        trajectories = engine.get("trajectories", {})
+        if "skipped" in trajectories:
+            yield f"            trajectories  {trajectories['skipped']} (dpad parity --trajectories)"
+        elif trajectories:
             yield (
                 f"            trajectories  {trajectories['equal']} of {trajectories['positions']} positions "
                 "committed with the same token in the same pass"

@@ -9,6 +9,7 @@ import pytest
 from bundles import export, write_source
 from checkpoints import FAMILIES
 
+from dpad.export import parity
 from dpad.export.feeds import MODES, random_feeds
 from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.progress import Progress
@@ -44,6 +45,16 @@ def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
     assert exact["trajectories"]["equal"] == exact["trajectories"]["positions"] > 0
     assert 0 < exact["steps"]["logits"]["max_abs"] < 1e-3
     assert any("largest difference" in line for line in parity_lines(report))
+
+
+def test_trajectories_of_slow_models_are_run_when_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if parity of an 8B model on a CPU takes days, or says that it compared what it did not."""
+    monkeypatch.setattr(parity, "_PATIENCE", 0.0)
+    names = ("onnxruntime-cpu-int8",)
+    report = require_passed(compare_bundle(bundle, Progress(), engines=names, steps=1))
+    assert any("not run" in line and "--trajectories" in line for line in parity_lines(report))
+    report = compare_bundle(bundle, Progress(), engines=names, steps=1, trajectories=True)
+    assert any("committed with the same token" in line for line in parity_lines(report))
 
 
 def rescale(model: onnx.ModelProto) -> None:

@@ -26,9 +26,22 @@ from dpad.runtime.bundle import Bundle
 )
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the random steps and prompts.")
+@click.option(
+    "--trajectories/--no-trajectories",
+    default=None,
+    help="Whole decodes too. Default: if the steps were so fast that they take under 10 minutes.",
+)
 @click.option("--write/--no-write", default=True, show_default=True, help="Put the report into the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(directory: Path, engines: tuple[str, ...], steps: int, seed: int, write: bool, as_json: bool) -> None:
+def command(
+    directory: Path,
+    engines: tuple[str, ...],
+    steps: int,
+    seed: int,
+    trajectories: bool | None,
+    write: bool,
+    as_json: bool,
+) -> None:
     """Compare the engines of the bundle DIR with PyTorch, step by step and over whole trajectories.
 
     Exits with status 1 if an engine is out of the tolerance of its dtype.
@@ -36,7 +49,7 @@ def command(directory: Path, engines: tuple[str, ...], steps: int, seed: int, wr
     progress = TerminalProgress()
     bundle = Bundle.open(directory)
     fit_threads(bundle)
-    report = compare_bundle(bundle, progress, engines=engines, steps=steps, seed=seed)
+    report = compare_bundle(bundle, progress, engines=engines, steps=steps, seed=seed, trajectories=trajectories)
     if write and not engines:
         put_report(bundle, report, progress)
     if as_json:
