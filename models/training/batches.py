@@ -47,6 +47,7 @@ SPREADS = (1e6, 64.0, 16.0, 4.0)  # tokens by which the order of masking may dif
 STOP = 0.1  # of an answer's weight in a next-token step, more on its first EOS: a long answer has but one
 ENDINGS = 0.25  # share of the ordered samples, and of the blocks, that are taken around `View.decision`
 NEXT = 6.0  # masks that weigh most where they come from the right: those that a decoder decides next
+FAR = 0.3  # what the masks far from those weigh: a decoder may fill them too, so it must know when not to
 MASKINGS = ("whole", "rest", "block")
 SEEN = (32, 64, 96, 160, 256, 448, 1024)  # rows from the first that may be masked, whatever the answer's length
 
@@ -175,7 +176,7 @@ class Data:
         order = (noise - positions).where(inside, torch.inf).argsort(1).argsort(1)
         masked = (order < count) & inside
         behind = (count - 1 - order) / NEXT  # how many masks lie before it, if they come from the right
-        weight = masked * torch.where(spread < SPREADS[0], torch.exp(-behind.clamp(min=0)) + 0.1, 1.0)
+        weight = masked * torch.where(spread < SPREADS[0], torch.exp(-behind.clamp(min=0)) + FAR, 1.0)
         weight = weight / weight.sum(1, keepdim=True) / len(rows)
         return Batch(torch.where(masked | (positions >= end), self.text.mask, targets), positions, targets, weight)
 
