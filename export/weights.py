@@ -13,15 +13,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dpad.export.progress import Progress
-from dpad.models.checkpoint import Checkpoint
+from dpad.models.checkpoint import Checkpoint, read_header
 from dpad.runtime.errors import ExportError
 
 _CHUNK = 4 << 20
+
+# Unsigned integers as wide as the dtype, and the bits that are all set in NaN and infinity only.
+_EXPONENTS = {"float32": ("uint32", 0x7F800000), "float16": ("uint16", 0x7C00), "bfloat16": ("uint16", 0x7F80)}
 
 
 def place_weights(
@@ -34,11 +38,28 @@ def place_weights(
         target = folder / shard.name
         if dtype not in (checkpoint.dtype, "float32"):
             convert_shard(shard, target, dtype, progress)
-        elif not link or not link_file(shard, target):
+            placed.append(target)
+            continue
+        check_finite(shard, progress)
+        if not link or not link_file(shard, target):
             with progress.task(f"copy {shard.name}", shard.stat().st_size) as advance:
                 copy_file(shard, target, advance)
         placed.append(target)
     return placed
+
+
+def check_finite(shard: Path, progress: Progress) -> None:
+    """Raise `ExportError`, naming the tensor, if a weight is NaN or infinite: nothing later might look at it."""
+    entries = read_header(shard)
+    with progress.task(f"check the values of {shard.name}", shard.stat().st_size) as advance:
+        for name, entry in entries.items():
+            bits, exponent = _EXPONENTS[entry.dtype]
+            words = np.memmap(shard, bits, "r", entry.offset, shape=(entry.length // np.dtype(bits).itemsize,))
+            for start in range(0, len(words), _CHUNK):
+                piece = words[start : start + _CHUNK]
+                if ((piece & exponent) == exponent).any():
+                    raise ExportError(_broken(name))
+                advance(piece.nbytes)
 
 
 def link_file(source: Path, target: Path) -> bool:
@@ -90,6 +111,10 @@ def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 def _overflow(name: str, original: torch.Tensor, dtype: str) -> str:
     if not torch.isfinite(original).all():
-        return f"tensor {name} of the checkpoint holds NaN or infinity; the checkpoint is broken"
+        return _broken(name)
     largest = original.abs().max().item()
     return f"tensor {name} reaches {largest:.4g}, which {dtype} cannot hold; use bfloat16 or float32"
+
+
+def _broken(name: str) -> str:
+    return f"tensor {name} of the checkpoint holds NaN or infinity; the checkpoint is broken"

@@ -86,6 +86,20 @@ def test_a_value_that_float16_cannot_hold_is_refused(tmp_path: Path, value: floa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_broken_weight_is_refused_where_nothing_is_converted(tmp_path: Path, stored: str, value: float) -> None:
+    """Fails if weights that are linked, not read, bring NaN into a bundle, or the old bundle is lost to them."""
+    old = export(write_source(tmp_path / "old"), tmp_path / "out")
+    raw = raw_config("dream")
+    weights = random_weights(raw, dtype=getattr(torch, stored))
+    weights["model.layers.1.self_attn.k_proj.bias"][-1] = value
+    write_tokenizer(write_checkpoint(tmp_path / "source", raw, weights, shards=2))
+    with pytest.raises(errors.ExportError, match=r"layers.1.self_attn.k_proj.bias of the checkpoint holds NaN"):
+        export(tmp_path / "source", tmp_path / "out", dtypes=(stored,))
+    assert Bundle.open(tmp_path / "out").manifest == old.manifest
+
+
 def test_a_second_export_does_nothing(source: Path, tmp_path: Path) -> None:
     """Fails if an unchanged bundle is made again, or a changed one is not."""
     out = tmp_path / "out"
