@@ -119,8 +119,10 @@ def loop_overhead(document: Document) -> str:
     rows = []
     for found in document["results"]:
         shares = [share(found["overhead"]["median"]), share(found["overhead_worst"])]
-        rows.append([found["threads"], found["cache"], middle(found["step_ms"]), *shares])
-    return table(["threads", "cache", "step, ms", "outside the engine", "worst decode"], rows)
+        loop = [middle(found[key]) for key in ("loop_us", "loop_alone_us")]
+        rows.append([found["threads"], found["cache"], middle(found["step_ms"]), *loop, *shares])
+    head = ["threads", "cache", "step, ms", "loop, us", "loop alone, us", "outside the engine", "worst decode"]
+    return table(head, rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {

@@ -184,6 +184,7 @@ def test_loop_overhead(folder: Path) -> None:
     found = document(folder, "loop_overhead")
     assert [result["cache"] for result in found["results"]] == ["none", "prefix", "dual", "extend"]
     assert all(result["overhead"]["median"] == result["overhead_worst"] > 0 for result in found["results"])
+    assert all(result["loop_alone_us"]["median"] > 0 for result in found["results"])
     assert found["goal"]["met"] is all(result["overhead"]["median"] < loop_overhead.GOAL for result in found["results"])
 
 

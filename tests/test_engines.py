@@ -272,7 +272,7 @@ def test_a_provider_that_does_not_start_is_an_error(make_bundle: Any, monkeypatc
     contract = OPENERS["onnxruntime"](make_bundle("llada")).contract
     real = ort.InferenceSession
     monkeypatch.setattr(onnx_engine, "require_provider", lambda provider: None)
-    monkeypatch.setattr(onnx_engine.ort, "InferenceSession", lambda p, options, providers: real(p, options))
+    monkeypatch.setattr(onnx_engine.ort, "InferenceSession", lambda p, options, **named: real(p, options))
     with pytest.raises(EngineUnavailable, match="could not start CUDAExecutionProvider"):
         OnnxEngine(path, contract, "float32", provider="cuda")
 
