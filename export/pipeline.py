@@ -118,6 +118,8 @@ def export_bundle(
     previous = _previous(out)
     if previous and not force and previous.manifest.provenance.get("key") == provenance["key"]:
         return previous, False
+    for shard in checkpoint.shards:
+        weights.check_finite(shard, progress)
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
         tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)

@@ -10,11 +10,8 @@ safetensors with their index, tokenizer files. config.json says that it is rando
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from dpad.export.layouts import LAYOUTS, Layout
 from dpad.export.progress import Progress
 from dpad.export.weights import save_shard
+from dpad.export.writer import stage_directory
 from dpad.models.checkpoint import meta_model, parse_config
 from dpad.runtime.errors import ExportError
 from dpad.runtime.manifest import RANDOM_WEIGHTS
@@ -63,7 +61,12 @@ def write_checkpoint(model: str, out: Path, layers: int | None, seed: int, progr
     state = meta_model(architecture, parsed).to(torch.bfloat16).state_dict()
     split = split_torch_state_dict_into_shards(state, max_shard_size=_SHARD)
     size = int(split.metadata["total_size"])
-    with _new_directory(out, size) as stage:
+    with stage_directory(out) as stage:
+        free = shutil.disk_usage(stage).free
+        if free < size:
+            raise ExportError(
+                f"{out} would take {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; fewer --layers take less"
+            )
         _write_json(stage / "config.json", config)
         _write_tokenizer(layout, stage)
         with progress.task(f"{size / 1e9:.1f} GB of random weights", size) as advance:
@@ -95,10 +98,9 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 def _write_tokenizer(layout: Layout, folder: Path) -> None:
     vocabulary, merges = _vocabulary(layout.words)
+    special = {index: AddedToken(layout.special[index], special=True) for index in sorted(layout.special)}
     settings: dict[str, Any] = {
-        "added_tokens_decoder": {
-            str(index): asdict(_Added(content)) for index, content in sorted(layout.special.items())
-        },
+        "added_tokens_decoder": {str(index): token.__getstate__() for index, token in special.items()},
         **layout.named,
         "tokenizer_class": "Qwen2Tokenizer" if layout.parts else "PreTrainedTokenizerFast",
     }
@@ -113,20 +115,8 @@ def _write_tokenizer(layout: Layout, folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(content, special=True) for _, content in sorted(layout.special.items())])
+    tokenizer.add_special_tokens(list(special.values()))
     tokenizer.save(str(folder / "tokenizer.json"))
-
-
-@dataclass(frozen=True)
-class _Added:
-    """A special token as tokenizer_config.json declares it."""
-
-    content: str
-    lstrip: bool = False
-    normalized: bool = False
-    rstrip: bool = False
-    single_word: bool = False
-    special: bool = True
 
 
 def _vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -144,26 +134,3 @@ def _vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-@contextmanager
-def _new_directory(out: Path, size: int) -> Iterator[Path]:
-    """A hidden sibling that becomes `out` at the end; on any exception nothing is left."""
-    out = out.absolute()
-    stage = out.with_name(f".{out.name}.synth-{os.getpid()}")
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ExportError(f"{out} exists and is not empty; choose another directory, or remove it")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < size:
-            raise ExportError(
-                f"{out} would take {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; fewer --layers take less"
-            )
-        stage.mkdir()
-        yield stage
-        stage.rename(out)
-    except OSError as error:
-        raise ExportError(f"writing {out} failed: {error}; nothing is left of it") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +28,21 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+def stage_bundle(destination: Path) -> AbstractContextManager[Path]:
+    """`stage_directory` for a bundle, which may take the place of another bundle."""
+    return stage_directory(destination, replaces=manifests.FILE_NAME)
+
+
 @contextmanager
-def stage_bundle(destination: Path) -> Iterator[Path]:
-    """A fresh directory that becomes `destination` when the block ends without an exception."""
+def stage_directory(destination: Path, replaces: str | None = None) -> Iterator[Path]:
+    """A fresh directory that becomes `destination` when the block ends without an exception.
+
+    Raises `ExportError` if `destination` is neither empty nor holds the file `replaces`, or if writing fails.
+    """
     destination = destination.absolute()
-    if destination.exists() and not _may_replace(destination):
-        raise ExportError(f"{destination} exists and is not a bundle; choose another --out, or remove it")
+    if destination.exists() and not _may_replace(destination, replaces):
+        wanted = "empty" if replaces is None else "a bundle"
+        raise ExportError(f"{destination} exists and is not {wanted}; choose another directory, or remove it")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(destination)
@@ -46,7 +55,7 @@ def stage_bundle(destination: Path) -> Iterator[Path]:
         yield stage
         _put_in_place(stage, destination)
     except OSError as error:
-        raise ExportError(f"writing the bundle failed: {error}; {destination} is unchanged") from error
+        raise ExportError(f"writing {destination} failed: {error}; it is unchanged") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -80,11 +89,11 @@ def link_tree(source: Path, target: Path) -> None:
                 shutil.copy2(path, copy)
 
 
-def _may_replace(destination: Path) -> bool:
-    """A bundle, or an empty directory; never somebody's files."""
+def _may_replace(destination: Path, marker: str | None) -> bool:
+    """An empty directory, or one with the file `marker`; never somebody's files."""
     if not destination.is_dir():
         return False
-    return (destination / manifests.FILE_NAME).is_file() or not any(destination.iterdir())
+    return (marker is not None and (destination / marker).is_file()) or not any(destination.iterdir())
 
 
 def _put_in_place(stage: Path, destination: Path) -> None:
