@@ -8,13 +8,14 @@ import json
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import click
 import numpy as np
@@ -115,11 +116,42 @@ def peak_memory() -> int:
 
     From /proc, because `ru_maxrss` of a new process begins at the peak of the one that started it.
     """
+    return _status("VmHWM")
+
+
+def own_memory() -> int:
+    """Resident memory of this process now that is not mapped from a file, in bytes."""
+    return _status("RssAnon")
+
+
+class OwnPeak:
+    """A context; `bytes` is then the largest `own_memory` while it lasted, looked at ten times a second."""
+
+    def __init__(self) -> None:
+        self.bytes, self._over = 0, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, own_memory())
+            if self._over.wait(0.1):
+                return
+
+
+def _status(field: str) -> int:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        raise click.ClickException("peak memory is read from /proc/self/status, which only Linux has") from None
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        raise click.ClickException("memory is read from /proc/self/status, which only Linux has") from None
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
 def in_child(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:

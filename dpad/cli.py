@@ -1,4 +1,4 @@
-"""The command line: `dpad export | generate | parity | eval | inspect | synth | plugin`.
+"""The command line: `dpad export | generate | parity | eval | inspect | plan | synth | plugin`.
 
 Commands live one a file in `dpad.commands` and are imported when they are called, so that
 `dpad generate` never loads torch.
@@ -20,6 +20,7 @@ _COMMANDS = {
     "parity": "Compare a bundle's engines with PyTorch.",
     "eval": "Measure a bundle on a task.",
     "inspect": "Show what a bundle holds and what runs here.",
+    "plan": "Predict what engines need and how fast a step can be.",
     "synth": "Write a checkpoint with random weights in the authors' layout.",
     "plugin": "Compile the attention kernel for GPUs that are not here.",
 }

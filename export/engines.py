@@ -14,14 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dpad.export.digest import digest
+from dpad.export.forecast import building
 from dpad.export.plan import build_plan, profiles
 from dpad.export.plan import capabilities as capabilities_of
 from dpad.export.progress import Progress
 from dpad.plugins.checks import check_kernel
-from dpad.runtime.bundle import Bundle, sha256
+from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ExportError
-from dpad.runtime.machine import Machine
+from dpad.runtime.machine import Machine, available_memory
 from dpad.runtime.manifest import BuildFlags, EngineEntry, StepEntry
 
 HALF = ("float16", "bfloat16")
@@ -80,20 +82,21 @@ def build_engines(
 ) -> tuple[EngineEntry, ...]:
     """Compile what `recipe` says below `stage`.
 
-    An engine of `previous` with an equal key is copied instead. Raises `ExportError` if a
-    library is missing, `AttentionError` if the plugin's kernel has no such heads, and
-    `EngineBuildError` if a build fails.
+    Says before a build how much memory it takes, and after it how long it took. An engine of `previous` with an
+    equal key is copied instead. Raises `ExportError` if a library or the memory for a build is missing,
+    `AttentionError` if the plugin's kernel has no such heads, and `EngineBuildError` if a build fails.
     """
     entries = []
     for dtype in (d for d in recipe.dtypes if d in HALF and recipe.capabilities):
         if recipe.attention == "plugin":
             check_kernel(contract.head_size, dtype)
         onnx = _step_to_compile(stage, steps[dtype], recipe.attention)
+        weights = sum((stage / name).stat().st_size for name in steps[dtype].weights)
         for target in (target for target in recipe.targets if target != "onnx"):
             trt = _import_builder(target)
             for capability in recipe.capabilities:
                 entry = _engine_entry(recipe, target, trt, stage, onnx, steps[dtype], contract, dtype, capability)
-                entries.append(_build_engine(entry, trt, stage, contract, previous, progress))
+                entries.append(_build_engine(entry, trt, stage, contract, weights, previous, progress))
     return tuple(entries)
 
 
@@ -146,8 +149,8 @@ def _engine_entry(
         platform=Machine.current().platform,
         attention=recipe.attention,
         plugin_version=_plugin_version(recipe.attention),
-        step_sha256=sha256(stage / onnx),
-        weights_sha256=tuple(sha256(stage / name) for name in step.weights),
+        step_sha256=digest(stage / onnx),
+        weights_sha256=tuple(digest(stage / name) for name in step.weights),
         profiles={name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
         flags=recipe.flags,
         build_seconds=0.0,
@@ -168,6 +171,7 @@ def _build_engine(
     trt: Any,
     stage: Path,
     contract: StepContract,
+    weights: int,
     previous: Bundle | None,
     progress: Progress,
 ) -> EngineEntry:
@@ -178,6 +182,7 @@ def _build_engine(
             shutil.copyfile(previous.path(old.file), target)
             progress.say(f"{entry.file}: unchanged, reused")
             return replace(entry, build_seconds=old.build_seconds)
+    _require_memory(entry, weights, progress)
     began = time.perf_counter()
     plan = build_plan(
         trt,
@@ -189,7 +194,21 @@ def _build_engine(
         entry.flags,
         entry.attention,
     )
-    target.write_bytes(plan)
+    target.write_bytes(plan.data)
     seconds = time.perf_counter() - began
-    progress.say(f"{entry.file}: {len(plan) / 1e6:.1f} MB, built in {seconds:.1f} s")
+    progress.say(
+        f"{entry.file}: {plan.data.nbytes / 1e6:.1f} MB, built in {seconds:.1f} s; on the device a step takes "
+        f"{plan.activations / 1e6:.0f} MB beside weights and caches"
+    )
     return replace(entry, build_seconds=round(seconds, 3))
+
+
+def _require_memory(entry: EngineEntry, weights: int, progress: Progress) -> None:
+    """Refuse a build that would be killed for memory; that of TensorRT-RTX is known, see `forecast.building`."""
+    if entry.target != "tensorrt-rtx" or entry.flags.strip_weights:
+        return
+    need, here = building(weights), available_memory()
+    told = f"{entry.file}: the build takes about {need / 1e9:.1f} GB of memory, {here / 1e9:.1f} GB are available"
+    if need > here:
+        raise ExportError(f"{told}; build on a larger machine, or export fewer bits a weight")
+    progress.say(told)

@@ -1,6 +1,7 @@
 """Resolves MODEL to a checkpoint directory: a name, a hub id or a local path.
 
     resolve("tiny")  resolve("llada")  resolve("GSAI-ML/LLaDA-1.5")  resolve("./checkpoint")
+    read_config("llada")        # its config.json alone, for what needs no weights
 
 The local hub cache is used first; else the files are downloaded (config, safetensors and
 tokenizer only, never code); else the error says exactly which command to run.
@@ -9,8 +10,13 @@ tokenizer only, never code); else the error says exactly which command to run.
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from dpad.export.layouts import LAYOUTS
+from dpad.models.checkpoint import find_shards, read_json
+from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import CheckpointError
+from dpad.runtime.manifest import FILE_NAME
 
 HUB_IDS = {
     "llada": "GSAI-ML/LLaDA-8B-Instruct",
@@ -42,8 +48,8 @@ class Source:
     embedded: bool = False
 
 
-def resolve(model: str) -> Source:
-    """Find or download `model`; raises `CheckpointError` with the command that fetches it."""
+def resolve(model: str, weights: bool = True) -> Source:
+    """Find or download `model`, or without `weights` its config.json; raises `CheckpointError` with the way out."""
     if model in EMBEDDED:
         return Source(model, model, Path(str(resources.files("dpad.models") / model)), embedded=True)
     path = Path(model)
@@ -53,18 +59,33 @@ def resolve(model: str) -> Source:
     if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
         names = ", ".join([*EMBEDDED, *HUB_IDS])
         raise CheckpointError(f"{model!r} is neither a directory, nor a hub id (owner/name), nor one of {names}")
-    return Source(model.replace("/", "--"), hub_id, _snapshot(hub_id))
+    return Source(model.replace("/", "--"), hub_id, _snapshot(hub_id, weights))
 
 
-def _snapshot(hub_id: str) -> Path:
+def read_config(model: str) -> dict[str, Any]:
+    """The config.json of `model`, of which a bundle may also be the directory; no weights are fetched.
+
+    Published repositories that `dpad synth` knows need no network. Raises `CheckpointError` as `resolve` does.
+    """
+    if (bundle := Path(model) / FILE_NAME).is_file():
+        return dict(Bundle.open(bundle.parent, hashes=False).manifest.model_config)
+    if not Path(model).is_dir() and (name := model.removesuffix("-base")) in LAYOUTS:
+        return dict(LAYOUTS[name].config)
+    return read_json(resolve(model, weights=False).directory / "config.json")
+
+
+def _snapshot(hub_id: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    files = _FILES if weights else ["config.json"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_FILES, local_files_only=True))
+        found = Path(snapshot_download(hub_id, allow_patterns=files, local_files_only=True))
+        if _is_whole(found, weights):
+            return found
     except Exception:  # noqa: S110 - not in the cache: try the network
         pass
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=files))
     except Exception as error:
         raise CheckpointError(
             f"{hub_id} is not in the local hub cache and cannot be downloaded here "
@@ -73,3 +94,13 @@ def _snapshot(hub_id: str) -> Path:
             f"    hf download {hub_id} --local-dir {hub_id.split('/')[1]}\n"
             f"copy the directory here, and pass its path as MODEL."
         ) from error
+
+
+def _is_whole(directory: Path, weights: bool) -> bool:
+    """Whether a cached snapshot has what is asked for: others may have fetched only some of its files."""
+    try:
+        if weights:
+            find_shards(directory)
+        return (directory / "config.json").is_file()
+    except CheckpointError:
+        return False

@@ -22,14 +22,15 @@ from polygraphy.comparator import Comparator, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
 from dpad.export.feeds import Feed, random_feeds
-from dpad.export.progress import Progress
+from dpad.export.progress import Advance, Progress
 from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import EngineUnavailable, ParityError
 from dpad.runtime.generate import generate
 from dpad.runtime.machine import Machine, library_version
-from dpad.runtime.onnx_engine import OnnxEngine, open_session
+from dpad.runtime.onnx_engine import OnnxEngine
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.select import Candidate, candidates, open_engine
@@ -134,8 +135,13 @@ def _compare(
     reference = open_torch_engine(bundle, "float32" if candidate.dtype == "int8" else candidate.dtype)
     feeds = list(random_feeds(bundle.manifest.contract, reference.dtype, steps, seed))
     with _open(bundle, candidate) as engine:
-        with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps"):
-            outputs = compare_steps(reference, _runner(bundle, candidate, engine), feeds, candidate.dtype)
+        with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps", 2 * len(feeds)) as told:
+            runner = (
+                SessionRunner(engine, told) if isinstance(engine, OnnxEngine) else StepRunner("engine", engine, told)
+            )
+            outputs = compare_steps(
+                StepRunner("torch", reference, told), runner, reference.contract, feeds, candidate.dtype
+            )
         decodes = len(engine.caches) * len(TRAJECTORY_DECODERS)
         predicted = 2 * _seconds(reference, feeds[0][1]) * decodes * _GEN_LENGTH
         if wanted or (wanted is None and predicted < _PATIENCE):
@@ -172,19 +178,26 @@ def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
     return OnnxEngine(bundle.path(candidate.file), bundle.manifest.contract, candidate.dtype, provider)
 
 
-def _runner(bundle: Bundle, candidate: Candidate, engine: OnnxEngine | TrtEngine) -> BaseRunner:
-    if isinstance(engine, TrtEngine):
-        return StepRunner("engine", engine)
-    provider = candidate.name.split("-")[1]
-    return OnnxrtRunner(lambda: open_session(bundle.path(candidate.file), provider), "engine")
+class SessionRunner(OnnxrtRunner):  # type: ignore[misc]
+    """The session of an engine, fed as Polygraphy feeds sessions: no second copy of the weights."""
+
+    def __init__(self, engine: OnnxEngine, advance: Advance) -> None:
+        super().__init__(lambda: engine.session, name="engine")
+        self._advance = advance
+
+    def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":
+        """One step, told to `advance`."""
+        outputs: OrderedDict[str, np.ndarray[Any, Any]] = super().infer_impl(feed_dict)
+        self._advance(1)
+        return outputs
 
 
 class StepRunner(BaseRunner):  # type: ignore[misc]
-    """A step whose every input is given, as a Polygraphy runner."""
+    """A step whose every input is given, as a Polygraphy runner; every one is told to `advance`."""
 
-    def __init__(self, name: str, engine: TorchEngine | TrtEngine) -> None:
+    def __init__(self, name: str, engine: TorchEngine | TrtEngine, advance: Advance) -> None:
         super().__init__(name=name)
-        self._engine = engine
+        self._engine, self._advance = engine, advance
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """Names, dtypes and shapes of the contract."""
@@ -200,19 +213,18 @@ class StepRunner(BaseRunner):  # type: ignore[misc]
         began = perf_counter()
         outputs = self._engine.run(feed_dict)
         self.inference_time = perf_counter() - began
+        self._advance(1)
         return OrderedDict(zip(names, outputs))
 
 
 def compare_steps(
-    reference: TorchEngine, runner: BaseRunner, feeds: list[tuple[str, Feed]], dtype: str
+    reference: StepRunner, runner: BaseRunner, contract: StepContract, feeds: list[tuple[str, Feed]], dtype: str
 ) -> dict[str, dict[str, Any]]:
     """Measured and allowed differences of every output, over all feeds, for a step in `dtype`."""
-    names = [spec.name for spec in reference.contract.outputs(reference.dtype)]
+    names = [spec.name for spec in contract.outputs()]
     # Relative differences of zeros are undefined; the absolute tolerance decides those.
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore", divide="ignore"):
-        runs = Comparator.run(
-            [StepRunner("torch", reference), runner], data_loader=[OrderedDict(feed) for _, feed in feeds]
-        )
+        runs = Comparator.run([reference, runner], data_loader=[OrderedDict(feed) for _, feed in feeds])
         finite = Comparator.validate(runs, check_inf=True, check_nan=True)
         allowed = _allowed(names, dtype, runs["torch"])
         compare = SimpleCompareFunc(

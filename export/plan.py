@@ -1,7 +1,8 @@
 """Builds a TensorRT or TensorRT-RTX plan from a traced step; the library is passed in.
 
     import tensorrt_rtx
-    plan = build_plan(tensorrt_rtx, onnx_path, profiles(contract), "8.9", progress)
+    plan = build_plan(tensorrt_rtx, onnx_path, contract, "float16", "8.9", progress)
+    path.write_bytes(plan.data)
 
 With a compute capability set, TensorRT-RTX builds on a machine without a GPU. Networks are
 strongly typed: the dtype is the ONNX file's. The builder is driven directly rather than
@@ -9,6 +10,7 @@ through Polygraphy, which picks TensorRT or TensorRT-RTX once a process by an en
 variable and keeps the parser's and builder's own errors in its log.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +27,16 @@ from dpad.runtime.trt_log import make_logger
 Ranges = dict[str, tuple[int, int, int]]
 
 _NO_FLAGS = BuildFlags()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled engine: its bytes, in the builder's own memory (a plan is as large as its weights), and the
+    bytes of device memory that a step takes at the largest shapes, beside weights, caches and logits (0: unknown).
+    """
+
+    data: memoryview
+    activations: int
 
 
 def profiles(contract: StepContract) -> dict[str, Ranges]:
@@ -54,7 +66,7 @@ def build_plan(
     progress: Progress,
     flags: BuildFlags = _NO_FLAGS,
     attention: str = "native",
-) -> bytes:
+) -> Plan:
     """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words.
 
     With `attention` "plugin" the file holds plugin nodes, whose plugins are registered first.
@@ -81,16 +93,16 @@ def build_plan(
     with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:
         monitor = _monitor(trt, advance)
         config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
+        data = builder.build_serialized_network(network, config)
     if monitor.cancelled:
         raise KeyboardInterrupt
-    if plan is None:
+    if data is None:
         raise EngineBuildError(
             f"{trt.__name__} could not build {onnx_path.name} ({dtype}) for compute capability {capability}:\n"
             f"{logger.words()}{_hint(flags)}"
         )
     timings.save(config)
-    return bytes(plan)
+    return Plan(memoryview(data), logger.activations)
 
 
 def _register_plugins(trt: ModuleType, capability: str) -> None:

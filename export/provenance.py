@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dpad.export import tokenizer
+from dpad.export.digest import digest
 from dpad.export.hub import Source
 from dpad.export.progress import Progress
 from dpad.models import presets
 from dpad.models.checkpoint import Checkpoint
-from dpad.runtime.bundle import sha256
 from dpad.runtime.machine import library_version
 
 _LIBRARIES = (
@@ -41,7 +41,7 @@ def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], p
         path for name in (*tokenizer.SOURCES, presets.FILE_NAME) if (path := checkpoint.directory / name).exists()
     ]
     with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
-        hashes = {path.name: sha256(path, advance) for path in files}
+        hashes = {path.name: digest(path, advance) for path in files}
     described = {
         "source": source.label,
         "source_files": hashes,
@@ -61,9 +61,9 @@ def code_hash() -> str:
     import dpad.plugins
     import dpad.runtime
 
-    digest = hashlib.sha256()
+    sources = hashlib.sha256()
     for package in (dpad.export, dpad.models, dpad.plugins, dpad.runtime):
         for folder in package.__path__:
             for path in sorted(Path(folder).glob("*.py")):
-                digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+                sources.update(path.name.encode() + b"\0" + path.read_bytes())
+    return sources.hexdigest()

@@ -103,8 +103,7 @@ def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
             raise ExportError(f"the traced step needs tensor {name}, which the checkpoint lacks")
         stored, computed = ir.DataType[_IR_DTYPES[entry.dtype]], value.dtype
         if computed is not None and stored != computed:
-            _cast(model.graph, value, computed)
-            value.dtype = stored
+            _cast(model.graph, value, stored, computed)
         value.const_value = ir.ExternalTensor(
             entry.file.name,
             entry.offset,
@@ -116,16 +115,30 @@ def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
         )
 
 
-def _cast(graph: ir.Graph, weight: ir.Value, dtype: ir.DataType) -> None:
-    """Let the nodes that take `weight` take it in `dtype`, cast just before the first of them."""
-    users = {use.node for use in weight.uses()}
-    first = next(node for node in graph if node in users)
-    cast = ir.node("Cast", inputs=[weight], attributes={"to": int(dtype)})
-    wide = cast.outputs[0]
-    wide.name, wide.dtype = f"{weight.name}.{dtype.name.lower()}", dtype
-    weight.replace_all_uses_with(wide)
-    cast.replace_input_with(0, weight)
-    graph.insert_before(first, cast)
+def _cast(graph: ir.Graph, weight: ir.Value, stored: ir.DataType, dtype: ir.DataType) -> None:
+    """Let the nodes that take `weight`, which is `stored` narrower, compute in `dtype`.
+
+    It is cast just before the first of them. A lookup finds its rows as they are stored and these are cast: a
+    table of embeddings is large, and few of its rows are used.
+    """
+    weight.dtype = stored
+    uses = weight.uses()
+    for lookup in [use.node for use in uses if use.node.op_type == "Gather"]:
+        rows = lookup.outputs[0]
+        cast = ir.node("Cast", inputs=[rows], attributes={"to": int(dtype)})
+        rows.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, rows)
+        cast.outputs[0].name, cast.outputs[0].dtype = rows.name, dtype
+        rows.name, rows.dtype = f"{rows.name}.stored", stored
+        graph.insert_after(lookup, cast)
+    products = [use for use in uses if use.node.op_type != "Gather"]
+    if products:
+        cast = ir.node("Cast", inputs=[weight], attributes={"to": int(dtype)})
+        cast.outputs[0].name, cast.outputs[0].dtype = f"{weight.name}.{dtype.name.lower()}", dtype
+        users = {use.node for use in products}
+        graph.insert_before(next(node for node in graph if node in users), cast)
+        for use in products:
+            use.node.replace_input_with(use.idx, cast.outputs[0])
 
 
 def check_onnx(path: Path, weights: Iterable[Path]) -> None:

@@ -18,9 +18,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from dpad.export.digest import digest
 from dpad.export.progress import Progress
 from dpad.runtime import manifest as manifests
-from dpad.runtime.bundle import sha256
 from dpad.runtime.errors import ExportError
 from dpad.runtime.manifest import FileEntry, Manifest
 
@@ -66,7 +66,7 @@ def write_manifest(stage: Path, manifest: Manifest, progress: Progress) -> Manif
     total = sum(path.stat().st_size for path in paths)
     with progress.task("hash files", total) as advance:
         files = {
-            path.relative_to(stage).as_posix(): FileEntry(path.stat().st_size, sha256(path, advance)) for path in paths
+            path.relative_to(stage).as_posix(): FileEntry(path.stat().st_size, digest(path, advance)) for path in paths
         }
     manifest = replace(manifest, files=files)
     with (stage / manifests.FILE_NAME).open("w", encoding="utf-8") as file:

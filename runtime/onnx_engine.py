@@ -68,28 +68,28 @@ class OnnxEngine(Engine):
         """Open the model; `threads` 0 lets ONNX Runtime use every core.
 
         Caches of an int8 step are float32, so `dtype` of the engine is.
-        Raises `EngineUnavailable` if this build of ONNX Runtime lacks the provider or cannot
-        start it, and `EngineError` with ONNX Runtime's own words if it cannot load the file.
+        `session` is ONNX Runtime's own. Raises `EngineUnavailable` if this build of it lacks the provider or
+        cannot start it, and `EngineError` with ONNX Runtime's own words if it cannot load the file.
         """
         self.name = f"onnxruntime-{provider}" + ("-int8" if dtype == "int8" else "")
         self.contract, self.dtype, self._device = contract, _INTERFACES.get(dtype, dtype), provider
         self.extends = provider == "cpu"  # rows are joined on the host
-        self._session = open_session(path, provider, threads)
+        self.session = open_session(path, provider, threads)
         self._check_signature(path)
         self._cache_names = [name for pair in contract.cache_names() for name in pair]
         self._new_names = [name for pair in contract.new_names() for name in pair]
 
     def _check_signature(self, path: Path) -> None:
         for kind, have, want in (
-            ("input", self._session.get_inputs(), self.contract.inputs(self.dtype)),
-            ("output", self._session.get_outputs(), self.contract.outputs(self.dtype)),
+            ("input", self.session.get_inputs(), self.contract.inputs(self.dtype)),
+            ("output", self.session.get_outputs(), self.contract.outputs(self.dtype)),
         ):
             if [tensor.name for tensor in have] != [spec.name for spec in want]:
                 raise EngineError(f"{path}: its {kind}s are not those of the contract; export the bundle again")
 
     def new_cache(self, batch: int, slots: int) -> OnnxCache:
         """An empty cache for `batch` canvases of `slots` positions; it takes no memory until a refresh."""
-        cache = OnnxCache(batch, slots, self._session.io_binding(), CacheRows(batch, slots))
+        cache = OnnxCache(batch, slots, self.session.io_binding(), CacheRows(batch, slots))
         self._empty(cache)
         return cache
 
@@ -140,7 +140,7 @@ class OnnxEngine(Engine):
             for name in self._new_names:
                 binding.bind_output(name, self._device, 0)
         try:
-            self._session.run_with_iobinding(binding)
+            self.session.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed in a step: {error}") from error
         values = binding.get_outputs()
@@ -166,7 +166,7 @@ class OnnxEngine(Engine):
 
     def close(self) -> None:
         """Drop the session."""
-        self.__dict__.pop("_session", None)
+        self.__dict__.pop("session", None)
 
 
 def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSession:
@@ -190,6 +190,8 @@ def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSe
             f"weights are prepared in every step, which is slow; {_PREPARED * size / 1e9:.0f} GB would do",
             stacklevel=2,
         )
+        # Each prepared weight is given back before the next is made; an arena would keep the memory of them all.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     try:
         session = ort.InferenceSession(
             path,

@@ -103,6 +103,10 @@ class HostDevice(Device):
                 return region.bytes[offset : offset + size]
         raise HostFault(f"{address} was never allocated")
 
+    def living(self) -> int:
+        """Bytes that are allocated now."""
+        return sum(region.size for region in self._regions if region.alive)
+
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Host memory that is known to be pinned."""
         self._enter("pinned")

@@ -97,7 +97,7 @@ def test_stripped_plans_are_small_or_say_what_they_need(bundle: Bundle) -> None:
 
     def strip() -> bytes:
         flags = BuildFlags(strip_weights=True)
-        return build_plan(tensorrt_rtx, step, contract, "float16", "8.9", Progress(), flags)
+        return bytes(build_plan(tensorrt_rtx, step, contract, "float16", "8.9", Progress(), flags).data)
 
     if Machine.current().gpu is None:
         with pytest.raises(errors.EngineBuildError, match=r"(?s)Myelin.*needs a GPU to build.*--strip-weights"):

@@ -201,11 +201,11 @@ def test_a_refresh_that_fails_leaves_no_stale_cache(make_bundle: Any, monkeypatc
         def run_with_iobinding(self, binding: Any) -> None:
             raise RuntimeError("out of memory")
 
-    session = engine._session
-    monkeypatch.setattr(engine, "_session", Failing())
+    session = engine.session
+    monkeypatch.setattr(engine, "session", Failing())
     with pytest.raises(EngineError, match="out of memory"):
         engine.step(refresh(*KEPT, seed=1), cache)
-    monkeypatch.setattr(engine, "_session", session)
+    monkeypatch.setattr(engine, "session", session)
     with pytest.raises(EngineError, match="no step of this cache has written it"):
         engine.step(STEPS[0], cache)
 

@@ -10,6 +10,7 @@ import tensorrt_rtx
 from bundles import export, write_source
 from checkpoints import FAMILIES
 
+from dpad.export import engines
 from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.plan import build_plan, capabilities, profiles
 from dpad.export.progress import Progress
@@ -51,6 +52,16 @@ def test_the_builders_own_error_is_shown(bundle: Bundle) -> None:
     contract = bundle.manifest.contract
     with pytest.raises(errors.EngineBuildError, match="(?s)float32.*8.9.*Attention"):
         build_plan(tensorrt_rtx, bundle.path("float32/step.onnx"), contract, "float32", "8.9", Progress())
+
+
+def test_a_build_that_does_not_fit_in_memory_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a build begins that the system would kill, or if its bundle appears."""
+    monkeypatch.setattr(engines, "available_memory", lambda: 400_000_000)
+    with pytest.raises(errors.ExportError, match=r"takes about 0\.5 GB of memory, 0\.4 GB are available; build on a"):
+        export(source, tmp_path / "out", targets=("tensorrt-rtx",), capabilities=("8.9",))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_capability_names_the_known_ones(bundle: Bundle) -> None:

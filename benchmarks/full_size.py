@@ -1,0 +1,126 @@
+"""A checkpoint of full size, made with random weights, through export and parity: seconds and memory of each.
+
+    python benchmarks/full_size.py --model llada --work /tmp/full --out docs/benchmarks/full_size.json
+
+Every stage runs in a fresh process, one after the other, and does what its command does: `dpad synth MODEL`,
+`dpad export` in the checkpoint's own bfloat16, the same with a float32 step over the same files, which a CPU can
+run, and `dpad parity --steps 2 --engine onnxruntime-cpu`. `seconds` are split by task, as the commands report
+them; `reading` of them go to hashing the shards and to looking for NaN in them, which follow the disk. `peak_mib`
+is the largest resident memory of the process, and counts pages of mapped weights, which the system may take back;
+`own_mib` is the largest amount that is not mapped from files, sampled ten times a second.
+
+`--work` needs room for the checkpoint (16 GB); the bundle links it. Both are removed at the end.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+import measure
+from dpad.export.layouts import LAYOUTS
+from dpad.export.progress import Advance, Progress
+
+GOALS = {"seconds": 60, "peak_mib": 1536}  # of the export, without `reading`
+
+
+class Stopwatch(Progress):
+    """Seconds of every task; shards count together."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
+        """Measured from begin to end, those within it included."""
+        began = time.perf_counter()
+        yield lambda amount: None
+        name = re.sub(r"\S+\.safetensors", "shards", description)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        measure.say(f"  {description}: {time.perf_counter() - began:.1f} s")
+
+
+def synthesise(watch: Stopwatch, model: str, layers: int | None, work: Path) -> dict[str, Any]:
+    """`dpad synth`."""
+    from dpad.export.synthetic import write_checkpoint
+
+    summary = write_checkpoint(model, work / "checkpoint", layers, 0, watch)
+    return {"layers": summary.layers, "weights": summary.weights, "bytes": summary.size, "shards": summary.shards}
+
+
+def export(watch: Stopwatch, work: Path, dtypes: tuple[str, ...]) -> dict[str, Any]:
+    """`dpad export`, without parity."""
+    from dpad.export.pipeline import ExportSettings, export_bundle
+
+    settings = ExportSettings(dtypes=dtypes, max_batch=1)
+    bundle, _ = export_bundle(str(work / "checkpoint"), work / "bundle", settings, watch)
+    steps = bundle.manifest.steps.items()
+    return {"step_bytes": {dtype: bundle.path(step.onnx).stat().st_size for dtype, step in steps}}
+
+
+def parity(watch: Stopwatch, work: Path, steps: int) -> dict[str, Any]:
+    """`dpad parity`, without whole decodes."""
+    from dpad.export.parity import compare_bundle, require_passed
+    from dpad.runtime.bundle import Bundle
+
+    bundle = Bundle.open(work / "bundle")
+    report = compare_bundle(bundle, watch, engines=["onnxruntime-cpu"], steps=steps, trajectories=False)
+    require_passed(report)
+    return {"engines": [{key: e[key] for key in ("dtype", "status", "detail")} for e in report["engines"]]}
+
+
+def staged(stage: Any) -> dict[str, Any]:
+    """What `stage` tells, with its seconds and the memory of this process."""
+    watch = Stopwatch()
+    with measure.OwnPeak() as own:
+        began = time.perf_counter()
+        facts: dict[str, Any] = stage(watch)
+        seconds = time.perf_counter() - began
+    tasks = {name: measure.digits(taken) for name, taken in watch.seconds.items()}
+    reading = sum(taken for name, taken in watch.seconds.items() if name.startswith(("hash", "check the values")))
+    return facts | {
+        "seconds": measure.digits(seconds),
+        "reading": measure.digits(reading),
+        "tasks": tasks,
+        "peak_mib": measure.peak_memory() >> 20,
+        "own_mib": own.bytes >> 20,
+    }
+
+
+@click.command(cls=measure.Benchmark)
+@click.option("--model", default="llada", show_default=True, type=click.Choice(tuple(LAYOUTS)), help="Whose layout.")
+@click.option("--layers", type=click.IntRange(1), help="Fewer than the published number.")
+@click.option("--steps", default=2, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="New directory for checkpoint and bundle.")
+@measure.out_option
+def main(model: str, layers: int | None, steps: int, work: Path, out: Path | None) -> None:
+    """Measure synth, export and parity at full size."""
+    work.mkdir(parents=True)
+    document: dict[str, Any] = {"benchmark": "full_size", "machine": measure.machine(), "model": model, "stages": {}}
+    try:
+        for name, stage in (
+            ("synth", partial(synthesise, model=model, layers=layers, work=work)),
+            ("export", partial(export, work=work, dtypes=("bfloat16",))),
+            ("export_float32", partial(export, work=work, dtypes=("bfloat16", "float32"))),
+            ("parity", partial(parity, work=work, steps=steps)),
+        ):
+            measure.say(f"{name} {model}")
+            facts = document["stages"][name] = measure.in_child(staged, stage)
+            measure.say(f"{name}: {facts['seconds']} s, peak {facts['peak_mib']} MiB, {facts['own_mib']} MiB its own")
+            measure.store(document, out)
+    finally:
+        shutil.rmtree(work)
+    done = document["stages"]["export"]
+    met = done["seconds"] - done["reading"] <= GOALS["seconds"] and done["peak_mib"] <= GOALS["peak_mib"]
+    document["goal"] = GOALS | {"met": met}
+    measure.publish(document, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""`dpad plan MODEL`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpad.export import forecast
+from dpad.export.forecast import MODES, Load, Sizes
+from dpad.export.gpus import GPUS, GpuModel
+from dpad.export.hazards import fits, hazards
+from dpad.export.hub import read_config
+from dpad.models.checkpoint import Config, parse_config
+from dpad.runtime.machine import available_memory
+
+
+@click.command("plan")
+@click.argument("model")
+@click.option(
+    "--dtype", type=click.Choice(tuple(forecast.ITEM_BYTES)), help="Of the engine. Default: the checkpoint's own."
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(1, 4),
+    show_default=True,
+    help="Repeat for several.",
+)
+@click.option(
+    "--length",
+    "lengths",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(1024, 4096),
+    show_default=True,
+    help="Canvas.",
+)
+@click.option("--block-length", default=32, show_default=True, type=click.IntRange(1), help="As for `dpad export`.")
+@click.option("--window", default=256, show_default=True, type=click.IntRange(1), help="As for `dpad export`.")
+@click.option("--gpu", "names", multiple=True, type=click.Choice(tuple(GPUS)), help="Repeat for several. Default: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    model: str,
+    dtype: str | None,
+    batches: tuple[int, ...],
+    lengths: tuple[int, ...],
+    block_length: int,
+    window: int,
+    names: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Predict what engines of MODEL need and how fast a step can be, without weights and without a GPU.
+
+    MODEL is a name, a hub id, a checkpoint directory (config.json is enough) or a bundle.
+    """
+    raw = read_config(model)
+    architecture, config = parse_config(raw)
+    stored = str(raw.get("torch_dtype", "bfloat16"))
+    dtype = dtype or ("float16" if stored == "float32" else stored)
+    sizes = Sizes.of(architecture, config)
+    loads = [Load(batch, length, block_length, window) for batch in batches for length in lengths]
+    gpus = {name: GPUS[name] for name in names or GPUS}
+    found = hazards(config, sizes, stored, dtype, loads, gpus)
+    document = _document(config, sizes, dtype, loads, gpus) | {"hazards": found}
+    if as_json:
+        click.echo(json.dumps({"model": model, "architecture": architecture, **document}))
+        return
+    click.echo(
+        f"{Path(model).name}: {architecture}, {config.layers} layers, {_count(sizes.weights)} weights, {config.heads} "
+        f"heads ({config.kv_heads} key/value) of {config.head_size}, vocabulary {config.vocab_size}"
+    )
+    plan = document["plan"]
+    click.echo(
+        f"plan in {dtype}: {_gb(plan['bytes'])} on disk; TensorRT-RTX makes it in about {_gb(plan['build_memory'])} of "
+        f"memory ({_gb(available_memory())} are available here)\n"
+    )
+    for line in [*_memory_lines(document), "", *_floor_lines(document), "", *_hazard_lines(found)]:
+        click.echo(line)
+
+
+def _document(config: Config, sizes: Sizes, dtype: str, loads: list[Load], gpus: dict[str, GpuModel]) -> dict[str, Any]:
+    """Every number of the forecast, in bytes and milliseconds."""
+    shift, memory, floors = config.logit_shift, [], []
+    for load in loads:
+        need = forecast.memory(sizes, dtype, load, shift)
+        room = [name for name, gpu in gpus.items() if fits(need.total, gpu)]
+        memory.append({"batch": load.batch, "length": load.length, **asdict(need), "total": need.total, "fits": room})
+        for name, gpu in gpus.items():
+            steps = {mode: asdict(forecast.floor(sizes, dtype, gpu, load, mode, shift)) for mode in MODES}
+            floors.append({"gpu": name, "batch": load.batch, "length": load.length, "steps": steps})
+    weights = sizes.weights * forecast.ITEM_BYTES[dtype]
+    plan = {"dtype": dtype, "bytes": weights, "build_memory": forecast.building(weights)}
+    return {"sizes": asdict(sizes), "plan": plan, "memory": memory, "floors": floors}
+
+
+def _memory_lines(document: dict[str, Any]) -> list[str]:
+    rows = [["batch", "length", "weights", "caches", "activations", "total", "fits"]]
+    every = {entry["gpu"] for entry in document["floors"]}
+    for entry in document["memory"]:
+        parts = [_gb(entry[name]) for name in ("weights", "caches", "activations", "total")]
+        room = "every GPU listed" if every == set(entry["fits"]) else ", ".join(entry["fits"]) or "none listed"
+        rows.append([str(entry["batch"]), str(entry["length"]), *parts, room])
+    return ["on the device, for an engine exported with these limits:", *_columns(rows)]
+
+
+def _floor_lines(document: dict[str, Any]) -> list[str]:
+    lines = ["least milliseconds of a step, for the block in the middle (m: reading bounds it, p: products do):"]
+    loads = {(entry["batch"], entry["length"]): entry["steps"] for entry in document["floors"]}
+    for (batch, length), steps in loads.items():
+        rows = [
+            [f"batch {batch}, length {length}", *steps],
+            ["rows computed + attended", *(f"{step['queries']} + {step['cached']}" for step in steps.values())],
+        ]
+        for entry in document["floors"]:
+            if (entry["batch"], entry["length"]) == (batch, length):
+                times = [f"{_three(step['milliseconds'])} {step['bound'][0]}" for step in entry["steps"].values()]
+                rows.append([entry["gpu"], *times])
+        lines += _columns(rows)
+    return lines
+
+
+def _hazard_lines(found: list[str]) -> list[str]:
+    return ["hazards:", *(f"  {line}" for line in found)] if found else ["no hazards known"]
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    """Rows of equal length, in columns two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
+
+
+def _three(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

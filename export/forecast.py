@@ -1,0 +1,143 @@
+"""What a model needs and how fast a step can be, from its config.json alone: no weights, no GPU.
+
+    sizes = Sizes.of(architecture, config)
+    memory(sizes, "bfloat16", Load(batch=1, length=1024), shift=0).total        # bytes on the device
+    floor(sizes, "bfloat16", GPUS["H100"], Load(1, 1024), "dual", shift=0).milliseconds
+
+Weights, caches and logits are counted as the engine allocates them. Activations and the builder's memory are fitted
+to builds of the published widths in TensorRT-RTX (benchmarks/forecast.py says how well); other builders may take
+more or less. Floors follow from data sheets: no step can be faster, and real ones are slower.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpad.export.gpus import GpuModel
+from dpad.models.checkpoint import Config, meta_model
+from dpad.runtime.cache import block_view
+from dpad.runtime.suffix import Gaussian
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+MODES = ("vanilla", "none", "prefix", "dual")
+FITTED_WIDTH = 2048  # of a row: activations of models from here on are predicted well
+_BUILDER = 500_000_000  # bytes that the builder takes for itself
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What of a model decides cost: numbers of weights, and the widths of its rows.
+
+    Attributes:
+        weights: all of them.
+        products: those of the layers that every row is multiplied with.
+        head: those of the vocabulary projection, which decoded rows are multiplied with.
+        attended: width of the heads together, H · D.
+        cached: keys and values of one position, in elements, all layers.
+    """
+
+    layers: int
+    weights: int
+    products: int
+    head: int
+    width: int
+    mlp_width: int
+    vocab_size: int
+    attended: int
+    cached: int
+
+    @classmethod
+    def of(cls, architecture: str, config: Config) -> "Sizes":
+        """Counted on the family's own module, which has no storage here."""
+        state = meta_model(architecture, config).state_dict()
+        inside = {name for name, w in state.items() if w.ndim == 2 and (".blocks." in name or ".layers." in name)}
+        return cls(
+            layers=config.layers,
+            weights=sum(weight.numel() for weight in state.values()),
+            products=sum(state[name].numel() for name in inside),
+            head=config.vocab_size * config.width,
+            width=config.width,
+            mlp_width=config.mlp_width,
+            vocab_size=config.vocab_size,
+            attended=config.heads * config.head_size,
+            cached=2 * config.layers * config.kv_heads * config.head_size,
+        )
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is decoded together: `batch` canvases of `length` tokens, prompt included, in blocks."""
+
+    batch: int
+    length: int
+    block: int = 32
+    window: int = 256
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device of an engine exported with these limits, while one batch is decoded."""
+
+    weights: int
+    caches: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it; the CUDA context and the kernels come on top."""
+        return self.weights + self.caches + self.activations
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Least milliseconds of a step, what bounds it (`memory` or `products`), and its rows Q and K."""
+
+    milliseconds: float
+    bound: str
+    queries: int
+    cached: int
+
+
+def memory(sizes: Sizes, dtype: str, load: Load, shift: int) -> Memory:
+    """What an engine takes whose limits are those of `load`; `shift` is the contract's `logit_shift`."""
+    item = ITEM_BYTES[dtype]
+    rows = load.batch * load.length
+    cached = rows + load.batch * min(load.block + shift, load.length)  # the refresh's, and those of a later step
+    logits = load.batch * min(load.block, load.length) * sizes.vocab_size * 4
+    live = 3 * sizes.mlp_width + 2 * sizes.width + 2 * sizes.cached // sizes.layers  # elements a row, at the MLP
+    return Memory(sizes.weights * item, cached * sizes.cached * item + logits, rows * live * item)
+
+
+def building(weights: int) -> int:
+    """Bytes of memory in which TensorRT-RTX makes a plan that holds `weights` bytes: its own copy, and the plan."""
+    return 2 * weights + _BUILDER
+
+
+def floor(sizes: Sizes, dtype: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:
+    """The least time of a step for the block in the middle of the canvas.
+
+    The weights are read once, the attended rows of the cache too, and every product is made once. `vanilla` keeps the
+    whole suffix, the cache modes keep what the default schedule keeps on average; a refresh is a step of `none`.
+    """
+    queries, cached = _rows(load, mode, shift)
+    rows = load.batch * queries
+    moved = ITEM_BYTES[dtype] * (sizes.products + sizes.head + load.batch * cached * sizes.cached)
+    work = sizes.products * rows + sizes.head * load.batch * min(load.block, load.length)
+    work += 2 * sizes.layers * sizes.attended * rows * (queries + cached)
+    seconds = {"memory": moved / gpu.bandwidth / 1e9, "products": 2 * work / gpu.products / 1e12}
+    bound = max(seconds, key=lambda name: seconds[name])
+    return Floor(1e3 * seconds[bound], bound, queries, cached)
+
+
+def _rows(load: Load, mode: str, shift: int) -> tuple[int, int]:
+    """Q and K of a step of `mode`."""
+    start = load.length // 2 // load.block * load.block
+    end = min(start + load.block, load.length)
+    suffix = load.length - end
+    kept = suffix
+    if mode != "vanilla" and suffix:
+        window = min(load.window, suffix)
+        kept = round(float(Gaussian(window=window).probabilities(suffix, load.length).clip(max=1).sum()))
+    policy = "none" if mode == "vanilla" else mode
+    view = block_view(policy, policy == "none", start, end, np.arange(end, end + kept), shift)
+    return len(view.queries), len(view.cached)

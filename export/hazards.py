@@ -1,0 +1,110 @@
+"""`hazards`: what would go wrong with an engine, each with its reason and the way out, before anything is built.
+
+for line in hazards(plan, GPUS, Machine.current()):
+    print(line)
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from dpad.export import forecast
+from dpad.export.forecast import Load, Sizes
+from dpad.export.gpus import GpuModel
+from dpad.export.plan import capabilities
+from dpad.models.checkpoint import Config
+from dpad.plugins.checks import check_kernel
+from dpad.plugins.errors import AttentionError
+from dpad.runtime.machine import available_memory
+
+RESERVED = 1 << 30  # bytes of a device that CUDA, kernels and whoever else is there take
+
+
+def hazards(
+    config: Config, sizes: Sizes, stored: str, dtype: str, loads: list[Load], gpus: Mapping[str, GpuModel]
+) -> list[str]:
+    """One line each; empty if nothing is known to be in the way. `stored` is the checkpoint's own dtype."""
+    return [
+        *_dtype(stored, dtype),
+        *_heads(config, dtype),
+        *_lengths(config, loads),
+        *_narrow(config),
+        *_targets(gpus),
+        *_room(config, sizes, dtype, loads, gpus),
+    ]
+
+
+def fits(need: int, gpu: GpuModel) -> bool:
+    """Whether `need` bytes fit beside what is reserved."""
+    return need + RESERVED <= gpu.memory << 20
+
+
+def _dtype(stored: str, dtype: str) -> list[str]:
+    if dtype == "float32":
+        return ["dtype float32: TensorRT's fused attention computes in 16 bit only; take --dtype bfloat16 or float16"]
+    if dtype == "float16" and stored != "float16":
+        return [
+            f"dtype float16: weights in {stored} may exceed 65504, which export refuses by name, and so may sums in a "
+            "step, which parity shows as infinities; bfloat16 holds them all"
+        ]
+    return []
+
+
+def _heads(config: Config, dtype: str) -> list[str]:
+    found = []
+    try:
+        check_kernel(config.head_size, dtype)
+    except AttentionError as error:
+        found.append(f"--attention plugin: {error}")
+    if config.heads < 2:
+        found.append("1 head: TensorRT-RTX's fused attention needs at least two")
+    return found
+
+
+def _lengths(config: Config, loads: list[Load]) -> list[str]:
+    return [
+        f"length {length}: the checkpoint was trained up to {config.max_length} tokens; take shorter canvases"
+        for length in sorted({load.length for load in loads})
+        if length > config.max_length
+    ]
+
+
+def _narrow(config: Config) -> list[str]:
+    if config.width >= forecast.FITTED_WIDTH:
+        return []
+    return [
+        f"width {config.width}: activations are predicted for models of {forecast.FITTED_WIDTH} and more; "
+        "of narrower ones the builder asks for several times as much"
+    ]
+
+
+def _targets(gpus: Mapping[str, GpuModel]) -> list[str]:
+    try:
+        known = capabilities(import_module("tensorrt_rtx"))
+    except ImportError:
+        return ["tensorrt-rtx is not installed, so its targets are not known here (pip install 'dpad[rtx]')"]
+    other = [f"{name} ({gpu.capability})" for name, gpu in gpus.items() if gpu.capability not in known]
+    if not other:
+        return []
+    return [
+        f"{', '.join(other)}: tensorrt-rtx has no target for it; take --target tensorrt, on a machine with that GPU"
+    ]
+
+
+def _room(config: Config, sizes: Sizes, dtype: str, loads: list[Load], gpus: Mapping[str, GpuModel]) -> list[str]:
+    found = []
+    weights = sizes.weights * forecast.ITEM_BYTES[dtype]
+    need, here = forecast.building(weights), available_memory()
+    if need > here:
+        found.append(
+            f"build: a plan takes about {need / 1e9:.1f} GB of memory, and {here / 1e9:.1f} GB are available on this "
+            "machine; build on a larger one, or for TensorRT with --strip-weights"
+        )
+    for load in loads:
+        need = forecast.memory(sizes, dtype, load, config.logit_shift).total
+        small = [name for name, gpu in gpus.items() if not fits(need, gpu)]
+        if small:
+            found.append(
+                f"batch {load.batch}, length {load.length}: {need / 1e9:.1f} GB, and {RESERVED / 1e9:.1f} GB for CUDA, "
+                f"do not fit on {', '.join(small)}; take a smaller --max-batch or --max-length"
+            )
+    return found

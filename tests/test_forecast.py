@@ -1,0 +1,173 @@
+"""`dpad plan`: what it predicts, against what is counted, allocated and built."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundles import export, write_source
+from checkpoints import FAMILIES, raw_config
+from click.testing import CliRunner
+from host_trt import opened
+from torch.utils.flop_counter import FlopCounterMode
+
+from dpad.cli import main
+from dpad.export import forecast, hazards
+from dpad.export.forecast import MODES, Load, Sizes
+from dpad.export.gpus import GPUS
+from dpad.export.hub import HUB_IDS
+from dpad.export.layouts import LAYOUTS
+from dpad.models.checkpoint import FAMILIES as MODULES
+from dpad.models.checkpoint import Checkpoint, parse_config
+from dpad.models.step import Step
+from dpad.runtime.generate import generate
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.request import Request
+
+BYTE, PRODUCT = replace(GPUS["L4"], products=1e12), replace(GPUS["L4"], bandwidth=1e12)  # where one side is free
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *others: Any, **more: Any) -> int:
+    """Two products of every query with every row it attends; shapes, as torch's counter gives them."""
+    batch, queries, heads, size = query
+    attended = key[1] + others[2][1]  # cache_indices [B, K]
+    return 4 * int(batch * heads * queries * attended * size)
+
+
+OP = {torch.ops.dpad.sparse_suffix_attention: _attention_flops}
+
+
+def plan(*arguments: object) -> str:
+    ran = CliRunner().invoke(main, ["plan", *map(str, arguments)])
+    assert ran.exit_code == 0, ran.output
+    return ran.output
+
+
+def document(*arguments: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(plan(*arguments, "--json"))
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_those_of_the_files(family: str, tmp_path: Path) -> None:
+    """Fails if the forecast forgets a tensor or counts one twice."""
+    source = write_source(tmp_path / "source", family)
+    stored = sum(entry.length for entry in Checkpoint.open(source).tensors.values())
+    assert document(source, "--dtype", "float32")["plan"]["bytes"] == stored
+    assert document(source, "--dtype", "bfloat16")["plan"]["bytes"] == stored // 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", MODES)
+def test_products_are_those_that_a_step_makes(family: str, mode: str) -> None:
+    """Fails if the floor leaves out a product or counts rows that are not computed; torch counts them itself."""
+    architecture, config = parse_config(raw_config(family))
+    load = Load(batch=2, length=128, block=16, window=32)
+    sizes, shift = Sizes.of(architecture, config), config.logit_shift
+    floor = forecast.floor(sizes, "float16", PRODUCT, load, mode, shift)
+    assert floor.bound == "products"
+    step = Step(MODULES[architecture].Model(config)).eval()
+    cached = torch.arange(floor.cached).expand(2, -1)
+    queries = torch.arange(floor.cached, floor.cached + floor.queries).expand(2, -1)
+    decoded = torch.arange(16).expand(2, -1)
+    slots = 2, floor.cached, config.kv_heads, config.head_size
+    caches = [torch.zeros(slots) for _ in range(2 * config.layers)]
+    canvas = torch.zeros(2, floor.cached + floor.queries, dtype=torch.int64)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=OP) as counter:
+        step(canvas, queries, cached, decoded, caches)
+    assert floor.milliseconds * PRODUCT.products * 1e9 == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_modes_compute_fewer_rows_than_vanilla_and_attend_the_rest() -> None:
+    """Fails if a mode's rows are not those of its cache policy: 1024 tokens, the block at 512, 64 kept on average."""
+    architecture, config = parse_config(raw_config("llada"))
+    sizes = Sizes.of(architecture, config)
+    found = {mode: forecast.floor(sizes, "float16", BYTE, Load(1, 1024), mode, 0) for mode in MODES}
+    assert {mode: (floor.queries, floor.cached) for mode, floor in found.items()} == {
+        "vanilla": (1024, 0),
+        "none": (608, 0),
+        "prefix": (96, 512),
+        "dual": (32, 576),
+    }
+    moved = 2 * (sizes.products + sizes.head + 576 * sizes.cached)
+    assert found["dual"].milliseconds == pytest.approx(1e3 * moved / BYTE.bandwidth / 1e9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_caches_are_what_the_engine_allocates(family: str, make_bundle: Callable[..., Path]) -> None:
+    """Fails if keys, values and logits take more of the device than predicted, or a fifth less."""
+    with opened(make_bundle(family)) as engine:
+        hardware, contract = engine.hardware, engine.contract  # type: ignore[attr-defined]
+        before = hardware.living()
+        options = GenerationOptions(gen_length=contract.max_length - 8, block_length=8, cache="dual", decoder="fixed")
+        prompts = np.random.default_rng(0).integers(0, contract.mask_token_id, (contract.max_batch, 8))
+        for _ in generate(engine, [Request(tuple(row)) for row in prompts.tolist()], options):
+            allocated = hardware.living() - before
+    architecture, config = parse_config(raw_config(family))
+    load = Load(contract.max_batch, contract.max_length, 8, contract.window)
+    predicted = forecast.memory(Sizes.of(architecture, config), "float32", load, contract.logit_shift).caches
+    assert 0.8 * predicted <= allocated <= 1.2 * predicted
+
+
+def test_a_plan_is_as_large_as_predicted(tmp_path: Path) -> None:
+    """Fails if a built plan holds more than its weights and what TensorRT-RTX adds to every plan."""
+    settings = {"targets": ("tensorrt-rtx",), "dtypes": ("float16",), "capabilities": ("8.9",)}
+    bundle = export(write_source(tmp_path / "source"), tmp_path / "out", **settings)
+    size = bundle.path(bundle.manifest.engines[0].file).stat().st_size
+    predicted = document(bundle.directory)["plan"]["bytes"]
+    assert predicted < size < predicted + 30_000_000
+
+
+def test_published_names_need_no_network() -> None:
+    """Fails if sizing LLaDA or Dream needs a download, or a number of theirs changes: 16.0 and 15.2 GB."""
+    names = [name for name in HUB_IDS if name.removesuffix("-base") in LAYOUTS]
+    assert {"llada", "llada-1.5", "dream", "llada-base", "dream-base"} <= set(names)
+    sizes = {name: document(name)["plan"]["bytes"] for name in names}
+    assert sizes["llada"] == 16_031_162_368 and sizes["dream"] == 15_231_233_024
+
+
+def test_the_text_shows_what_fits_and_what_bounds() -> None:
+    """Fails if a row of memory or of floors, or a hazard, is missing from what people read."""
+    text = plan("llada", "--gpu", "L4", "--gpu", "H200", "--batch", 4, "--length", 4096)
+    assert re.search(r"4 +4096 +16.0 GB +8.7 GB +2.0 GB +26.8 GB +H200$", text, re.MULTILINE)
+    assert re.search(r"L4 +\d+ p +\d+ p +64.3 m +64.7 m", text)
+    assert "batch 4, length 4096: 26.8 GB" in text and "H200 (9.0): tensorrt-rtx has no target" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "told"),
+    [
+        ({}, ("--dtype", "float32"), "float32: TensorRT's fused attention.*--dtype bfloat16"),
+        ({}, ("--dtype", "float16"), "may exceed 65504"),
+        ({"d_model": 80, "n_heads": 4}, (), "head size 20 is not a multiple of 16.*native"),
+        ({"n_heads": 1, "n_kv_heads": 1}, (), "1 head: .*at least two"),
+        ({}, ("--length", 1_000_000), "length 1000000: .*trained up to 128 tokens"),
+        ({}, ("--gpu", "B200"), r"B200 \(10.0\): tensorrt-rtx has no target.*--target tensorrt"),
+    ],
+)
+def test_hazards_say_why_and_the_way_out(
+    changes: dict[str, Any], arguments: tuple[object, ...], told: str, tmp_path: Path
+) -> None:
+    """Fails if what cannot work is found out only after the download, or without a reason."""
+    (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", max_sequence_length=128, **changes)))
+    assert any(re.search(told, line) for line in document(tmp_path, *arguments)["hazards"])
+
+
+def test_a_build_that_this_machine_has_no_memory_for_is_a_hazard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a build that would be killed is not told before; 8 billion weights take 33 GB."""
+    monkeypatch.setattr(hazards, "available_memory", lambda: 20_000_000_000)
+    assert any(line.startswith("build: a plan takes about 32.6 GB") for line in document("llada")["hazards"])
+    monkeypatch.setattr(hazards, "available_memory", lambda: 40_000_000_000)
+    assert not any(line.startswith("build") for line in document("llada")["hazards"])
+
+
+@pytest.mark.parametrize("model", ["", "./nowhere", "lada"])
+def test_what_is_no_model_is_an_error(model: str) -> None:
+    """Fails if a typo is planned for."""
+    ran = CliRunner().invoke(main, ["plan", model])
+    assert ran.exit_code == 1 and "CheckpointError" in ran.output
