@@ -1,11 +1,6 @@
 """Export: what it makes, what it reuses, and that a failure leaves everything as it was."""
 
 import os
-import resource
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -144,53 +139,6 @@ def test_somebody_elses_directory_is_not_replaced(source: Path, tmp_path: Path) 
     with pytest.raises(errors.ExportError, match="not a bundle"):
         export(source, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
-INTERRUPTED = """
-    import os, resource, signal, sys
-    from pathlib import Path
-    from dpad.export.pipeline import ExportSettings, export_bundle
-    from dpad.export.progress import Progress
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
-
-    def check(stage, manifest, progress):
-        {action}
-        return {{"passed": True, "engines": []}}
-
-    export_bundle(sys.argv[1], Path(sys.argv[2]), ExportSettings(max_batch=3), Progress(), check=check)
-"""
-
-
-def interrupted_export(source: Path, out: Path, action: str) -> "subprocess.CompletedProcess[str]":
-    code = textwrap.dedent(INTERRUPTED.format(action=action))
-    command = [sys.executable, "-c", code, str(source), str(out)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
-def test_an_interrupted_export_leaves_the_old_bundle(source: Path, tmp_path: Path, name: str) -> None:
-    """Fails if a kill at the last moment breaks what was there, or leaves rubbish for ever."""
-    out = export(source, tmp_path / "out").directory
-    before = contents(out)
-    ran = interrupted_export(source, out, f"os.kill(os.getpid(), signal.{name})")
-    assert ran.returncode == -getattr(signal, name) or "KeyboardInterrupt" in ran.stderr
-    assert contents(out) == before
-    Bundle.open(out)
-    export_bundle(str(source), out, ExportSettings(max_batch=2), Progress())
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_full_disk_is_a_typed_error(source: Path, tmp_path: Path) -> None:
-    """Fails if a write error surfaces as a traceback from inside, or harms the old bundle."""
-    out = export(source, tmp_path / "out").directory
-    before = contents(out)
-    limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))"
-    ran = interrupted_export(source, out, limit)
-    assert ran.returncode == 1
-    assert "ExportError" in ran.stderr.splitlines()[-1]
-    assert contents(out) == before
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def test_little_memory_makes_it_slow_and_not_different(bundle: Bundle, monkeypat
 
 
 def test_little_memory_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if weights that were prepared for a step stay in memory: 76 million in float32 are 300 MB."""
-    sizes = {"d_model": 512, "n_heads": 8, "n_kv_heads": 8, "mlp_hidden_size": 2048, "n_layers": 18}
+    """Fails if weights that were prepared for a step stay in memory: 100 million in float32 are 400 MB."""
+    sizes = {"d_model": 1024, "n_heads": 16, "n_kv_heads": 16, "mlp_hidden_size": 4096, "n_layers": 6}
     source = write_source(tmp_path / "source", torch_dtype="bfloat16", **sizes)
     bundle = export(source, tmp_path / "out", dtypes=("float32",), max_batch=1)
     [(_, feed), *_] = random_feeds(bundle.manifest.contract, "float32", 1, 0)
@@ -62,7 +62,7 @@ def test_little_memory_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     before = own_memory()
     for _ in range(2):
         session.run(None, feed)
-    assert own_memory() - before < 100_000_000
+    assert own_memory() - before < 200_000_000
 
 
 def test_a_table_of_embeddings_is_looked_up_as_it_is_stored(bundle: Bundle) -> None:
