@@ -4,8 +4,8 @@
     config.block_length                         # 4
     model = Model(config)
 
-Qwen3's transformer, causal between blocks and full inside one; row p predicts position p. The checkpoints
-trained with longer blocks (names ending in -b8 to -b64) do not say so in config.json: add `block_size` there.
+Qwen3's transformer, causal between blocks and full inside one; row p predicts position p. A checkpoint trained
+with longer blocks (such as SDAR-4B-Chat-b64) must say so in config.json, as `block_size`: else 4 is taken.
 """
 
 from collections.abc import Mapping

@@ -31,8 +31,8 @@ class TensorSpec:
 class StepContract:
     """What a compiled step takes and gives, and how far its dynamic axes may go.
 
-    `logit_shift` is 0 where row p predicts position p (LLaDA) and 1 where row p-1 predicts
-    position p (Dream). `block_length` and `window` are the values that compiled engines are
+    `logit_shift` is 0 where row p predicts position p (LLaDA, SDAR) and 1 where row p-1 predicts
+    position p (Dream, Fast-dLLM v2). `block_length` and `window` are the values that compiled engines are
     tuned for, not limits. `max_batch` and `max_length` (canvas tokens) are limits.
 
     `block_causal`: attention is causal between blocks and full inside one (SDAR, Fast-dLLM v2). Blocks are then

@@ -14,9 +14,13 @@ from dpad.evaluation.likelihood import bounds
 from dpad.export.parity import compare_bundle
 from dpad.export.progress import Progress
 from dpad.models.checkpoint import parse_config
+from dpad.models.presets import presets_of
 from dpad.runtime.cache import BLOCKS
+from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import CheckpointError, ExportError, InvalidRequest
 from dpad.runtime.machine import Machine
+from dpad.runtime.options import GenerationOptions, defaults
+from dpad.runtime.presets import read_presets
 from dpad.runtime.select import candidates
 
 each_family = pytest.mark.parametrize("family", BLOCK_CAUSAL)
@@ -70,3 +74,12 @@ def test_lengths_and_masks_that_config_json_leaves_out(tmp_path: Path) -> None:
         assert parse_config(raw | {"mask_token_id": None})[1].mask_token_id == mask
         with pytest.raises(CheckpointError, match=own):
             parse_config(raw | {own: 0})
+
+
+def test_sdar_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
+    """Fails if <|im_end|>, which is not the EOS of SDAR's config.json, does not end the text by itself."""
+    contract = StepContract("sdar", 2, 2, 1, 32, 151936, 151669, 151643, 0, 4, 256, 4, 32, block_causal=True)
+    preset = read_presets(presets_of("JetLM/SDAR-4B-Chat", tmp_path))["default"]
+    options = GenerationOptions(**{**defaults(contract), **preset})
+    options.check(contract)
+    assert options.eos_token_ids is not None and 151645 in options.eos_token_ids
