@@ -197,6 +197,9 @@ def test_a_mask_that_predicts_itself(engine_of: Any, engine: str, family: str, c
     for event in generate(opened, UNEQUAL, options_for(family, **changes)):
         events.append(event)
         assert len(events) <= 8 * GEN and MASK not in event.tokens
+    for block in {event.block for event in events}:
+        own = [event.step for event in events if event.block == block and event.step]
+        assert own == [*range(1, len(own) + 1)], "a pass that is made again for its first token is a refresh too"
     assert all(row.tokens and MASK not in row.tokens for row in collect(events, len(UNEQUAL)))
     assert_rows_are_as_alone(opened, options_for(family, **changes))
 
