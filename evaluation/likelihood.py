@@ -69,7 +69,11 @@ def bounds(
 def fitted(
     contract: StepContract, prompt_ids: Sequence[int], target_ids: Sequence[int], options: GenerationOptions
 ) -> GenerationOptions:
-    """`options` for a canvas that holds the text; raises `InvalidRequest` where there is no such canvas."""
+    """`options` for a canvas that holds the text; raises `InvalidRequest` where there is none, or no such bound."""
+    if contract.block_causal:
+        raise InvalidRequest(
+            f"likelihoods of a model that is causal between blocks ({contract.family}) are not supported yet"
+        )
     if not target_ids:
         raise InvalidRequest("a text without tokens has no likelihood; leave it out")
     if contract.mask_token_id in target_ids:

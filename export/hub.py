@@ -24,6 +24,16 @@ HUB_IDS = {
     "llada-1.5": "GSAI-ML/LLaDA-1.5",
     "dream": "Dream-org/Dream-v0-Instruct-7B",
     "dream-base": "Dream-org/Dream-v0-Base-7B",
+    "dream-coder": "Dream-org/Dream-Coder-v0-Instruct-7B",
+    "dream-coder-base": "Dream-org/Dream-Coder-v0-Base-7B",
+    "diffucoder": "apple/DiffuCoder-7B-cpGRPO",
+    "diffucoder-instruct": "apple/DiffuCoder-7B-Instruct",
+    "diffucoder-base": "apple/DiffuCoder-7B-Base",
+    "sdar-1.7b": "JetLM/SDAR-1.7B-Chat",
+    "sdar-4b": "JetLM/SDAR-4B-Chat",
+    "sdar-8b": "JetLM/SDAR-8B-Chat",
+    "fast-dllm-1.5b": "Efficient-Large-Model/Fast_dLLM_v2_1.5B",
+    "fast-dllm-7b": "Efficient-Large-Model/Fast_dLLM_v2_7B",
 }
 EMBEDDED = ("tiny", "tiny-dream")
 

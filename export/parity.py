@@ -31,7 +31,7 @@ from dpad.runtime.errors import EngineUnavailable, ParityError
 from dpad.runtime.generate import generate
 from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.onnx_engine import OnnxEngine
-from dpad.runtime.options import GenerationOptions
+from dpad.runtime.options import GenerationOptions, defaults
 from dpad.runtime.request import Request
 from dpad.runtime.select import Candidate, candidates, open_engine
 from dpad.runtime.trt_engine import TrtEngine
@@ -266,14 +266,16 @@ def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: 
     """Whole decodes of random prompts in every mode: positions whose token and pass agree."""
     contract = reference.contract
     rng = np.random.default_rng(seed)
-    gen_length = min(_GEN_LENGTH, contract.max_length // 2 // _BLOCK_LENGTH * _BLOCK_LENGTH) or 1
-    block_length = min(_BLOCK_LENGTH, gen_length)
+    block_length = contract.block_length if contract.block_causal else _BLOCK_LENGTH
+    gen_length = min(_GEN_LENGTH, contract.max_length // 2) // block_length * block_length or 1
+    block_length = min(block_length, gen_length)
     tokens = [t for t in rng.integers(0, contract.vocab_size, 48).tolist() if t != contract.mask_token_id]
     requests = [Request(tuple(tokens[:12])), Request(tuple(tokens[12:40]), seed=1)][: contract.max_batch]
     equal = positions = 0
     for cache in engine.caches:
         for decoder in TRAJECTORY_DECODERS:
-            options = GenerationOptions(gen_length=gen_length, block_length=block_length, decoder=decoder, cache=cache)
+            wanted = {"gen_length": gen_length, "block_length": block_length, "decoder": decoder, "cache": cache}
+            options = GenerationOptions(**{**defaults(contract), **wanted})
             ours, theirs = (_trajectory(e, requests, options) for e in (reference, engine))
             positions += len(ours)
             equal += sum(theirs.get(key) == value for key, value in ours.items())

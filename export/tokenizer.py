@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from dpad.export.progress import Progress
+from dpad.models import qwen
 from dpad.models.checkpoint import Checkpoint, read_json
 from dpad.runtime.errors import CheckpointError
 
@@ -37,7 +38,7 @@ def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress) ->
     source = checkpoint.directory
     made = None
     if not (source / FILES[0]).exists():
-        if checkpoint.architecture != "DreamModel" or not all((source / name).exists() for name in PARTS):
+        if not isinstance(checkpoint.config, qwen.Config) or not all((source / name).exists() for name in PARTS):
             progress.say(f"{source} has no tokenizer.json: the bundle will take token ids only, no text")
             return []
         made = from_parts(source)

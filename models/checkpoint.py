@@ -21,14 +21,21 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from dpad.models import dream, llada
+from dpad.models import dream, fast_dllm, llada, qwen, sdar
 from dpad.runtime.errors import CheckpointError
 
-Config = llada.Config | dream.Config
-Model = llada.Model | dream.Model
+Config = llada.Config | qwen.Config
+Model = llada.Model | qwen.Model
 
 # By architecture, not by model_type: LLaDA-MoE shares LLaDA's model_type.
-FAMILIES: dict[str, ModuleType] = {"LLaDAModelLM": llada, "DreamModel": dream}
+FAMILIES: dict[str, ModuleType] = {
+    "LLaDAModelLM": llada,
+    "DreamModel": dream,
+    "SDARForCausalLM": sdar,
+    "Fast_dLLM_QwenForCausalLM": fast_dllm,
+}
+
+_EXPERTS = {"LLaDAMoEModelLM": "LLaDA-MoE", "LLaDA2MoeModelLM": "LLaDA2", "SDARMoeForCausalLM": "SDAR-MoE"}
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -88,8 +95,9 @@ def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
     architectures = raw.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
     if not isinstance(name, str) or name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise CheckpointError(f"config.json: architectures {architectures!r} is not supported (only {known})")
+        experts = _EXPERTS.get(name) if isinstance(name, str) else None
+        why = f"{experts}, a mixture of experts, is not supported yet" if experts else "is not supported"
+        raise CheckpointError(f"config.json: architectures {architectures!r}: {why} (only {', '.join(FAMILIES)})")
     config: Config = FAMILIES[name].Config.from_json(raw)
     if config.heads % config.kv_heads:
         raise CheckpointError(f"config.json: {config.heads} heads do not divide into {config.kv_heads} key/value heads")

@@ -41,6 +41,11 @@ def flag(raw: Mapping[str, Any], key: str) -> bool:
     return bool(value)
 
 
+def filled(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`raw`, with `defaults` for keys that are missing or null."""
+    return {**defaults, **{key: value for key, value in raw.items() if value is not None}}
+
+
 def require(raw: Mapping[str, Any], only: Mapping[str, Any]) -> None:
     """Refuse keys whose value would change the function: each must be missing, null or the one given."""
     for key, value in only.items():

@@ -58,6 +58,7 @@ class Config:
     eos_token_id: int
     max_length: int
     logit_shift: int = 0
+    block_length: int = 0  # not block-causal: attention sees the whole canvas
 
     @property
     def head_size(self) -> int:

@@ -3,7 +3,8 @@
     presets_of("GSAI-ML/LLaDA-1.5", directory)
 
 The table is that of the DPad paper (arXiv 2508.14148): k, scale and window of the suffix dropout for each task
-and length, blocks of 32, greedy, threshold 0.9. A file `presets.json` beside config.json adds to it; its
+and length, blocks of 32, greedy, threshold 0.9. SDAR's chat template ends a turn with <|im_end|>, which its config.json
+does not count as EOS. A file `presets.json` beside config.json adds to it; its
 format is that of `dpad.runtime.presets`.
 """
 
@@ -18,6 +19,8 @@ FILE_NAME = "presets.json"
 def _preset(gen_length: int, k: float, scale: float, window: int) -> dict[str, Any]:
     return {"gen_length": gen_length, "schedule": {"gaussian": {"k": k, "scale": scale, "window": window}}}
 
+
+_CHAT = {"default": {"eos_token_ids": [151645, 151643]}}  # <|im_end|>, <|endoftext|>
 
 PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
     "GSAI-ML/LLaDA-8B-Instruct": {
@@ -40,6 +43,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
         "humaneval-2048": _preset(2048, 3, 2.3, 128),
         "mbpp": _preset(512, 3, 1.6, 128),
     },
+    **dict.fromkeys(("JetLM/SDAR-1.7B-Chat", "JetLM/SDAR-4B-Chat", "JetLM/SDAR-8B-Chat"), _CHAT),
 }
 
 

@@ -10,14 +10,14 @@ no in-place update. The vocabulary projection runs on the decoded rows only.
 import torch
 from torch import nn
 
-from dpad.models import dream, llada
+from dpad.models import llada, qwen
 from dpad.plugins.attention import gather_rows, sparse_suffix_attention
 
 
 class Step(nn.Module):
     """One step over the rows that DPad retained (arXiv 2508.14148)."""
 
-    def __init__(self, model: llada.Model | dream.Model) -> None:
+    def __init__(self, model: llada.Model | qwen.Model) -> None:
         super().__init__()
         self.model = model
 

@@ -55,29 +55,67 @@ class Batch:
             self.canvas[row, prompt:end] = contract.mask_token_id
             self.canvas[row, end : lengths[row]] = request.suffix_ids
         self._prompts = np.array([len(request.prompt_ids) for request in requests], dtype=np.int64)
+        self.appends = False
 
     def drop_rows(self, finished: NDArray[np.bool_]) -> None:
         """Let the `finished` [B] rows leave; only between blocks."""
         active = ~finished
         self.rows, self.canvas, self._prompts = self.rows[active], self.canvas[active], self._prompts[active]
 
-    def start_block(self, block: int) -> None:
-        """Thin the suffix of every row once, for all steps of `block`."""
-        extends = block > 0 and self.options.cache == "extend"
-        self.block = block
-        options, shift = self.options, self.contract.logit_shift
-        starts = self._prompts + block * options.block_length
-        self.positions = starts[:, None] + np.arange(options.block_length)  # [B, block_length]
-        self.lines = np.arange(len(starts))
+    def turns(self, block: int) -> int:
+        """Turns that `block` takes: one, and in block-causal models one more for each finished block that the
+        cache lacks, those of the longest prompt at first.
+        """
+        if not self.contract.block_causal:
+            return 1
+        return 2 if block else 1 + int(self._prompts.max()) // self.options.block_length
+
+    def start_block(self, block: int, turn: int = 0) -> None:
+        """Begin a turn of `block`; where there is but one, thin the suffix of every row once, for all its steps.
+
+        Sets `positions` [B, P], which are decided in this turn; `first_step`, the number of its first step;
+        `appends`, whether it adds a finished block to the cache, and then `due` [B], the rows that have one.
+        """
+        options, length = self.options, self.options.block_length
+        self.block, self.lines = block, np.arange(len(self.rows))
+        self._padded: dict[bool, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
+        self.first_step = 0
+        if self.contract.block_causal:
+            self._start_turn(self._prompts // length * length + block * length, self.turns(block) - 1 - turn)
+            return
+        extends = block > 0 and options.cache == "extend"
+        starts = self._prompts + block * length
+        self.positions = self._block = starts[:, None] + np.arange(length)  # [B, block_length]
         views: list[list[BlockView]] = [[], []]
         for row, start in zip(self.rows, starts.tolist()):
-            end = start + options.block_length
+            end = start + length
             kept = self._kept(self.requests[row], block, end)
             for refresh in (False, True):
-                known = start - options.block_length if extends else 0
-                views[refresh].append(block_view(options.cache, refresh, start, end, kept, shift, known))
+                known = start - length if extends else 0
+                view = block_view(options.cache, refresh, start, end, kept, self.contract.logit_shift, known)
+                views[refresh].append(view)
         self._views = views
-        self._padded: dict[bool, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    def _start_turn(self, starts: NDArray[np.int64], left: int) -> None:
+        """A turn of a block-causal model, whose blocks begin at `starts` [B]: `left` turns follow.
+
+        Rows with fewer blocks before theirs than others wait: they compute their first block again.
+        """
+        policy, shift = self.options.cache, self.contract.logit_shift
+        length, nothing = self.options.block_length, np.empty(0, dtype=np.int64)
+        ends = np.minimum(starts + length, self._prompts + self.options.gen_length)
+        places = starts[:, None] + np.arange(length)
+        self._block = np.where(places < ends[:, None], places, 0)  # a cut block follows a prompt: 0 is no mask
+        self.appends, self.due = left > 0, starts >= left * length
+        if self.appends:
+            firsts = np.maximum(starts - left * length, 0)
+            spans = zip(firsts.tolist(), (firsts + length).tolist())
+            self.positions = self._block[:, : shift if left == 1 else 0]
+        else:
+            spans = zip(starts.tolist(), ends.tolist())
+            self.positions, self.first_step = self._block, 1
+        views = [block_view(policy, self.appends, start, end, nothing, shift) for start, end in spans]
+        self._views = [views, views]
 
     def _kept(self, request: Request, block: int, end: int) -> NDArray[np.int64]:
         """Canvas positions behind `end` that take part: surviving masks, then the given suffix."""
@@ -100,6 +138,8 @@ class Batch:
     def masks(self, lines: NDArray[np.int64]) -> "Masks":
         """Where the block is still undecided, in the rows `lines`."""
         masked = self.canvas[lines[:, None], self.positions[lines]] == self.contract.mask_token_id
+        if self.appends:
+            masked &= self.due[lines, None]
         if len(masked) == 1:
             offsets = masked[0].nonzero()[0][None]
             return Masks(offsets, np.array([offsets.shape[1]]), None, lines)
@@ -108,15 +148,17 @@ class Batch:
         return Masks(offsets, counts, np.arange(offsets.shape[1]) < counts[:, None], lines)
 
     def finish(self, complete: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """[B], rows among those whose block is `complete` whose text ends; an early end is filled with EOS."""
-        options, eos = self.options, self.options.eos_token_ids or (self.contract.eos_token_id,)
-        if self.block == options.blocks - 1 or not complete.any():
+        """[B], rows among those `complete` in this turn whose text ends; an early end is filled with EOS."""
+        if not complete.any():
             return complete
-        tokens = self.canvas[self.lines[:, None], self.positions]
-        ended = complete & options.early_termination & np.isin(tokens, eos).any(axis=1)
+        options, eos = self.options, self.options.eos_token_ids or (self.contract.eos_token_id,)
+        tokens, ends = self.canvas[self.lines[:, None], self._block], self._block.max(axis=1) + 1
+        gen_ends = self._prompts + options.gen_length
+        stops = np.isin(tokens, eos) & (self._block >= self._prompts[:, None])  # EOS in the prompt ends nothing
+        ended = complete & (tokens != self.contract.mask_token_id).all(axis=1)
+        ended &= (ends == gen_ends) | (options.early_termination & stops.any(axis=1))
         for row in np.flatnonzero(ended):
-            block_end = self.positions[row, -1] + 1
-            self.canvas[row, block_end : self._prompts[row] + options.gen_length] = eos[0]
+            self.canvas[row, ends[row] : gen_ends[row]] = eos[0]
         return np.asarray(ended)
 
     def canvas_of(self, row: int) -> NDArray[np.int64]:
@@ -132,7 +174,7 @@ class Batch:
         if len(lines) < len(canvas):
             canvas, gather, cached = canvas[lines], gather[lines], cached[lines]
         rows = shown_by[lines[:, None], masks.offsets]
-        spare = engine.padded("R", rows.shape[1]) - rows.shape[1]
+        spare = engine.padded("R", max(rows.shape[1], 1)) - rows.shape[1]
         if spare:
             rows = np.pad(rows, ((0, 0), (0, spare)))
         return StepInputs(canvas, gather, cached, rows, self._views[refresh][0].write, want_logits)
@@ -149,4 +191,5 @@ class Batch:
             gather_indices[row, : len(view.queries)] = view.queries
             cache_indices[row, : len(view.cached)] = view.cached
         predicted_from = np.maximum(self.positions - self.contract.logit_shift, 0)
-        return gather_indices, cache_indices, predicted_from - gather_indices[:, :1]
+        shown_by = np.maximum(predicted_from - gather_indices[:, :1], 0)  # of what is not decided here: any row
+        return gather_indices, cache_indices, shown_by

@@ -2,7 +2,7 @@
 
     view = block_view("prefix", refresh=False, start=70, end=102, kept=kept, shift=0)
 
-The modes are data, not code paths (`none`, `prefix` and `dual` as in Fast-dLLM, `extend`):
+The modes are data, not code paths (`none`, `prefix` and `dual` as in Fast-dLLM, `extend`, `blocks`):
 
     mode    refresh (first step of a block)        later steps
     none    Q = prefix + block + kept, K = 0       the same
@@ -10,11 +10,19 @@ The modes are data, not code paths (`none`, `prefix` and `dual` as in Fast-dLLM,
     dual    the same; write                        Q = block, K = prefix + kept
     extend  Q = last block + block + kept,         Q = block, K = prefix + kept
             K = prefix before them; write
+    blocks  Q = a finished block,                  Q = block, K = all before it
+            K = all before it; write
 
 `extend` is `dual` that computes the prefix once: a refresh adds the block that was finished before it to
 what the cache holds, and computes nothing before that again. Its first refresh is that of `dual`.
 
-Where row p-1 predicts position p (shift 1), a cached step also computes position start-1
+`blocks` is that of block-causal models (SDAR, Fast-dLLM v2) and the only one they have: no query sees what
+lies behind its block, so the keys and values of a finished block stay valid. There is a refresh for each
+finished block that the cache lacks: those of the prompt, then the one before the block. It computes that block's
+final tokens, as in the authors' code; where it is needed (shift 1), its last row predicts the next block's first
+token.
+
+In the other modes, where row p-1 predicts position p (shift 1), a cached step also computes position start-1
 afresh and takes its slot out of the cache, so that the block's first token is predicted
 from the right row.
 """
@@ -25,6 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CACHES = ("none", "prefix", "dual", "extend")
+BLOCKS = "blocks"
+GROWING = ("extend", BLOCKS)  # what they hold is kept from block to block
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ def block_view(
 
     A refresh takes what lies before position `known` from the cache; 0 is nothing.
     """
+    if policy == BLOCKS:
+        return BlockView(np.arange(start, end), np.arange(start), write=refresh)
     if policy == "none" or refresh:
         first = max(known - shift, 0)
         queries = np.concatenate([np.arange(first, end), kept])

@@ -12,7 +12,7 @@ graph therefore serves every mode; the modes are data. Symbols of the axes:
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from dpad.runtime.errors import ManifestError
@@ -31,9 +31,13 @@ class TensorSpec:
 class StepContract:
     """What a compiled step takes and gives, and how far its dynamic axes may go.
 
-    `logit_shift` is 0 where row p predicts position p (LLaDA) and 1 where row p-1 predicts
-    position p (Dream). `block_length` and `window` are the values that compiled engines are
+    `logit_shift` is 0 where row p predicts position p (LLaDA, SDAR) and 1 where row p-1 predicts
+    position p (Dream, Fast-dLLM v2). `block_length` and `window` are the values that compiled engines are
     tuned for, not limits. `max_batch` and `max_length` (canvas tokens) are limits.
+
+    `block_causal`: attention is causal between blocks and full inside one (SDAR, Fast-dLLM v2). Blocks are then
+    counted from position 0, the prompt's included, and `block_length` is the model's own. Manifests of other
+    models may leave it out.
     """
 
     family: str
@@ -49,6 +53,7 @@ class StepContract:
     max_length: int
     block_length: int
     window: int
+    block_causal: bool = False
 
     def cache_names(self) -> list[tuple[str, str]]:
         """(key, value) input names a layer."""
@@ -105,11 +110,12 @@ class StepContract:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The contract of a manifest; raises `ManifestError` on missing, unknown or mistyped keys."""
         types = {f.name: f.type for f in fields(cls)}
-        wrong = set(data) ^ set(types)
+        optional = {f.name for f in fields(cls) if f.default is not MISSING}
+        wrong = (set(data) - set(types)) | (set(types) - set(data) - optional)
         if wrong:
             raise ManifestError(f"contract: missing or unknown keys {sorted(wrong)}; export the bundle again")
-        for name, kind in types.items():
-            value = data[name]
+        for name, value in data.items():
+            kind = types[name]
             if type(value) is not kind or (kind is int and value < 0):
                 raise ManifestError(f"contract.{name}: {value!r} is not a valid {kind}; export the bundle again")
         return cls(**data)

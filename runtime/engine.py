@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dpad.runtime.cache import CACHES
+from dpad.runtime.cache import BLOCKS, CACHES
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import EngineError
 
@@ -85,7 +85,9 @@ class Engine(ABC):
 
     @property
     def caches(self) -> tuple[str, ...]:
-        """The cache policies that it runs."""
+        """The cache policies that it runs; none, where its contract is block-causal and it cannot add to a cache."""
+        if self.contract.block_causal:
+            return (BLOCKS,) if self.extends else ()
         return tuple(cache for cache in CACHES if cache != "extend" or self.extends)
 
     def padded(self, axis: str, size: int) -> int:

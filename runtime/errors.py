@@ -4,7 +4,7 @@
     ├── InvalidRequest        the caller's prompt or options cannot be served (also a ValueError)
     ├── AttentionError        inputs that the attention op cannot take (also a ValueError)
     ├── KernelCompileError    a kernel cannot be compiled into what a plain launch runs
-    ├── CheckpointError       a model directory cannot be read as LLaDA or Dream
+    ├── CheckpointError       a model directory cannot be read as one of the families
     ├── ExportError           tracing, converting or writing a bundle failed
     │   └── EngineBuildError  the engine builder refused; carries the builder's own words
     ├── BundleError           a bundle on disk is not what its manifest says

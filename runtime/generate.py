@@ -9,6 +9,7 @@ one `StepEvent` a forward pass; the canvases of the finished rows come with the 
 """
 
 from collections.abc import Iterator
+from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpad.runtime.batch import Batch, Masks
+from dpad.runtime.cache import GROWING
 from dpad.runtime.commit import commit_count
 from dpad.runtime.engine import Engine, StepOutputs
 from dpad.runtime.errors import InvalidRequest
@@ -32,10 +34,11 @@ class StepEvent(NamedTuple):
     """What one forward pass decided. The arrays are parallel, one entry a committed token.
 
     Attributes:
-        block, step: index of the block, and of the step within it (0 is the refresh).
+        block, step: index of the block, and of the step within it (0 is the refresh; in block-causal models
+            each pass that adds a finished block to the cache).
         nfe: forward passes so far.
-        active: rows (indices of the requests) that had masks to fill in this pass; for each
-            of them the pass counts as one evaluation.
+        active: rows (indices of the requests) that had masks to fill in this pass, or a block to add to
+            the cache; for each of them the pass counts as one evaluation.
         rows, positions, tokens, confidences: row, canvas position, token and its
             probability, for every token committed now.
         finished: rows whose text is complete with this step.
@@ -63,7 +66,8 @@ def generate(engine: Engine, requests: list[Request], options: GenerationOptions
     if not 1 <= len(requests) <= contract.max_batch:
         raise InvalidRequest(f"a batch of {len(requests)} is outside this bundle's 1 to {contract.max_batch}")
     if options.cache not in engine.caches:
-        raise InvalidRequest(f"cache {options.cache!r} does not run in {engine.name}; use {' or '.join(engine.caches)}")
+        way_out = " or ".join(engine.caches) or "ONNX Runtime on the CPU, or eager PyTorch"
+        raise InvalidRequest(f"cache {options.cache!r} does not run in {engine.name}; use {way_out}")
     for request in requests:
         request.check(options, contract)
     return _blocks(engine, Batch(requests, options, contract), options)
@@ -73,17 +77,18 @@ def _blocks(engine: Engine, batch: Batch, options: GenerationOptions) -> Iterato
     cache: Any = None
     nfe = 0
     finished = np.zeros(len(batch.rows), dtype=bool)
-    for block in range(options.blocks):
-        if cache is not None and finished.any() and options.cache == "extend":
+    for block in count():
+        if cache is not None and finished.any() and options.cache in GROWING:
             cache = engine.rows_of(cache, ~finished)
         elif cache is None or finished.any():
             cache = engine.new_cache(int((~finished).sum()), 0 if options.cache == "none" else batch.canvas.shape[1])
         batch.drop_rows(finished)
-        batch.start_block(block)
         finished = np.zeros(len(batch.rows), dtype=bool)
-        for event in _steps(engine, batch, options, cache, nfe, finished):
-            nfe = event.nfe
-            yield event
+        for turn in range(batch.turns(block)):
+            batch.start_block(block, turn)
+            for event in _steps(engine, batch, options, cache, nfe, finished):
+                nfe = event.nfe
+                yield event
         if finished.all():
             return
 
@@ -91,18 +96,19 @@ def _blocks(engine: Engine, batch: Batch, options: GenerationOptions) -> Iterato
 def _steps(
     engine: Engine, batch: Batch, options: GenerationOptions, cache: Any, nfe: int, finished: NDArray[np.bool_]
 ) -> Iterator[StepEvent]:
-    """Decode one block; marks in `finished` [B] the rows whose text ends with it."""
+    """Decode one turn of a block; marks in `finished` [B] the rows whose text ends with it."""
     stuck: NDArray[np.bool_] | None = None
-    masks, step = batch.masks(batch.lines), 0
-    while masks.offsets.shape[1]:
+    masks, step, due = batch.masks(batch.lines), batch.first_step, batch.appends
+    while due or masks.offsets.shape[1]:  # a pass that adds to the cache is made even where it decides nothing
         inputs = batch.step_inputs(masks, step == 0, engine, options.needs_logits or stuck is not None)
         began = perf_counter()
         outputs = engine.step(inputs, cache)
         seconds = perf_counter() - began
         outputs = outputs.first_rows(masks.offsets.shape[1])
         choice = _choose(outputs, options, batch, masks.lines, step, stuck)
-        rows, columns, tokens = _select(choice, masks, options, step, batch.contract.mask_token_id)
+        rows, columns, tokens = _select(choice, masks, options, step - batch.first_step, batch.contract.mask_token_id)
         lines, worked = masks.lines, masks.counts > 0
+        active, due = batch.due[lines] if due else worked, False
         positions = batch.positions[lines[rows], masks.offsets[rows, columns]]
         batch.canvas[lines[rows], positions] = tokens
         masks = batch.masks(lines)
@@ -119,7 +125,7 @@ def _steps(
             block=batch.block,
             step=step,
             nfe=nfe,
-            active=batch.rows[lines[worked]],
+            active=batch.rows[lines[active]],
             rows=batch.rows[lines[rows]],
             positions=positions,
             tokens=tokens,
@@ -128,7 +134,7 @@ def _steps(
             canvases=tuple(batch.canvas_of(row) for row in ends),
             engine_seconds=seconds,
         )
-        step += 1
+        step += not batch.appends
         if len(lines) > 1 and engine.extends:
             busy = masks.counts > 0
             if 0 < busy.sum() <= _NARROW * len(busy):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.generate import StepEvent, generate
-from dpad.runtime.options import GenerationOptions
+from dpad.runtime.options import GenerationOptions, defaults
 from dpad.runtime.presets import DEFAULT, read_presets
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Gaussian, Uniform
@@ -94,7 +94,7 @@ class DiffusionModel:
         """
         if preset is not None and preset not in self.presets:
             raise InvalidRequest(f"preset {preset!r} is not one of this bundle's: {', '.join(self.presets) or 'none'}")
-        base = dict(self.presets.get(preset or DEFAULT, {}))
+        base = {**defaults(self.engine.contract), **self.presets.get(preset or DEFAULT, {})}
         length, schedule = options.get("gen_length", base.get("gen_length")), base.get("schedule")
         if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and isinstance(length, int):
             base["schedule"] = replace(schedule, window=max(1, min(schedule.window, length)))

@@ -7,12 +7,13 @@ Defaults follow the published runs: blocks of 32, greedy, threshold 0.9, Gaussia
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from dpad.runtime.cache import CACHES
+from dpad.runtime.cache import BLOCKS, CACHES
 from dpad.runtime.checks import is_integer, is_number
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.suffix import Gaussian, SuffixSchedule
+from dpad.runtime.suffix import NOTHING, Gaussian, SuffixSchedule
 
 _COLDEST = 1e-3  # below, tempered logits leave the range of numbers
 
@@ -33,6 +34,7 @@ class GenerationOptions:
         steps: total steps of `fixed`, `entropy` and `margin`, a multiple of the number of
             blocks; None is one token a step.
         cache: `none`, `prefix`, `dual` or `extend`; what is kept between the steps of a block, or from block to block.
+            Block-causal models have their own, `blocks`.
         schedule: which suffix positions take part (DPad).
         temperature: 0 is greedy; above, tokens are drawn by Gumbel-max.
         top_k, top_p: limit the draw to the likeliest tokens; need a temperature.
@@ -101,7 +103,7 @@ class GenerationOptions:
             (not positive, f"gen_length {self.gen_length} and block_length {self.block_length} must be 1 or more"),
             (not divides, f"block_length {self.block_length} does not divide gen_length {self.gen_length}"),
             (self.decoder not in DECODERS, f"decoder {self.decoder!r} is not one of {', '.join(DECODERS)}"),
-            (self.cache not in CACHES, f"cache {self.cache!r} is not one of {', '.join(CACHES)}"),
+            *self._mode_problems(contract),
             (
                 not steps_divide,
                 f"steps {self.steps} must be a positive multiple of the {divides and self.blocks} blocks",
@@ -125,3 +127,26 @@ class GenerationOptions:
                 f"eos_token_ids {eos} must lie in the vocabulary of {contract.vocab_size}",
             ),
         ]
+
+    def _mode_problems(self, contract: StepContract) -> list[tuple[bool, str]]:
+        if not contract.block_causal:
+            return [(self.cache not in CACHES, f"cache {self.cache!r} is not one of {', '.join(CACHES)}")]
+        why = f"this {contract.family} model is causal between blocks of {contract.block_length} tokens"
+        return [
+            (
+                self.block_length != contract.block_length,
+                f"block_length {self.block_length} cannot be served: {why}; leave it out",
+            ),
+            (self.cache != BLOCKS, f"cache {self.cache!r} cannot be served: {why}; leave it out, or use {BLOCKS!r}"),
+            (
+                self.schedule != NOTHING,
+                f"schedule {self.schedule} keeps a suffix, but {why} and attends none; leave it out",
+            ),
+        ]
+
+
+def defaults(contract: StepContract) -> dict[str, Any]:
+    """Fields of `GenerationOptions` whose default is another for the model of `contract`."""
+    if not contract.block_causal:
+        return {}
+    return {"block_length": contract.block_length, "cache": BLOCKS, "schedule": NOTHING}

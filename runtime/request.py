@@ -10,7 +10,7 @@ from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
-from dpad.runtime.suffix import SuffixSchedule
+from dpad.runtime.suffix import NOTHING, SuffixSchedule
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class Request:
                 f"a canvas of {length} tokens ({len(self.prompt_ids)} prompt, {options.gen_length} new, "
                 f"{len(self.suffix_ids)} suffix) is over this bundle's {contract.max_length}; "
                 "shorten it, or export with a larger --max-length"
+            )
+        if contract.block_causal and (self.suffix_ids or self.schedule not in (None, NOTHING)):
+            what = f"schedule {self.schedule}" if self.schedule else f"a suffix of {len(self.suffix_ids)} tokens"
+            raise InvalidRequest(
+                f"{what} cannot be served: this {contract.family} model is causal between blocks and attends nothing "
+                "behind the block it decodes; leave it out"
             )
         if self.schedule is not None:
             self.schedule.check(options.gen_length, options.block_length)

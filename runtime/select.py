@@ -8,7 +8,7 @@ A compiled plan is executable code: it is compared field by field with this mach
 this bundle before it may be opened.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -27,6 +27,7 @@ _CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in 
 # operator of the step. float16 comes first all the same: without a fused kernel for the shape or the GPU, Attention
 # falls back to its function body, which mixes types in bfloat16 and fails (microsoft/onnxruntime#27891).
 _CUDA_DTYPES = ("float16", "bfloat16", "float32")
+_GROWS = "it cannot add to its cache block by block, as this block-causal model needs"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
         found.append(
             Candidate("onnxruntime-cpu-int8", "int8", steps["int8"].onnx, _onnxruntime_obstacle("cpu", machine))
         )
+    if bundle.manifest.contract.block_causal:
+        found = [
+            c if c.name.startswith("onnxruntime-cpu") else replace(c, obstacle=c.obstacle or _GROWS) for c in found
+        ]
     return found
 
 

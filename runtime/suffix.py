@@ -99,6 +99,9 @@ class Uniform:
         return np.sort(rng.choice(window, size=min(self.count, window), replace=False))
 
 
+NOTHING = Uniform(count=0)  # no suffix at all: what block-causal models attend
+
+
 @dataclass(frozen=True)
 class Explicit:
     """Given suffix distances for each block: reproduces any other schedule, the authors' included.

@@ -25,9 +25,23 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.onnx_engine import OnnxEngine
 
 FAMILIES = ("llada", "dream")
+BLOCK_CAUSAL = ("sdar", "fast_dllm")
 VOCAB, MASK, EOS = 128, 127, 1
 
 Weights = dict[str, torch.Tensor]
+
+# What the config.json of a family on Qwen's transformer says besides Qwen's own keys.
+_QWEN: dict[str, dict[str, Any]] = {
+    "dream": {"architectures": ["DreamModel"], "model_type": "Dream"},
+    "sdar": {
+        "architectures": ["SDARForCausalLM"],
+        "model_type": "sdar",
+        "attention_bias": False,
+        "head_dim": 48,
+        "block_size": 4,
+    },
+    "fast_dllm": {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": 8},
+}
 
 
 def raw_config(family: str, **changes: Any) -> dict[str, Any]:
@@ -36,7 +50,7 @@ def raw_config(family: str, **changes: Any) -> dict[str, Any]:
         "layers": 2,
         "width": 64,
         "heads": 2,
-        "kv_heads": 2 if family == "llada" else 1,
+        "kv_heads": 2 if family == "llada" else 1,  # Qwen's families share them
         "mlp_width": 96,
         "tied": False,
         "max_length": 512,
@@ -61,8 +75,7 @@ def raw_config(family: str, **changes: Any) -> dict[str, Any]:
         }
     else:
         raw = {
-            "architectures": ["DreamModel"],
-            "model_type": "Dream",
+            **_QWEN[family],
             "num_hidden_layers": common["layers"],
             "hidden_size": common["width"],
             "num_attention_heads": common["heads"],
@@ -80,7 +93,7 @@ def raw_config(family: str, **changes: Any) -> dict[str, Any]:
 
 def weight_shapes(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the authors' safetensors for this config.json."""
-    return _llada_shapes(raw) if "d_model" in raw else _dream_shapes(raw)
+    return _llada_shapes(raw) if "d_model" in raw else _qwen_shapes(raw)
 
 
 def _llada_shapes(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -104,7 +117,7 @@ def _llada_shapes(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _dream_shapes(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _qwen_shapes(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     width, mlp, vocab = raw["hidden_size"], raw["intermediate_size"], raw["vocab_size"]
     head = raw.get("head_dim") or width // raw["num_attention_heads"]
     q, kv = raw["num_attention_heads"] * head, raw["num_key_value_heads"] * head
@@ -118,7 +131,10 @@ def _dream_shapes(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         layer = f"model.layers.{index}."
         for name, out in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
             shapes[f"{layer}self_attn.{name}.weight"] = (out, width)
-            shapes[f"{layer}self_attn.{name}.bias"] = (out,)
+            if raw["model_type"] != "sdar":
+                shapes[f"{layer}self_attn.{name}.bias"] = (out,)
+        if raw["model_type"] == "sdar":
+            shapes |= {f"{layer}self_attn.{name}.weight": (head,) for name in ("q_norm", "k_norm")}
         shapes[f"{layer}self_attn.o_proj.weight"] = (width, q)
         shapes |= {f"{layer}{n}.weight": (width,) for n in ("input_layernorm", "post_attention_layernorm")}
         shapes |= {f"{layer}mlp.{name}.weight": (mlp, width) for name in ("gate_proj", "up_proj")}
@@ -179,11 +195,14 @@ def write_checkpoint(directory: Path, raw: dict[str, Any], weights: Weights, sha
     return directory
 
 
+_MODULES = {"LLaDAModelLM": "llada"} | {raw["architectures"][0]: family for family, raw in _QWEN.items()}
+
+
 def contract_of(checkpoint: Checkpoint, **changes: Any) -> StepContract:
     """The contract of a small model: batches of 4, canvases of the model's own length."""
     config = checkpoint.config
     values = {
-        "family": "llada" if checkpoint.architecture == "LLaDAModelLM" else "dream",
+        "family": _MODULES[checkpoint.architecture],
         "layers": config.layers,
         "heads": config.heads,
         "kv_heads": config.kv_heads,
@@ -194,8 +213,9 @@ def contract_of(checkpoint: Checkpoint, **changes: Any) -> StepContract:
         "logit_shift": config.logit_shift,
         "max_batch": 4,
         "max_length": config.max_length,
-        "block_length": 16,
+        "block_length": config.block_length or 16,
         "window": 32,
+        "block_causal": config.block_length > 0,
     }
     return StepContract(**(values | changes))
 

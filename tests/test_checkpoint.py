@@ -113,6 +113,8 @@ def pickle_only(directory: Path) -> None:
 Q, NORM = "model.transformer.blocks.0.q_proj.weight", "model.transformer.ln_f.weight"
 SHARD = "model-00002-of-00003.safetensors"
 
+SUPPORTED = ("LLaDAModelLM", "DreamModel", "SDARForCausalLM", "Fast_dLLM_QwenForCausalLM")
+
 BROKEN: dict[str, tuple[Breaks, tuple[str, ...]]] = {
     "no config": (remove("config.json"), ("config.json", "missing")),
     "config cut": (truncate("config.json", 0.5), ("config.json", "JSON")),
@@ -125,7 +127,11 @@ BROKEN: dict[str, tuple[Breaks, tuple[str, ...]]] = {
     "weights cut": (truncate("model.safetensors", 0.7), ("model.safetensors",)),
     "weights empty": (put("model.safetensors", b""), ("model.safetensors",)),
     "weights are a page": (put("model.safetensors", b"<!DOCTYPE html>" * 40), ("model.safetensors",)),
-    "LLaDA-MoE": (edit_config(architectures=["LLaDAMoEModelLM"], model_type="llada"), ("LLaDAMoEModelLM",)),
+    "LLaDA-MoE": (
+        edit_config(architectures=["LLaDAMoEModelLM"], model_type="llada"),
+        ("LLaDAMoEModelLM", "LLaDA-MoE", "mixture of experts", "not supported yet", *SUPPORTED),
+    ),
+    "LLaDA2": (edit_config(architectures=["LLaDA2MoeModelLM"]), ("LLaDA2MoeModelLM", "LLaDA2,", "yet", *SUPPORTED)),
     "causal model": (edit_config(architectures=["LlamaForCausalLM"]), ("LlamaForCausalLM", "LLaDAModelLM")),
     "no architecture": (edit_config(architectures=...), ("architectures",)),
     "two architectures": (edit_config(architectures=["LLaDAModelLM"] * 2), ("architectures",)),

@@ -1,6 +1,6 @@
-"""LLaDA and Dream compute what transformers' LLaMA and Qwen2 compute without a causal mask.
+"""The families compute what transformers' LLaMA, Qwen2 and Qwen3 compute without a causal mask.
 
-Those two are independent of this package and need no download. Positions leave gaps, as
+Those are independent of this package and need no download. Positions leave gaps, as
 they do when DPad drops tokens; a table of angles indexed by rank would not survive that.
 """
 
@@ -9,26 +9,10 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Weights, head_name, random_weights, raw_config
+from peers import peer_hidden
 from reference import full_attention
-from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 from dpad.models.checkpoint import Model, meta_model, parse_config
-
-# LLaDA's names -> LLaMA's; Dream's are Qwen2's but for the prefix.
-LLADA_TO_LLAMA = {
-    "wte.": "embed_tokens.",
-    "ln_f.": "norm.",
-    "blocks.": "layers.",
-    "attn_norm.": "input_layernorm.",
-    "ff_norm.": "post_attention_layernorm.",
-    "q_proj.": "self_attn.q_proj.",
-    "k_proj.": "self_attn.k_proj.",
-    "v_proj.": "self_attn.v_proj.",
-    "attn_out.": "self_attn.o_proj.",
-    "ff_proj.": "mlp.gate_proj.",
-    "up_proj.": "mlp.up_proj.",
-    "ff_out.": "mlp.down_proj.",
-}
 
 CASES = {
     "llada": ("llada", {}),
@@ -39,6 +23,11 @@ CASES = {
     "dream": ("dream", {}),
     "dream grouped heads": ("dream", {"heads": 6, "kv_heads": 2, "width": 192}),
     "dream tied": ("dream", {"tied": True}),
+    "sdar": ("sdar", {}),
+    "sdar grouped heads": ("sdar", {"heads": 6, "kv_heads": 2, "width": 192, "head_dim": 64, "rms_norm_eps": 1e-3}),
+    "sdar tied": ("sdar", {"tied": True}),
+    "fast-dllm v2": ("fast_dllm", {"heads": 6, "kv_heads": 2, "width": 192}),
+    "fast-dllm v2 tied": ("fast_dllm", {"tied": True}),
     "dream wide heads": ("dream", {"head_dim": 64, "rope_theta": 10000.0, "rms_norm_eps": 1e-3}),
 }
 
@@ -48,51 +37,6 @@ def our_model(raw: dict[str, Any], weights: Weights) -> Model:
     model = meta_model(*parse_config(raw))
     model.load_state_dict(weights, assign=True)
     return model
-
-
-def peer_hidden(
-    raw: dict[str, Any], weights: Weights, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    """Normed hidden states [B, Q, width] of transformers' model with the same weights."""
-    if "d_model" in raw:
-        model: Any = LlamaModel(
-            LlamaConfig(
-                vocab_size=raw["vocab_size"],
-                hidden_size=raw["d_model"],
-                intermediate_size=raw["mlp_hidden_size"],
-                num_hidden_layers=raw["n_layers"],
-                num_attention_heads=raw["n_heads"],
-                num_key_value_heads=raw["n_kv_heads"],
-                rms_norm_eps=raw["rms_norm_eps"],
-                rope_parameters={"rope_type": "default", "rope_theta": raw["rope_theta"]},
-                attention_bias=raw["include_qkv_bias"],
-                attn_implementation="eager",
-            )
-        )
-        renamed = {llama_name(name): tensor for name, tensor in weights.items()}
-    else:
-        keys = [key for key in raw if key not in ("architectures", "model_type", "rope_theta")]
-        config = Qwen2Config(**{key: raw[key] for key in keys}, attn_implementation="eager")
-        config.rope_parameters = {"rope_type": "default", "rope_theta": raw["rope_theta"]}
-        model = Qwen2Model(config)
-        renamed = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-    wanted = model.state_dict().keys()
-    if "d_model" in raw and raw["include_qkv_bias"]:  # LLaMA then has an output bias too, LLaDA has none
-        outputs = [name for name in wanted if name.endswith("o_proj.bias")]
-        renamed |= {name: torch.zeros(raw["d_model"]) for name in outputs}
-    model.load_state_dict({name: renamed[name] for name in wanted})
-    with torch.no_grad():
-        hidden = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
-    return hidden.last_hidden_state
-
-
-def llama_name(name: str) -> str:
-    """LLaMA's name of a LLaDA tensor."""
-    name = name.removeprefix("model.transformer.")
-    for ours, theirs in LLADA_TO_LLAMA.items():
-        if f".{name}".find(f".{ours}") >= 0:
-            name = f".{name}".replace(f".{ours}", f".{theirs}").removeprefix(".")
-    return name
 
 
 @pytest.mark.parametrize("case", CASES)

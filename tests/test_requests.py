@@ -161,12 +161,13 @@ def test_a_bad_contract_is_a_manifest_error(changes: dict[str, Any], drop: bool)
     data = CONTRACT.to_json() | changes
     if drop:
         del data[min(changes)]
-    good = data.keys() == CONTRACT.to_json().keys() and all(
+    known = CONTRACT.to_json().keys()
+    good = data.keys() <= known <= data.keys() | {"block_causal"} and all(  # manifests before there was one lack it
         type(value) is type(CONTRACT.to_json()[name]) and (not isinstance(value, int) or value >= 0)
         for name, value in data.items()
     )
     if good:
-        assert StepContract.from_json(data).to_json() == data
+        assert StepContract.from_json(data) == StepContract(**data)
     else:
         with pytest.raises(ManifestError):
             StepContract.from_json(data)

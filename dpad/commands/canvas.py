@@ -31,6 +31,7 @@ class CanvasView:
         fresh = [position - self._start for position in event.positions.tolist()]
         for index, token in zip(fresh, event.tokens.tolist()):
             self._pieces[index] = _EOS if token in self._eos else self._codec.token_text(token)
+        self._blocks = max(self._blocks, event.block + 1)  # one more where a block holds the end of the prompt
         head = f"block {event.block + 1}/{self._blocks} step {event.step + 1} pass {event.nfe}"
         if self._live.is_started:
             self._live.update(Text(head + "\n", style="dim") + self._canvas(set(fresh)), refresh=True)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from dpad import DiffusionModel
-from dpad.runtime.cache import CACHES
+from dpad.runtime.cache import BLOCKS, CACHES
 from dpad.runtime.options import DECODERS
 from dpad.runtime.presets import SCHEDULES, name_of, schedule_named
 
@@ -41,7 +41,7 @@ _OPTIONS = (
     click.option("--preset", help="Options under a name that the bundle brings; those given here go before them."),
     _option("--gen-length", 128, "New tokens on the canvas."),
     _option("--block-length", 32, "Tokens decoded together."),
-    _option("--cache", "prefix", "What is kept between the steps of a block.", type=click.Choice(CACHES)),
+    _option("--cache", "prefix", "What is kept between the steps of a block.", type=click.Choice([*CACHES, BLOCKS])),
     _option("--decoder", "threshold", "Which masks are committed in a step.", type=click.Choice(DECODERS)),
     _option("--threshold", 0.9, "Confidence of the threshold decoder."),
     _option("--factor", 1.0, "Of the factor decoder (Fast-dLLM)."),

@@ -100,8 +100,9 @@ def command(
 ) -> None:
     """Turn MODEL into a bundle.
 
-    MODEL is tiny (embedded), llada, llada-base, llada-1.5, dream, dream-base, a hub id
-    (owner/name) or a local directory with config.json, safetensors and tokenizer.json.
+    MODEL is tiny (embedded), llada, llada-1.5, dream, dream-coder, diffucoder, sdar-4b, fast-dllm-7b
+    and more (an unknown name lists them), a hub id (owner/name) or a local directory with config.json,
+    safetensors and tokenizer.json.
     """
     began = time.perf_counter()
     flags = BuildFlags(strip_weights, hardware_compatible, version_compatible, workspace)

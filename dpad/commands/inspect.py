@@ -38,7 +38,9 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
         f"({contract.kv_heads} key/value) of {contract.head_size}, vocabulary {contract.vocab_size}",
         f"source    {provenance.get('source')}",
         f"limits    batch {contract.max_batch}, canvas {contract.max_length} tokens",
-        f"tuned for blocks of {contract.block_length}, window {contract.window}",
+        f"causal between blocks of {contract.block_length}"
+        if contract.block_causal
+        else f"tuned for blocks of {contract.block_length}, window {contract.window}",
         f"made with {versions}",
         f"presets   {', '.join(manifest.presets) or 'none'}",
         "files",

@@ -1,0 +1,181 @@
+"""Qwen's transformer without its causal mask: Qwen2 (Dream, Fast-dLLM v2) and Qwen3 (SDAR).
+
+    config = Config.read(json.load(open("config.json")), logit_shift=1, qkv_bias=True)
+    model = Model(config)                       # parameter names are the authors' (Qwen's)
+    hidden = model(ids, positions, attend)      # [B, Q, width]
+    logits = model.logits(hidden)               # [B, Q, vocabulary]
+
+The families are files of their own and say what differs. As in `llada`, attention is the caller's:
+`attend(layer, query, key, value)` -> [B, Q, H, D].
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dpad.models.fields import MAX_LAYERS, flag, integer, number, require
+from dpad.models.rope import rotate, rotation
+from dpad.plugins.attention import Attend
+from dpad.runtime.errors import CheckpointError
+
+# config.json keys that change the function, with the only value the published models use.
+_ONLY = {"hidden_act": "silu", "use_sliding_window": False}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys of config.json that shape the computation, under common names, and what the family adds.
+
+    Attributes:
+        logit_shift: 1 where row p-1 predicts position p, as in the autoregressive model.
+        qkv_bias: q, k and v have biases (Qwen2).
+        qk_norm: every head's query and key are normed before the rotation (Qwen3).
+        block_length: attention is causal between blocks of so many tokens; 0: it sees the whole canvas.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp_width: int
+    vocab_size: int
+    rope_theta: float
+    norm_eps: float
+    tied: bool
+    mask_token_id: int
+    eos_token_id: int
+    max_length: int
+    logit_shift: int
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    block_length: int = 0
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any], **family: Any) -> Self:
+        """Read Qwen's keys; `family` are the fields that config.json does not say.
+
+        Raises `CheckpointError` naming a key that is missing or unsupported.
+        """
+        require(data, _ONLY)
+        if data.get("rope_scaling") is not None:
+            raise CheckpointError(f"config.json: rope_scaling={data['rope_scaling']!r} is not supported (only null)")
+        width, heads = integer(data, "hidden_size"), integer(data, "num_attention_heads")
+        has_head_size = data.get("head_dim") is not None
+        if not has_head_size and width % heads:
+            raise CheckpointError(f"config.json: hidden_size {width} does not divide into {heads} heads")
+        return cls(
+            layers=integer(data, "num_hidden_layers", high=MAX_LAYERS),
+            width=width,
+            heads=heads,
+            kv_heads=integer(data, "num_key_value_heads", "num_attention_heads"),
+            head_size=integer(data, "head_dim") if has_head_size else width // heads,
+            mlp_width=integer(data, "intermediate_size"),
+            vocab_size=integer(data, "vocab_size"),
+            rope_theta=number(data, "rope_theta"),
+            norm_eps=number(data, "rms_norm_eps"),
+            tied=flag(data, "tie_word_embeddings"),
+            mask_token_id=integer(data, "mask_token_id", low=0),
+            eos_token_id=integer(data, "eos_token_id", low=0),
+            max_length=integer(data, "max_position_embeddings"),
+            **family,
+        )
+
+
+class Attention(nn.Module):
+    """Grouped-head attention."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        q_width, kv_width = config.heads * config.head_size, config.kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.width, q_width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_width, config.width, bias=False)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(config.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
+
+    def forward(
+        self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """x [B, Q, width] -> [B, Q, width]."""
+        heads = (-1, self.head_size)
+        query = rotate(self.q_norm(self.q_proj(x).unflatten(-1, heads)), cos, sin)
+        key = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), cos, sin)
+        value = self.v_proj(x).unflatten(-1, heads)
+        out: torch.Tensor = self.o_proj(attend(layer, query, key, value).flatten(2))
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, Q, width] -> [B, Q, width]."""
+        out: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Layer(nn.Module):
+    """One pre-norm layer: attention, then the MLP."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """x [B, Q, width] -> [B, Q, width]."""
+        x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
+        out: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Backbone(nn.Module):
+    """Everything under the `model.` prefix of the checkpoint."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+
+
+class Model(nn.Module):
+    """The mask predictor. Its state dict has exactly the names of the authors' safetensors."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """ids, positions int64 [B, Q] -> hidden states before the final norm [B, Q, width]."""
+        x: torch.Tensor = self.model.embed_tokens(ids)
+        cos, sin = rotation(positions, self.config.head_size, self.config.rope_theta)
+        for index, layer in enumerate(self.model.layers):
+            x = layer(index, x, cos, sin, attend)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden rows [..., width] -> float32 logits [..., vocabulary]."""
+        head = self.model.embed_tokens if self.config.tied else self.lm_head
+        return F.linear(self.model.norm(hidden), head.weight).float()

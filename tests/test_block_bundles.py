@@ -1,0 +1,85 @@
+"""Block-causal checkpoints through the public door: export, load, generate, parity; and what is refused there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from block_reference import LENGTH, decode, forward_with, rules_of
+from bundles import export, write_source
+from checkpoints import BLOCK_CAUSAL, raw_config
+from safetensors.torch import load_file
+
+import dpad
+from dpad.evaluation.likelihood import bounds
+from dpad.export.parity import compare_bundle
+from dpad.export.progress import Progress
+from dpad.models.checkpoint import parse_config
+from dpad.models.presets import presets_of
+from dpad.runtime.cache import BLOCKS
+from dpad.runtime.contract import StepContract
+from dpad.runtime.errors import CheckpointError, ExportError, InvalidRequest
+from dpad.runtime.machine import Machine
+from dpad.runtime.options import GenerationOptions, defaults
+from dpad.runtime.presets import read_presets
+from dpad.runtime.select import candidates
+
+each_family = pytest.mark.parametrize("family", BLOCK_CAUSAL)
+
+
+@each_family
+def test_a_bundle_writes_text_without_any_option(tmp_path: Path, family: str) -> None:
+    """Fails if a service must know that its model is block-causal, or the exporter forgets to say so."""
+    source = write_source(tmp_path / "source", family)
+    bundle = export(source, tmp_path / "out")
+    contract = bundle.manifest.contract
+    assert (contract.family, contract.block_causal, contract.block_length) == (family, True, LENGTH[family])
+    raw = json.loads((source / "config.json").read_text())
+    forward = forward_with(raw, load_file(source / "model.safetensors"))
+    with dpad.load(bundle.directory) as model:
+        prompt = model.request("w5 w6 w7 w8 w9").prompt_ids
+        theirs = decode(forward, prompt, rules_of(family, model.options()))
+        result = model.generate("w5 w6 w7 w8 w9")
+        assert (result.canvas.tolist(), result.nfe) == (theirs.tokens, theirs.nfe)
+        assert result.text and len(result.commit_steps) == 128
+        assert [each.canvas.tolist() for each in model.generate_batch(["w5 w6 w7 w8 w9"] * 2)] == [theirs.tokens] * 2
+        for options, words in (({"cache": "prefix"}, "'prefix'"), ({"block_length": 16}, "16")):
+            with pytest.raises(InvalidRequest, match=words):
+                model.generate("w5 w6", **options)
+        with pytest.raises(InvalidRequest, match="not supported yet"):
+            bounds(model.engine, prompt, [5, 6], model.options(), draws=1, seed=(0,))
+    report = compare_bundle(bundle, Progress(), engines=["onnxruntime-cpu"], steps=1, trajectories=True)
+    trajectories = report["engines"][0]["trajectories"]
+    assert report["passed"] and trajectories["caches"] == [BLOCKS]
+    assert trajectories["equal"] == trajectories["positions"] > 0
+
+
+@each_family
+def test_what_cannot_grow_its_cache_is_neither_built_nor_chosen(tmp_path: Path, family: str) -> None:
+    """Fails if a GPU machine would open an engine that cannot decode the model, or spends hours building one."""
+    source = write_source(tmp_path / "source", family)
+    with pytest.raises(ExportError, match="tensorrt-rtx cannot run .* block by block"):
+        export(source, tmp_path / "out", targets=("tensorrt-rtx",))
+    bundle = export(source, tmp_path / "out")
+    obstacles = {each.name: each.obstacle for each in candidates(bundle, Machine.current())}
+    assert obstacles["onnxruntime-cpu"] is None and obstacles["onnxruntime-cuda"] is not None
+
+
+def test_lengths_and_masks_that_config_json_leaves_out(tmp_path: Path) -> None:
+    """Fails if the authors' published config.json, which names neither block nor mask, cannot be read."""
+    for family, own, block, mask in (("sdar", "block_size", 4, 151669), ("fast_dllm", "bd_size", 32, 151665)):
+        raw = raw_config(family, vocab_size=151936)
+        for lacking in (raw | {own: None, "mask_token_id": None}, {k: v for k, v in raw.items() if k != own}):
+            _, config = parse_config(lacking)
+            assert config.block_length == block
+        assert parse_config(raw | {"mask_token_id": None})[1].mask_token_id == mask
+        with pytest.raises(CheckpointError, match=own):
+            parse_config(raw | {own: 0})
+
+
+def test_sdar_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
+    """Fails if <|im_end|>, which is not the EOS of SDAR's config.json, does not end the text by itself."""
+    contract = StepContract("sdar", 2, 2, 1, 32, 151936, 151669, 151643, 0, 4, 256, 4, 32, block_causal=True)
+    preset = read_presets(presets_of("JetLM/SDAR-4B-Chat", tmp_path))["default"]
+    options = GenerationOptions(**{**defaults(contract), **preset})
+    options.check(contract)
+    assert options.eos_token_ids is not None and 151645 in options.eos_token_ids
