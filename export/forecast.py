@@ -15,11 +15,12 @@ import numpy as np
 
 from dpad.export.gpus import GpuModel
 from dpad.models.checkpoint import Config, meta_model
-from dpad.runtime.cache import block_view
+from dpad.runtime.cache import BLOCKS, block_view
 from dpad.runtime.suffix import Gaussian
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MODES = ("vanilla", "none", "prefix", "dual")
+BLOCK_CAUSAL = (BLOCKS,)  # of models that are causal between blocks
 FITTED_WIDTH = 2048  # of a row: activations of models from here on are predicted well
 _BUILDER = 500_000_000  # bytes that the builder takes for itself
 
@@ -117,7 +118,8 @@ def floor(sizes: Sizes, dtype: str, gpu: GpuModel, load: Load, mode: str, shift:
     """The least time of a step for the block in the middle of the canvas.
 
     The weights are read once, the attended rows of the cache too, and every product is made once. `vanilla` keeps the
-    whole suffix, the cache modes keep what the default schedule keeps on average; a refresh is a step of `none`.
+    whole suffix, `blocks` (block-causal models) none, the others what the default schedule keeps on average; a
+    refresh is a step of `none`, or one of `blocks`.
     """
     queries, cached = _rows(load, mode, shift)
     rows = load.batch * queries
@@ -134,8 +136,8 @@ def _rows(load: Load, mode: str, shift: int) -> tuple[int, int]:
     start = load.length // 2 // load.block * load.block
     end = min(start + load.block, load.length)
     suffix = load.length - end
-    kept = suffix
-    if mode != "vanilla" and suffix:
+    kept = 0 if mode == BLOCKS else suffix
+    if mode not in ("vanilla", BLOCKS) and suffix:
         window = min(load.window, suffix)
         kept = round(float(Gaussian(window=window).probabilities(suffix, load.length).clip(max=1).sum()))
     policy = "none" if mode == "vanilla" else mode

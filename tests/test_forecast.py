@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import export, write_source
-from checkpoints import FAMILIES, raw_config
+from checkpoints import BLOCK_CAUSAL, FAMILIES, raw_config
 from click.testing import CliRunner
 from host_trt import opened
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,19 +63,18 @@ def test_weights_are_those_of_the_files(family: str, tmp_path: Path) -> None:
     assert document(source, "--dtype", "bfloat16")["plan"]["bytes"] == stored // 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("family", "mode"), [*product(FAMILIES, MODES), *product(BLOCK_CAUSAL, forecast.BLOCK_CAUSAL)])
 def test_products_are_those_that_a_step_makes(family: str, mode: str) -> None:
     """Fails if the floor leaves out a product or counts rows that are not computed; torch counts them itself."""
     architecture, config = parse_config(raw_config(family))
-    load = Load(batch=2, length=128, block=16, window=32)
+    load = Load(batch=2, length=128, block=config.block_length or 16, window=32)
     sizes, shift = Sizes.of(architecture, config), config.logit_shift
     floor = forecast.floor(sizes, "float16", PRODUCT, load, mode, shift)
     assert floor.bound == "products"
     step = Step(MODULES[architecture].Model(config)).eval()
     cached = torch.arange(floor.cached).expand(2, -1)
     queries = torch.arange(floor.cached, floor.cached + floor.queries).expand(2, -1)
-    decoded = torch.arange(16).expand(2, -1)
+    decoded = torch.arange(load.block).expand(2, -1)
     slots = 2, floor.cached, config.kv_heads, config.head_size
     caches = [torch.zeros(slots) for _ in range(2 * config.layers)]
     canvas = torch.zeros(2, floor.cached + floor.queries, dtype=torch.int64)
@@ -156,6 +156,15 @@ def test_hazards_say_why_and_the_way_out(
     """Fails if what cannot work is found out only after the download, or without a reason."""
     (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", max_sequence_length=128, **changes)))
     assert any(re.search(told, line) for line in document(tmp_path, *arguments)["hazards"])
+
+
+def test_a_block_causal_model_is_planned_in_its_own_mode(tmp_path: Path) -> None:
+    """Fails if SDAR is planned with cache modes it does not have, or for TensorRT without a word."""
+    (tmp_path / "config.json").write_text(json.dumps(raw_config("sdar")))
+    found = document(tmp_path, "--gpu", "L4", "--batch", 1)
+    [floor] = found["floors"]
+    assert {mode: (step["queries"], step["cached"]) for mode, step in floor["steps"].items()} == {"blocks": (4, 512)}
+    assert any("causal between blocks of 4" in line for line in found["hazards"])
 
 
 def test_a_build_that_this_machine_has_no_memory_for_is_a_hazard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dpad.export import forecast
-from dpad.export.forecast import MODES, Load, Sizes
+from dpad.export.forecast import BLOCK_CAUSAL, MODES, Load, Sizes
 from dpad.export.gpus import GPUS, GpuModel
 from dpad.export.hazards import fits, hazards
 from dpad.export.hub import read_config
@@ -35,9 +35,9 @@ from dpad.runtime.machine import available_memory
     "lengths",
     multiple=True,
     type=click.IntRange(1),
-    default=(1024, 4096),
+    default=(1024,),
     show_default=True,
-    help="Canvas.",
+    help="Of the canvas, prompt included; repeat for several.",
 )
 @click.option("--block-length", default=32, show_default=True, type=click.IntRange(1), help="As for `dpad export`.")
 @click.option("--window", default=256, show_default=True, type=click.IntRange(1), help="As for `dpad export`.")
@@ -62,6 +62,7 @@ def command(
     stored = str(raw.get("torch_dtype", "bfloat16"))
     dtype = dtype or ("float16" if stored == "float32" else stored)
     sizes = Sizes.of(architecture, config)
+    block_length = config.block_length or block_length
     loads = [Load(batch, length, block_length, window) for batch in batches for length in lengths]
     gpus = {name: GPUS[name] for name in names or GPUS}
     found = hazards(config, sizes, stored, dtype, loads, gpus)
@@ -85,12 +86,13 @@ def command(
 def _document(config: Config, sizes: Sizes, dtype: str, loads: list[Load], gpus: dict[str, GpuModel]) -> dict[str, Any]:
     """Every number of the forecast, in bytes and milliseconds."""
     shift, memory, floors = config.logit_shift, [], []
+    modes = BLOCK_CAUSAL if config.block_length else MODES
     for load in loads:
         need = forecast.memory(sizes, dtype, load, shift)
         room = [name for name, gpu in gpus.items() if fits(need.total, gpu)]
         memory.append({"batch": load.batch, "length": load.length, **asdict(need), "total": need.total, "fits": room})
         for name, gpu in gpus.items():
-            steps = {mode: asdict(forecast.floor(sizes, dtype, gpu, load, mode, shift)) for mode in MODES}
+            steps = {mode: asdict(forecast.floor(sizes, dtype, gpu, load, mode, shift)) for mode in modes}
             floors.append({"gpu": name, "batch": load.batch, "length": load.length, "steps": steps})
     weights = sizes.weights * forecast.ITEM_BYTES[dtype]
     plan = {"dtype": dtype, "bytes": weights, "build_memory": forecast.building(weights)}
