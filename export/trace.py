@@ -104,16 +104,20 @@ def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
         stored, computed = ir.DataType[_IR_DTYPES[entry.dtype]], value.dtype
         if computed is not None and stored != computed:
             _cast(model.graph, value, computed)
-            value.dtype = stored
-        value.const_value = ir.ExternalTensor(
-            entry.file.name,
-            entry.offset,
-            entry.length,
-            stored,
-            shape=ir.Shape(entry.shape),
-            name=name,
-            base_dir=entry.file.parent,
-        )
+            value.type = ir.TensorType(stored)  # another one: copies of a step share theirs
+        value.const_value = external(name, entry).const_value
+
+
+def external(
+    name: str, entry: TensorEntry, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None
+) -> ir.Value:
+    """An initializer at the bytes of `entry`, taken as that of another `dtype` and `shape` where they are given."""
+    dtype = dtype or ir.DataType[_IR_DTYPES[entry.dtype]]
+    sizes = ir.Shape(entry.shape if shape is None else shape)
+    tensor = ir.ExternalTensor(
+        entry.file.name, entry.offset, entry.length, dtype, shape=sizes, name=name, base_dir=entry.file.parent
+    )
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=sizes, const_value=tensor)
 
 
 def _cast(graph: ir.Graph, weight: ir.Value, dtype: ir.DataType) -> None:
