@@ -16,6 +16,7 @@ BENCHES += step_floor
 BENCHES += growth
 BENCHES += batching
 BENCHES += loop_overhead
+BENCHES += precision
 BENCH   ?= $(BENCHES)
 
 PYTHON ?= python3

@@ -125,6 +125,48 @@ def loop_overhead(document: Document) -> str:
     return table(head, rows)
 
 
+def precision(document: Document) -> str:
+    """Every precision of each model, then the choices behind the packed ones."""
+    errors = ("relative", "mean_abs", "max_abs")
+    parts = []
+    for model in document["models"]:
+        rows = []
+        for row in model["precisions"]:
+            logits = row["logits"]
+            told = [
+                share(logits["relative"]),
+                *(f"{logits[name]:g}" for name in errors[1:]),
+                share(logits["same_token"]),
+            ]
+            error = row["standard_error"]  # none of a single problem
+            right = share(row["strict_match"]) + ("" if error is None else f" ± {100 * error:.1f}")
+            rows.append([row["step"], row["engine"], f"{row['weights_bytes'] / 1e6:.2f}", *told, right, row["nfe"]])
+        head = [
+            "step",
+            "engine",
+            "weights, MB",
+            "logits off by",
+            "mean",
+            "largest",
+            "same token",
+            "strict match",
+            "passes",
+        ]
+        parts.append(f"### {model['model']}: {document['limit']} problems\n\n{table(head, rows)}")
+        rows = []
+        for choice in model["choices"]:
+            logits = choice["logits"]
+            told = [
+                share(logits["relative"]),
+                *(f"{logits[name]:g}" for name in errors[1:]),
+                share(logits["same_token"]),
+            ]
+            rows.append([choice["weights"], choice["part"], choice["scale"], *told])
+        head = ["weights", "packed", "a scale for", "logits off by", "mean", "largest", "same token"]
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
     "ladder": ("End to end", ladder),
     "sweep": ("Suffix dropout and threshold", sweep),
@@ -132,6 +174,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
     "growth": ("Longer canvases, larger batches", growth),
     "batching": ("Requests of unequal length in batches", batching),
     "loop_overhead": ("Share of a decode outside the engine", loop_overhead),
+    "precision": ("Precisions: error and accuracy", precision),
 }
 
 
