@@ -16,6 +16,7 @@ BENCHES += step_floor
 BENCHES += growth
 BENCHES += batching
 BENCHES += loop_overhead
+BENCHES += precision
 BENCH   ?= $(BENCHES)
 
 PYTHON ?= python3
@@ -27,12 +28,13 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=build/types:benchmarks:tests
 
-.PHONY: help export test test-slow lint types check links bench gpu-check gpu-sanitize clean
+.PHONY: help export test test-slow test-full-width lint types check links bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
 	@echo "make test        run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
+	@echo "make test-full-width  two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
 	@echo "make lint types  ruff, mypy --strict"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
 	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
@@ -48,6 +50,9 @@ test: $(BIN)/.test
 
 test-slow: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-full-width: $(BIN)/.test
+	$(BIN)/python -m pytest -m slow tests/test_full_width.py -k whole_way $(ARGS)
 
 lint: $(BIN)/.lint
 	$(BIN)/ruff check .

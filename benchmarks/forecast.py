@@ -83,7 +83,8 @@ def main(work: Path, out: Path | None) -> None:
         shutil.rmtree(work)
     machine = measure.machine()
     machine["libraries"]["tensorrt-rtx"] = measure.library_version("tensorrt-rtx")
-    measure.publish({"benchmark": "forecast", "machine": machine, "results": results}, out)
+    document = {"benchmark": "forecast", "machine": machine, "model": " and ".join(MODELS), "results": results}
+    measure.publish(document, out)
 
 
 if __name__ == "__main__":

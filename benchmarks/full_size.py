@@ -10,7 +10,7 @@ is the largest resident memory of the process, and counts pages of mapped weight
 `own_mib` is the largest amount that is not mapped from files, sampled ten times a second.
 
 `--work` needs room for the checkpoint (16 GB); the bundle links it. Both are removed at the end. Models that `--out`
-holds already stay there.
+holds already stay there, if they were measured on the same machine with the same libraries.
 """
 
 import json
@@ -103,10 +103,11 @@ def staged(stage: Any) -> dict[str, Any]:
 @measure.out_option
 def main(model: str, layers: int | None, steps: int, work: Path, out: Path | None) -> None:
     """Measure synth, export and parity at full size."""
-    work.mkdir(parents=True)
     stages: dict[str, Any] = {}
-    document: dict[str, Any] = {"benchmark": "full_size", "goal": GOALS, "models": kept(out)}
-    document["models"][model] = {"machine": measure.machine(), "stages": stages}
+    machine = measure.machine()
+    document: dict[str, Any] = {"benchmark": "full_size", "machine": machine, "model": "random weights", "goal": GOALS}
+    document["models"] = {**kept(out, machine), model: {"stages": stages}}
+    work.mkdir(parents=True)
     try:
         for name, stage in (
             ("synth", partial(synthesise, model=model, layers=layers, work=work)),
@@ -127,11 +128,12 @@ def main(model: str, layers: int | None, steps: int, work: Path, out: Path | Non
     measure.publish(document, out)
 
 
-def kept(out: Path | None) -> dict[str, Any]:
-    """The models that `out` holds already: each is measured by a call of its own."""
+def kept(out: Path | None, machine: dict[str, Any]) -> dict[str, Any]:
+    """The models that `out` holds already, measured on this machine: each takes a call of its own."""
     if out is None or not out.exists():
         return {}
-    models: dict[str, Any] = json.loads(out.read_text("utf-8"))["models"]
+    before = json.loads(out.read_text("utf-8"))
+    models: dict[str, Any] = before["models"] if before["machine"] == machine else {}
     return models
 
 

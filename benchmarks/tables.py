@@ -125,6 +125,76 @@ def loop_overhead(document: Document) -> str:
     return table(head, rows)
 
 
+def precision(document: Document) -> str:
+    """Every precision of each model, then the choices behind the packed ones."""
+    errors = ("relative", "mean_abs", "max_abs")
+    parts = []
+    for model in document["models"]:
+        rows = []
+        for row in model["precisions"]:
+            logits = row["logits"]
+            told = [
+                share(logits["relative"]),
+                *(f"{logits[name]:g}" for name in errors[1:]),
+                share(logits["same_token"]),
+            ]
+            error = row["standard_error"]  # none of a single problem
+            right = share(row["strict_match"]) + ("" if error is None else f" ± {100 * error:.1f}")
+            rows.append([row["step"], row["engine"], f"{row['weights_bytes'] / 1e6:.2f}", *told, right, row["nfe"]])
+        head = [
+            "step",
+            "engine",
+            "weights, MB",
+            "logits off by",
+            "mean",
+            "largest",
+            "same token",
+            "strict match",
+            "passes",
+        ]
+        parts.append(f"### {model['model']}: {document['limit']} problems\n\n{table(head, rows)}")
+        rows = []
+        for choice in model["choices"]:
+            logits = choice["logits"]
+            told = [
+                share(logits["relative"]),
+                *(f"{logits[name]:g}" for name in errors[1:]),
+                share(logits["same_token"]),
+            ]
+            rows.append([choice["weights"], choice["part"], choice["scale"], *told])
+        head = ["weights", "packed", "a scale for", "logits off by", "mean", "largest", "same token"]
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def full_size(document: Document) -> str:
+    """Every model's stages."""
+    parts = []
+    for name, model in document["models"].items():
+        rows = []
+        for stage, facts in model["stages"].items():
+            seconds = [f"{facts['seconds']:g}", f"{facts['seconds'] - facts['reading']:.3g}"]
+            rows.append([stage, *seconds, facts["peak_mib"], facts["own_mib"]])
+        head = ["stage", "seconds", "without reading the shards", "peak memory, MiB", "not mapped from files, MiB"]
+        synth = model["stages"]["synth"]
+        told = f"{synth['layers']} layers, {synth['weights'] / 1e9:.2f} billion weights, {synth['bytes'] / 1e9:.1f} GB"
+        parts.append(f"### {name}: {told}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def forecast(document: Document) -> str:
+    """Every build."""
+    rows = []
+    for found in document["results"]:
+        pairs = [
+            (f"{found[f'{name}_mib']}", f"{found[f'{name}_ratio']:g}") for name in ("activations", "plan", "build")
+        ]
+        rows.append([found["model"], found["batch"], found["length"], *(cell for pair in pairs for cell in pair)])
+    measured = ("activations, MiB", "plan, MiB", "memory of the build, MiB")
+    head = ["model, 1 layer", "batch", "canvas", *(cell for name in measured for cell in (name, "predicted over it"))]
+    return table(head, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
     "ladder": ("End to end", ladder),
     "sweep": ("Suffix dropout and threshold", sweep),
@@ -132,6 +202,9 @@ TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
     "growth": ("Longer canvases, larger batches", growth),
     "batching": ("Requests of unequal length in batches", batching),
     "loop_overhead": ("Share of a decode outside the engine", loop_overhead),
+    "precision": ("Precisions: error and accuracy", precision),
+    "full_size": ("Full-size checkpoints", full_size),
+    "forecast": ("What `dpad plan` predicts, against TensorRT-RTX", forecast),
 }
 
 
@@ -164,6 +237,10 @@ def goals(documents: dict[str, Document]) -> list[tuple[str, str, bool]]:
         below, median = documents["loop_overhead"]["goal"]["below"], one["overhead"]["median"]
         told = f"loop at most {below:.0%} of a step, {one['cache']}, {plural(one['threads'], 'thread')}"
         found.append((told, share(median), median < below))
+    for name, model in documents.get("full_size", {}).get("models", {}).items():
+        wanted, done = documents["full_size"]["goal"], model["stages"]["export"]
+        told = f"export of {name} in {wanted['seconds']} s and {wanted['peak_mib']} MiB, without reading the shards"
+        found.append((told, f"{done['seconds'] - done['reading']:.3g} s, {done['peak_mib']} MiB", model["met"]))
     return found
 
 

@@ -25,6 +25,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ExportError
 from dpad.runtime.machine import Machine, available_memory
 from dpad.runtime.manifest import BuildFlags, EngineEntry, StepEntry
+from dpad.runtime.precision import rows_dtype
 
 HALF = ("float16", "bfloat16")
 ATTENTIONS = ("native", "plugin")
@@ -34,13 +35,14 @@ _FALLBACK_CAPABILITY = "8.9"
 
 @dataclass(frozen=True)
 class EngineRecipe:
-    """Which engines a bundle gets: every target × 16-bit dtype × compute capability, built the same way.
+    """Which engines a bundle gets: every target × step of 16 bit × compute capability, built the same way.
 
-    `attention` is `native` (the function body) or `plugin` (the project's own kernel).
+    `steps` are names as runtime/precision.py has them. `attention` is `native` (the function body) or `plugin`
+    (the project's own kernel).
     """
 
     targets: tuple[str, ...]
-    dtypes: tuple[str, ...]
+    steps: tuple[str, ...]
     capabilities: tuple[str, ...]
     attention: str = "native"
     flags: BuildFlags = field(default_factory=BuildFlags)
@@ -87,15 +89,15 @@ def build_engines(
     `AttentionError` if the plugin's kernel has no such heads, and `EngineBuildError` if a build fails.
     """
     entries = []
-    for dtype in (d for d in recipe.dtypes if d in HALF and recipe.capabilities):
+    for name in (name for name in recipe.steps if rows_dtype(name) in HALF and recipe.capabilities):
         if recipe.attention == "plugin":
-            check_kernel(contract.head_size, dtype)
-        onnx = _step_to_compile(stage, steps[dtype], recipe.attention)
-        weights = sum((stage / name).stat().st_size for name in steps[dtype].weights)
+            check_kernel(contract.head_size, rows_dtype(name))
+        onnx = _step_to_compile(stage, steps[name], recipe.attention)
+        weights = sum((stage / file).stat().st_size for file in steps[name].weights)
         for target in (target for target in recipe.targets if target != "onnx"):
             trt = _import_builder(target)
             for capability in recipe.capabilities:
-                entry = _engine_entry(recipe, target, trt, stage, onnx, steps[dtype], contract, dtype, capability)
+                entry = _engine_entry(recipe, target, trt, stage, onnx, steps[name], contract, name, capability)
                 entries.append(_build_engine(entry, trt, stage, contract, weights, previous, progress))
     return tuple(entries)
 

@@ -2,7 +2,7 @@
 
     sizes = Sizes.of(architecture, config)
     memory(sizes, "bfloat16", Load(batch=1, length=1024), shift=0).total        # bytes on the device
-    floor(sizes, "bfloat16", GPUS["H100"], Load(1, 1024), "dual", shift=0).milliseconds
+    floor(sizes, "bfloat16-weights-int4", GPUS["H100"], Load(1, 1024), "dual", shift=0).milliseconds
 
 Weights, caches and logits are counted as the engine allocates them. Activations and the builder's memory are fitted
 to builds of the published widths in TensorRT-RTX (benchmarks/forecast.py says how well); other builders may take
@@ -14,14 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpad.export.gpus import GpuModel
+from dpad.export.pack import Packing
 from dpad.models.checkpoint import Config, meta_model
 from dpad.runtime.cache import BLOCKS, block_view
+from dpad.runtime.precision import FULL, rows_dtype, weights_of
 from dpad.runtime.suffix import Gaussian
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MODES = ("vanilla", "none", "prefix", "dual")
 BLOCK_CAUSAL = (BLOCKS,)  # of models that are causal between blocks
 FITTED_WIDTH = 2048  # of a row: activations of models from here on are predicted well
+_BITS = {"int8": 8, "int4": 4, "fp8": 8}
 _BUILDER = 500_000_000  # bytes that the builder takes for itself
 
 
@@ -31,7 +34,7 @@ class Sizes:
 
     Attributes:
         weights: all of them.
-        products: those of the layers that every row is multiplied with.
+        products: those of the layers that every row is multiplied with; of matrices with `outputs` rows together.
         head: those of the vocabulary projection, which decoded rows are multiplied with.
         attended: width of the heads together, H · D.
         cached: keys and values of one position, in elements, all layers.
@@ -40,6 +43,7 @@ class Sizes:
     layers: int
     weights: int
     products: int
+    outputs: int
     head: int
     width: int
     mlp_width: int
@@ -56,6 +60,7 @@ class Sizes:
             layers=config.layers,
             weights=sum(weight.numel() for weight in state.values()),
             products=sum(state[name].numel() for name in inside),
+            outputs=sum(state[name].shape[0] for name in inside),
             head=config.vocab_size * config.width,
             width=config.width,
             mlp_width=config.mlp_width,
@@ -99,14 +104,23 @@ class Floor:
     cached: int
 
 
-def memory(sizes: Sizes, dtype: str, load: Load, shift: int) -> Memory:
+def stored(sizes: Sizes, step: str, group: int = Packing.group) -> int:
+    """Bytes of the weights of `step` (a name as in `runtime.precision`), scales of packed ones included."""
+    item, weights = ITEM_BYTES[rows_dtype(step)], weights_of(step)
+    if weights == FULL:
+        return sizes.weights * item
+    scales = sizes.outputs if weights == "fp8" else sizes.products // group
+    return (sizes.weights - sizes.products + scales) * item + sizes.products * _BITS[weights] // 8
+
+
+def memory(sizes: Sizes, step: str, load: Load, shift: int) -> Memory:
     """What an engine takes whose limits are those of `load`; `shift` is the contract's `logit_shift`."""
-    item = ITEM_BYTES[dtype]
+    item = ITEM_BYTES[rows_dtype(step)]
     rows = load.batch * load.length
     cached = rows + load.batch * min(load.block + shift, load.length)  # the refresh's, and those of a later step
     logits = load.batch * min(load.block, load.length) * sizes.vocab_size * 4
     live = 3 * sizes.mlp_width + 2 * sizes.width + 2 * sizes.cached // sizes.layers  # elements a row, at the MLP
-    return Memory(sizes.weights * item, cached * sizes.cached * item + logits, rows * live * item)
+    return Memory(stored(sizes, step), cached * sizes.cached * item + logits, rows * live * item)
 
 
 def building(weights: int) -> int:
@@ -114,7 +128,7 @@ def building(weights: int) -> int:
     return 2 * weights + _BUILDER
 
 
-def floor(sizes: Sizes, dtype: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:
+def floor(sizes: Sizes, step: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:
     """The least time of a step for the block in the middle of the canvas.
 
     The weights are read once, the attended rows of the cache too, and every product is made once. `vanilla` keeps the
@@ -123,7 +137,8 @@ def floor(sizes: Sizes, dtype: str, gpu: GpuModel, load: Load, mode: str, shift:
     """
     queries, cached = _rows(load, mode, shift)
     rows = load.batch * queries
-    moved = ITEM_BYTES[dtype] * (sizes.products + sizes.head + load.batch * cached * sizes.cached)
+    looked_up = sizes.weights - sizes.products - sizes.head  # embeddings, and norms and biases, which are small
+    moved = stored(sizes, step) + ITEM_BYTES[rows_dtype(step)] * (load.batch * cached * sizes.cached - looked_up)
     work = sizes.products * rows + sizes.head * load.batch * min(load.block, load.length)
     work += 2 * sizes.layers * sizes.attended * rows * (queries + cached)
     seconds = {"memory": moved / gpu.bandwidth / 1e9, "products": 2 * work / gpu.products / 1e12}

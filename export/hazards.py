@@ -15,22 +15,23 @@ from dpad.models.checkpoint import Config
 from dpad.plugins.checks import check_kernel
 from dpad.plugins.errors import AttentionError
 from dpad.runtime.machine import available_memory
+from dpad.runtime.precision import rows_dtype
 
 RESERVED = 1 << 30  # bytes of a device that CUDA, kernels and whoever else is there take
 
 
 def hazards(
-    config: Config, sizes: Sizes, stored: str, dtype: str, loads: list[Load], gpus: Mapping[str, GpuModel]
+    config: Config, sizes: Sizes, stored: str, step: str, loads: list[Load], gpus: Mapping[str, GpuModel]
 ) -> list[str]:
     """One line each; empty if nothing is known to be in the way. `stored` is the checkpoint's own dtype."""
     return [
-        *_dtype(stored, dtype),
-        *_heads(config, dtype),
+        *_dtype(stored, rows_dtype(step)),
+        *_heads(config, rows_dtype(step)),
         *_lengths(config, loads),
         *_narrow(config),
         *_causal(config),
         *_targets(gpus),
-        *_room(config, sizes, dtype, loads, gpus),
+        *_room(config, sizes, step, loads, gpus),
     ]
 
 
@@ -100,21 +101,20 @@ def _targets(gpus: Mapping[str, GpuModel]) -> list[str]:
     ]
 
 
-def _room(config: Config, sizes: Sizes, dtype: str, loads: list[Load], gpus: Mapping[str, GpuModel]) -> list[str]:
+def _room(config: Config, sizes: Sizes, step: str, loads: list[Load], gpus: Mapping[str, GpuModel]) -> list[str]:
     found = []
-    weights = sizes.weights * forecast.ITEM_BYTES[dtype]
-    need, here = forecast.building(weights), available_memory()
+    need, here = forecast.building(forecast.stored(sizes, step)), available_memory()
     if need > here:
         found.append(
             f"build: a plan takes about {need / 1e9:.1f} GB of memory, and {here / 1e9:.1f} GB are available on this "
-            "machine; build on a larger one, or for TensorRT with --strip-weights"
+            "machine; build on a larger one, take --weights int4, or for TensorRT --strip-weights"
         )
     for load in loads:
-        need = forecast.memory(sizes, dtype, load, config.logit_shift).total
+        need = forecast.memory(sizes, step, load, config.logit_shift).total
         small = [name for name, gpu in gpus.items() if not fits(need, gpu)]
         if small:
             found.append(
                 f"batch {load.batch}, length {load.length}: {need / 1e9:.1f} GB, and {RESERVED / 1e9:.1f} GB for CUDA, "
-                f"do not fit on {', '.join(small)}; take a smaller --max-batch or --max-length"
+                f"do not fit on {', '.join(small)}; take a smaller --max-batch or --max-length, or --weights int4"
             )
     return found

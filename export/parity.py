@@ -5,7 +5,9 @@
 
 Steps are compared through Polygraphy, output by output, within the tolerance of the dtype.
 Trajectories are compared by the token and the forward pass at which each position was
-committed: in float32 they must be equal, in 16 bit their agreement is reported.
+committed: in float32 they must be equal, in 16 bit their agreement is reported. The reference of packed weights
+is PyTorch with the same weights unpacked, so tolerances stay those of the rows; what packing itself does to the
+logits is reported beside it where the bundle has the full weights too.
 """
 
 from collections import OrderedDict
@@ -16,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
-from polygraphy.backend.onnxrt import OnnxrtRunner
-from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
 from dpad.export.feeds import Feed, random_feeds
-from dpad.export.progress import Advance, Progress
+from dpad.export.packing_error import packing_error
+from dpad.export.progress import Progress
+from dpad.export.runners import SessionRunner, StepRunner
 from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
@@ -32,13 +34,14 @@ from dpad.runtime.generate import generate
 from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.onnx_engine import OnnxEngine
 from dpad.runtime.options import GenerationOptions, defaults
+from dpad.runtime.precision import DYNAMIC, rows_dtype, suffix
 from dpad.runtime.request import Request
 from dpad.runtime.select import Candidate, candidates, open_engine
 from dpad.runtime.trt_engine import TrtEngine
 
 # Allowed difference of an output, as a share of its values: in float32 the largest difference
 # against the largest value; in 16 bit the mean against the mean, since one rounding that turns a
-# sharp attention score may move a single element far. int8 is compared with float32, as 16 bit are.
+# sharp attention score may move a single element far. Dynamic int8 is compared with float32.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
 STATISTIC = {"float32": "max", "float16": "mean", "bfloat16": "mean", "int8": "mean"}
 
@@ -107,15 +110,15 @@ def require_passed(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(bundle: Bundle) -> list[Candidate]:
-    """The engines of the bundle, and every dtype of the step in ONNX Runtime on the CPU."""
-    found = [c for c in candidates(bundle, Machine.current()) if c.name != "onnxruntime-cpu"]
-    steps = {dtype: step for dtype, step in bundle.manifest.steps.items() if dtype != "int8"}
-    found += [Candidate("onnxruntime-cpu", dtype, step.onnx, None) for dtype, step in steps.items()]
+    """The engines of the bundle, and every step in ONNX Runtime on the CPU."""
+    found = [c for c in candidates(bundle, Machine.current()) if not c.name.startswith("onnxruntime-cpu")]
+    for name, step in bundle.manifest.steps.items():
+        found.append(Candidate(f"onnxruntime-cpu{suffix(name)}", name, step.onnx, None))
     return [replace(c, obstacle=c.obstacle or _no_bfloat16(c)) for c in found]
 
 
 def _no_bfloat16(candidate: Candidate) -> str | None:
-    if candidate.dtype != "bfloat16" or not candidate.name.startswith("onnxruntime"):
+    if rows_dtype(candidate.dtype) != "bfloat16" or not candidate.name.startswith("onnxruntime"):
         return None
     return "its steps are fed as numpy arrays, and numpy has no bfloat16"
 
@@ -132,16 +135,15 @@ def _header(candidate: Candidate, detail: str, reason: str | None = None) -> dic
 def _compare(
     bundle: Bundle, candidate: Candidate, steps: int, seed: int, wanted: bool | None, progress: Progress
 ) -> dict[str, Any]:
-    reference = open_torch_engine(bundle, "float32" if candidate.dtype == "int8" else candidate.dtype)
+    precision = DYNAMIC if candidate.dtype == DYNAMIC else rows_dtype(candidate.dtype)
+    reference = open_torch_engine(bundle, "float32" if precision == DYNAMIC else candidate.dtype)
     feeds = list(random_feeds(bundle.manifest.contract, reference.dtype, steps, seed))
     with _open(bundle, candidate) as engine:
         with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps", 2 * len(feeds)) as told:
             runner = (
                 SessionRunner(engine, told) if isinstance(engine, OnnxEngine) else StepRunner("engine", engine, told)
             )
-            outputs = compare_steps(
-                StepRunner("torch", reference, told), runner, reference.contract, feeds, candidate.dtype
-            )
+            outputs = compare_steps(StepRunner("torch", reference, told), runner, reference.contract, feeds, precision)
         decodes = len(engine.caches) * len(TRAJECTORY_DECODERS)
         predicted = 2 * _seconds(reference, feeds[0][1]) * decodes * _GEN_LENGTH
         if wanted or (wanted is None and predicted < _PATIENCE):
@@ -150,7 +152,7 @@ def _compare(
         else:
             trajectories = {"skipped": f"not run; at this speed they take up to {predicted / 60:.0f} minutes"}
     failed = sorted(name for name, output in outputs.items() if not output["passed"])
-    if candidate.dtype == "float32" and trajectories.get("equal") != trajectories.get("positions"):
+    if precision == "float32" and trajectories.get("equal") != trajectories.get("positions"):
         failed.append("trajectories")
     detail = f"out of tolerance: {', '.join(failed)}" if failed else "within tolerance"
     return {
@@ -159,6 +161,7 @@ def _compare(
         "modes": sorted({mode for mode, _ in feeds}),
         "steps": outputs,
         "trajectories": trajectories,
+        **packing_error(bundle, candidate.dtype, reference, feeds),
     }
 
 
@@ -176,45 +179,6 @@ def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
         return engine
     provider = candidate.name.split("-")[1]
     return OnnxEngine(bundle.path(candidate.file), bundle.manifest.contract, candidate.dtype, provider)
-
-
-class SessionRunner(OnnxrtRunner):  # type: ignore[misc]
-    """The session of an engine, fed as Polygraphy feeds sessions: no second copy of the weights."""
-
-    def __init__(self, engine: OnnxEngine, advance: Advance) -> None:
-        super().__init__(lambda: engine.session, name="engine")
-        self._advance = advance
-
-    def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":
-        """One step, told to `advance`."""
-        outputs: OrderedDict[str, np.ndarray[Any, Any]] = super().infer_impl(feed_dict)
-        self._advance(1)
-        return outputs
-
-
-class StepRunner(BaseRunner):  # type: ignore[misc]
-    """A step whose every input is given, as a Polygraphy runner; every one is told to `advance`."""
-
-    def __init__(self, name: str, engine: TorchEngine | TrtEngine, advance: Advance) -> None:
-        super().__init__(name=name)
-        self._engine, self._advance = engine, advance
-
-    def get_input_metadata_impl(self) -> TensorMetadata:
-        """Names, dtypes and shapes of the contract."""
-        metadata = TensorMetadata()
-        for spec in self._engine.contract.inputs(self._engine.dtype):
-            dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
-            metadata.add(spec.name, dtype=dtype, shape=[a if isinstance(a, int) else -1 for a in spec.axes])
-        return metadata
-
-    def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":
-        """One step."""
-        names = [spec.name for spec in self._engine.contract.outputs(self._engine.dtype)]
-        began = perf_counter()
-        outputs = self._engine.run(feed_dict)
-        self.inference_time = perf_counter() - began
-        self._advance(1)
-        return OrderedDict(zip(names, outputs))
 
 
 def compare_steps(

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import onnx_ir as ir
 from dpad.export import trace, weights, writer
 from dpad.export.engines import HALF, EngineRecipe, build_engines, default_capability
 from dpad.export.hub import Source, resolve
+from dpad.export.pack import Packing, place_packed
+from dpad.export.packed_graph import unpack_weights
 from dpad.export.progress import Progress
 from dpad.export.provenance import describe
 from dpad.export.quantize import quantize_step
@@ -28,9 +31,11 @@ from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, ExportError
 from dpad.runtime.manifest import BuildFlags, Manifest, StepEntry
+from dpad.runtime.precision import DYNAMIC, FULL, PACKED, ROWS, rows_dtype, step_name, weights_of
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
-DTYPES = ("float32", "float16", "bfloat16", "int8")
+DTYPES = (*ROWS, DYNAMIC)
+WEIGHTS = (FULL, *PACKED)
 
 Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
 
@@ -42,7 +47,7 @@ class ExportSettings:
     Attributes:
         targets: `onnx` (always in the bundle), `tensorrt-rtx`, `tensorrt`.
         dtypes: dtypes of the step; default the checkpoint's own, and for engines float16
-            where that is float32; `int8` is made from float32, which comes with it.
+            where that is float32; `int8` (W8A8) is made from float32, which comes with it.
         capabilities: compute capabilities of the engines; default this machine's GPU where the
             library can target it, else 8.9.
         max_batch, max_length: limits of the contract; max_length None is the checkpoint's,
@@ -50,6 +55,9 @@ class ExportSettings:
         block_length, window: what compiled engines are tuned for.
         attention: `native` or `plugin`, of compiled engines.
         flags: how compiled engines are built.
+        weights: how the weights of the layers are stored, each with every dtype: `full`, or packed in `int8`,
+            `int4`, `fp8`.
+        group: inputs that share a scale in int4 and int8.
     """
 
     targets: tuple[str, ...] = ("onnx",)
@@ -61,16 +69,28 @@ class ExportSettings:
     window: int = 256
     attention: str = "native"
     flags: BuildFlags = field(default_factory=BuildFlags)
+    weights: tuple[str, ...] = (FULL,)
+    group: int = 32
+
+    def steps(self) -> tuple[str, ...]:
+        """Names of the steps: every dtype with all weights, those that are made from another step last."""
+        names = [step_name(d, w) for w in self.weights for d in self.dtypes if w == FULL or d != DYNAMIC]
+        return tuple(sorted(dict.fromkeys(names), key=lambda name: name == DYNAMIC))
 
     def recipe(self) -> EngineRecipe:
         """What of this concerns compiled engines."""
-        return EngineRecipe(self.targets, self.dtypes, self.capabilities, self.attention, self.flags)
+        return EngineRecipe(self.targets, self.steps(), self.capabilities, self.attention, self.flags)
 
     def resolved(self, checkpoint: Checkpoint) -> "ExportSettings":
         """With every default filled in; raises `ExportError` for values that cannot work."""
-        for kind, values, known in (("target", self.targets, TARGETS), ("dtype", self.dtypes, DTYPES)):
+        for kind, values, known in (
+            ("target", self.targets, TARGETS),
+            ("dtype", self.dtypes, DTYPES),
+            ("weights", self.weights, WEIGHTS),
+        ):
             if unknown := [value for value in values if value not in known]:
                 raise ExportError(f"{kind} {unknown[0]!r} is not one of {', '.join(known)}")
+        self._check_weights(checkpoint)
         self.recipe().check()
         compiled = [target for target in self.targets if target != "onnx"]
         dtypes = self.dtypes or (checkpoint.dtype,)
@@ -78,7 +98,7 @@ class ExportSettings:
             if self.dtypes:
                 raise ExportError(f"{compiled[0]} needs float16 or bfloat16 (add --dtype float16)")
             dtypes = (*dtypes, "float16")
-        if "int8" in dtypes and "float32" not in dtypes:
+        if DYNAMIC in dtypes and "float32" not in dtypes:
             dtypes = (*dtypes, "float32")
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
         if min(self.max_batch, longest, self.block_length, self.window) < 1:
@@ -90,6 +110,12 @@ class ExportSettings:
             )
         capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
         return replace(self, dtypes=dtypes, capabilities=capabilities if compiled else (), max_length=longest)
+
+    def _check_weights(self, checkpoint: Checkpoint) -> None:
+        for form in (form for form in self.weights if form != FULL):
+            Packing(form, self.group).check(checkpoint)
+        if DYNAMIC in self.dtypes and FULL not in self.weights:
+            raise ExportError("dtype int8 is made from full weights: add --weights full, or leave --dtype int8 out")
 
 
 def export_bundle(
@@ -128,8 +154,10 @@ def export_bundle(
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
         tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)
-        dtypes = sorted(settings.dtypes, key=lambda dtype: dtype == "int8")  # made from another
-        steps = {d: _export_step(source, checkpoint, contract, stage, d, progress) for d in dtypes}
+        place = partial(
+            _export_step, source, checkpoint, stage, settings.group, progress, _tracer(checkpoint, contract, progress)
+        )
+        steps = {name: place(name) for name in settings.steps()}
         engines = build_engines(settings.recipe(), contract, stage, steps, previous, progress)
         manifest = Manifest(
             name=source.name,
@@ -185,26 +213,46 @@ def _previous(out: Path) -> Bundle | None:
         return None
 
 
+def _tracer(checkpoint: Checkpoint, contract: StepContract, progress: Progress) -> Callable[[str], ir.Model]:
+    """A function that gives the traced step of a dtype; each is traced once, and every call gives another copy."""
+
+    @cache
+    def traced(dtype: str) -> ir.Model:
+        with progress.task(f"trace the step in {dtype}"):
+            return trace.trace_step(checkpoint.architecture, checkpoint.config, contract, dtype)
+
+    return lambda dtype: traced(dtype).clone()
+
+
 def _export_step(
-    source: Source, checkpoint: Checkpoint, contract: StepContract, stage: Path, dtype: str, progress: Progress
+    source: Source,
+    checkpoint: Checkpoint,
+    stage: Path,
+    group: int,
+    progress: Progress,
+    traced: Callable[[str], ir.Model],
+    name: str,
 ) -> StepEntry:
-    """Weights and step.onnx of one dtype, in a folder named after it; int8 needs float32 in place."""
-    folder = stage / dtype
+    """Weights and step.onnx of one step, in a folder of its name; dynamic int8 needs float32 in place."""
+    folder, dtype, packed = stage / name, rows_dtype(name), weights_of(name)
     began = time.perf_counter()
-    if dtype == "int8":
+    if name == DYNAMIC:
         with progress.task("quantize the step to int8"):
             shards = quantize_step(stage / "float32", folder)
     else:
-        shards = weights.place_weights(checkpoint, folder, dtype, progress, link=not source.embedded)
+        if packed == FULL:
+            shards = weights.place_weights(checkpoint, folder, dtype, progress, link=not source.embedded)
+        else:
+            shards = place_packed(checkpoint, folder, dtype, Packing(packed, group), progress)
         began = time.perf_counter()
-        with progress.task(f"trace the step in {dtype}"):
-            model = trace.trace_step(checkpoint.architecture, checkpoint.config, contract, dtype)
-            trace.attach_weights(model, read_headers(shards))
-            ir.save(model, folder / "step.onnx")
-    with progress.task(f"check {dtype}/step.onnx"):
+        model, tensors = traced(dtype), read_headers(shards, packed=packed != FULL)
+        unpack_weights(model, tensors)
+        trace.attach_weights(model, tensors)
+        ir.save(model, folder / "step.onnx")
+    with progress.task(f"check {name}/step.onnx"):
         trace.check_onnx(folder / "step.onnx", shards)
     size = (folder / "step.onnx").stat().st_size
     progress.say(
-        f"{dtype}/step.onnx: {size / 1e3:.0f} kB over {len(shards)} weight file(s), {time.perf_counter() - began:.1f} s"
+        f"{name}/step.onnx: {size / 1e3:.0f} kB over {len(shards)} weight file(s), {time.perf_counter() - began:.1f} s"
     )
-    return StepEntry(f"{dtype}/step.onnx", tuple(f"{dtype}/{shard.name}" for shard in shards))
+    return StepEntry(f"{name}/step.onnx", tuple(f"{name}/{shard.name}" for shard in shards))

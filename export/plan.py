@@ -21,6 +21,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import EngineBuildError
 from dpad.runtime.machine import Machine
 from dpad.runtime.manifest import BuildFlags
+from dpad.runtime.precision import rows_dtype
 from dpad.runtime.trt_log import make_logger
 
 # (smallest, most likely, largest) of each dynamic axis.
@@ -69,6 +70,7 @@ def build_plan(
 ) -> Plan:
     """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words.
 
+    `dtype` is the name of the step, as the manifest has it.
     With `attention` "plugin" the file holds plugin nodes, whose plugins are registered first.
     """
     if capability not in (known := capabilities(trt)):
@@ -87,7 +89,7 @@ def build_plan(
     _target(trt, config, capability)
     set_flags(trt, config, flags)
     for ranges in profiles(contract).values():
-        config.add_optimization_profile(_profile(builder, contract, dtype, ranges))
+        config.add_optimization_profile(_profile(builder, contract, rows_dtype(dtype), ranges))
     timings = TimingCache(trt, capability)
     timings.attach(config)
     with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:

@@ -18,6 +18,11 @@ def parity_lines(report: dict[str, Any]) -> Iterator[str]:
             allowed = f"{output['checked']} {output['allowed']:.2e}" if output["allowed"] else "none"
             mean = f", mean {output['mean_abs']:.2e}" if output["checked"] == "mean" else ""
             yield (f"            {name:13} largest difference {output['max_abs']:.2e}{mean}, allowed {allowed}")
+        if packing := engine.get("packing"):
+            yield (
+                f"            packed weights move the logits by {packing['relative']:.2%} of their size on average, "
+                f"{packing['mean_abs']:.2e}, at most {packing['max_abs']:.2e}"
+            )
         trajectories = engine.get("trajectories", {})
         if "skipped" in trajectories:
             yield f"            trajectories  {trajectories['skipped']} (dpad parity --trajectories)"

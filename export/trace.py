@@ -104,24 +104,29 @@ def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
         stored, computed = ir.DataType[_IR_DTYPES[entry.dtype]], value.dtype
         if computed is not None and stored != computed:
             _cast(model.graph, value, stored, computed)
-        value.const_value = ir.ExternalTensor(
-            entry.file.name,
-            entry.offset,
-            entry.length,
-            stored,
-            shape=ir.Shape(entry.shape),
-            name=name,
-            base_dir=entry.file.parent,
-        )
+        value.const_value = external(name, entry).const_value
+
+
+def external(
+    name: str, entry: TensorEntry, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None
+) -> ir.Value:
+    """An initializer at the bytes of `entry`, taken as that of another `dtype` and `shape` where they are given."""
+    dtype = dtype or ir.DataType[_IR_DTYPES[entry.dtype]]
+    sizes = ir.Shape(entry.shape if shape is None else shape)
+    tensor = ir.ExternalTensor(
+        entry.file.name, entry.offset, entry.length, dtype, shape=sizes, name=name, base_dir=entry.file.parent
+    )
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=sizes, const_value=tensor)
 
 
 def _cast(graph: ir.Graph, weight: ir.Value, stored: ir.DataType, dtype: ir.DataType) -> None:
     """Let the nodes that take `weight`, which is `stored` narrower, compute in `dtype`.
 
-    It is cast just before the first of them. A lookup finds its rows as they are stored and these are cast: a
-    table of embeddings is large, and few of its rows are used.
+    The cast comes first in the graph, and so does turning its result: ONNX Runtime, which goes from the outputs to
+    the inputs and to the last node first, then runs both just before the product, where memory is short. A lookup
+    finds its rows as they are stored and these are cast: a table is large, and few of its rows are used.
     """
-    weight.dtype = stored
+    weight.type = ir.TensorType(stored)  # another one: copies of a step share theirs
     uses = weight.uses()
     for lookup in [use.node for use in uses if use.node.op_type == "Gather"]:
         rows = lookup.outputs[0]
@@ -135,10 +140,12 @@ def _cast(graph: ir.Graph, weight: ir.Value, stored: ir.DataType, dtype: ir.Data
     if products:
         cast = ir.node("Cast", inputs=[weight], attributes={"to": int(dtype)})
         cast.outputs[0].name, cast.outputs[0].dtype = f"{weight.name}.{dtype.name.lower()}", dtype
-        users = {use.node for use in products}
-        graph.insert_before(next(node for node in graph if node in users), cast)
+        graph.insert_before(graph[0], cast)
         for use in products:
             use.node.replace_input_with(use.idx, cast.outputs[0])
+        turned = [use.node for use in products if use.node.op_type == "Transpose"]
+        graph.remove(turned)
+        graph.insert_after(cast, turned)
 
 
 def check_onnx(path: Path, weights: Iterable[Path]) -> None:

@@ -89,11 +89,24 @@ def convert_shard(source: Path, target: Path, dtype: str, progress: Progress) ->
         names = list(file.keys())
         with progress.task(f"convert {source.name} to {dtype}", len(names)) as advance:
             for name in names:
-                original = file.get_tensor(name)
-                tensors[name] = original.to(getattr(torch, dtype))
-                if not torch.isfinite(tensors[name]).all():
-                    raise ExportError(_overflow(name, original, dtype))
+                tensors[name] = convert(name, file.get_tensor(name), getattr(torch, dtype))
                 advance(1)
+    write_shard(tensors, target)
+
+
+def convert(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor` in `dtype`; raises `ExportError`, naming it, if it holds a value that the dtype cannot."""
+    if tensor.dtype == dtype:
+        return tensor
+    converted = tensor.to(dtype)
+    if not torch.isfinite(converted).all():
+        kind, largest = str(dtype).removeprefix("torch."), tensor.abs().max().item()
+        raise ExportError(f"tensor {name} reaches {largest:.4g}, which {kind} cannot hold; use bfloat16 or float32")
+    return converted
+
+
+def write_shard(tensors: dict[str, torch.Tensor], target: Path) -> None:
+    """`save_shard`, whose failure is an `ExportError`."""
     try:
         save_shard(tensors, target)
     except Exception as error:  # the library raises its own and OSError
@@ -106,8 +119,3 @@ def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
     mode = path.stat().st_mode
     save_file(tensors, path, {"format": "pt"})
     path.chmod(mode)
-
-
-def _overflow(name: str, original: torch.Tensor, dtype: str) -> str:
-    largest = original.abs().max().item()
-    return f"tensor {name} reaches {largest:.4g}, which {dtype} cannot hold; use bfloat16 or float32"

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from dpad.models import dream, fast_dllm, llada, qwen, sdar
+from dpad.models.packed import Unpack, take_packed
 from dpad.runtime.errors import CheckpointError
 
 Config = llada.Config | qwen.Config
@@ -38,6 +39,7 @@ FAMILIES: dict[str, ModuleType] = {
 _EXPERTS = {"LLaDAMoEModelLM": "LLaDA-MoE", "LLaDA2MoeModelLM": "LLaDA2", "SDARMoeForCausalLM": "SDAR-MoE"}
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CODES = {"I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn"}  # of packed weights, which bundles hold
 
 
 @dataclass(frozen=True)
@@ -135,19 +137,23 @@ def _missing_weights(directory: Path, name: str) -> str:
     return f"{directory / name} is missing{hint}"
 
 
-def read_headers(shards: Sequence[Path]) -> dict[str, TensorEntry]:
+def read_headers(shards: Sequence[Path], packed: bool = False) -> dict[str, TensorEntry]:
     """Tensors of all shards by name; raises `CheckpointError` if two shards hold the same one."""
     tensors: dict[str, TensorEntry] = {}
     for shard in shards:
-        for name, entry in read_header(shard).items():
+        for name, entry in read_header(shard, packed).items():
             if name in tensors:
                 raise CheckpointError(f"tensor {name} is in both {tensors[name].file.name} and {shard.name}")
             tensors[name] = entry
     return tensors
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Tensors of one safetensors file by name; raises `CheckpointError` on a bad or truncated file."""
+def read_header(path: Path, packed: bool = False) -> dict[str, TensorEntry]:
+    """Tensors of one safetensors file by name; raises `CheckpointError` on a bad or truncated file.
+
+    Checkpoints hold floating-point tensors only, bundles also the codes of `packed` weights.
+    """
+    dtypes = _DTYPES | (_CODES if packed else {})
     try:
         with safe_open(path, framework="np"):  # not "pt", which maps the whole file
             pass  # the library checks that offsets, shapes and file size agree
@@ -159,10 +165,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     header.pop("__metadata__", None)
     entries = {}
     for name, info in header.items():
-        if info["dtype"] not in _DTYPES:
-            raise CheckpointError(f"{path}: tensor {name} has dtype {info['dtype']} (only {', '.join(_DTYPES)})")
+        if info["dtype"] not in dtypes:
+            raise CheckpointError(f"{path}: tensor {name} has dtype {info['dtype']} (only {', '.join(dtypes)})")
         begin, end = info["data_offsets"]
-        entries[name] = TensorEntry(path, 8 + size + begin, end - begin, _DTYPES[info["dtype"]], tuple(info["shape"]))
+        entries[name] = TensorEntry(path, 8 + size + begin, end - begin, dtypes[info["dtype"]], tuple(info["shape"]))
     return entries
 
 
@@ -199,16 +205,22 @@ class _Cast(nn.Module):
 
 
 def load_model(architecture: str, config: Config, shards: tuple[Path, ...], dtype: torch.dtype) -> Model:
-    """The module with its weights memory-mapped; of another `dtype` than theirs each is cast when it is used."""
+    """The module with its weights memory-mapped; what has another `dtype`, or is packed, is cast when it is used."""
     model = meta_model(architecture, config)
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
         with safe_open(shard, framework="pt") as file:
             state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    model.load_state_dict(state, assign=True)
+    packed = take_packed(state)
+    for path, weight in packed.items():
+        module, _, name = path.rpartition(".")
+        model.get_submodule(module).register_parameter(name, nn.Parameter(weight.codes, requires_grad=False))
+    model.load_state_dict(state | {path: weight.codes for path, weight in packed.items()}, assign=True)
     model.requires_grad_(False)
-    for module in list(model.modules()):
+    for path, module in list(model.named_modules()):
         for name, weight in list(module.named_parameters(recurse=False)):
             if weight.dtype != dtype:
-                register_parametrization(module, name, _Cast(dtype), unsafe=True)  # "unsafe": it changes the dtype
+                found = packed.get(f"{path}.{name}")
+                cast = _Cast(dtype) if found is None else Unpack(found, dtype)
+                register_parametrization(module, name, cast, unsafe=True)  # "unsafe": it changes the dtype
     return model

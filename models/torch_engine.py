@@ -21,6 +21,7 @@ from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineUnavailable
+from dpad.runtime.precision import rows_dtype
 
 
 @dataclass
@@ -89,8 +90,8 @@ def open_torch_engine(bundle: Bundle, dtype: str | None = None, device: str = "c
 
     Args:
         bundle: a checked bundle.
-        dtype: of a step in the bundle. Default: float32 on a CPU, 16 bit on a GPU (where
-            attention is the Triton kernel), if the bundle has it.
+        dtype: name of a step in the bundle. Default: float32 on a CPU, 16 bit on a GPU (where
+            attention is the Triton kernel), if the bundle has it. Packed weights are unpacked when they are used.
         device: `cpu` or `cuda`.
 
     Raises:
@@ -103,5 +104,6 @@ def open_torch_engine(bundle: Bundle, dtype: str | None = None, device: str = "c
     dtype = dtype or next((name for name in preferred if name in steps), next(iter(steps)))
     architecture, config = parse_config(bundle.manifest.model_config)
     shards = tuple(bundle.path(name) for name in steps[dtype].weights)
-    model = load_model(architecture, config, shards, getattr(torch, dtype))
-    return TorchEngine(model.to(device), bundle.manifest.contract, dtype)
+    rows = rows_dtype(dtype)
+    model = load_model(architecture, config, shards, getattr(torch, rows))
+    return TorchEngine(model.to(device), bundle.manifest.contract, rows)

@@ -64,7 +64,8 @@ class EngineEntry:
     """One compiled engine and everything that decides whether it may be opened.
 
     Together the fields are the key of the engine: two engines with equal keys compute the
-    same function on the same machines. `onnx` is the file that it was compiled from, and
+    same function on the same machines. `dtype` is the name of the step that it was compiled
+    from, which says more than a dtype where weights are packed; `onnx` is that step's file, and
     `plugin_version` is empty where no plugin is inside.
     """
 

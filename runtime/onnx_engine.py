@@ -23,6 +23,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, EngineUnavailable
 from dpad.runtime.machine import available_memory, library_version
+from dpad.runtime.precision import rows_dtype, suffix
 from dpad.runtime.rows import CacheRows
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -39,9 +40,10 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
 
 _ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto.DataType
 
-_PREPARED = 3  # bfloat16 weights, and the same in float32, over the size of the former
+# Products with packed weights add up in float32; the default, 4, would round the rows to int8 as well.
+_PACKED_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 
-_INTERFACES = {"int8": "float32"}  # dtype of the caches, where it is not the step's
+_PREPARED = 3  # bfloat16 weights, and the same in float32, over the size of the former
 
 
 @dataclass
@@ -67,12 +69,12 @@ class OnnxEngine(Engine):
     def __init__(self, path: Path, contract: StepContract, dtype: str, provider: str = "cpu", threads: int = 0) -> None:
         """Open the model; `threads` 0 lets ONNX Runtime use every core.
 
-        Caches of an int8 step are float32, so `dtype` of the engine is.
-        `session` is ONNX Runtime's own. Raises `EngineUnavailable` if this build of it lacks the provider or
-        cannot start it, and `EngineError` with ONNX Runtime's own words if it cannot load the file.
+        `dtype` is the name of the step; that of the engine is the dtype of the step's rows and caches. `session` is
+        ONNX Runtime's own. Raises `EngineUnavailable` if this build of it lacks the provider or cannot start it, and
+        `EngineError` with ONNX Runtime's own words if it cannot load the file.
         """
-        self.name = f"onnxruntime-{provider}" + ("-int8" if dtype == "int8" else "")
-        self.contract, self.dtype, self._device = contract, _INTERFACES.get(dtype, dtype), provider
+        self.name = f"onnxruntime-{provider}{suffix(dtype)}"
+        self.contract, self.dtype, self._device = contract, rows_dtype(dtype), provider
         self.extends = provider == "cpu"  # rows are joined on the host
         self.session = open_session(path, provider, threads)
         self._check_signature(path)
@@ -181,6 +183,7 @@ def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSe
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry(*_PACKED_PRODUCTS)
     wanted = PROVIDERS[provider]
     size = sum(file.stat().st_size for file in path.parent.iterdir())
     roomy = provider != "cpu" or _PREPARED * size < available_memory()

@@ -18,6 +18,16 @@ from dpad.runtime.engine import Engine
 from dpad.runtime.errors import EngineMismatch, EngineUnavailable
 from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.manifest import EngineEntry
+from dpad.runtime.precision import (
+    DYNAMIC,
+    FULL,
+    PACKED,
+    is_quantized,
+    rows_dtype,
+    step_name,
+    suffix,
+    weights_of,
+)
 
 AUTO = "auto"
 _LIBRARIES = {"tensorrt_rtx": ("tensorrt-rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}  # distribution, extra
@@ -32,7 +42,7 @@ _GROWS = "it cannot add to its cache block by block, as this block-causal model 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run the bundle: its name, its dtype, the file, and what stands in the way (None: nothing)."""
+    """A way to run the bundle: its name, the name of its step, the file, and what stands in the way (None: nothing)."""
 
     name: str
     dtype: str
@@ -47,20 +57,23 @@ def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
         for entry in bundle.manifest.engines
     ]
     steps = bundle.manifest.steps
-    for provider, dtypes in (("cuda", _CUDA_DTYPES), ("cpu", _CPU_DTYPES)):
-        dtype = next((d for d in dtypes if d in steps), None)
-        if dtype is not None:
-            obstacle = _onnxruntime_obstacle(provider, machine)
-            found.append(Candidate(f"onnxruntime-{provider}", dtype, steps[dtype].onnx, obstacle))
-    if "int8" in steps:  # last: faster, but its answers may differ, so it has to be asked for
-        found.append(
-            Candidate("onnxruntime-cpu-int8", "int8", steps["int8"].onnx, _onnxruntime_obstacle("cpu", machine))
-        )
+    for weights in (FULL, *PACKED):
+        for provider, dtypes in (("cuda", _CUDA_DTYPES), ("cpu", _CPU_DTYPES)):
+            name = next((name for dtype in dtypes if (name := step_name(dtype, weights)) in steps), None)
+            if name is not None:
+                found.append(_onnxruntime(provider, name, bundle, machine))
+    if DYNAMIC in steps:
+        found.append(_onnxruntime("cpu", DYNAMIC, bundle, machine))
     if bundle.manifest.contract.block_causal:
         found = [
             c if c.name.startswith("onnxruntime-cpu") else replace(c, obstacle=c.obstacle or _GROWS) for c in found
         ]
-    return found
+    return sorted(found, key=lambda candidate: is_quantized(candidate.dtype))
+
+
+def _onnxruntime(provider: str, step: str, bundle: Bundle, machine: Machine) -> Candidate:
+    obstacle = _onnxruntime_obstacle(provider, machine)
+    return Candidate(f"onnxruntime-{provider}{suffix(step)}", step, bundle.manifest.steps[step].onnx, obstacle)
 
 
 def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
@@ -105,18 +118,25 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _rebuild(entry: EngineEntry, bundle: Bundle, capability: str) -> str:
     source = bundle.manifest.provenance.get("source", "MODEL")
     attention = "" if entry.attention == "native" else f" --attention {entry.attention}"
+    packed = weights_of(entry.dtype)
+    group = bundle.manifest.provenance.get("settings", {}).get("group", 32)
+    weights = "" if packed == FULL else f" --weights {packed} --group {group}"
     return (
-        f"dpad export {source} --out {bundle.directory} --target {entry.target} --dtype {entry.dtype} "
-        f"--compute-capability {capability}{attention} {entry.flags.command_line()}".rstrip()
+        f"dpad export {source} --out {bundle.directory} --target {entry.target} --dtype {rows_dtype(entry.dtype)}"
+        f"{weights} --compute-capability {capability}{attention} {entry.flags.command_line()}".rstrip()
     )
 
 
 def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
-    """Open the best engine, or the one called `name`; raises `EngineUnavailable` or `EngineMismatch`."""
+    """Open the best engine, or the one called `name`; raises `EngineUnavailable` or `EngineMismatch`.
+
+    Quantized steps have to be asked for by name, unless the bundle has no other.
+    """
     machine = Machine.current()
     found = candidates(bundle, machine)
     if name == AUTO:
-        usable = [candidate for candidate in found if candidate.obstacle is None]
+        exact = not all(is_quantized(step) for step in bundle.manifest.steps)
+        usable = [c for c in found if c.obstacle is None and not (exact and is_quantized(c.dtype))]
         if not usable:
             raise EngineUnavailable(_nothing_runs(bundle, found))
         return _open(bundle, usable[0], threads)
@@ -150,7 +170,7 @@ def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
         import_module(entry.library),
         bundle.path(entry.file),
         bundle.manifest.contract,
-        entry.dtype,
+        rows_dtype(entry.dtype),
         CudaDevice(),
         bundle.path(entry.onnx) if entry.flags.strip_weights else None,
         name=name,
@@ -206,7 +226,8 @@ def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
 
 def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
     source = bundle.manifest.provenance.get("source", "MODEL")
-    reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle}" for candidate in found)
+    quantized = "runs, but its answers may differ from the checkpoint's: ask for it by name"
+    reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle or quantized}" for candidate in found)
     return (
         f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
         f"for a CPU, add a float32 step: dpad export {source} --out {bundle.directory} --dtype float32\n"

@@ -24,10 +24,11 @@ from dpad.export.gpus import GPUS
 from dpad.export.hub import HUB_IDS
 from dpad.export.layouts import LAYOUTS
 from dpad.models.checkpoint import FAMILIES as MODULES
-from dpad.models.checkpoint import Checkpoint, parse_config
+from dpad.models.checkpoint import Checkpoint, parse_config, read_headers
 from dpad.models.step import Step
 from dpad.runtime.generate import generate
 from dpad.runtime.options import GenerationOptions
+from dpad.runtime.precision import PACKED
 from dpad.runtime.request import Request
 
 BYTE, PRODUCT = replace(GPUS["L4"], products=1e12), replace(GPUS["L4"], bandwidth=1e12)  # where one side is free
@@ -61,6 +62,17 @@ def test_weights_are_those_of_the_files(family: str, tmp_path: Path) -> None:
     stored = sum(entry.length for entry in Checkpoint.open(source).tensors.values())
     assert document(source, "--dtype", "float32")["plan"]["bytes"] == stored
     assert document(source, "--dtype", "bfloat16")["plan"]["bytes"] == stored // 2
+
+
+@pytest.mark.parametrize("weights", PACKED)
+def test_packed_weights_are_those_of_the_files(weights: str, tmp_path: Path) -> None:
+    """Fails if the forecast of packed weights leaves out scales, or packs what stays whole."""
+    bundle = export(write_source(tmp_path / "source"), tmp_path / "out", dtypes=("float16",), weights=(weights,))
+    [step] = bundle.manifest.steps.values()
+    held = sum(
+        entry.length for entry in read_headers([bundle.path(name) for name in step.weights], packed=True).values()
+    )
+    assert document(bundle.directory, "--dtype", "float16", "--weights", weights)["plan"]["bytes"] == held
 
 
 @pytest.mark.parametrize(("family", "mode"), [*product(FAMILIES, MODES), *product(BLOCK_CAUSAL, forecast.BLOCK_CAUSAL)])

@@ -17,6 +17,7 @@ from dpad.export.progress import Progress
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.machine import Gpu, Machine
+from dpad.runtime.precision import PACKED
 from dpad.runtime.select import candidates, open_engine, require_match
 
 FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
@@ -45,6 +46,21 @@ def test_every_family_builds_in_sixteen_bit(tmp_path: Path, family: str, dtype: 
         assert entry.build_seconds > 0
         assert entry.library_version == tensorrt_rtx.__version__
         assert entry.step_sha256 == bundle.manifest.files[f"{dtype}/step.onnx"].sha256
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("llada", "float16"), ("dream", "bfloat16")])
+def test_packed_weights_build(tmp_path: Path, family: str, dtype: str) -> None:
+    """Fails if TensorRT-RTX refuses a format or unpacks large weights, or a plan is not named and keyed by it."""
+    source = write_source(tmp_path / "source", family, width=512, heads=4, kv_heads=4, mlp_width=1536)
+    settings = {"dtypes": (dtype,), "weights": ("full", *PACKED), "capabilities": ("8.9",)}
+    bundle = export(source, tmp_path / "out", targets=("tensorrt-rtx",), **settings)
+    full, *packed = bundle.manifest.engines
+    for entry, weights in zip(packed, PACKED, strict=True):
+        assert entry.file == f"engines/tensorrt-rtx-sm89-{dtype}-weights-{weights}.plan"
+        assert bundle.path(entry.file).stat().st_size < bundle.path(full.file).stat().st_size
+        require_match(entry, bundle, FITTING)
+        with pytest.raises(errors.EngineMismatch, match=f"--dtype {dtype} --weights {weights} --group 32 --compute"):
+            require_match(replace(entry, step_sha256="0" * 64), bundle, FITTING)
 
 
 def test_the_builders_own_error_is_shown(bundle: Bundle) -> None:

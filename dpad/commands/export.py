@@ -9,13 +9,15 @@ import click
 from dpad import load
 from dpad.commands.terminal import TerminalProgress, fit_threads
 from dpad.export.engines import ATTENTIONS
+from dpad.export.pack import GROUPS
 from dpad.export.parity import compare_bundle, require_passed
-from dpad.export.pipeline import DTYPES, TARGETS, ExportSettings, export_bundle
+from dpad.export.pipeline import DTYPES, TARGETS, WEIGHTS, ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import EngineUnavailable
 from dpad.runtime.manifest import BuildFlags, Manifest
+from dpad.runtime.precision import FULL
 
 
 @click.command("export")
@@ -35,7 +37,24 @@ from dpad.runtime.manifest import BuildFlags, Manifest
     "dtypes",
     multiple=True,
     type=click.Choice(DTYPES),
-    help="Dtype of the step; repeat for several. Default: the checkpoint's, and float16 beside float32 for engines.",
+    help="Dtype of the step; repeat for several. Default: the checkpoint's, and float16 beside float32 for engines. "
+    "int8 is for CPUs: float32 but for products of rows and weights, both rounded to int8.",
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    type=click.Choice(WEIGHTS),
+    default=(FULL,),
+    show_default=True,
+    help="How the layers' weights are stored, in a step of each dtype; repeat for several. Those in int8, int4 or fp8 "
+    "are unpacked where they are multiplied, and rows keep their dtype.",
+)
+@click.option(
+    "--group",
+    type=click.Choice(GROUPS),
+    default=32,
+    show_default=True,
+    help="Inputs of an output that share a scale, in int4 and int8 weights.",
 )
 @click.option(
     "--compute-capability",
@@ -83,6 +102,8 @@ def command(
     out: Path,
     targets: tuple[str, ...],
     dtypes: tuple[str, ...],
+    weights: tuple[str, ...],
+    group: int,
     capabilities: tuple[str, ...],
     max_batch: int,
     max_length: int | None,
@@ -107,7 +128,7 @@ def command(
     began = time.perf_counter()
     flags = BuildFlags(strip_weights, hardware_compatible, version_compatible, workspace)
     settings = ExportSettings(
-        targets, dtypes, capabilities, max_batch, max_length, block_length, window, attention, flags
+        targets, dtypes, capabilities, max_batch, max_length, block_length, window, attention, flags, weights, group
     )
     progress = TerminalProgress()
     bundle, made = export_bundle(model, out, settings, progress, check=_check if parity else None, force=force)

@@ -14,12 +14,20 @@ from dpad.export.hazards import fits, hazards
 from dpad.export.hub import read_config
 from dpad.models.checkpoint import Config, parse_config
 from dpad.runtime.machine import available_memory
+from dpad.runtime.precision import FULL, PACKED, step_name
 
 
 @click.command("plan")
 @click.argument("model")
 @click.option(
     "--dtype", type=click.Choice(tuple(forecast.ITEM_BYTES)), help="Of the engine. Default: the checkpoint's own."
+)
+@click.option(
+    "--weights",
+    type=click.Choice((FULL, *PACKED)),
+    default=FULL,
+    show_default=True,
+    help="How the layers' weights are stored, as for `dpad export`.",
 )
 @click.option(
     "--batch",
@@ -46,6 +54,7 @@ from dpad.runtime.machine import available_memory
 def command(
     model: str,
     dtype: str | None,
+    weights: str,
     batches: tuple[int, ...],
     lengths: tuple[int, ...],
     block_length: int,
@@ -60,13 +69,13 @@ def command(
     raw = read_config(model)
     architecture, config = parse_config(raw)
     stored = str(raw.get("torch_dtype", "bfloat16"))
-    dtype = dtype or ("float16" if stored == "float32" else stored)
+    step = step_name(dtype or ("float16" if stored == "float32" else stored), weights)
     sizes = Sizes.of(architecture, config)
     block_length = config.block_length or block_length
     loads = [Load(batch, length, block_length, window) for batch in batches for length in lengths]
     gpus = {name: GPUS[name] for name in names or GPUS}
-    found = hazards(config, sizes, stored, dtype, loads, gpus)
-    document = _document(config, sizes, dtype, loads, gpus) | {"hazards": found}
+    found = hazards(config, sizes, stored, step, loads, gpus)
+    document = _document(config, sizes, step, loads, gpus) | {"hazards": found}
     if as_json:
         click.echo(json.dumps({"model": model, "architecture": architecture, **document}))
         return
@@ -76,26 +85,26 @@ def command(
     )
     plan = document["plan"]
     click.echo(
-        f"plan in {dtype}: {_gb(plan['bytes'])} on disk; TensorRT-RTX makes it in about {_gb(plan['build_memory'])} of "
+        f"plan in {step}: {_gb(plan['bytes'])} on disk; TensorRT-RTX makes it in about {_gb(plan['build_memory'])} of "
         f"memory ({_gb(available_memory())} are available here)\n"
     )
     for line in [*_memory_lines(document), "", *_floor_lines(document), "", *_hazard_lines(found)]:
         click.echo(line)
 
 
-def _document(config: Config, sizes: Sizes, dtype: str, loads: list[Load], gpus: dict[str, GpuModel]) -> dict[str, Any]:
+def _document(config: Config, sizes: Sizes, step: str, loads: list[Load], gpus: dict[str, GpuModel]) -> dict[str, Any]:
     """Every number of the forecast, in bytes and milliseconds."""
     shift, memory, floors = config.logit_shift, [], []
     modes = BLOCK_CAUSAL if config.block_length else MODES
     for load in loads:
-        need = forecast.memory(sizes, dtype, load, shift)
+        need = forecast.memory(sizes, step, load, shift)
         room = [name for name, gpu in gpus.items() if fits(need.total, gpu)]
         memory.append({"batch": load.batch, "length": load.length, **asdict(need), "total": need.total, "fits": room})
         for name, gpu in gpus.items():
-            steps = {mode: asdict(forecast.floor(sizes, dtype, gpu, load, mode, shift)) for mode in modes}
+            steps = {mode: asdict(forecast.floor(sizes, step, gpu, load, mode, shift)) for mode in modes}
             floors.append({"gpu": name, "batch": load.batch, "length": load.length, "steps": steps})
-    weights = sizes.weights * forecast.ITEM_BYTES[dtype]
-    plan = {"dtype": dtype, "bytes": weights, "build_memory": forecast.building(weights)}
+    weights = forecast.stored(sizes, step)
+    plan = {"step": step, "bytes": weights, "build_memory": forecast.building(weights)}
     return {"sizes": asdict(sizes), "plan": plan, "memory": memory, "floors": floors}
 
 

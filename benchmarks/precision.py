@@ -1,0 +1,178 @@
+"""Every precision of the step: bytes of its weights, what it does to the logits, and to the answers.
+
+    python benchmarks/precision.py --out docs/benchmarks/precision.json
+
+Logits are compared with those of the float32 step in ONNX Runtime over the random steps of `dpad parity`, the same
+for all. Accuracy is the share of held-out word problems that are answered right. bfloat16, which ONNX Runtime's CPU
+cannot compute in, runs in eager PyTorch. Then, in PyTorch: how the error of packed weights depends on the group that
+shares a scale, and what packing the vocabulary head alone would do, which `dpad export` does not.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import dpad
+import measure
+from dpad.commands.terminal import TerminalProgress, fit_threads
+from dpad.evaluation.journal import Journal
+from dpad.evaluation.report import mean_scores
+from dpad.evaluation.run import evaluate, generate_answers
+from dpad.evaluation.tasks import problems
+from dpad.export.feeds import Feed, random_feeds
+from dpad.export.hub import resolve
+from dpad.export.pack import Packing, layer_weights
+from dpad.export.packing_error import logit_error
+from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.models.torch_engine import TorchEngine, open_torch_engine
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.engine import Engine
+from dpad.runtime.onnx_engine import OnnxEngine, open_session
+from dpad.runtime.precision import DYNAMIC, FULL, PACKED, rows_dtype, step_name
+
+DTYPES = ("float32", "float16", "bfloat16", DYNAMIC)
+STEPS = (*DTYPES, *(step_name("float32", weights) for weights in PACKED))
+GROUPS = {"int8": (16, 32, 64), "int4": (16, 32, 64), "fp8": (32,)}  # that divide the embedded models' widths
+
+Outputs = list[tuple[NDArray[np.int64], NDArray[np.float32]]]  # token ids [B, R] and logits [B, R, V] of each step
+
+
+def onnx_outputs(bundle: Bundle, step: str, count: int, seed: int, threads: int) -> Outputs:
+    """Of random steps in ONNX Runtime."""
+    session = open_session(bundle.path(bundle.manifest.steps[step].onnx), "cpu", threads)
+    feeds = random_feeds(bundle.manifest.contract, rows_dtype(step), count, seed)
+    return [tuple(session.run(["token_ids", "logits"], feed)) for _, feed in feeds]
+
+
+def torch_outputs(engine: TorchEngine, feeds: list[tuple[str, Feed]]) -> Outputs:
+    """Of `feeds` in eager PyTorch."""
+    names = [spec.name for spec in engine.contract.outputs()]
+    token_ids, logits = names.index("token_ids"), names.index("logits")
+    return [(outputs[token_ids], outputs[logits]) for outputs in (engine.run(feed) for _, feed in feeds)]
+
+
+def compared(wanted: Outputs, found: Outputs) -> dict[str, Any]:
+    """Differences of the logits, and the share of decoded rows that predict the same token."""
+    error = logit_error([(a[1], b[1]) for a, b in zip(wanted, found, strict=True)])
+    same = np.concatenate([(a[0] == b[0]).ravel() for a, b in zip(wanted, found, strict=True)])
+    return {name: measure.digits(value) for name, value in error.items()} | {
+        "same_token": measure.digits(float(same.mean()))
+    }
+
+
+def answers(model: dpad.DiffusionModel, engine: Engine, limit: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Share of `limit` held-out problems that `engine` answers right, and its mean number of forward passes."""
+    model.engine, task = engine, problems(limit)
+    with Journal.open(None, {}) as journal:
+        records = evaluate(task.samples, generate_answers(model, task, model.options(**options)), journal)
+    score, error = mean_scores(records)["strict_match"]
+    return {
+        "strict_match": score,
+        "standard_error": error,
+        "nfe": measure.digits(float(np.mean([record["nfe"] for record in records]))),
+    }
+
+
+def packed_in_torch(checkpoint: Checkpoint, bundle: Bundle, names: list[str], packing: Packing) -> TorchEngine:
+    """The eager float32 engine with the weights `names` packed and unpacked again."""
+    packing.check(checkpoint)
+    model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, torch.float32)
+    state = model.state_dict()
+    for name in names:
+        state[name] = packing.pack(state[name], torch.float32).unpack(torch.float32)
+    model.load_state_dict(state, assign=True)
+    return TorchEngine(model.requires_grad_(False), bundle.manifest.contract, "float32")
+
+
+def choices(checkpoint: Checkpoint, bundle: Bundle, steps: int, seed: int) -> list[dict[str, Any]]:
+    """Error of each format, by group and by what is packed: the layers, or the vocabulary head alone."""
+    feeds = list(random_feeds(bundle.manifest.contract, "float32", steps, seed))
+    wanted = torch_outputs(open_torch_engine(bundle, "float32"), feeds)
+    layers = layer_weights(checkpoint)
+    head = [name for name in ("model.transformer.ff_out.weight", "lm_head.weight") if name in checkpoint.tensors]
+    found = []
+    for weights, groups in GROUPS.items():
+        for part, names, sizes in (("layers", layers, groups), ("head", head, (32,))):
+            for group in sizes:
+                engine = packed_in_torch(checkpoint, bundle, names, Packing(weights, group))
+                shared = "an output" if weights == "fp8" else f"{group} inputs"
+                error = compared(wanted, torch_outputs(engine, feeds))
+                found.append({"weights": weights, "scale": shared, "part": part, "logits": error})
+    return found
+
+
+def precisions(
+    name: str, folder: Path, limit: int, steps: int, options: dict[str, Any], threads: int, seed: int
+) -> dict[str, Any]:
+    """Everything about one model."""
+    settings = ExportSettings(dtypes=DTYPES, weights=(FULL, *PACKED))
+    bundle = export_bundle(name, folder / "bundle", settings, TerminalProgress())[0]
+    fit_threads(bundle)
+    wanted = onnx_outputs(bundle, "float32", steps, seed, threads)
+    rows = []
+    with dpad.load(bundle.directory, engine="onnxruntime-cpu", threads=threads) as model:
+        for step in STEPS:
+            measure.say(f"{name}: {step}")
+            entry, engine = bundle.manifest.steps[step], _engine(bundle, step, threads)
+            if isinstance(engine, TorchEngine):
+                found = torch_outputs(engine, list(random_feeds(engine.contract, engine.dtype, steps, seed)))
+            else:
+                found = onnx_outputs(bundle, step, steps, seed, threads)
+            rows.append(
+                {
+                    "step": step,
+                    "engine": engine.name,
+                    "weights_bytes": sum(bundle.path(file).stat().st_size for file in entry.weights),
+                    "logits": compared(wanted, found),
+                    **answers(model, engine, limit, options),
+                }
+            )
+    checkpoint = Checkpoint.open(resolve(name).directory)
+    return {"model": name, "precisions": rows, "choices": choices(checkpoint, bundle, steps, seed)}
+
+
+def _engine(bundle: Bundle, step: str, threads: int) -> Engine:
+    if rows_dtype(step) == "bfloat16":
+        return open_torch_engine(bundle, step)
+    return OnnxEngine(bundle.path(bundle.manifest.steps[step].onnx), bundle.manifest.contract, step, "cpu", threads)
+
+
+@click.command(cls=measure.Benchmark)
+@click.option(
+    "--model", "models", multiple=True, default=("tiny", "tiny-dream"), show_default=True, help="Repeat for several."
+)
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(1), help="Word problems of each step.")
+@click.option("--steps", default=4, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
+@click.option("--gen-length", default=96, show_default=True, help="New tokens of each canvas.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the random steps.")
+@measure.threads_option
+@measure.out_option
+def main(
+    models: tuple[str, ...], limit: int, steps: int, gen_length: int, seed: int, threads: int, out: Path | None
+) -> None:
+    """Measure every precision of each MODEL."""
+    options = {"gen_length": gen_length, "cache": "dual"}
+    with tempfile.TemporaryDirectory() as folder:
+        found = [precisions(name, Path(folder) / name, limit, steps, options, threads, seed) for name in models]
+    document = {
+        "benchmark": "precision",
+        "machine": measure.machine(),
+        "model": " and ".join(models),
+        "threads": threads,
+        "limit": limit,
+        "steps": steps,
+        "seed": seed,
+        **options,
+        "models": found,
+    }
+    measure.publish(document, out)
+
+
+if __name__ == "__main__":
+    main()
