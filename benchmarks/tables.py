@@ -125,22 +125,30 @@ def loop_overhead(document: Document) -> str:
     return table(head, rows)
 
 
+def off_by(logits: Document) -> list[str]:
+    """How far logits are from those of float32: as a share, in the mean, at most; and tokens that stay the same."""
+    sizes = [f"{logits[name]:g}" for name in ("mean_abs", "max_abs")]
+    return [share(logits["relative"]), *sizes, share(logits["same_token"])]
+
+
 def precision(document: Document) -> str:
     """Every precision of each model, then the choices behind the packed ones."""
-    errors = ("relative", "mean_abs", "max_abs")
     parts = []
     for model in document["models"]:
         rows = []
         for row in model["precisions"]:
-            logits = row["logits"]
-            told = [
-                share(logits["relative"]),
-                *(f"{logits[name]:g}" for name in errors[1:]),
-                share(logits["same_token"]),
-            ]
             error = row["standard_error"]  # none of a single problem
             right = share(row["strict_match"]) + ("" if error is None else f" ± {100 * error:.1f}")
-            rows.append([row["step"], row["engine"], f"{row['weights_bytes'] / 1e6:.2f}", *told, right, row["nfe"]])
+            rows.append(
+                [
+                    row["step"],
+                    row["engine"],
+                    f"{row['weights_bytes'] / 1e6:.2f}",
+                    *off_by(row["logits"]),
+                    right,
+                    row["nfe"],
+                ]
+            )
         head = [
             "step",
             "engine",
@@ -155,13 +163,7 @@ def precision(document: Document) -> str:
         parts.append(f"### {model['model']}: {document['limit']} problems\n\n{table(head, rows)}")
         rows = []
         for choice in model["choices"]:
-            logits = choice["logits"]
-            told = [
-                share(logits["relative"]),
-                *(f"{logits[name]:g}" for name in errors[1:]),
-                share(logits["same_token"]),
-            ]
-            rows.append([choice["weights"], choice["part"], choice["scale"], *told])
+            rows.append([choice["weights"], choice["part"], choice["scale"], *off_by(choice["logits"])])
         head = ["weights", "packed", "a scale for", "logits off by", "mean", "largest", "same token"]
         parts.append(table(head, rows))
     return "\n\n".join(parts)
