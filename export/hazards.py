@@ -1,6 +1,6 @@
 """`hazards`: what would go wrong with an engine, each with its reason and the way out, before anything is built.
 
-for line in hazards(plan, GPUS, Machine.current()):
+for line in hazards(config, sizes, "bfloat16", "bfloat16-weights-int4", [Load(1, 1024)], GPUS):
     print(line)
 """
 

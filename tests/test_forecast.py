@@ -192,3 +192,10 @@ def test_what_is_no_model_is_an_error(model: str) -> None:
     """Fails if a typo is planned for."""
     ran = CliRunner().invoke(main, ["plan", model])
     assert ran.exit_code == 1 and "CheckpointError" in ran.output
+
+
+def test_a_dtype_that_is_none_is_an_error(tmp_path: Path) -> None:
+    """Fails if a checkpoint in a dtype that cannot be read ends in a traceback."""
+    (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", torch_dtype="float64")))
+    ran = CliRunner().invoke(main, ["plan", str(tmp_path)])
+    assert ran.exit_code == 1 and "torch_dtype 'float64' is not one of float32" in ran.output

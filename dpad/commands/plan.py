@@ -13,6 +13,7 @@ from dpad.export.gpus import GPUS, GpuModel
 from dpad.export.hazards import fits, hazards
 from dpad.export.hub import read_config
 from dpad.models.checkpoint import Config, parse_config
+from dpad.runtime.errors import CheckpointError
 from dpad.runtime.machine import available_memory
 from dpad.runtime.precision import FULL, PACKED, step_name
 
@@ -69,6 +70,8 @@ def command(
     raw = read_config(model)
     architecture, config = parse_config(raw)
     stored = str(raw.get("torch_dtype", "bfloat16"))
+    if stored not in forecast.ITEM_BYTES:
+        raise CheckpointError(f"config.json: torch_dtype {stored!r} is not one of {', '.join(forecast.ITEM_BYTES)}")
     step = step_name(dtype or ("float16" if stored == "float32" else stored), weights)
     sizes = Sizes.of(architecture, config)
     block_length = config.block_length or block_length
