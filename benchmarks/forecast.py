@@ -3,11 +3,12 @@
     python benchmarks/forecast.py --work /tmp/forecast --out docs/benchmarks/forecast.json
 
 One layer of each published layout at full width, with random weights, in bfloat16: activations do not grow with the
-layers, and what a build takes grows with the weights alone. A point is a model and the limits of the engine. The
-builder itself says what activations it plans; `build_mib` is the most memory of the building process that is not
-mapped from files. Ratios are prediction over measurement.
+layers, and what a build takes grows with the weights alone. A point is a model and the limits of the engine. Then four
+layers with packed weights, whose codes the builder may unpack. The builder itself says what activations it plans;
+`build_mib` is the most memory of the building process that is not mapped from files. Ratios are prediction over
+measurement.
 
-`--work` needs room for 6 GB, which is removed at the end.
+`--work` needs room for 10 GB, which is removed at the end.
 """
 
 import shutil
@@ -20,20 +21,23 @@ import click
 import measure
 from dpad.export import forecast
 from dpad.export.forecast import Load, Sizes
+from dpad.runtime.precision import FULL, PACKED
 
 MODELS = ("llada", "dream")
+PACKED_LAYERS = 4
 LIMITS = ((1, 1024), (1, 4096), (4, 1024), (4, 4096))  # batch, canvas
-CAPABILITY = "8.9"
+CAPABILITY, DTYPE = "8.9", "bfloat16"
 
 
-def prepare(model: str, work: Path) -> None:
-    """A bundle of one layer in `work`/MODEL."""
+def prepare(model: str, weights: str, layers: int, work: Path) -> None:
+    """A bundle of `layers` layers in `work`/bundle."""
     from dpad.export.pipeline import ExportSettings, export_bundle
     from dpad.export.progress import Progress
     from dpad.export.synthetic import write_checkpoint
 
-    write_checkpoint(model, work / "source", 1, 0, Progress())
-    export_bundle(str(work / "source"), work / model, ExportSettings(), Progress())
+    write_checkpoint(model, work / "source", layers, 0, Progress())
+    settings = ExportSettings(dtypes=(DTYPE,), weights=(weights,))
+    export_bundle(str(work / "source"), work / "bundle", settings, Progress())
     shutil.rmtree(work / "source")
 
 
@@ -48,15 +52,15 @@ def built(directory: Path, batch: int, length: int) -> dict[str, Any]:
 
     bundle = Bundle.open(directory, hashes=False)
     contract = replace(bundle.manifest.contract, max_batch=batch, max_length=length)
-    onnx = bundle.path(bundle.manifest.steps["bfloat16"].onnx)
+    [(name, step)] = bundle.manifest.steps.items()
     with measure.OwnPeak() as peak:
-        plan = build_plan(tensorrt_rtx, onnx, contract, "bfloat16", CAPABILITY, Progress())
+        plan = build_plan(tensorrt_rtx, bundle.path(step.onnx), contract, name, CAPABILITY, Progress())
     sizes = Sizes.of(*parse_config(bundle.manifest.model_config))
-    predicted = forecast.memory(sizes, "bfloat16", Load(batch, length), contract.logit_shift)
+    predicted = forecast.memory(sizes, name, Load(batch, length), contract.logit_shift)
     pairs = {
         "activations": (predicted.activations, plan.activations),
         "plan": (predicted.weights, plan.data.nbytes),
-        "build": (forecast.building(predicted.weights), peak.bytes),
+        "build": (forecast.predicted_building(sizes, name), peak.bytes),
     }
     found = {f"{name}_mib": actual >> 20 for name, (_, actual) in pairs.items()}
     return found | {f"{name}_ratio": measure.digits(told / actual) for name, (told, actual) in pairs.items()}
@@ -69,16 +73,21 @@ def main(work: Path, out: Path | None) -> None:
     """Compare `dpad plan` with builds."""
     work.mkdir(parents=True)
     results = []
+    bundles = [(model, FULL, 1, LIMITS) for model in MODELS]
+    bundles += [(MODELS[0], weights, PACKED_LAYERS, LIMITS[:1]) for weights in PACKED]
     try:
-        for model in MODELS:
-            measure.in_child(prepare, model, work)
-            for batch, length in LIMITS:
-                found = measure.in_child(built, work / model, batch, length)
-                results.append({"model": model, "batch": batch, "length": length, **found})
+        for model, weights, layers, limits in bundles:
+            measure.in_child(prepare, model, weights, layers, work)
+            for batch, length in limits:
+                found = measure.in_child(built, work / "bundle", batch, length)
+                point = {"model": model, "weights": weights, "layers": layers, "batch": batch, "length": length}
+                results.append(point | found)
                 measure.say(
-                    f"{model}, batch {batch}, length {length}: activations {found['activations_mib']} MiB, predicted "
-                    f"over that {found['activations_ratio']}; build {found['build_mib']} MiB, {found['build_ratio']}"
+                    f"{model}, {weights} weights, batch {batch}, length {length}: activations "
+                    f"{found['activations_mib']} MiB, predicted over that {found['activations_ratio']}; build "
+                    f"{found['build_mib']} MiB, {found['build_ratio']}"
                 )
+            shutil.rmtree(work / "bundle")
     finally:
         shutil.rmtree(work)
     machine = measure.machine()

@@ -1,16 +1,19 @@
-"""A checkpoint of full size, made with random weights, through export and parity: seconds and memory of each.
+"""A checkpoint of full size, made with random weights, through export, parity and a build: seconds, memory of each.
 
     python benchmarks/full_size.py --model llada --work /tmp/full --out docs/benchmarks/full_size.json
+    python benchmarks/full_size.py --model llada --stage plan_int4 --work /tmp/full --out docs/benchmarks/full_size.json
 
 Every stage runs in a fresh process, one after the other, and does what its command does: `dpad synth MODEL`,
 `dpad export` in the checkpoint's own bfloat16, the same with a float32 step over the same files, which a CPU can
-run, and `dpad parity --steps 2 --engine onnxruntime-cpu`. `seconds` are split by task, as the commands report
-them; `reading` of them go to hashing the shards and to looking for NaN in them, which follow the disk. `peak_mib`
-is the largest resident memory of the process, and counts pages of mapped weights, which the system may take back;
-`own_mib` is the largest amount that is not mapped from files, sampled ten times a second.
+run, `dpad parity --steps 2 --engine onnxruntime-cpu`, and `dpad export --weights int4 --target tensorrt-rtx` for
+compute capability 8.9, whose `predicted_mib` is what it says it will take. `seconds` are split by task, as the
+commands report them; `reading` of them go to hashing the shards and to looking for NaN in them, which follow the
+disk. `peak_mib` is the largest resident memory of the process, and counts pages of mapped weights, which the system
+may take back; `own_mib` is the largest amount that is not mapped from files, sampled ten times a second.
 
-`--work` needs room for the checkpoint (16 GB); the bundle links it. Both are removed at the end. Models that `--out`
-holds already stay there, if they were measured on the same machine with the same libraries.
+`--work` needs room for the checkpoint (16 GB), which the bundle links, and for 10 GB of packed weights and plan. All is
+removed at the end. Models and stages that `--out` holds already stay there, if they were measured on the same machine
+with the same libraries.
 """
 
 import json
@@ -29,6 +32,7 @@ import measure
 from dpad.export.layouts import LAYOUTS
 from dpad.export.progress import Advance, Progress
 
+STAGES = ("export", "export_float32", "parity", "plan_int4")
 GOALS = {"seconds": 60, "peak_mib": 1536}  # of the export, without `reading`
 
 
@@ -77,6 +81,27 @@ def parity(watch: Stopwatch, work: Path, steps: int) -> dict[str, Any]:
     return {"engines": [{key: e[key] for key in ("dtype", "status", "detail")} for e in report["engines"]]}
 
 
+def plan_int4(watch: Stopwatch, work: Path) -> dict[str, Any]:
+    """`dpad export` to a TensorRT-RTX plan with int4 weights, without parity."""
+    from dpad.export.forecast import Sizes, predicted_building
+    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.models.checkpoint import parse_config
+
+    settings = ExportSettings(
+        targets=("tensorrt-rtx",), dtypes=("bfloat16",), weights=("int4",), capabilities=("8.9",), max_batch=1
+    )
+    bundle, _ = export_bundle(str(work / "checkpoint"), work / "packed", settings, watch)
+    [step], [engine] = bundle.manifest.steps.values(), bundle.manifest.engines
+    weights = sum(bundle.path(file).stat().st_size for file in step.weights)
+    sizes = Sizes.of(*parse_config(bundle.manifest.model_config))
+    return {
+        "library": f"{engine.library} {engine.library_version}",
+        "weights_bytes": weights,
+        "plan_bytes": bundle.path(engine.file).stat().st_size,
+        "predicted_mib": predicted_building(sizes, engine.dtype) >> 20,
+    }
+
+
 def staged(stage: Any) -> dict[str, Any]:
     """What `stage` tells, with its seconds and the memory of this process."""
     watch = Stopwatch()
@@ -99,32 +124,38 @@ def staged(stage: Any) -> dict[str, Any]:
 @click.option("--model", default="llada", show_default=True, type=click.Choice(tuple(LAYOUTS)), help="Whose layout.")
 @click.option("--layers", type=click.IntRange(1), help="Fewer than the published number.")
 @click.option("--steps", default=2, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
+@click.option("--stage", "wanted", multiple=True, type=click.Choice(STAGES), help="Only these, after synth [all].")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="New directory for checkpoint and bundle.")
 @measure.out_option
-def main(model: str, layers: int | None, steps: int, work: Path, out: Path | None) -> None:
-    """Measure synth, export and parity at full size."""
-    stages: dict[str, Any] = {}
+def main(model: str, layers: int | None, steps: int, wanted: tuple[str, ...], work: Path, out: Path | None) -> None:
+    """Measure synth, export, parity and a build at full size."""
     machine = measure.machine()
+    models = kept(out, machine)
+    stages: dict[str, Any] = models.setdefault(model, {"stages": {}})["stages"]
     document: dict[str, Any] = {"benchmark": "full_size", "machine": machine, "model": "random weights", "goal": GOALS}
-    document["models"] = {**kept(out, machine), model: {"stages": stages}}
+    document["models"] = models
     work.mkdir(parents=True)
+    runs = {
+        "synth": partial(synthesise, model=model, layers=layers, work=work),
+        "export": partial(export, work=work, dtypes=("bfloat16",)),
+        "export_float32": partial(export, work=work, dtypes=("bfloat16", "float32")),
+        "parity": partial(parity, work=work, steps=steps),
+        "plan_int4": partial(plan_int4, work=work),
+    }
     try:
-        for name, stage in (
-            ("synth", partial(synthesise, model=model, layers=layers, work=work)),
-            ("export", partial(export, work=work, dtypes=("bfloat16",))),
-            ("export_float32", partial(export, work=work, dtypes=("bfloat16", "float32"))),
-            ("parity", partial(parity, work=work, steps=steps)),
-        ):
+        for name in ("synth", *(name for name in STAGES if name in wanted or not wanted)):
             measure.say(f"{name} {model}")
-            facts = stages[name] = measure.in_child(staged, stage)
+            facts = measure.in_child(staged, runs[name])
+            if name != "synth" or not wanted:  # it was measured already
+                stages[name] = facts
             measure.say(f"{name}: {facts['seconds']} s, peak {facts['peak_mib']} MiB, {facts['own_mib']} MiB its own")
             measure.store(document, out)
     finally:
         shutil.rmtree(work)
-    done = stages["export"]
-    document["models"][model]["met"] = (
-        done["seconds"] - done["reading"] <= GOALS["seconds"] and done["peak_mib"] <= GOALS["peak_mib"]
-    )
+    if done := stages.get("export"):
+        models[model]["met"] = (
+            done["seconds"] - done["reading"] <= GOALS["seconds"] and done["peak_mib"] <= GOALS["peak_mib"]
+        )
     measure.publish(document, out)
 
 

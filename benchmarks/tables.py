@@ -191,9 +191,17 @@ def forecast(document: Document) -> str:
         pairs = [
             (f"{found[f'{name}_mib']}", f"{found[f'{name}_ratio']:g}") for name in ("activations", "plan", "build")
         ]
-        rows.append([found["model"], found["batch"], found["length"], *(cell for pair in pairs for cell in pair)])
+        point = [found[key] for key in ("model", "weights", "layers", "batch", "length")]
+        rows.append([*point, *(cell for pair in pairs for cell in pair)])
     measured = ("activations, MiB", "plan, MiB", "memory of the build, MiB")
-    head = ["model, 1 layer", "batch", "canvas", *(cell for name in measured for cell in (name, "predicted over it"))]
+    head = [
+        "model",
+        "weights",
+        "layers",
+        "batch",
+        "canvas",
+        *(cell for name in measured for cell in (name, "predicted over it")),
+    ]
     return table(head, rows)
 
 

@@ -19,6 +19,7 @@ from dpad.export.forecast import building
 from dpad.export.plan import build_plan, profiles
 from dpad.export.plan import capabilities as capabilities_of
 from dpad.export.progress import Progress
+from dpad.models.checkpoint import read_headers
 from dpad.plugins.checks import check_kernel
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
@@ -93,12 +94,12 @@ def build_engines(
         if recipe.attention == "plugin":
             check_kernel(contract.head_size, rows_dtype(name))
         onnx = _step_to_compile(stage, steps[name], recipe.attention)
-        weights = sum((stage / file).stat().st_size for file in steps[name].weights)
+        memory = _memory([stage / file for file in steps[name].weights])
         for target in (target for target in recipe.targets if target != "onnx"):
             trt = _import_builder(target)
             for capability in recipe.capabilities:
                 entry = _engine_entry(recipe, target, trt, stage, onnx, steps[name], contract, name, capability)
-                entries.append(_build_engine(entry, trt, stage, contract, weights, previous, progress))
+                entries.append(_build_engine(entry, trt, stage, contract, memory, previous, progress))
     return tuple(entries)
 
 
@@ -173,7 +174,7 @@ def _build_engine(
     trt: Any,
     stage: Path,
     contract: StepContract,
-    weights: int,
+    memory: int,
     previous: Bundle | None,
     progress: Progress,
 ) -> EngineEntry:
@@ -184,7 +185,7 @@ def _build_engine(
             shutil.copyfile(previous.path(old.file), target)
             progress.say(f"{entry.file}: unchanged, reused")
             return replace(entry, build_seconds=old.build_seconds)
-    _require_memory(entry, weights, progress)
+    _require_memory(entry, memory, progress)
     began = time.perf_counter()
     plan = build_plan(
         trt,
@@ -205,11 +206,17 @@ def _build_engine(
     return replace(entry, build_seconds=round(seconds, 3))
 
 
-def _require_memory(entry: EngineEntry, weights: int, progress: Progress) -> None:
-    """Refuse a build that would be killed for memory; that of TensorRT-RTX is known, see `forecast.building`."""
+def _memory(shards: list[Path]) -> int:
+    """Bytes that a build over these weights takes in TensorRT-RTX; see `forecast.building`."""
+    codes = [entry.length for name, entry in read_headers(shards, packed=True).items() if name.endswith(".int4")]
+    return building(sum(shard.stat().st_size for shard in shards), 2 * sum(codes))
+
+
+def _require_memory(entry: EngineEntry, need: int, progress: Progress) -> None:
+    """Refuse a build that would be killed for memory; what that of TensorRT-RTX takes is known."""
     if entry.target != "tensorrt-rtx" or entry.flags.strip_weights:
         return
-    need, here = building(weights), available_memory()
+    here = available_memory()
     told = f"{entry.file}: the build takes about {need / 1e9:.1f} GB of memory, {here / 1e9:.1f} GB are available"
     if need > here:
         raise ExportError(f"{told}; build on a larger machine, or export fewer bits a weight")

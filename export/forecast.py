@@ -123,9 +123,17 @@ def memory(sizes: Sizes, step: str, load: Load, shift: int) -> Memory:
     return Memory(stored(sizes, step), cached * sizes.cached * item + logits, rows * live * item)
 
 
-def building(weights: int) -> int:
-    """Bytes of memory in which TensorRT-RTX makes a plan that holds `weights` bytes: its own copy, and the plan."""
-    return 2 * weights + _BUILDER
+def building(weights: int, unpacked: int) -> int:
+    """Bytes of memory in which TensorRT-RTX makes a plan that holds `weights` bytes: its own copy, and the plan.
+
+    `unpacked` are the weights of 4 bits among them, which it holds in a byte each besides.
+    """
+    return 2 * weights + unpacked + _BUILDER
+
+
+def predicted_building(sizes: Sizes, step: str) -> int:
+    """`building` of a plan of `step`."""
+    return building(stored(sizes, step), sizes.products if weights_of(step) == "int4" else 0)
 
 
 def floor(sizes: Sizes, step: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:

@@ -103,7 +103,7 @@ def _targets(gpus: Mapping[str, GpuModel]) -> list[str]:
 
 def _room(config: Config, sizes: Sizes, step: str, loads: list[Load], gpus: Mapping[str, GpuModel]) -> list[str]:
     found = []
-    need, here = forecast.building(forecast.stored(sizes, step)), available_memory()
+    need, here = forecast.predicted_building(sizes, step), available_memory()
     if need > here:
         found.append(
             f"build: a plan takes about {need / 1e9:.1f} GB of memory, and {here / 1e9:.1f} GB are available on this "

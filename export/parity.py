@@ -21,6 +21,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.comparator import Comparator, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from dpad.export.emulation import emulated_engine
 from dpad.export.feeds import Feed, random_feeds
 from dpad.export.packing_error import packing_error
 from dpad.export.progress import Progress
@@ -58,6 +59,7 @@ def compare_bundle(
     steps: int = 3,
     seed: int = 0,
     trajectories: bool | None = None,
+    emulate: bool = False,
 ) -> dict[str, Any]:
     """Compare every engine of the bundle that runs here (or those named) with PyTorch.
 
@@ -68,6 +70,7 @@ def compare_bundle(
         steps: random steps a mode.
         seed: of the steps and trajectories.
         trajectories: whether to compare whole decodes too; None: if the steps were fast enough.
+        emulate: compare steps in bfloat16 on the CPU too; see `emulation.py`.
 
     Returns:
         A JSON-ready report; `passed` is False if an engine that ran is out of tolerance, or
@@ -76,7 +79,7 @@ def compare_bundle(
     Raises:
         EngineUnavailable: an engine was named that the bundle does not have or that cannot run.
     """
-    found = _comparable(bundle)
+    found = _comparable(bundle, emulate)
     wanted = set(engines)
     if unknown := wanted - {candidate.name for candidate in found}:
         known = ", ".join(candidate.name for candidate in found)
@@ -109,18 +112,27 @@ def require_passed(report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def _comparable(bundle: Bundle) -> list[Candidate]:
+def _comparable(bundle: Bundle, emulate: bool) -> list[Candidate]:
     """The engines of the bundle, and every step in ONNX Runtime on the CPU."""
     found = [c for c in candidates(bundle, Machine.current()) if not c.name.startswith("onnxruntime-cpu")]
+    found = [replace(c, obstacle=c.obstacle or _unfed(c)) for c in found]
     for name, step in bundle.manifest.steps.items():
-        found.append(Candidate(f"onnxruntime-cpu{suffix(name)}", name, step.onnx, None))
-    return [replace(c, obstacle=c.obstacle or _no_bfloat16(c)) for c in found]
+        cpu = Candidate(f"onnxruntime-cpu{suffix(name)}", name, step.onnx, None)
+        found.append(replace(cpu, obstacle=_UNCOMPUTED) if _is_bfloat16(cpu) and not emulate else cpu)
+    return found
 
 
-def _no_bfloat16(candidate: Candidate) -> str | None:
-    if rows_dtype(candidate.dtype) != "bfloat16" or not candidate.name.startswith("onnxruntime"):
-        return None
-    return "its steps are fed as numpy arrays, and numpy has no bfloat16"
+_UNCOMPUTED = "ONNX Runtime's CPU provider has no bfloat16; dpad parity --emulate rounds every result instead"
+
+
+def _unfed(candidate: Candidate) -> str | None:
+    if candidate.name.startswith("onnxruntime") and _is_bfloat16(candidate):
+        return "its steps are fed as numpy arrays, and numpy has no bfloat16"
+    return None
+
+
+def _is_bfloat16(candidate: Candidate) -> bool:
+    return rows_dtype(candidate.dtype) == "bfloat16"
 
 
 def _named(found: list[Candidate], name: str) -> list[Candidate]:
@@ -155,6 +167,8 @@ def _compare(
     if precision == "float32" and trajectories.get("equal") != trajectories.get("positions"):
         failed.append("trajectories")
     detail = f"out of tolerance: {', '.join(failed)}" if failed else "within tolerance"
+    if isinstance(engine, OnnxEngine) and _is_bfloat16(candidate):
+        detail += "; in float32, every result rounded to bfloat16"
     return {
         **_header(candidate, detail),
         "status": "failed" if failed else "passed",
@@ -177,8 +191,10 @@ def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
         engine = open_engine(bundle, candidate.name)
         assert isinstance(engine, TrtEngine)
         return engine
-    provider = candidate.name.split("-")[1]
-    return OnnxEngine(bundle.path(candidate.file), bundle.manifest.contract, candidate.dtype, provider)
+    path, contract, provider = bundle.path(candidate.file), bundle.manifest.contract, candidate.name.split("-")[1]
+    if _is_bfloat16(candidate):
+        return emulated_engine(path, contract)
+    return OnnxEngine(path, contract, candidate.dtype, provider)
 
 
 def compare_steps(

@@ -103,7 +103,7 @@ def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
             raise ExportError(f"the traced step needs tensor {name}, which the checkpoint lacks")
         stored, computed = ir.DataType[_IR_DTYPES[entry.dtype]], value.dtype
         if computed is not None and stored != computed:
-            _cast(model.graph, value, stored, computed)
+            cast_weight(model.graph, value, stored, computed)
         value.const_value = external(name, entry).const_value
 
 
@@ -119,7 +119,7 @@ def external(
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=sizes, const_value=tensor)
 
 
-def _cast(graph: ir.Graph, weight: ir.Value, stored: ir.DataType, dtype: ir.DataType) -> None:
+def cast_weight(graph: ir.Graph, weight: ir.Value, stored: ir.DataType, dtype: ir.DataType) -> None:
     """Let the nodes that take `weight`, which is `stored` narrower, compute in `dtype`.
 
     The cast comes first in the graph, and so does turning its result: ONNX Runtime, which goes from the outputs to

@@ -66,17 +66,26 @@ class OnnxCache:
 class OnnxEngine(Engine):
     """Runs `step.onnx`; threads may share an engine, but not a cache."""
 
-    def __init__(self, path: Path, contract: StepContract, dtype: str, provider: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        contract: StepContract,
+        dtype: str,
+        provider: str = "cpu",
+        threads: int = 0,
+        model: bytes | None = None,
+    ) -> None:
         """Open the model; `threads` 0 lets ONNX Runtime use every core.
 
-        `dtype` is the name of the step; that of the engine is the dtype of the step's rows and caches. `session` is
-        ONNX Runtime's own. Raises `EngineUnavailable` if this build of it lacks the provider or cannot start it, and
-        `EngineError` with ONNX Runtime's own words if it cannot load the file.
+        `dtype` is the name of the step; that of the engine is the dtype of the step's rows and caches. `model` takes
+        the place of what is at `path`, where its weights lie. `session` is ONNX Runtime's own. Raises
+        `EngineUnavailable` if this build of it lacks the provider or cannot start it, and `EngineError` with ONNX
+        Runtime's own words if it cannot load the file.
         """
         self.name = f"onnxruntime-{provider}{suffix(dtype)}"
         self.contract, self.dtype, self._device = contract, rows_dtype(dtype), provider
         self.extends = provider == "cpu"  # rows are joined on the host
-        self.session = open_session(path, provider, threads)
+        self.session = open_session(path, provider, threads, model)
         self._check_signature(path)
         self._cache_names = [name for pair in contract.cache_names() for name in pair]
         self._new_names = [name for pair in contract.new_names() for name in pair]
@@ -171,8 +180,8 @@ class OnnxEngine(Engine):
         self.__dict__.pop("session", None)
 
 
-def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSession:
-    """A session over `path` on `provider` ("cpu" or "cuda"), with this project's settings.
+def open_session(path: Path, provider: str, threads: int = 0, model: bytes | None = None) -> ort.InferenceSession:
+    """A session over `path`, or `model` in its place, on `provider` ("cpu" or "cuda"), with this project's settings.
 
     ONNX Runtime prepares weights when it opens a file: transposed, and in float32 where they are stored narrower.
     Where memory has no room for both, they are prepared anew in every step, which is slow, and a warning says so.
@@ -184,6 +193,7 @@ def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSe
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry(*_PACKED_PRODUCTS)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     wanted = PROVIDERS[provider]
     size = sum(file.stat().st_size for file in path.parent.iterdir())
     roomy = provider != "cpu" or _PREPARED * size < available_memory()
@@ -197,7 +207,7 @@ def open_session(path: Path, provider: str, threads: int = 0) -> ort.InferenceSe
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     try:
         session = ort.InferenceSession(
-            path,
+            path if model is None else model,
             options,
             providers=[(wanted, _PROVIDER_OPTIONS[provider])],
             disabled_optimizers=[] if roomy else ["ConstantFolding"],

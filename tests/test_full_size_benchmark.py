@@ -47,15 +47,17 @@ def test_models_of_another_machine_are_not_kept(tmp_path: Path) -> None:
     assert full_size.kept(out, {"cpu": "b"}) == {}
 
 
-def test_a_build_is_compared_with_its_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", ["full", "int4"])
+def test_a_build_is_compared_with_its_forecast(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if what the builder says of activations, or the size of the plan, is not read."""
     monkeypatch.setitem(LAYOUTS, "llada", replace(LAYOUTS["llada"], config=LAYOUTS["llada"].config | NARROW["llada"]))
-    forecast.prepare("llada", tmp_path)
-    found = forecast.built(tmp_path / "llada", 1, 512)
+    forecast.prepare("llada", weights, 1, tmp_path)
+    found = forecast.built(tmp_path / "bundle", 1, 512)
     assert found["activations_mib"] > 0 and found["plan_mib"] > 0 and found["build_mib"] > 0
     assert 0 < found["plan_ratio"] <= 1  # a plan holds more than its weights
-    text = tables.forecast({"results": [{"model": "llada", "batch": 1, "length": 512, **found}]})
-    assert f"| llada | 1 | 512 | {found['activations_mib']} |" in text
+    point = {"model": "llada", "weights": weights, "layers": 1, "batch": 1, "length": 512}
+    text = tables.forecast({"results": [point | found]})
+    assert f"| llada | {weights} | 1 | 1 | 512 | {found['activations_mib']} |" in text
 
 
 @pytest.mark.parametrize("name", ["full_size", "forecast"])

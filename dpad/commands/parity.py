@@ -31,6 +31,11 @@ from dpad.runtime.bundle import Bundle
     default=None,
     help="Whole decodes too. Default: if the steps were so fast that they take under 10 minutes.",
 )
+@click.option(
+    "--emulate",
+    is_flag=True,
+    help="Steps in bfloat16 too, in ONNX Runtime on the CPU: in float32, with every result rounded. Slow.",
+)
 @click.option("--write/--no-write", default=True, show_default=True, help="Put the report into the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -39,6 +44,7 @@ def command(
     steps: int,
     seed: int,
     trajectories: bool | None,
+    emulate: bool,
     write: bool,
     as_json: bool,
 ) -> None:
@@ -49,7 +55,9 @@ def command(
     progress = TerminalProgress()
     bundle = Bundle.open(directory)
     fit_threads(bundle)
-    report = compare_bundle(bundle, progress, engines=engines, steps=steps, seed=seed, trajectories=trajectories)
+    report = compare_bundle(
+        bundle, progress, engines=engines, steps=steps, seed=seed, trajectories=trajectories, emulate=emulate
+    )
     if write and not engines:
         put_report(bundle, report, progress)
     if as_json:

@@ -107,7 +107,7 @@ def _document(config: Config, sizes: Sizes, step: str, loads: list[Load], gpus: 
             steps = {mode: asdict(forecast.floor(sizes, step, gpu, load, mode, shift)) for mode in modes}
             floors.append({"gpu": name, "batch": load.batch, "length": load.length, "steps": steps})
     weights = forecast.stored(sizes, step)
-    plan = {"step": step, "bytes": weights, "build_memory": forecast.building(weights)}
+    plan = {"step": step, "bytes": weights, "build_memory": forecast.predicted_building(sizes, step)}
     return {"sizes": asdict(sizes), "plan": plan, "memory": memory, "floors": floors}
 
 
