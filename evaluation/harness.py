@@ -102,7 +102,8 @@ class DpadLM(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """The bound of each continuation's log-likelihood, and whether greedy decoding writes just that.
 
-        Greedy decoding fills a canvas as long as the continuation, the surest token first, one a step;
+        Greedy decoding fills a canvas as long as the continuation (in whole blocks, if these are the model's), the
+        surest token first, one a step;
         `check_greedy=False` saves these steps and answers False.
         """
         answers = []
@@ -163,15 +164,17 @@ class DpadLM(LM):
         return before, self.model.codec.encode_plain(continuation)
 
     def _loglikelihood(self, context: Sequence[int], target: Sequence[int]) -> float:
-        options = whole(self.options, len(target))
+        options = whole(self.contract, self.options, len(target))
         seed = (self.seed,)
         return -float(bounds(self.model.engine, context, target, options, self.draws, seed).mean())
 
     def _is_greedy(self, context: Sequence[int], target: Sequence[int]) -> bool:
-        options = vars(whole(self.options, len(target)))
-        options |= {"decoder": "fixed", "cache": "none", "temperature": 0.0, "top_k": None, "top_p": None}
+        options = vars(whole(self.contract, self.options, len(target)))
+        options |= {"decoder": "fixed", "temperature": 0.0, "top_k": None, "top_p": None}
+        if not self.contract.block_causal:
+            options["cache"] = "none"
         answer = self.model.generate(Request(tuple(context)), **options)
-        return bool(np.array_equal(answer.canvas[len(context) :], target))
+        return bool(np.array_equal(answer.canvas[len(context) :][: len(target)], target))
 
 
 class _Wanted:

@@ -13,7 +13,7 @@ from time import perf_counter
 
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Record
-from dpad.evaluation.likelihood import bounds, fitted
+from dpad.evaluation.likelihood import bounds, fitted, spans
 from dpad.evaluation.report import Metrics
 from dpad.evaluation.run import Work
 from dpad.evaluation.scoring import ratio
@@ -27,15 +27,17 @@ from dpad.runtime.suffix import Full
 def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, draws: int, raw: bool = False) -> Work:
     """Work whose records hold the mean bound of each text in nats, `full` and (unless that is all) `dpad`.
 
-    `nfe` counts one a draw and block, as the decoder's counts one a row and step. Raises `DataError`, with
+    `nfe` counts one a draw and step, as the decoder's counts one a row and step. Models that are causal between blocks
+    attend no suffix: they have `full` alone. Raises `DataError`, with
     the sample's number, if one of the task's texts cannot be scored.
     """
+    contract = model.engine.contract
     schedules = {"full": replace(options, schedule=Full())}
-    if not isinstance(options.schedule, Full):
+    if not (contract.block_causal or isinstance(options.schedule, Full)):
         schedules["dpad"] = options
     for sample in task.samples:
         try:
-            fitted(model.engine.contract, *_tokens(model, sample, raw), options)
+            fitted(contract, *_tokens(model, sample, raw), options)
         except InvalidRequest as error:
             raise DataError(f"sample {sample.index + 1} cannot be scored: {error}") from error
 
@@ -47,11 +49,12 @@ def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, d
             drawn = {
                 name: bounds(model.engine, prompt, target, chosen, draws, seed) for name, chosen in schedules.items()
             }
+            parts = spans(contract, len(prompt), len(target), options.block_length)
             yield {
                 "key": sample.key,
                 "index": sample.index,
                 "scores": {name: float(nats.mean()) for name, nats in drawn.items()},
-                "nfe": len(schedules) * draws * math.ceil(len(target) / options.block_length),
+                "nfe": len(schedules) * draws * sum(part.passes for part in parts),
                 "tokens": len(target),
                 "seconds": perf_counter() - began,
             }

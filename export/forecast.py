@@ -126,9 +126,9 @@ def memory(sizes: Sizes, step: str, load: Load, shift: int) -> Memory:
 def building(weights: int, unpacked: int) -> int:
     """Bytes of memory in which TensorRT-RTX makes a plan that holds `weights` bytes: its own copy, and the plan.
 
-    `unpacked` are the weights of 4 bits among them, which it holds in a byte each besides.
+    `unpacked` are the weights of 4 bits among them, which it holds in two bytes each before there is a plan.
     """
-    return 2 * weights + unpacked + _BUILDER
+    return max(2 * weights + _BUILDER, weights + 2 * unpacked)
 
 
 def predicted_building(sizes: Sizes, step: str) -> int:

@@ -67,13 +67,14 @@ def _narrow(names: list[str], narrowed: dict[str, str]) -> list[onnx.NodeProto]:
 
 def _plugins(node: onnx.NodeProto, indices: list[str], splits: int, bfloat16: bool) -> list[onnx.NodeProto]:
     """The nodes that stand for one op: `attend`, or `attend_parts` and `combine_parts`."""
-    scale = scale_bits(next(helper.get_attribute_value(a) for a in node.attribute if a.name == "scale"))
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    numbers = [scale_bits(attributes["scale"]), attributes.get("block", 0)]
     inputs = [*node.input[:5], *indices]
     if splits == 1:
-        return [_plugin("attend", inputs, list(node.output), [scale])]
+        return [_plugin("attend", inputs, list(node.output), numbers)]
     parts = [f"{node.output[0]}_partial", f"{node.output[0]}_log_weight"]
     return [
-        _plugin("attend_parts", inputs, parts, [scale, splits]),
+        _plugin("attend_parts", inputs, parts, [*numbers, splits]),
         _plugin("combine_parts", parts, list(node.output), [splits, int(bfloat16)]),
     ]
 

@@ -84,7 +84,9 @@ def _finish(model: ir.Model, contract: StepContract, dtype: str) -> ir.Model:
             value.metadata_props.clear()
             if not value.is_graph_output():
                 value.shape = None  # the tracer's own symbols; shape inference rebuilds them
-    model.functions[onnx_face.DOMAIN, onnx_face.OP_TYPE, ""] = ir.serde.deserialize_function(onnx_face.function_proto())
+    model.functions[onnx_face.DOMAIN, onnx_face.OP_TYPE, ""] = ir.serde.deserialize_function(
+        onnx_face.function_proto(contract.block_causal)
+    )
     model.graph.name = f"dpad-step-{contract.family}"
     model.producer_name, model.producer_version = "dpad", None
     return model

@@ -44,14 +44,14 @@ class Step(nn.Module):
         """
         positions = gather_indices.clamp(min=0)
         ids = canvas.gather(1, positions)
-        scale = self.model.config.head_size**-0.5
+        scale, block = self.model.config.head_size**-0.5, self.model.config.block_length
         new_rows: list[torch.Tensor] = []
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             new_rows.extend((key, value))
             key_cache, value_cache = caches[2 * layer : 2 * layer + 2]
             out: torch.Tensor = sparse_suffix_attention(
-                query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale
+                query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale, block
             )
             return out
 

@@ -1,12 +1,14 @@
 """`dpad::sparse_suffix_attention`, defined once in plain torch.
 
     out = torch.ops.dpad.sparse_suffix_attention(
-        query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale)
+        query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale, block=0)
 
 Every query row attends, in both directions, to the union of the cache rows named by
 `cache_indices` and the new rows named by `gather_indices` (DPad, arXiv 2508.14148: the
 prefix, the block and the suffix tokens that survived the dropout). Slots are absolute
-canvas positions; nothing here renumbers them. This file is the definition; every other
+canvas positions; nothing here renumbers them. With a `block` length, the new rows are causal between blocks and full
+inside one (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328): that is how a whole prompt is computed in one
+step. This file is the definition; every other
 face of the op is tested against it.
 
 Symbols: B batch, Q new rows, K attended cache rows, T cache slots, H query heads,
@@ -42,6 +44,7 @@ def sparse_suffix_attention(
     cache_indices: torch.Tensor,
     gather_indices: torch.Tensor,
     scale: float,
+    block: int = 0,
 ) -> torch.Tensor:
     """Attention of the new rows over the named cache rows and the new rows themselves.
 
@@ -53,10 +56,12 @@ def sparse_suffix_attention(
             be where T is 0.
         gather_indices: int64 [B, Q], canvas positions of the new rows; a row whose
             position is -1 is padding and is attended by nobody.
+        scale: factor on the scores before the softmax.
+        block: a new row at position p attends new rows up to the end of p's block, of this many positions; 0: all.
+            Cache rows are attended by every query, and a padded row's query attends all that is named.
 
     What padding stands for weighs nothing but may be read: slot 0 of the cache and the
     padded new rows must be finite. No other slot that is not named is ever read.
-        scale: factor on the scores before the softmax.
 
     Returns:
         [B, Q, H, D] in the dtype of `query`. A query with nothing to attend gives 0.
@@ -66,8 +71,9 @@ def sparse_suffix_attention(
     """
     inputs = (query, key, value, key_cache, value_cache, cache_indices, gather_indices)
     checks.check_shapes(*inputs)
+    checks.check_block(block)
     checks.check_indices(cache_indices, gather_indices, key_cache.shape[1])
-    return definition(*inputs, scale)
+    return definition(*inputs, scale, block)
 
 
 def definition(
@@ -79,6 +85,7 @@ def definition(
     cache_indices: torch.Tensor,
     gather_indices: torch.Tensor,
     scale: float,
+    block: int = 0,
 ) -> torch.Tensor:
     """What the op means, unchecked; arguments and result as in `sparse_suffix_attention`."""
     cached = (*cache_indices.shape, *key.shape[2:])  # [B, K, G, D]
@@ -91,7 +98,7 @@ def definition(
         query.transpose(1, 2),
         keys.transpose(1, 2),
         values.transpose(1, 2),
-        attn_mask=attended[:, None, None, :],
+        attn_mask=(attended[:, None, :] & _seen(cache_indices, gather_indices, block))[:, None],
         scale=scale,
         enable_gqa=query.shape[2] != key.shape[2],
     )
@@ -99,12 +106,23 @@ def definition(
     return torch.where(anything, out, torch.zeros_like(out)).transpose(1, 2).contiguous()
 
 
+def _seen(cache_indices: torch.Tensor, gather_indices: torch.Tensor, block: int) -> torch.Tensor:
+    """Which of the cached and new rows each query may see by their blocks: [B, Q, K + Q], or [1, 1, 1] if all."""
+    if block == 0:
+        return gather_indices.new_ones((1, 1, 1), dtype=torch.bool)
+    blocks, padded = gather_indices // block, (gather_indices < 0)[:, :, None]
+    new = (blocks[:, :, None] >= blocks[:, None, :]) | padded
+    cached = new.new_ones((*gather_indices.shape, cache_indices.shape[1]))
+    return torch.cat([cached, new], dim=2)
+
+
 @sparse_suffix_attention.register_kernel("cuda")
 def _on_cuda(*arguments: Any) -> torch.Tensor:
     """The Triton kernel in 16 bit; the definition in float32, which is for comparison."""
-    query, _, _, key_cache, _, cache_indices, gather_indices, _ = arguments
+    query, _, _, key_cache, _, cache_indices, gather_indices, _, *block = arguments
     slots = key_cache.shape[1]
     checks.check_shapes(*arguments[:7])
+    checks.check_block(*block)
     if query.dtype == torch.float32:
         checks.check_indices(cache_indices, gather_indices, slots)
         return definition(*arguments)

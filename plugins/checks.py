@@ -58,6 +58,11 @@ def check_indices(cache_indices: Any, gather_indices: Any, slots: int) -> None:
         _require(name != "cache_indices" or high < slots, f"{name} holds {high} but the cache has {slots} slots")
 
 
+def check_block(block: int = 0) -> None:
+    """Raise `AttentionError` unless `block` is a length, or 0."""
+    _require(block >= 0, f"block {block} is below 0, which stands for no blocks")
+
+
 def check_kernel(head_size: int, dtype: str) -> None:
     """Raise `AttentionError` unless the kernel computes heads of this size in this dtype."""
     _require(dtype in _KERNEL_DTYPES, f"the kernel computes {' and '.join(_KERNEL_DTYPES)}, not {dtype}")

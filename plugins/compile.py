@@ -69,8 +69,10 @@ class CompiledKernel:
         return {key: value for key, value in asdict(self).items() if key not in ("ptx", "cubin")}
 
 
-def compile_attend(capability: str, dtype: str, head_size: int, tile: Tile, partial: bool) -> CompiledKernel:
-    """`attend` with 32-bit indices; `partial` is the variant for splits over keys.
+def compile_attend(
+    capability: str, dtype: str, head_size: int, tile: Tile, partial: bool, block: int = 0
+) -> CompiledKernel:
+    """`attend` with 32-bit indices; `partial` is the variant for splits over keys, `block` as in the op.
 
     Raises `AttentionError` for what the kernel cannot compute and `KernelCompileError` if the
     result could not be launched as promised.
@@ -82,8 +84,9 @@ def compile_attend(capability: str, dtype: str, head_size: int, tile: Tile, part
     types |= {"output": "*fp32" if partial else f"*{pointee}", "log_weight": "*fp32" if partial else "constexpr"}
     constants: dict[str, Any] = {} if partial else {"log_weight": None}
     constants |= {"HEAD": head_size, "HEAD_PADDED": tiling.padded_head(head_size)}
-    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": partial}
+    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": partial, "CAUSAL": block}
     name = f"attend-{dtype}-d{head_size}-m{tile.block_m}{'-partial' if partial else ''}"
+    name += f"-causal{block}" if block else ""
     return _compile(name, triton_kernel.attend, capability, dtype, types, constants, tile.warps, tile.stages)
 
 

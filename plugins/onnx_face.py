@@ -32,7 +32,7 @@ _INDICES = ("cache_indices", "gather_indices")
 # A row with nothing to attend gives 0: its softmax is undefined, so the output is selected.
 _FUNCTION = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
-{OP_TYPE} <scale: float = 1.0> ({", ".join(_INPUTS + _INDICES)}) => (output)
+{OP_TYPE} <SETTINGS> ({", ".join(_INPUTS + _INDICES)}) => (output)
 {{
     zero = Constant <value_int = 0> ()
     last = Constant <value_ints = [-1]> ()
@@ -54,7 +54,7 @@ _FUNCTION = f"""
     query_count = Shape <start = 1, end = 2> (gather_indices)
     key_count = Shape <start = 1, end = 2> (indices)
     mask_shape = Concat <axis = 0> (batch_count, one, query_count, key_count)
-    mask = Expand (attended_row, mask_shape)
+    MASK
     heads = Attention <scale: float = @scale> (query_heads, key_heads, value_heads, mask)
     tokens = Transpose <perm = [0, 2, 1, 3]> (heads)
     highest = ReduceMax <keepdims = 1> (indices, last)
@@ -66,9 +66,38 @@ _FUNCTION = f"""
 """
 
 
-def function_proto() -> onnx.FunctionProto:
-    """The op's meaning over standard operators; append it to `ModelProto.functions`."""
-    return onnx.parser.parse_function(_FUNCTION)
+_MASK = "mask = Expand (attended_row, mask_shape)"
+
+# With blocks: a new row at position p sees new rows up to the end of p's block; a padded one, all that is named.
+_CAUSAL_MASK = """
+    everything = Expand (attended_row, mask_shape)
+    length = Constant <value_int: int = @block> ()
+    blocks = Div (gather_indices, length)
+    furthest = Constant <value_int = 9223372036854775807> ()
+    padded = Less (gather_indices, zero)
+    reach = Where (padded, furthest, blocks)
+    outer = Constant <value_ints = [1, 3]> ()
+    reach_column = Unsqueeze (reach, outer)
+    blocks_row = Unsqueeze (blocks, middle)
+    seen = LessOrEqual (blocks_row, reach_column)
+    cached_count = Shape <start = 1, end = 2> (cache_indices)
+    cached_shape = Concat <axis = 0> (batch_count, one, query_count, cached_count)
+    yes = Equal (zero, zero)
+    all_cached = Expand (yes, cached_shape)
+    all_seen = Concat <axis = 3> (all_cached, seen)
+    mask = And (everything, all_seen)
+"""
+
+
+def function_proto(block_causal: bool = False) -> onnx.FunctionProto:
+    """The op's meaning over standard operators; append it to `ModelProto.functions`.
+
+    The meaning with blocks costs a comparison of every query with every key, so models without them do not have it.
+    """
+    settings, mask = (
+        ("scale: float = 1.0, block: int = 0", _CAUSAL_MASK) if block_causal else ("scale: float = 1.0", _MASK)
+    )
+    return onnx.parser.parse_function(_FUNCTION.replace("SETTINGS", settings).replace("MASK", mask))
 
 
 @cache
@@ -81,11 +110,14 @@ def register_schema() -> None:
             OP_TYPE,
             DOMAIN,
             OP_VERSION,
-            doc="Bidirectional attention of the new rows over named cache rows and themselves (DPad).",
+            doc="Attention of the new rows over named cache rows and themselves (DPad), causal between blocks if any.",
             inputs=[parameter(n, "T") for n in _INPUTS] + [parameter(n, "I") for n in _INDICES],
             outputs=[parameter("output", "T")],
             type_constraints=[("T", floats, "rows"), ("I", ["tensor(int64)"], "positions")],
-            attributes=[onnx.defs.OpSchema.Attribute("scale", onnx.defs.OpSchema.AttrType.FLOAT)],
+            attributes=[
+                onnx.defs.OpSchema.Attribute("scale", onnx.defs.OpSchema.AttrType.FLOAT),
+                onnx.defs.OpSchema.Attribute("block", onnx.defs.OpSchema.AttrType.INT, required=False),
+            ],
         )
     )
 
@@ -104,9 +136,11 @@ def translation_table() -> dict[Callable[..., object], Callable[..., object]]:
         cache_indices: object,
         gather_indices: object,
         scale: float,
+        block: int = 0,
     ) -> object:
         rows = (query, key, value, key_cache, value_cache)
-        return getattr(opset, OP_TYPE)(*rows, cache_indices, gather_indices, scale=scale)
+        blocks = {"block": block} if block else {}
+        return getattr(opset, OP_TYPE)(*rows, cache_indices, gather_indices, scale=scale, **blocks)
 
     return {torch.ops.dpad.sparse_suffix_attention.default: translate}
 

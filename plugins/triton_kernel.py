@@ -20,10 +20,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _fold(acc, weight, peak, query, keys, values, named, scale):
-    """Fold one tile of keys [BLOCK_N, D] into the running softmax of [BLOCK_M] rows (base 2)."""
+def _fold(acc, weight, peak, query, keys, values, seen, scale):
+    """Fold one tile of keys [BLOCK_N, D] into the running softmax of [BLOCK_M] rows (base 2).
+
+    `seen` [1 or BLOCK_M, BLOCK_N] are the keys that the rows attend.
+    """
     scores = tl.dot(query, tl.trans(keys)) * scale
-    scores = tl.where(named[None, :], scores, float("-inf"))
+    scores = tl.where(seen, scores, float("-inf"))
     higher = tl.maximum(peak, tl.max(scores, 1))
     finite = tl.where(higher == float("-inf"), 0.0, higher)  # nothing attended so far
     shares = tl.exp2(scores - finite[:, None])
@@ -77,6 +80,7 @@ def attend(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PARTIAL: tl.constexpr,
+    CAUSAL: tl.constexpr,  # length of the blocks between which new rows are causal; 0: none
 ):
     """Attend BLOCK_M query rows of one key/value head; grid (row tiles, G, B · splits)."""
     head = tl.program_id(1)
@@ -110,8 +114,10 @@ def attend(
         mask = named[:, None] & inside[None, :]
         keys = tl.load(key_cache + place[:, None] + column[None, :], mask=mask, other=0.0)
         values = tl.load(value_cache + place[:, None] + column[None, :], mask=mask, other=0.0)
-        acc, weight, peak = _fold(acc, weight, peak, tile, keys, values, named, scale)
+        acc, weight, peak = _fold(acc, weight, peak, tile, keys, values, named[None, :], scale)
 
+    if CAUSAL:
+        own = tl.load(gather_indices + batch * rows + token, mask=exists, other=-1)
     for index in range(tl.maximum(first, cache_tiles), last):
         number = (index - cache_tiles) * BLOCK_N + step
         position = tl.load(gather_indices + batch * rows + number, mask=number < rows, other=-1)
@@ -120,7 +126,10 @@ def attend(
         mask = named[:, None] & inside[None, :]
         keys = tl.load(key + place[:, None] + column[None, :], mask=mask, other=0.0)
         values = tl.load(value + place[:, None] + column[None, :], mask=mask, other=0.0)
-        acc, weight, peak = _fold(acc, weight, peak, tile, keys, values, named, scale)
+        seen = named[None, :]
+        if CAUSAL:  # a padded row's query attends all that is named
+            seen = seen & ((position[None, :] // CAUSAL <= own[:, None] // CAUSAL) | (own[:, None] < 0))
+        acc, weight, peak = _fold(acc, weight, peak, tile, keys, values, seen, scale)
 
     empty = weight == 0.0
     weight = tl.where(empty, 1.0, weight)

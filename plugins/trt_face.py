@@ -2,8 +2,8 @@
 
     register_plugins(tensorrt, "9.0")      # before a model with these nodes is parsed
 
-    dpad::attend(rows..., cache_indices, gather_indices; numbers=[scale_bits]) -> output
-    dpad::attend_parts(the same; numbers=[scale_bits, splits]) -> partial, log_weight
+    dpad::attend(rows..., cache_indices, gather_indices; numbers=[scale_bits, block]) -> output
+    dpad::attend_parts(the same; numbers=[scale_bits, block, splits]) -> partial, log_weight
     dpad::combine_parts(partial, log_weight; numbers=[splits, is_bfloat16]) -> output
 
 Their PTX is embedded in the engine (ahead-of-time implementation), which then needs neither
@@ -97,7 +97,7 @@ def _describe_attend(trtp: Any) -> Any:
 
 def _describe_parts(trt: Any, trtp: Any) -> Any:
     def describe(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers):
-        rows = (int(numbers[1]), *(query.shape_expr[axis] for axis in range(3)))
+        rows = (int(numbers[2]), *(query.shape_expr[axis] for axis in range(3)))
         partial = trtp.from_shape_expr((*rows, query.shape_expr[3]), dtype=trt.float32)
         return partial, trtp.from_shape_expr(rows, dtype=trt.float32)
 
@@ -143,31 +143,31 @@ def _tactics() -> list[int]:
 
 def _launch_attend(trt: Any, trtp: Any) -> Any:
     def launch(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic):
-        return _attend(trt, trtp, query, key, key_cache, cache_indices, int(numbers[0]), 1, tactic)
+        return _attend(trt, trtp, query, key, key_cache, cache_indices, [*numbers.tolist(), 1], tactic)
 
     return _launches(launch, trtp)
 
 
 def _launch_parts(trt: Any, trtp: Any) -> Any:
     def launch(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic):
-        return _attend(trt, trtp, query, key, key_cache, cache_indices, int(numbers[0]), int(numbers[1]), tactic)
+        return _attend(trt, trtp, query, key, key_cache, cache_indices, numbers.tolist(), tactic)
 
     return _launches(launch, trtp)
 
 
 def _attend(
-    trt: Any, trtp: Any, query: Any, key: Any, key_cache: Any, cache_indices: Any, bits: int, splits: int, tactic: int
+    trt: Any, trtp: Any, query: Any, key: Any, key_cache: Any, cache_indices: Any, numbers: list[int], tactic: int
 ) -> tuple[str, str, Any, Any]:
-    """Entry, PTX, launch and integers of `attend`; `splits` over 1 writes parts."""
+    """Entry, PTX, launch and integers of `attend`; more than one split writes parts."""
     from dpad.plugins.compile import compile_attend
 
-    capability = _target["capability"]
+    capability, (bits, block, splits) = _target["capability"], numbers
     tile = tiling.tiles(capability)[max(tactic, 1) - 1]
     batch, rows, heads, size = query.shape_expr
     kv_heads = key.shape_expr[2].constant_value()
     shape = Shape(batch, rows, cache_indices.shape_expr[1], key_cache.shape_expr[1], heads.constant_value(), kv_heads)
     number = Arithmetic(trtp.cdiv, trtp.max)
-    kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, partial=splits > 1)
+    kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, splits > 1, block)
     per_split = tiling.tiles_per_split(shape, tile, splits, tiling.PROCESSORS[capability], number)
     grid = (tiling.row_tiles(shape, tile, number), kv_heads, batch * splits)
     integers = tiling.attend_integers(shape, Strides.contiguous(shape), bits, splits, per_split)

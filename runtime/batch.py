@@ -63,25 +63,24 @@ class Batch:
         self.rows, self.canvas, self._prompts = self.rows[active], self.canvas[active], self._prompts[active]
 
     def turns(self, block: int) -> int:
-        """Turns that `block` takes: one, and in block-causal models one more for each finished block that the
-        cache lacks, those of the longest prompt at first.
+        """Turns that `block` takes: one, and in block-causal models one more for finished blocks that the cache
+        lacks: those of the prompts, then the one before.
         """
-        if not self.contract.block_causal:
-            return 1
-        return 2 if block else 1 + int(self._prompts.max()) // self.options.block_length
+        lacking = block > 0 or self._prompts.max() >= self.options.block_length
+        return 2 if self.contract.block_causal and lacking else 1
 
     def start_block(self, block: int, turn: int = 0) -> None:
         """Begin a turn of `block`; where there is but one, thin the suffix of every row once, for all its steps.
 
         Sets `positions` [B, P], which are decided in this turn; `first_step`, the number of its first step;
-        `appends`, whether it adds a finished block to the cache, and then `due` [B], the rows that have one.
+        `appends`, whether it adds finished blocks to the cache, and then `due` [B], the rows that have some.
         """
         options, length = self.options, self.options.block_length
         self.block, self.lines = block, np.arange(len(self.rows))
         self._padded: dict[bool, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
         self.first_step = 0
         if self.contract.block_causal:
-            self._start_turn(self._prompts // length * length + block * length, self.turns(block) - 1 - turn)
+            self._start_turn(self._prompts // length * length + block * length, turn + 1 < self.turns(block))
             return
         extends = block > 0 and options.cache == "extend"
         starts = self._prompts + block * length
@@ -96,21 +95,21 @@ class Batch:
                 views[refresh].append(view)
         self._views = views
 
-    def _start_turn(self, starts: NDArray[np.int64], left: int) -> None:
-        """A turn of a block-causal model, whose blocks begin at `starts` [B]: `left` turns follow.
+    def _start_turn(self, starts: NDArray[np.int64], appends: bool) -> None:
+        """A turn of a block-causal model, whose blocks begin at `starts` [B].
 
-        Rows with fewer blocks before theirs than others wait: they compute their first block again.
+        One that `appends` computes what is finished before them and not in the cache; a row without that is padding.
         """
         policy, shift = self.options.cache, self.contract.logit_shift
         length, nothing = self.options.block_length, np.empty(0, dtype=np.int64)
         ends = np.minimum(starts + length, self._prompts + self.options.gen_length)
         places = starts[:, None] + np.arange(length)
         self._block = np.where(places < ends[:, None], places, 0)  # a cut block follows a prompt: 0 is no mask
-        self.appends, self.due = left > 0, starts >= left * length
-        if self.appends:
-            firsts = np.maximum(starts - left * length, 0)
-            spans = zip(firsts.tolist(), (firsts + length).tolist())
-            self.positions = self._block[:, : shift if left == 1 else 0]
+        self.appends, self.due = appends, starts > 0
+        if appends:
+            firsts = starts - length if self.block else np.zeros_like(starts)
+            spans = zip(firsts.tolist(), starts.tolist())
+            self.positions = self._block[:, :shift]
         else:
             spans = zip(starts.tolist(), ends.tolist())
             self.positions, self.first_step = self._block, 1
@@ -191,5 +190,5 @@ class Batch:
             gather_indices[row, : len(view.queries)] = view.queries
             cache_indices[row, : len(view.cached)] = view.cached
         predicted_from = np.maximum(self.positions - self.contract.logit_shift, 0)
-        shown_by = np.maximum(predicted_from - gather_indices[:, :1], 0)  # of what is not decided here: any row
+        shown_by = (predicted_from - gather_indices[:, :1]).clip(0, queries - 1)  # of what is not decided here: any row
         return gather_indices, cache_indices, shown_by

@@ -35,9 +35,9 @@ class StepEvent(NamedTuple):
 
     Attributes:
         block, step: index of the block, and of the step within it (0 is the refresh; in block-causal models
-            each pass that adds a finished block to the cache).
+            the pass that adds finished blocks to the cache).
         nfe: forward passes so far.
-        active: rows (indices of the requests) that had masks to fill in this pass, or a block to add to
+        active: rows (indices of the requests) that had masks to fill in this pass, or blocks to add to
             the cache; for each of them the pass counts as one evaluation.
         rows, positions, tokens, confidences: row, canvas position, token and its
             probability, for every token committed now.

@@ -54,15 +54,15 @@ def forward_of(family: str, sharpness: float = 4.0) -> Forward:
 def decode(forward: Forward, prompt: tuple[int, ...], rules: Rules) -> Result:
     """Block after block, aligned at multiples of the block length; the passes are those of the authors' code.
 
-    Before a block is decoded, every finished block that was not computed with its final tokens yet takes one pass.
-    With shift 1 the last row of the last of them decides the block's first token.
+    Before a block is decoded, the finished blocks that were not computed with their final tokens yet take one pass:
+    those of the prompt together. With shift 1 the last row of the last of them decides the block's first token.
     """
     canvas = [*prompt, *[rules.mask] * rules.gen_length]
     result, length = Result(canvas), rules.block_length
     first = len(prompt) // length
     for block in range(first, -(-len(canvas) // length)):
         place = range(block * length, min((block + 1) * length, len(canvas)))
-        result.nfe += first if block == first else 1
+        result.nfe += block > 0
         if rules.shift and block and canvas[place[0]] == rules.mask:
             decide(forward(canvas), [place[0]], result, rules, 1)
         budget, step = fixed_budget(rules), 0

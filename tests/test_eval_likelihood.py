@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from checkpoints import FAMILIES, MASK
+from block_reference import LENGTH, SHIFT, forward_of
+from checkpoints import BLOCK_CAUSAL, FAMILIES, MASK
 from conftest import MakeBundle
 from reference import forward
 
@@ -15,7 +16,7 @@ from dpad.evaluation.likelihood import bounds, whole
 from dpad.models.checkpoint import Checkpoint, load_model
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.options import GenerationOptions
+from dpad.runtime.options import GenerationOptions, defaults
 from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule
 
 PROMPT, TARGET = [9, 80, 33, 4, 61], [17, 5, 90, 90, 2]
@@ -102,9 +103,47 @@ def test_one_block_is_the_bound_without_a_suffix(
             logits, _ = forward(model, canvas, everything, everything, {})
             rows = {place: logits[len(PROMPT) + place - shift].double().log_softmax(-1) for place in masked}
             values.append(-length / size * sum(float(rows[place][TARGET[place]]) for place in masked))
-    options = whole(GenerationOptions(schedule=Gaussian()), length)
-    drawn = bounds(engine_of("onnxruntime", family), PROMPT, TARGET, options, 40, (5,))
+    engine = engine_of("onnxruntime", family)
+    options = whole(engine.contract, GenerationOptions(schedule=Gaussian()), length)
+    drawn = bounds(engine, PROMPT, TARGET, options, 40, (5,))
     assert np.abs(drawn[:, None] - np.array(values)).min(axis=1).max() < 1e-3
+
+
+def block_estimates(family: str, prompt: list[int], target: list[int]) -> list[float]:
+    """All values of one draw of a block-causal model, from whole forward passes under the whole mask."""
+    forward_once, length, shift = forward_of(family), LENGTH[family], SHIFT[family]
+    choices: list[list[float]] = []
+    for start in range(len(prompt) // length * length, len(prompt) + len(target), length):
+        places = [p for p in range(start, start + length) if len(prompt) <= p < len(prompt) + len(target)]
+        clean = (prompt + target)[: places[-1] + 1] + [MASK] * (start + length - places[-1] - 1)
+        if shift and places[0] == start > 0:
+            row = forward_once(clean[:start])[-1].double().log_softmax(-1)
+            choices.append([-float(row[clean[places.pop(0)]])])
+        outcomes = []
+        for masked in (m for size in range(1, len(places) + 1) for m in itertools.combinations(places, size)):
+            logits = forward_once([MASK if p in masked else token for p, token in enumerate(clean)])
+            rows = {p: logits[p - shift].double().log_softmax(-1) for p in masked}
+            outcomes.append(-len(places) / len(masked) * sum(float(rows[p][clean[p]]) for p in masked))
+        choices += [outcomes] if outcomes else []
+    return [sum(parts) for parts in itertools.product(*choices)]
+
+
+@pytest.mark.parametrize("family", BLOCK_CAUSAL)
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+@pytest.mark.parametrize(("before", "behind"), [(5, 5), (8, 4), (3, 6)])
+def test_blocks_of_the_model_are_scored_over_what_is_clean(
+    engine_of: Callable[..., Engine], family: str, name: str, before: int, behind: int
+) -> None:
+    """Fails if a block sees what lies behind it, is aligned at the prompt, or its first token is scored twice."""
+    tokens = np.random.default_rng(before).integers(5, MASK, before + behind).tolist()
+    prompt, target = tokens[:before], tokens[before:]
+    engine = engine_of(name, family)
+    options = GenerationOptions(**{"gen_length": 16, **defaults(engine.contract)})
+    values = np.array(block_estimates(family, prompt, target))
+    drawn = bounds(engine, prompt, target, options, 24, (1,))
+    distance = np.abs(drawn[:, None] - values)
+    assert distance.min(axis=1).max() < 1e-3
+    assert len(values) < 4 or len(set(distance.argmin(axis=1).tolist())) > 3
 
 
 @each_family

@@ -43,19 +43,19 @@ def random_inputs(
     return [tensor.to(DEVICE) for tensor in (*rows_of, cache_indices, gather_indices)]
 
 
-def expected(inputs: Inputs, scale: float) -> torch.Tensor:
+def expected(inputs: Inputs, scale: float, block: int = 0) -> torch.Tensor:
     """The definition in float32; a pad may read slot 0, which must be finite."""
     wide = [tensor.float().nan_to_num(0.0) if tensor.is_floating_point() else tensor for tensor in inputs]
-    return definition(*wide, scale)
+    return definition(*wide, scale, block)
 
 
-def run(inputs: Inputs, scale: float, **options: object) -> torch.Tensor:
+def run(inputs: Inputs, scale: float, block: int = 0, **options: object) -> torch.Tensor:
     out = inputs[0].new_full(inputs[0].shape, float("nan"))
-    return attend_rows(*inputs, scale, output=out, **options)  # type: ignore[arg-type]
+    return attend_rows(*inputs, scale, block, output=out, **options)  # type: ignore[arg-type]
 
 
-def assert_close(out: torch.Tensor, inputs: Inputs, scale: float) -> None:
-    want = expected(inputs, scale)
+def assert_close(out: torch.Tensor, inputs: Inputs, scale: float, block: int = 0) -> None:
+    want = expected(inputs, scale, block)
     error = (out.float() - want).square().mean().sqrt() / want.square().mean().sqrt().clamp(min=1e-3)
     assert error <= LIMIT[out.dtype], f"relative RMS error {error:.2e}"  # NaN is not below anything
 
@@ -71,6 +71,7 @@ def assert_close(out: torch.Tensor, inputs: Inputs, scale: float) -> None:
     group=st.sampled_from([1, 2, 7]),
     size=st.sampled_from(tiling.HEAD_SIZES),
     splits=st.sampled_from([1, 2, 5]),
+    block=st.sampled_from([0, 0, 4, 7]),
 )
 def test_agrees_with_the_definition(
     seed: int,
@@ -82,10 +83,11 @@ def test_agrees_with_the_definition(
     group: int,
     size: int,
     splits: int,
+    block: int,
 ) -> None:
-    """Fails for wrong gathering, masking, grouping, splitting, scaling or an unwritten element."""
+    """Fails for wrong gathering, masking, blocks, grouping, splitting, scaling or an unwritten element."""
     inputs = random_inputs(seed, dtype, batch, rows, cached, heads, group, size)
-    assert_close(run(inputs, size**-0.5, tile=SMALL, splits=splits), inputs, size**-0.5)
+    assert_close(run(inputs, size**-0.5, block, tile=SMALL, splits=splits), inputs, size**-0.5, block)
 
 
 @pytest.mark.parametrize("tile", sorted({*tiling.tiles("9.0"), *tiling.tiles("8.6")}, key=str))

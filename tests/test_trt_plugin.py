@@ -20,6 +20,7 @@ import plugin_api
 import pytest
 import tensorrt_rtx
 import torch
+from block_reference import LENGTH
 from bundles import export, write_source
 from checkpoints import FAMILIES
 from interpreter import DEVICE, GPU
@@ -92,18 +93,20 @@ def plugin_inputs(seed: int, dtype: torch.dtype, size: int) -> list[torch.Tensor
     return [*inputs[:5], inputs[5].int(), inputs[6].int()]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_one_plugin_computes_the_op(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "block"), [(torch.float16, 0), (torch.bfloat16, 0), (torch.float16, 4)])
+def test_one_plugin_computes_the_op(dtype: torch.dtype, block: int) -> None:
     """Fails if grid, integers or their order are not what the kernel expects, with every tactic."""
     inputs = plugin_inputs(1, dtype, 64)
     tiles = tiling.tiles(CAPABILITY)
-    made = launches([case("dpad::attend", inputs, [tiling.scale_bits(0.125)], t + 1) for t in range(len(tiles))])
+    made = launches([case("dpad::attend", inputs, [tiling.scale_bits(0.125), block], t + 1) for t in range(len(tiles))])
+    plain = launches([case("dpad::attend", inputs, [tiling.scale_bits(0.125), 0])])[0]["ptx"]
+    assert (made[0]["ptx"] == plain) == (block == 0), "the block must be compiled in"
     for tile, launch in zip(tiles, made):
         assert launch["block"] == [tile.warps * 32, 1, 1]
-        constants = {**head(64), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": False}
+        constants = {**head(64), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": False, "CAUSAL": block}
         (out,) = execute(launch, inputs, constants)
         assert out.shape == inputs[0].shape
-        assert_close(out, [*inputs[:5], inputs[5].long(), inputs[6].long()], 0.125)
+        assert_close(out, [*inputs[:5], inputs[5].long(), inputs[6].long()], 0.125, block)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -115,11 +118,11 @@ def test_two_plugins_compute_the_op_in_parts(dtype: torch.dtype, splits: int) ->
     parts = torch.empty(splits, *inputs[0].shape), torch.empty(splits, *inputs[0].shape[:3])
     first, second = launches(
         [
-            case("dpad::attend_parts", inputs, [tiling.scale_bits(0.1), splits]),
+            case("dpad::attend_parts", inputs, [tiling.scale_bits(0.1), 0, splits]),
             case("dpad::combine_parts", list(parts), [splits, int(dtype == torch.bfloat16)]),
         ]
     )
-    constants = {**head(96), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": True}
+    constants = {**head(96), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": True, "CAUSAL": 0}
     partial, log_weight = execute(first, inputs, constants)
     assert partial.shape == parts[0].shape and log_weight.shape == parts[1].shape
     (out,) = execute(second, [partial, log_weight], {**head(96), "BLOCK_M": tiling.COMBINE_ROWS})
@@ -145,7 +148,7 @@ def test_formats_and_tactics() -> None:
             assert choice.types[:7] == ["FP16|BF16"] * 5 + ["INT32"] * 2
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, "sdar"])
 def step(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     source = write_source(folder / "source", request.param)
@@ -165,8 +168,10 @@ def test_the_plugin_step_has_no_function_body(step: Path, splits: int) -> None:
     assert [node.op_type for node in custom] == names * len(layers)
     attributes = [{a.name: helper.get_attribute_value(a) for a in node.attribute} for node in custom]
     assert all(a["plugin_namespace"] == b"dpad" and a["plugin_version"] == b"1" and a["aot"] == 1 for a in attributes)
-    scale = helper.get_attribute_value(layers[0].attribute[0])
-    assert attributes[0]["numbers"] == [tiling.scale_bits(scale), splits][: 1 if splits == 1 else 2]
+    meant = {a.name: helper.get_attribute_value(a) for a in layers[0].attribute}
+    numbers = [tiling.scale_bits(meant["scale"]), meant.get("block", 0)]
+    assert numbers[1] == (LENGTH["sdar"] if before.graph.name.endswith("sdar") else 0)
+    assert attributes[0]["numbers"] == numbers + [splits] * (splits > 1)
     casts = [node for node in model.graph.node if node.op_type == "Cast" and node.output[0].endswith("_int32")]
     assert sorted(node.input[0] for node in casts) == ["cache_indices", "gather_indices"]
     assert {node.output[-1] if splits == 1 else node.output[0] for node in custom} >= {n.output[0] for n in layers}
