@@ -3,12 +3,12 @@
     python benchmarks/forecast.py --work /tmp/forecast --out docs/benchmarks/forecast.json
 
 One layer of each published layout at full width, with random weights, in bfloat16: activations do not grow with the
-layers, and what a build takes grows with the weights alone. A point is a model and the limits of the engine. Then four
+layers, and what a build takes grows with the weights alone. A point is a model and the limits of the engine. Then more
 layers with packed weights, whose codes the builder may unpack. The builder itself says what activations it plans;
 `build_mib` is the most memory of the building process that is not mapped from files. Ratios are prediction over
 measurement.
 
-`--work` needs room for 10 GB, which is removed at the end.
+`--work` needs room for 12 GB, which is removed at the end.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from dpad.export.forecast import Load, Sizes
 from dpad.runtime.precision import FULL, PACKED
 
 MODELS = ("llada", "dream")
-PACKED_LAYERS = 4
+PACKED_LAYERS = (4, 8)
 LIMITS = ((1, 1024), (1, 4096), (4, 1024), (4, 4096))  # batch, canvas
 CAPABILITY, DTYPE = "8.9", "bfloat16"
 
@@ -74,7 +74,7 @@ def main(work: Path, out: Path | None) -> None:
     work.mkdir(parents=True)
     results = []
     bundles = [(model, FULL, 1, LIMITS) for model in MODELS]
-    bundles += [(MODELS[0], weights, PACKED_LAYERS, LIMITS[:1]) for weights in PACKED]
+    bundles += [(MODELS[0], weights, layers, LIMITS[:1]) for weights in PACKED for layers in PACKED_LAYERS]
     try:
         for model, weights, layers, limits in bundles:
             measure.in_child(prepare, model, weights, layers, work)

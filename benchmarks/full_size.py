@@ -6,10 +6,10 @@
 Every stage runs in a fresh process, one after the other, and does what its command does: `dpad synth MODEL`,
 `dpad export` in the checkpoint's own bfloat16, the same with a float32 step over the same files, which a CPU can
 run, `dpad parity --steps 2 --engine onnxruntime-cpu`, and `dpad export --weights int4 --target tensorrt-rtx` for
-compute capability 8.9, whose `predicted_mib` is what it says it will take. `seconds` are split by task, as the
-commands report them; `reading` of them go to hashing the shards and to looking for NaN in them, which follow the
-disk. `peak_mib` is the largest resident memory of the process, and counts pages of mapped weights, which the system
-may take back; `own_mib` is the largest amount that is not mapped from files, sampled ten times a second.
+compute capability 8.9. `seconds` are split by task, as the commands report them; `reading` of them go to hashing the
+shards and to looking for NaN in them, which follow the disk. `peak_mib` is the largest resident memory of the process,
+and counts pages of mapped weights, which the system may take back; `own_mib` is the largest amount that is not mapped
+from files, sampled ten times a second.
 
 `--work` needs room for the checkpoint (16 GB), which the bundle links, and for 10 GB of packed weights and plan. All is
 removed at the end. Models and stages that `--out` holds already stay there, if they were measured on the same machine
@@ -83,9 +83,7 @@ def parity(watch: Stopwatch, work: Path, steps: int) -> dict[str, Any]:
 
 def plan_int4(watch: Stopwatch, work: Path) -> dict[str, Any]:
     """`dpad export` to a TensorRT-RTX plan with int4 weights, without parity."""
-    from dpad.export.forecast import Sizes, predicted_building
     from dpad.export.pipeline import ExportSettings, export_bundle
-    from dpad.models.checkpoint import parse_config
 
     settings = ExportSettings(
         targets=("tensorrt-rtx",), dtypes=("bfloat16",), weights=("int4",), capabilities=("8.9",), max_batch=1
@@ -93,12 +91,10 @@ def plan_int4(watch: Stopwatch, work: Path) -> dict[str, Any]:
     bundle, _ = export_bundle(str(work / "checkpoint"), work / "packed", settings, watch)
     [step], [engine] = bundle.manifest.steps.values(), bundle.manifest.engines
     weights = sum(bundle.path(file).stat().st_size for file in step.weights)
-    sizes = Sizes.of(*parse_config(bundle.manifest.model_config))
     return {
         "library": f"{engine.library} {engine.library_version}",
         "weights_bytes": weights,
         "plan_bytes": bundle.path(engine.file).stat().st_size,
-        "predicted_mib": predicted_building(sizes, engine.dtype) >> 20,
     }
 
 

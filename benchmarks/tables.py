@@ -181,6 +181,13 @@ def full_size(document: Document) -> str:
         synth = model["stages"]["synth"]
         told = f"{synth['layers']} layers, {synth['weights'] / 1e9:.2f} billion weights, {synth['bytes'] / 1e9:.1f} GB"
         parts.append(f"### {name}: {told}\n\n{table(head, rows)}")
+        if built := model["stages"].get("plan_int4"):
+            tasks = {name.split()[0]: seconds for name, seconds in built["tasks"].items()}
+            parts.append(
+                f"The plan ({built['library']}) has {built['plan_bytes'] / 1e9:.2f} GB, of "
+                f"{built['weights_bytes'] / 1e9:.2f} GB of weights; packing took {tasks['pack']:g} s, building "
+                f"{tasks['build']:g} s. It was measured beside other work, and was not run."
+            )
     return "\n\n".join(parts)
 
 

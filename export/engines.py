@@ -26,7 +26,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ExportError
 from dpad.runtime.machine import Machine, available_memory
 from dpad.runtime.manifest import BuildFlags, EngineEntry, StepEntry
-from dpad.runtime.precision import rows_dtype
+from dpad.runtime.precision import PACKED, rows_dtype
 
 HALF = ("float16", "bfloat16")
 ATTENTIONS = ("native", "plugin")
@@ -208,8 +208,11 @@ def _build_engine(
 
 def _memory(shards: list[Path]) -> int:
     """Bytes that a build over these weights takes in TensorRT-RTX; see `forecast.building`."""
-    codes = [entry.length for name, entry in read_headers(shards, packed=True).items() if name.endswith(".int4")]
-    return building(sum(shard.stat().st_size for shard in shards), 2 * sum(codes))
+    packed = dict.fromkeys(PACKED, 0)
+    for name, entry in read_headers(shards, packed=True).items():
+        if (weights := name.rsplit(".", 1)[-1]) in packed:
+            packed[weights] += entry.length * (2 if weights == "int4" else 1)
+    return building(sum(shard.stat().st_size for shard in shards), packed)
 
 
 def _require_memory(entry: EngineEntry, need: int, progress: Progress) -> None:

@@ -9,6 +9,7 @@ to builds of the published widths in TensorRT-RTX (benchmarks/forecast.py says h
 more or less. Floors follow from data sheets: no step can be faster, and real ones are slower.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,17 +124,19 @@ def memory(sizes: Sizes, step: str, load: Load, shift: int) -> Memory:
     return Memory(stored(sizes, step), cached * sizes.cached * item + logits, rows * live * item)
 
 
-def building(weights: int, unpacked: int) -> int:
-    """Bytes of memory in which TensorRT-RTX makes a plan that holds `weights` bytes: its own copy, and the plan.
+def building(weights: int, packed: Mapping[str, int]) -> int:
+    """Bytes of memory in which TensorRT-RTX makes a plan of `weights` bytes: its own copy of them, and the plan.
 
-    `unpacked` are the weights of 4 bits among them, which it holds in two bytes each before there is a plan.
+    `packed` says how many weights are in which format. Those in int4 it holds in two bytes each before there is a
+    plan; of those in int8 it stores most in 16 bit.
     """
-    return max(2 * weights + _BUILDER, weights + 2 * unpacked)
+    plan = weights + packed.get("int8", 0)
+    return max(2 * plan + _BUILDER, weights + 2 * packed.get("int4", 0))
 
 
 def predicted_building(sizes: Sizes, step: str) -> int:
     """`building` of a plan of `step`."""
-    return building(stored(sizes, step), sizes.products if weights_of(step) == "int4" else 0)
+    return building(stored(sizes, step), {weights_of(step): sizes.products})
 
 
 def floor(sizes: Sizes, step: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:

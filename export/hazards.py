@@ -15,7 +15,7 @@ from dpad.models.checkpoint import Config
 from dpad.plugins.checks import check_kernel
 from dpad.plugins.errors import AttentionError
 from dpad.runtime.machine import available_memory
-from dpad.runtime.precision import rows_dtype
+from dpad.runtime.precision import rows_dtype, weights_of
 
 RESERVED = 1 << 30  # bytes of a device that CUDA, kernels and whoever else is there take
 
@@ -26,6 +26,7 @@ def hazards(
     """One line each; empty if nothing is known to be in the way. `stored` is the checkpoint's own dtype."""
     return [
         *_dtype(stored, rows_dtype(step)),
+        *_weights(weights_of(step)),
         *_heads(config, rows_dtype(step)),
         *_lengths(config, loads),
         *_narrow(config),
@@ -49,6 +50,17 @@ def _dtype(stored: str, dtype: str) -> list[str]:
             "step, which parity shows as infinities; bfloat16 holds them all"
         ]
     return []
+
+
+def _weights(weights: str) -> list[str]:
+    """Of plans built by benchmarks/forecast.py."""
+    if weights not in ("int8", "fp8"):
+        return []
+    larger = "stores most in 16 bit, so that a plan is 0.7 byte a weight larger, and " if weights == "int8" else ""
+    return [
+        f"weights {weights}: TensorRT-RTX {larger}may unpack some in every step, for which plans asked for 0.3 to "
+        "1.8 GB of activations; int4 needs neither"
+    ]
 
 
 def _heads(config: Config, dtype: str) -> list[str]:

@@ -159,6 +159,8 @@ def test_the_text_shows_what_fits_and_what_bounds() -> None:
         ({"d_model": 80, "n_heads": 4}, (), "head size 20 is not a multiple of 16.*native"),
         ({"n_heads": 1, "n_kv_heads": 1}, (), "1 head: .*at least two"),
         ({}, ("--length", 1_000_000), "length 1000000: .*trained up to 128 tokens"),
+        ({}, ("--weights", "int8"), "16 bit, so that a plan is .* larger, and may unpack.*int4"),
+        ({}, ("--weights", "fp8"), "TensorRT-RTX may unpack.*int4"),
         ({}, ("--gpu", "B200"), r"B200 \(10.0\): tensorrt-rtx has no target.*--target tensorrt"),
     ],
 )
@@ -185,6 +187,14 @@ def test_a_build_that_this_machine_has_no_memory_for_is_a_hazard(monkeypatch: py
     assert any(line.startswith("build: a plan takes about 32.6 GB") for line in document("llada")["hazards"])
     monkeypatch.setattr(hazards, "available_memory", lambda: 40_000_000_000)
     assert not any(line.startswith("build") for line in document("llada")["hazards"])
+
+
+@pytest.mark.parametrize(("weights", "told"), [("int4", "20.0 GB"), ("int8", "33.4 GB"), ("fp8", "18.6 GB")])
+def test_what_a_build_does_to_packed_weights_counts(weights: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a build of packed weights is promised the memory of its plan alone; int4 took 19.3 GB, measured."""
+    monkeypatch.setattr(hazards, "available_memory", lambda: 2_000_000_000)
+    found = document("llada", "--weights", weights)["hazards"]
+    assert any(line.startswith(f"build: a plan takes about {told}") for line in found), found
 
 
 @pytest.mark.parametrize("model", ["", "./nowhere", "lada"])
