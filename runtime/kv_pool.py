@@ -64,8 +64,18 @@ class KvPool:
         self._all.append(buffer)
         return buffer
 
+    def copy(self, target: Buffer, to: int, source: Buffer, start: int, size: int) -> None:
+        """Queue a copy of `size` bytes of every tensor, from byte `start` of it in `source` to byte `to` in `target`.
+
+        Tensors lie at equal distances, so it is one copy, however many they are.
+        """
+        assert start + size <= source.stride and to + size <= target.stride
+        self._device.copy_2d(
+            target.address + to, target.stride, source.address + start, source.stride, size, self._tensors
+        )
+
     def give(self, buffer: Buffer) -> None:
-        """Take a buffer back. Nothing queued may still use it."""
+        """Take a buffer back. What is queued may still use it: whoever gets it next queues behind that."""
         self._returned.append(buffer)
 
     def close(self) -> None:

@@ -192,7 +192,7 @@ REFUSED: dict[str, tuple[StepInputs, str]] = {
         step_inputs(canvas=np.zeros((2, LENGTH), dtype=np.int64)),
         "gather_indices has 1 rows but the canvas has 2",
     ),
-    "read and replace": (replace(CACHED, write_back=True), "a step that writes the cache attends slot"),
+    "unwritten and added to": (replace(CACHED, write_back=True), "cache slot 0 is attended but no step"),
     "unwritten": (CACHED, "cache slot 0 is attended but no step of this cache has written it"),
     "R": (step_inputs(rows=17), "R is 17, but the refresh profile of this engine takes 1 to 16; .*--block-length"),
     "no row": (step_inputs(rows=0), "decode_rows has 0 columns, outside this engine's 1 to 512"),
