@@ -51,9 +51,8 @@ class KvPool:
             buffer = min(fitting, key=lambda buffer: buffer.stride)
             self._idle.remove(buffer)
             return buffer
-        for buffer in self._idle:
-            self._free(buffer)
-        self._idle.clear()
+        while self._idle:
+            self._free(self._idle.pop())
         stride = aligned(max(stride, 1))
         try:
             address = self._device.alloc(stride * self._tensors)
@@ -90,6 +89,6 @@ class KvPool:
             self._idle.append(self._returned.popleft())
 
     def _free(self, buffer: Buffer) -> None:
-        self._all.remove(buffer)
         self._on_free(buffer.address)
         self._device.free(buffer.address)
+        self._all.remove(buffer)  # not before: what could not be freed now is when the engine closes

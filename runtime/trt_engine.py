@@ -78,8 +78,9 @@ class TrtEngine(Engine):
         self._longest = limits[REFRESH]["N"][1]
         self._buckets = Buckets(self.contract, {axis: limits[CACHED][axis][1] for axis in ("Q", "K", "R")})
         self._graphs = Graphs(self._device, cuda_graphs)
-        self._pool = KvPool(self._device, 2 * self.contract.layers, self._graphs.forget)
-        self._logits_pool = KvPool(self._device, 1, self._graphs.forget)
+        tensors = (2 * self.contract.layers, 2 * self.contract.layers, 1)
+        pools = [KvPool(self._device, count, self._graphs.forget) for count in tensors]
+        self._pool, self._scratch_pool, self._logits_pool = pools  # apart, or scratch would lie in what a cache left
         largest = [StepShape(p, **{axis: limit[axis][1] for axis in "BNQKRT"}) for p, limit in enumerate(limits)]
         self._sent = Staging(self._device, max(bytes_of(self._input_shapes(shape)) for shape in largest))
         opened.callback(self._sent.close)
@@ -92,7 +93,7 @@ class TrtEngine(Engine):
         self._device.fill(self._nothing.address, 0, size)
         self._scratch: Buffer | None = None
         self._logits: Buffer | None = None
-        for closing in (self._pool.close, self._logits_pool.close, self._graphs.close):
+        for closing in (*(pool.close for pool in pools), self._graphs.close):
             opened.callback(closing)
 
     @property
@@ -215,7 +216,7 @@ class TrtEngine(Engine):
         if inputs.write_back and addition is None:
             written = cache.reserve(max(stride, batch * self._whole(cache) * self._row_bytes))
         else:
-            written = self._scratch = _grown(self._pool, self._scratch, stride)
+            written = self._scratch = _grown(self._scratch_pool, self._scratch, stride)
         logits = self._logits = _grown(self._logits_pool, self._logits, batch * rows * self.contract.vocab_size * 4)
         return Launch(shape, launch_inputs, outputs, sent, fetched, source or self._nothing, written, logits, addition)
 
