@@ -227,7 +227,7 @@ def test_what_makes_no_sense_is_refused(engine_of: Any, family: str) -> None:
 def test_an_engine_that_cannot_add_to_its_cache_says_so(
     engine_of: Any, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a compiled engine begins to decode and breaks down in the second block."""
+    """Fails if ONNX Runtime on CUDA begins to decode and breaks down in the second block."""
     opened = engine_of("torch", family)
     monkeypatch.setattr(opened, "extends", False)
     with pytest.raises(InvalidRequest, match="ONNX Runtime on the CPU"):
