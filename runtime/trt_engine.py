@@ -91,8 +91,7 @@ class TrtEngine(Engine):
         self._nothing = Buffer(self._device.alloc(size), 0, 2 * self.contract.layers)
         opened.callback(self._device.free, self._nothing.address)
         self._device.fill(self._nothing.address, 0, size)
-        self._scratch: Buffer | None = None
-        self._logits: Buffer | None = None
+        self._own: dict[KvPool, Buffer] = {}  # for the rows and the logits of a step
         for closing in (*(pool.close for pool in pools), self._graphs.close):
             opened.callback(closing)
 
@@ -216,9 +215,17 @@ class TrtEngine(Engine):
         if inputs.write_back and addition is None:
             written = cache.reserve(max(stride, batch * self._whole(cache) * self._row_bytes))
         else:
-            written = self._scratch = _grown(self._scratch_pool, self._scratch, stride)
-        logits = self._logits = _grown(self._logits_pool, self._logits, batch * rows * self.contract.vocab_size * 4)
+            written = self._room(self._scratch_pool, stride)
+        logits = self._room(self._logits_pool, batch * rows * self.contract.vocab_size * 4)
         return Launch(shape, launch_inputs, outputs, sent, fetched, source or self._nothing, written, logits, addition)
+
+    def _room(self, pool: KvPool, stride: int) -> Buffer:
+        """The engine's own buffer of `pool`, or a larger one in its place where it lacks `stride` bytes a tensor."""
+        if pool not in self._own or self._own[pool].stride < stride:
+            if pool in self._own:
+                pool.give(self._own.pop(pool))
+            self._own[pool] = pool.take(stride)
+        return self._own[pool]
 
     def _whole(self, cache: TrtCache) -> int:
         """Rows that hold every slot of `cache`, in a size that comes again."""
@@ -284,12 +291,3 @@ class TrtEngine(Engine):
             self._device.make_current()
             self._settle()
             self._opened.close()
-
-
-def _grown(pool: KvPool, buffer: Buffer | None, stride: int) -> Buffer:
-    """`buffer` if it holds `stride` bytes a tensor, else a larger one from the pool."""
-    if buffer is not None and buffer.stride >= stride:
-        return buffer
-    if buffer is not None:
-        pool.give(buffer)
-    return pool.take(stride)

@@ -158,6 +158,19 @@ def test_idle_memory_makes_room(directory: Path) -> None:
         engine.step(REFRESH, engine.new_cache(1, LENGTH))
 
 
+@pytest.mark.parametrize("larger", [{"queries": 48}, {"rows": 16}])
+def test_what_could_not_grow_is_not_used(directory: Path, larger: dict[str, int]) -> None:
+    """Fails if a step writes to rows or logits that were freed to make room for larger ones."""
+    with opened(directory) as engine:
+        cache = engine.new_cache(1, LENGTH)
+        first = engine.step(step_inputs(), cache)
+        engine.hardware.failing["alloc"] = 0
+        with pytest.raises(EngineError, match="alloc: cudaErrorSimulated"):
+            engine.step(step_inputs(**larger), cache)
+        engine.hardware.failing.clear()
+        assert same(engine.step(step_inputs(), cache), first)
+
+
 def test_a_failed_step_leaves_the_engine_usable_and_the_cache_empty(directory: Path) -> None:
     """Fails if a refresh that failed half way counts as done, or its queued copies hit the next step."""
     with opened(directory) as engine:
