@@ -165,7 +165,7 @@ class Watched(Engine):
 
     def __init__(self, engine: Engine, see: Callable[[StepInputs], object]) -> None:
         self.name, self.contract, self.dtype = engine.name, engine.contract, engine.dtype
-        self.extends = engine.extends
+        self.extends, self.narrows = engine.extends, engine.narrows
         self._engine, self._see = engine, see
 
     def new_cache(self, batch: int, slots: int) -> Any:

@@ -115,7 +115,10 @@ def stored(sizes: Sizes, step: str, group: int = Packing.group) -> int:
 
 
 def memory(sizes: Sizes, step: str, load: Load, shift: int) -> Memory:
-    """What an engine takes whose limits are those of `load`; `shift` is the contract's `logit_shift`."""
+    """What an engine takes whose limits are those of `load`; `shift` is the contract's `logit_shift`.
+
+    A batch whose cache grows takes a second one when it moves: once with `extend`, and when a finished row leaves.
+    """
     item = ITEM_BYTES[rows_dtype(step)]
     rows = load.batch * load.length
     cached = rows + load.batch * min(load.block + shift, load.length)  # the refresh's, and those of a later step

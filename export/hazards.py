@@ -30,7 +30,6 @@ def hazards(
         *_heads(config, rows_dtype(step)),
         *_lengths(config, loads),
         *_narrow(config),
-        *_causal(config),
         *_targets(gpus),
         *_room(config, sizes, step, loads, gpus),
     ]
@@ -88,15 +87,6 @@ def _narrow(config: Config) -> list[str]:
     return [
         f"width {config.width}: activations are predicted for models of {forecast.FITTED_WIDTH} and more; "
         "of narrower ones the builder asks for several times as much"
-    ]
-
-
-def _causal(config: Config) -> list[str]:
-    if not config.block_length:
-        return []
-    return [
-        f"causal between blocks of {config.block_length}: engines of TensorRT and TensorRT-RTX cannot add to their "
-        "cache block by block yet; ONNX Runtime on a CPU and eager PyTorch can"
     ]
 
 

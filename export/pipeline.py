@@ -103,11 +103,6 @@ class ExportSettings:
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
         if min(self.max_batch, longest, self.block_length, self.window) < 1:
             raise ExportError("max_batch, max_length, block_length and window must be 1 or more")
-        if compiled and checkpoint.config.block_length:
-            raise ExportError(
-                f"{compiled[0]} cannot run {checkpoint.architecture} yet: it is causal between blocks and adds to its "
-                "cache block by block, which ONNX Runtime on a CPU and eager PyTorch can do; leave --target out"
-            )
         capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
         return replace(self, dtypes=dtypes, capabilities=capabilities if compiled else (), max_length=longest)
 

@@ -45,13 +45,15 @@ def profiles(contract: StepContract) -> dict[str, Ranges]:
 
     Block length and window say what is likely; max batch and max length are the limits, but
     for R, whose memory is that of the logits: at most a block. K and T are at least 1 here:
-    engines pad an empty axis with one -1 (one unused slot).
+    engines pad an empty axis with one -1 (one unused slot). A block-causal model computes one
+    block in every step but its first, which is the prompt and attends nothing.
     """
-    longest, block = contract.max_length, contract.block_length
+    longest, block = contract.max_length, min(contract.block_length, contract.max_length)
     batch, canvas = (1, 1, contract.max_batch), (1, max(longest // 2, 1), longest)
+    rows = (1, block, block)
     # A Gaussian schedule keeps about half of scale · window / k; text behind the blank adds to it.
-    step_rows = (1, min(block + contract.window // 4, longest), longest)
-    rows = (1, min(block, longest), min(block, longest))
+    kept = 0 if contract.block_causal else contract.window // 4
+    step_rows = (1, min(block + kept, longest), longest)
     return {
         "refresh": {"B": batch, "N": canvas, "Q": canvas, "K": (1, 1, 1), "R": rows, "T": canvas},
         "cached": {"B": batch, "N": canvas, "Q": step_rows, "K": canvas, "R": rows, "T": canvas},

@@ -40,7 +40,7 @@ class TorchEngine(Engine):
         self.name = f"torch-{self.device.type}"
         self.contract, self.dtype = contract, dtype
 
-    extends = True
+    extends = narrows = True
 
     def rows_of(self, cache: TorchCache, rows: NDArray[np.bool_]) -> TorchCache:
         """Copies of the chosen rows."""

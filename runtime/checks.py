@@ -35,8 +35,8 @@ def check_step(inputs: StepInputs, contract: StepContract, *, extends: bool = Fa
     """Raise `EngineError` unless `inputs` are what `contract` describes; some 10 microseconds.
 
     Checked are dtypes, axes and their limits, and that every token, position, slot and row
-    exists. Unless it `extends`, a step that writes the cache may attend none of it: on engines that
-    keep the cache where the last such step left it, what it read would be gone.
+    exists. Unless the engine `extends`, a step that writes the cache may attend none of it: where the
+    cache is nothing but the last such step's outputs, what it read would be gone.
     """
     canvas, gather = inputs.canvas, inputs.gather_indices
     cached, rows = inputs.cache_indices, inputs.decode_rows

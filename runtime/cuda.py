@@ -58,6 +58,11 @@ class CudaDevice(Device):
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         _call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
 
+    def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        """cudaMemcpy2DAsync, device to device."""
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        _call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, height, kind, self._stream)
+
     def fill(self, address: int, value: int, size: int) -> None:
         """cudaMemsetAsync."""
         _call("cudaMemsetAsync", address, value, size, self._stream)

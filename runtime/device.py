@@ -26,8 +26,8 @@ class Device(ABC):
     """One GPU with one stream. Addresses are integers, sizes are bytes.
 
     Everything raises `EngineError` with CUDA's own name of the error. `upload`, `download`,
-    `fill` and `launch` are queued on `stream`, in order; host memory that they name must
-    stay as it is until `synchronise`.
+    `copy_2d`, `fill` and `launch` are queued on `stream`, in order; host memory that they name
+    must stay as it is until `synchronise`.
     """
 
     stream: int
@@ -59,6 +59,13 @@ class Device(ABC):
     @abstractmethod
     def download(self, array: NDArray[Any], address: int) -> None:
         """Copy from `address` into a contiguous host array."""
+
+    @abstractmethod
+    def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        """Copy `height` lines of `width` bytes on the device; a pitch is from one line's first byte to the next's.
+
+        The two areas must not overlap, and no pitch may be less than `width`.
+        """
 
     @abstractmethod
     def fill(self, address: int, value: int, size: int) -> None:

@@ -67,6 +67,7 @@ class Engine(ABC):
     contract: StepContract
     dtype: str
     extends: bool = False  # whether a refresh may attend cached slots, and `rows_of` works
+    narrows: bool = False  # whether it also pays to leave a batch's finished rows out in the middle of a block
 
     @abstractmethod
     def new_cache(self, batch: int, slots: int) -> Any:

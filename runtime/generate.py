@@ -25,8 +25,9 @@ from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.sampler import Choice, choose
 
-# Rows whose block is finished wait for the others. Once they are more than a quarter, an engine that can take rows
-# out of a cache computes the busy ones only, for one copy of these rows' keys and values.
+# Rows whose block is finished wait for the others. Once they are more than a quarter, an engine whose steps cost by
+# the row computes the busy ones only, for one copy of these rows' keys and values. On a GPU a step of few rows costs
+# what reading the weights does, and a batch of another size would be another shape to record.
 _NARROW = 0.75
 
 
@@ -66,7 +67,7 @@ def generate(engine: Engine, requests: list[Request], options: GenerationOptions
     if not 1 <= len(requests) <= contract.max_batch:
         raise InvalidRequest(f"a batch of {len(requests)} is outside this bundle's 1 to {contract.max_batch}")
     if options.cache not in engine.caches:
-        way_out = " or ".join(engine.caches) or "ONNX Runtime on the CPU, or eager PyTorch"
+        way_out = " or ".join(engine.caches) or "a compiled engine, ONNX Runtime on the CPU, or eager PyTorch"
         raise InvalidRequest(f"cache {options.cache!r} does not run in {engine.name}; use {way_out}")
     for request in requests:
         request.check(options, contract)
@@ -135,7 +136,7 @@ def _steps(
             engine_seconds=seconds,
         )
         step += not batch.appends
-        if len(lines) > 1 and engine.extends:
+        if len(lines) > 1 and engine.narrows:
             busy = masks.counts > 0
             if 0 < busy.sum() <= _NARROW * len(busy):
                 cache, masks = engine.rows_of(cache, busy), masks.of(busy)

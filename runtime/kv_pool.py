@@ -51,9 +51,8 @@ class KvPool:
             buffer = min(fitting, key=lambda buffer: buffer.stride)
             self._idle.remove(buffer)
             return buffer
-        for buffer in self._idle:
-            self._free(buffer)
-        self._idle.clear()
+        while self._idle:
+            self._free(self._idle.pop())
         stride = aligned(max(stride, 1))
         try:
             address = self._device.alloc(stride * self._tensors)
@@ -64,8 +63,18 @@ class KvPool:
         self._all.append(buffer)
         return buffer
 
+    def copy(self, target: Buffer, to: int, source: Buffer, start: int, size: int) -> None:
+        """Queue a copy of `size` bytes of every tensor, from byte `start` of it in `source` to byte `to` in `target`.
+
+        Tensors lie at equal distances, so it is one copy, however many they are.
+        """
+        assert start + size <= source.stride and to + size <= target.stride
+        self._device.copy_2d(
+            target.address + to, target.stride, source.address + start, source.stride, size, self._tensors
+        )
+
     def give(self, buffer: Buffer) -> None:
-        """Take a buffer back. Nothing queued may still use it."""
+        """Take a buffer back. What is queued may still use it: whoever gets it next queues behind that."""
         self._returned.append(buffer)
 
     def close(self) -> None:
@@ -80,6 +89,6 @@ class KvPool:
             self._idle.append(self._returned.popleft())
 
     def _free(self, buffer: Buffer) -> None:
-        self._all.remove(buffer)
         self._on_free(buffer.address)
         self._device.free(buffer.address)
+        self._all.remove(buffer)  # not before: what could not be freed now is when the engine closes

@@ -84,7 +84,7 @@ class OnnxEngine(Engine):
         """
         self.name = f"onnxruntime-{provider}{suffix(dtype)}"
         self.contract, self.dtype, self._device = contract, rows_dtype(dtype), provider
-        self.extends = provider == "cpu"  # rows are joined on the host
+        self.extends = self.narrows = provider == "cpu"  # rows are joined, and taken out, on the host
         self.session = open_session(path, provider, threads, model)
         self._check_signature(path)
         self._cache_names = [name for pair in contract.cache_names() for name in pair]

@@ -37,7 +37,7 @@ _CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in 
 # operator of the step. float16 comes first all the same: without a fused kernel for the shape or the GPU, Attention
 # falls back to its function body, which mixes types in bfloat16 and fails (microsoft/onnxruntime#27891).
 _CUDA_DTYPES = ("float16", "bfloat16", "float32")
-_GROWS = "it cannot add to its cache block by block, as this block-causal model needs"
+_FIXED = "it cannot add to its cache block by block, as this block-causal model needs"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
         found.append(_onnxruntime("cpu", DYNAMIC, bundle, machine))
     if bundle.manifest.contract.block_causal:
         found = [
-            c if c.name.startswith("onnxruntime-cpu") else replace(c, obstacle=c.obstacle or _GROWS) for c in found
+            replace(c, obstacle=c.obstacle or _FIXED) if c.name.startswith("onnxruntime-cuda") else c for c in found
         ]
     return sorted(found, key=lambda candidate: is_quantized(candidate.dtype))
 

@@ -3,15 +3,15 @@
     engine = TrtEngine(tensorrt_rtx, bundle / "engines/x.plan", contract, "float16", CudaDevice())
 
 A step sends four index arrays and brings back three numbers a decoded row; keys and values
-never move: the refresh writes them where the block's later steps read them. Shapes come in
-buckets, and a shape that comes again is replayed as a CUDA graph. The canvas travels at its
-full length, so that N never makes a shape new.
+stay on the device: a refresh writes them where the block's later steps read them, and one that
+adds to the cache has them copied there behind it. Shapes come in buckets, and a shape that comes
+again is replayed as a CUDA graph. The canvas travels at its full length, so that N never makes
+a shape new.
 """
 
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError
 from dpad.runtime.graphs import Graphs, Key
 from dpad.runtime.kv_pool import Buffer, KvPool
-from dpad.runtime.staging import Field, Shapes, Staging, bytes_of
+from dpad.runtime.staging import Shapes, Staging, bytes_of
 from dpad.runtime.step_shape import StepShape
-from dpad.runtime.trt_cache import TrtCache
+from dpad.runtime.trt_cache import Addition, TrtCache
+from dpad.runtime.trt_launch import Launch
 from dpad.runtime.trt_plan import CACHED, REFRESH, TrtPlan
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # numpy has no bfloat16: rows are bytes here
@@ -37,29 +38,10 @@ _PROFILES = ("refresh", "cached")
 _SMALL = ("token_ids", "confidence", "odds_against")
 
 
-@dataclass(frozen=True)
-class _Launch:
-    """One step made ready: its shape, and where every tensor of it lies."""
-
-    shape: StepShape
-    inputs: dict[str, Field]
-    outputs: dict[str, Field]
-    sent: int  # bytes of `inputs`
-    fetched: int  # bytes of `outputs`
-    cached: Buffer
-    written: Buffer
-    logits: Buffer
-
-    @property
-    def key(self) -> Key:
-        """What a recording of this step depends on."""
-        buffers = (self.cached, self.written, self.logits)
-        strides = tuple(buffer.stride for buffer in buffers)
-        return (self.shape, strides), tuple(buffer.address for buffer in buffers)
-
-
 class TrtEngine(Engine):
     """Threads may share it: one step runs at a time. It owns the device that it is given."""
+
+    extends = True
 
     def __init__(
         self,
@@ -96,8 +78,9 @@ class TrtEngine(Engine):
         self._longest = limits[REFRESH]["N"][1]
         self._buckets = Buckets(self.contract, {axis: limits[CACHED][axis][1] for axis in ("Q", "K", "R")})
         self._graphs = Graphs(self._device, cuda_graphs)
-        self._pool = KvPool(self._device, 2 * self.contract.layers, self._graphs.forget)
-        self._logits_pool = KvPool(self._device, 1, self._graphs.forget)
+        tensors = (2 * self.contract.layers, 2 * self.contract.layers, 1)
+        pools = [KvPool(self._device, count, self._graphs.forget) for count in tensors]
+        self._pool, self._scratch_pool, self._logits_pool = pools  # apart, or scratch would lie in what a cache left
         largest = [StepShape(p, **{axis: limit[axis][1] for axis in "BNQKRT"}) for p, limit in enumerate(limits)]
         self._sent = Staging(self._device, max(bytes_of(self._input_shapes(shape)) for shape in largest))
         opened.callback(self._sent.close)
@@ -108,9 +91,8 @@ class TrtEngine(Engine):
         self._nothing = Buffer(self._device.alloc(size), 0, 2 * self.contract.layers)
         opened.callback(self._device.free, self._nothing.address)
         self._device.fill(self._nothing.address, 0, size)
-        self._scratch: Buffer | None = None
-        self._logits: Buffer | None = None
-        for closing in (self._pool.close, self._logits_pool.close, self._graphs.close):
+        self._own: dict[KvPool, Buffer] = {}  # for the rows and the logits of a step
+        for closing in (*(pool.close for pool in pools), self._graphs.close):
             opened.callback(closing)
 
     @property
@@ -124,10 +106,19 @@ class TrtEngine(Engine):
 
     def new_cache(self, batch: int, slots: int) -> TrtCache:
         """A cache that takes memory for `batch` × `slots` rows at its first refresh."""
-        return TrtCache(self._pool, batch, slots)
+        return TrtCache(self._pool, batch, slots, self._row_bytes)
+
+    def rows_of(self, cache: TrtCache, rows: NDArray[np.bool_]) -> TrtCache:
+        """A cache of its own with copies of the chosen rows, which has room for all of their canvases."""
+        with self._turn(cache):
+            return cache.rows_of(rows, max(cache.pitch, self._whole(cache)))
 
     def step(self, inputs: StepInputs, cache: TrtCache) -> StepOutputs:
-        """Run one step. Raises `EngineError` before launch for inputs that the engine does not take."""
+        """Run one step. Raises `EngineError` before launch for inputs that the engine does not take.
+
+        A refresh that fails leaves the cache empty. One that attends rows of it leaves it as it was, or, if it fails
+        while its own rows are being added, with the rows that it attended.
+        """
         return self._step(inputs, cache)[0]
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -157,35 +148,50 @@ class TrtEngine(Engine):
         found = [from_bits(array) for array in rows] if half else rows
         return [outputs.token_ids, outputs.confidence, outputs.odds_against, outputs.logits, *found]
 
-    def _step(self, inputs: StepInputs, cache: TrtCache) -> tuple[StepOutputs, _Launch]:
-        check_step(inputs, self.contract)
+    def _step(self, inputs: StepInputs, cache: TrtCache) -> tuple[StepOutputs, Launch]:
+        check_step(inputs, self.contract, extends=True)
         check_cache(inputs, cache.batch, cache.slots)
+        with self._turn(cache):
+            launch = self._launch(inputs, cache)
+            try:
+                self._run(launch)
+                if launch.addition is not None:
+                    cache.append(launch.addition, launch.written)
+                logits = self._fetch_logits(launch) if inputs.want_logits else None
+                self._device.synchronise()
+            except EngineError:
+                self._settle()
+                raise
+            if launch.addition is not None:
+                cache.appended(launch.addition)
+            elif inputs.write_back:
+                cache.wrote(inputs.gather_indices)
+            token_ids, confidence, odds_against = (launch.outputs[name].array.copy() for name in _SMALL)
+            return StepOutputs(token_ids, confidence, odds_against, logits), launch
+
+    @contextmanager
+    def _turn(self, cache: TrtCache) -> Iterator[None]:
+        """Use the device alone, for a cache of this engine."""
         with self._lock:
             if self._closed:
                 raise EngineError(f"{self.name} is closed")
             if cache.pool is not self._pool:
                 raise EngineError(f"the cache belongs to another engine than this {self.name}")
             self._device.make_current()
-            launch = self._launch(inputs, cache)
-            try:
-                self._run(launch)
-                logits = self._fetch_logits(launch) if inputs.want_logits else None
-                self._device.synchronise()
-            except EngineError:
-                self._settle()
-                raise
-            if inputs.write_back:
-                cache.wrote(inputs.gather_indices)
-            token_ids, confidence, odds_against = (launch.outputs[name].array.copy() for name in _SMALL)
-            return StepOutputs(token_ids, confidence, odds_against, logits), launch
+            yield
 
-    def _launch(self, inputs: StepInputs, cache: TrtCache) -> _Launch:
+    def _launch(self, inputs: StepInputs, cache: TrtCache) -> Launch:
         """Choose the buffers and fill in the inputs."""
         batch, queries = inputs.gather_indices.shape
         rows = inputs.decode_rows.shape[1]
-        reads = 0 if inputs.write_back else inputs.cache_indices.shape[1]
+        attends = bool(inputs.cache_indices.max(initial=-1) >= 0)
+        reads = inputs.cache_indices.shape[1] if attends or not inputs.write_back else 0
         found = cache.find(inputs.cache_indices) if reads else np.full((batch, 1), -1, dtype=np.int64)
-        source = cache.buffer if reads and cache.filled else None
+        addition, pitch = None, cache.pitch
+        # A block-causal model's first refresh is small, and more will follow: the cache gets its final layout at once.
+        if inputs.write_back and (attends or self.contract.block_causal):
+            addition = Addition.of(inputs, found)
+            pitch = pitch if addition.rows <= pitch else max(addition.rows, self._whole(cache))
         shape = StepShape(
             profile=CACHED if reads else REFRESH,
             B=batch,
@@ -193,9 +199,12 @@ class TrtEngine(Engine):
             Q=queries,
             K=found.shape[1],
             R=rows,
-            T=cache.filled if source else 1,
+            T=pitch if attends else 1,
         )
         shape.check(self._plan.limits[shape.profile], _PROFILES[shape.profile])
+        if addition is not None:
+            cache.make_room(pitch)
+        source = cache.buffer if attends else None
         launch_inputs, sent = self._sent.fields(self._input_shapes(shape))
         outputs, fetched = self._fetched.fields(self._output_shapes(shape))
         launch_inputs["canvas"].array[:, : inputs.canvas.shape[1]] = inputs.canvas
@@ -203,12 +212,24 @@ class TrtEngine(Engine):
         launch_inputs["cache_indices"].array[:] = found
         launch_inputs["decode_rows"].array[:] = inputs.decode_rows
         stride = batch * queries * self._row_bytes
-        if inputs.write_back:
-            written = cache.reserve(max(stride, batch * self.padded("Q", cache.slots) * self._row_bytes))
+        if inputs.write_back and addition is None:
+            written = cache.reserve(max(stride, batch * self._whole(cache) * self._row_bytes))
         else:
-            written = self._scratch = _grown(self._pool, self._scratch, stride)
-        logits = self._logits = _grown(self._logits_pool, self._logits, batch * rows * self.contract.vocab_size * 4)
-        return _Launch(shape, launch_inputs, outputs, sent, fetched, source or self._nothing, written, logits)
+            written = self._room(self._scratch_pool, stride)
+        logits = self._room(self._logits_pool, batch * rows * self.contract.vocab_size * 4)
+        return Launch(shape, launch_inputs, outputs, sent, fetched, source or self._nothing, written, logits, addition)
+
+    def _room(self, pool: KvPool, stride: int) -> Buffer:
+        """The engine's own buffer of `pool`, or a larger one in its place where it lacks `stride` bytes a tensor."""
+        if pool not in self._own or self._own[pool].stride < stride:
+            if pool in self._own:
+                pool.give(self._own.pop(pool))
+            self._own[pool] = pool.take(stride)
+        return self._own[pool]
+
+    def _whole(self, cache: TrtCache) -> int:
+        """Rows that hold every slot of `cache`, in a size that comes again."""
+        return min(self.padded("Q", cache.slots), self._plan.limits[CACHED]["T"][1])
 
     def _input_shapes(self, shape: StepShape) -> Shapes:
         return {spec.name: (spec.dtype, shape.of(spec.axes)) for spec in self._small_inputs}
@@ -216,20 +237,20 @@ class TrtEngine(Engine):
     def _output_shapes(self, shape: StepShape) -> Shapes:
         return {spec.name: (spec.dtype, shape.of(spec.axes)) for spec in self._small_outputs}
 
-    def _run(self, launch: _Launch) -> None:
+    def _run(self, launch: Launch) -> None:
         """Queue the step: as a recording if there is one, else eagerly, and record it if it comes again."""
         if self._graphs.launch(launch.key):
             return
         profile = launch.shape.profile
         if self._bound[profile] != launch.key:
             self._bound[profile] = None
-            self._bind(self._contexts[profile], launch)
+            self._plan.bind(self._contexts[profile], launch.shape, launch.addresses(self.contract))
             self._bound[profile] = launch.key
         self._queue(self._contexts[profile], launch)
         if self._graphs.wanted(launch.key):
             self._capture(launch)
 
-    def _capture(self, launch: _Launch) -> None:
+    def _capture(self, launch: Launch) -> None:
         """Record the step in a context of its own.
 
         A recording holds only while the context it came from is left alone, and a context
@@ -237,35 +258,20 @@ class TrtEngine(Engine):
         """
         try:
             context = self._plan.new_context(launch.shape.profile)
-            self._bind(context, launch)
+            self._plan.bind(context, launch.shape, launch.addresses(self.contract))
             self._queue(context, launch)
         except EngineError as error:
             self._graphs.give_up(str(error))
             return
         self._graphs.capture(launch.key, context, lambda: self._queue(context, launch))
 
-    def _bind(self, context: Any, launch: _Launch) -> None:
-        """Tell a context every shape and address of a step."""
-        addresses = {name: field.address for name, field in (launch.inputs | launch.outputs).items()}
-        caches = [name for pair in self.contract.cache_names() for name in pair]
-        new = [name for pair in self.contract.new_names() for name in pair]
-        addresses |= {name: launch.cached.at(i) for i, name in enumerate(caches)}
-        addresses |= {name: launch.written.at(i) for i, name in enumerate(new)}
-        addresses["logits"] = launch.logits.address
-        for spec in self.contract.inputs(self.dtype):
-            if not context.set_input_shape(spec.name, launch.shape.of(spec.axes)):
-                raise self._plan.error(f"refuses {spec.name} of shape {launch.shape.of(spec.axes)}")
-        for name, address in addresses.items():
-            if not context.set_tensor_address(name, address):
-                raise self._plan.error(f"refuses the address of {name}")
-
-    def _queue(self, context: Any, launch: _Launch) -> None:
+    def _queue(self, context: Any, launch: Launch) -> None:
         self._sent.upload(launch.sent)
         if not context.execute_async_v3(self._device.stream):
             raise self._plan.error("failed in a step")
         self._fetched.download(launch.fetched)
 
-    def _fetch_logits(self, launch: _Launch) -> NDArray[np.float32]:
+    def _fetch_logits(self, launch: Launch) -> NDArray[np.float32]:
         """Queue the copy of the logits [B, R, V] into an array of their own."""
         logits = np.empty((launch.shape.B, launch.shape.R, self.contract.vocab_size), dtype=np.float32)
         self._device.download(logits, launch.logits.address)
@@ -285,12 +291,3 @@ class TrtEngine(Engine):
             self._device.make_current()
             self._settle()
             self._opened.close()
-
-
-def _grown(pool: KvPool, buffer: Buffer | None, stride: int) -> Buffer:
-    """`buffer` if it holds `stride` bytes a tensor, else a larger one from the pool."""
-    if buffer is not None and buffer.stride >= stride:
-        return buffer
-    if buffer is not None:
-        pool.give(buffer)
-    return pool.take(stride)

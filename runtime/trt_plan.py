@@ -10,6 +10,7 @@ this has compared its hash with the manifest (`Bundle.open`, `require_match`).
 """
 
 import mmap
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dpad.runtime import user_cache
 from dpad.runtime.contract import StepContract
 from dpad.runtime.device import Device
 from dpad.runtime.errors import EngineError, EngineMismatch
+from dpad.runtime.step_shape import StepShape
 from dpad.runtime.trt_log import make_logger
 
 REFRESH, CACHED = 0, 1  # the profiles, in the order in which the builder adds them
@@ -61,6 +63,7 @@ class TrtPlan:
         self.logger = make_logger(trt)
         self._trt, self._device, self._path = trt, device, path
         self._memory = 0
+        self._inputs = contract.inputs(dtype)
         self._kernel_file = kernel_cache
         self._runtime: Any = None
         self._kernels: Any = None
@@ -88,6 +91,15 @@ class TrtPlan:
             raise self.error(f"cannot use profile {profile}")
         context.set_device_memory(self._memory, self._memory_size)
         return context
+
+    def bind(self, context: Any, shape: StepShape, addresses: Mapping[str, int]) -> None:
+        """Tell a context the shape and the address of every tensor of a step."""
+        for spec in self._inputs:
+            if not context.set_input_shape(spec.name, shape.of(spec.axes)):
+                raise self.error(f"refuses {spec.name} of shape {shape.of(spec.axes)}")
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise self.error(f"refuses the address of {name}")
 
     def close(self) -> None:
         """Save compiled kernels and free everything; contexts must be gone. Safe to call twice."""

@@ -5,7 +5,8 @@ config.json have the same safetensors header, so one `step.onnx` serves them all
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import interpreter  # before anything imports the kernels
@@ -13,6 +14,7 @@ import pytest
 import torch
 from bundles import export, write_source
 from checkpoints import OPENERS, Weights, export_step, random_weights, raw_config, write_checkpoint
+from host_trt import opened as simulated
 from hypothesis import settings
 
 from dpad.runtime.engine import Engine
@@ -63,17 +65,22 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
 
 
 @pytest.fixture(scope="session")
-def engine_of(make_bundle: MakeBundle) -> Callable[..., Engine]:
-    """`engine_of(name, family, **bundle)`: the `torch` or `onnxruntime` engine, opened once."""
+def engine_of(make_bundle: MakeBundle) -> Iterator[Callable[..., Engine]]:
+    """`engine_of(name, family, **bundle)`: the `torch`, `onnxruntime` or (simulated) `tensorrt` engine, opened once."""
     opened: dict[tuple[str, Path], Engine] = {}
+    closing = ExitStack()
 
     def open_engine(name: str, family: str, **bundle: object) -> Engine:
         directory = make_bundle(family, **bundle)
         if (name, directory) not in opened:
-            opened[name, directory] = OPENERS[name](directory)
+            if name == "tensorrt":
+                opened[name, directory] = closing.enter_context(simulated(directory))
+            else:
+                opened[name, directory] = OPENERS[name](directory)
         return opened[name, directory]
 
-    return open_engine
+    with closing:
+        yield open_engine
 
 
 @pytest.fixture(scope="session")

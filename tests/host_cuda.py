@@ -147,6 +147,24 @@ class HostDevice(Device):
         host = self._host(array)
         self.queue(lambda: np.copyto(host, self.view(address, host.size)))
 
+    def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        """Copies when the stream gets there, between areas that lie in one allocation each and do not meet."""
+        self._enter("copy_2d")
+        if min(width, height) < 1 or width > min(target_pitch, source_pitch):
+            raise HostFault(f"a copy of {height} lines of {width} bytes at pitches {source_pitch} and {target_pitch}")
+
+        def lines(address: int, pitch: int) -> NDArray[np.uint8]:
+            area = self.view(address, (height - 1) * pitch + width)
+            return np.lib.stride_tricks.as_strided(area, (height, width), (pitch, 1))
+
+        def copy() -> None:
+            ours, theirs = lines(target, target_pitch), lines(source, source_pitch)
+            if np.may_share_memory(ours, theirs):
+                raise HostFault(f"a copy from {source} to {target} overlaps itself")
+            np.copyto(ours, theirs)
+
+        self.queue(copy)
+
     def fill(self, address: int, value: int, size: int) -> None:
         """Fills when the stream gets there."""
         self._enter("fill")

@@ -1,27 +1,38 @@
 """Block-causal checkpoints through the public door: export, load, generate, parity; and what is refused there."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from block_reference import LENGTH, decode, forward_with, rules_of
 from bundles import export, write_source
 from checkpoints import BLOCK_CAUSAL, raw_config
+from host_cuda import HostDevice
+from host_trt import HostTrt
 from safetensors.torch import load_file
 
 import dpad
 from dpad.evaluation.likelihood import bounds
-from dpad.export.parity import compare_bundle
+from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.progress import Progress
 from dpad.models.checkpoint import parse_config
 from dpad.models.presets import presets_of
+from dpad.runtime import cuda, select
+from dpad.runtime.bundle import Bundle
 from dpad.runtime.cache import BLOCKS
 from dpad.runtime.contract import StepContract
-from dpad.runtime.errors import CheckpointError, ExportError, InvalidRequest
-from dpad.runtime.machine import Machine
+from dpad.runtime.errors import CheckpointError, InvalidRequest
+from dpad.runtime.machine import Gpu, Machine
+from dpad.runtime.onnx_engine import OnnxEngine
 from dpad.runtime.options import GenerationOptions, defaults
 from dpad.runtime.presets import read_presets
 from dpad.runtime.select import candidates
+
+PLAN = "tensorrt-rtx-float16-sm89"
+NO_GPU = Machine("linux-x86_64", None, "no GPU")
+FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
 
 each_family = pytest.mark.parametrize("family", BLOCK_CAUSAL)
 
@@ -52,15 +63,48 @@ def test_a_bundle_writes_text_without_any_option(tmp_path: Path, family: str) ->
     assert trajectories["equal"] == trajectories["positions"] > 0
 
 
-@each_family
-def test_what_cannot_grow_its_cache_is_neither_built_nor_chosen(tmp_path: Path, family: str) -> None:
-    """Fails if a GPU machine would open an engine that cannot decode the model, or spends hours building one."""
-    source = write_source(tmp_path / "source", family)
-    with pytest.raises(ExportError, match="tensorrt-rtx cannot run .* block by block"):
-        export(source, tmp_path / "out", targets=("tensorrt-rtx",))
-    bundle = export(source, tmp_path / "out")
-    obstacles = {each.name: each.obstacle for each in candidates(bundle, Machine.current())}
-    assert obstacles["onnxruntime-cpu"] is None and obstacles["onnxruntime-cuda"] is not None
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of an SDAR with a plan that TensorRT-RTX built here."""
+    folder = tmp_path_factory.mktemp("compiled")
+    settings: dict[str, Any] = {"dtypes": ("float16",), "capabilities": ("8.9",)}
+    return export(
+        write_source(folder / "source", "sdar", head_dim=32), folder / "out", targets=("tensorrt-rtx",), **settings
+    )
+
+
+def test_every_engine_but_one_can_grow_its_cache(compiled: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a plan is kept from a machine that it fits, or ONNX Runtime on CUDA opens what it cannot decode."""
+    here = {each.name: each.obstacle for each in candidates(compiled, NO_GPU)}
+    assert here.pop(PLAN) == "no GPU" and list(here) == ["onnxruntime-cuda"]
+    monkeypatch.setattr(select, "_onnxruntime_obstacle", lambda provider, machine: None)
+    there = {each.name: each.obstacle for each in candidates(compiled, FITTING)}
+    assert there[PLAN] is None and "block by block" in str(there["onnxruntime-cuda"])
+
+
+def test_a_compiled_bundle_decodes_and_passes_parity(
+    compiled: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a plan of a block-causal model is not what a service gets, or writes another text than its step."""
+    device = HostDevice()
+    step = compiled.path("float16/step.onnx")
+    trt = HostTrt(device, step, compiled.manifest.contract, "float16", rtx=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))
+    monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
+    prompts = ["w5 w6 w7 w8 w9", "w11"]
+    with dpad.load(compiled.directory) as model:
+        assert model.engine.name == PLAN
+        ours = model.generate_batch(prompts, gen_length=32)
+    with OnnxEngine(step, compiled.manifest.contract, "float16") as engine:
+        theirs = dpad.DiffusionModel(engine, model.codec).generate_batch(prompts, gen_length=32)
+    assert [(row.token_ids, row.nfe) for row in ours] == [(row.token_ids, row.nfe) for row in theirs]
+    device = HostDevice()
+    trt.device = device
+    [engine_report] = require_passed(compare_bundle(compiled, Progress(), engines=[PLAN], steps=1))["engines"]
+    assert engine_report["trajectories"]["caches"] == [BLOCKS] and engine_report["trajectories"]["positions"] > 0
+    assert device.leaks() == []
 
 
 def test_lengths_and_masks_that_config_json_leaves_out(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ CASES = [
     *((decoder, 13) for decoder in DECODERS if decoder not in ("threshold", "fixed")),
 ]
 
-each_engine = pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+each_engine = pytest.mark.parametrize("engine", ["torch", "onnxruntime", "tensorrt"])
 each_family = pytest.mark.parametrize("family", BLOCK_CAUSAL)
 
 
@@ -162,7 +162,7 @@ def test_a_row_that_ends_early_leaves_the_others(engine_of: Any, engine: str, fa
     assert_rows_are_as_alone(opened, options)
 
 
-@each_engine
+@pytest.mark.parametrize("engine", BUCKETS)
 @each_family
 def test_padded_axes_change_nothing(engine_of: Any, make_bundle: Any, engine: str, family: str) -> None:
     """Fails if a bucket's pads are attended, decoded, or written to the cache."""
@@ -227,7 +227,7 @@ def test_what_makes_no_sense_is_refused(engine_of: Any, family: str) -> None:
 def test_an_engine_that_cannot_add_to_its_cache_says_so(
     engine_of: Any, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a compiled engine begins to decode and breaks down in the second block."""
+    """Fails if ONNX Runtime on CUDA begins to decode and breaks down in the second block."""
     opened = engine_of("torch", family)
     monkeypatch.setattr(opened, "extends", False)
     with pytest.raises(InvalidRequest, match="ONNX Runtime on the CPU"):

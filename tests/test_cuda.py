@@ -29,6 +29,7 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "cudaFreeHost": lambda device: device.free_pinned(HOST),
     "cudaMemcpyAsync": lambda device: device.upload(256, HOST),
     "cudaMemcpyAsync ": lambda device: device.download(HOST, 256),
+    "cudaMemcpy2DAsync": lambda device: device.copy_2d(256, 16, 512, 16, 16, 1),
     "cudaMemsetAsync": lambda device: device.fill(256, 0, 16),
     "cudaStreamSynchronize": lambda device: device.synchronise(),
     "cudaStreamBeginCapture": lambda device: device.begin_capture(),
@@ -76,6 +77,12 @@ def test_copies_and_recordings() -> None:
     device.launch(graph)
     device.synchronise()
     assert (host == 7).all()
+    device.upload(address, np.arange(64, dtype=np.uint8))
+    device.copy_2d(address + 32, 16, address, 8, 4, 2)  # lines of 4 bytes: 0-3 and 8-11
+    device.launch(graph)
+    device.synchronise()
+    assert host[32:36].tolist() == [0, 1, 2, 3] and host[48:52].tolist() == [8, 9, 10, 11]
+    assert host[36:48].tolist() == [*range(36, 48)]
     device.free_graph(graph)
     device.free(address)
     device.free_pinned(host)

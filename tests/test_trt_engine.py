@@ -15,14 +15,12 @@ from decoding import Decoded, run
 from host_trt import opened
 
 from dpad.runtime.cache import CACHES
-from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import DECODERS, GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Full, Gaussian, SuffixSchedule
 from dpad.runtime.trt_engine import TrtEngine
 
 GEN, BLOCK = 48, 16
-COMPILED = tuple(cache for cache in CACHES if cache != "extend")
 SCHEDULES: dict[str, SuffixSchedule] = {"full": Full(), "gaussian": Gaussian(k=3, scale=2, window=32)}
 
 
@@ -73,7 +71,7 @@ def assert_same(ours: list[Decoded], theirs: list[Decoded]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cache", COMPILED)
+@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_decodes_as_onnxruntime(
@@ -86,7 +84,7 @@ def test_decodes_as_onnxruntime(
     assert_same(run(trt_of(family), UNEQUAL[1:2], options), theirs[1:2])
 
 
-@pytest.mark.parametrize("cache", COMPILED)
+@pytest.mark.parametrize("cache", CACHES)
 def test_tensorrt_rtx_decodes_the_same(engine_of: Any, trt_of: Any, cache: str) -> None:
     """Fails if what differs between the two libraries reaches the tokens."""
     options = options_for(cache)
@@ -94,7 +92,7 @@ def test_tensorrt_rtx_decodes_the_same(engine_of: Any, trt_of: Any, cache: str) 
     assert_same(ours, run(engine_of("onnxruntime", "dream"), UNEQUAL, options))
 
 
-@pytest.mark.parametrize("cache", COMPILED)
+@pytest.mark.parametrize("cache", CACHES)
 def test_an_empty_prompt_and_an_early_end(engine_of: Any, trt_of: Any, cache: str) -> None:
     """Fails if a cached step without cached rows, or a batch that shrinks between blocks, goes wrong."""
     requests = [Request((), suffix_ids=(9, 80, 33, 12, 61)), Request(prompt(4, 9)), Request(prompt(5, 17))]
@@ -105,12 +103,6 @@ def test_an_empty_prompt_and_an_early_end(engine_of: Any, trt_of: Any, cache: st
     early = run(engine_of("onnxruntime", "dream"), requests, ends)
     assert early[1].nfe < theirs[1].nfe
     assert_same(run(trt_of("dream"), requests, ends), early)
-
-
-def test_a_cache_that_it_cannot_extend_is_refused(trt_of: Any) -> None:
-    """Fails if a request for a policy that the engine lacks is answered with another."""
-    with pytest.raises(InvalidRequest, match="'extend' does not run in tensorrt.*none or prefix or dual"):
-        run(trt_of("llada"), UNEQUAL, options_for("extend"))
 
 
 def test_a_drawn_token_needs_the_logits(engine_of: Any, trt_of: Any) -> None:

@@ -152,6 +152,16 @@ def test_the_simulation_is_strict() -> None:
     assert host.all()
     with pytest.raises(HostFault, match="run over"):
         device.view(address + 32, 64)
+    other = device.alloc(64)
+    for copy, words in (
+        ((other, 32, address, 32, 16, 3), "run over"),
+        ((address + 8, 32, address, 32, 8, 2), "overlaps itself"),
+    ):
+        device.copy_2d(*copy)
+        with pytest.raises(HostFault, match=words):
+            device.synchronise()
+    with pytest.raises(HostFault, match="2 lines of 16 bytes at pitches 32 and 8"):
+        device.copy_2d(other, 8, address, 32, 16, 2)
     device.free(address)
     with pytest.raises(HostFault, match="after it was freed"):
         device.view(address, 1)

@@ -158,6 +158,19 @@ def test_idle_memory_makes_room(directory: Path) -> None:
         engine.step(REFRESH, engine.new_cache(1, LENGTH))
 
 
+@pytest.mark.parametrize("larger", [{"queries": 48}, {"rows": 16}])
+def test_what_could_not_grow_is_not_used(directory: Path, larger: dict[str, int]) -> None:
+    """Fails if a step writes to rows or logits that were freed to make room for larger ones."""
+    with opened(directory) as engine:
+        cache = engine.new_cache(1, LENGTH)
+        first = engine.step(step_inputs(), cache)
+        engine.hardware.failing["alloc"] = 0
+        with pytest.raises(EngineError, match="alloc: cudaErrorSimulated"):
+            engine.step(step_inputs(**larger), cache)
+        engine.hardware.failing.clear()
+        assert same(engine.step(step_inputs(), cache), first)
+
+
 def test_a_failed_step_leaves_the_engine_usable_and_the_cache_empty(directory: Path) -> None:
     """Fails if a refresh that failed half way counts as done, or its queued copies hit the next step."""
     with opened(directory) as engine:
@@ -192,7 +205,7 @@ REFUSED: dict[str, tuple[StepInputs, str]] = {
         step_inputs(canvas=np.zeros((2, LENGTH), dtype=np.int64)),
         "gather_indices has 1 rows but the canvas has 2",
     ),
-    "read and replace": (replace(CACHED, write_back=True), "a step that writes the cache attends slot"),
+    "unwritten and added to": (replace(CACHED, write_back=True), "cache slot 0 is attended but no step"),
     "unwritten": (CACHED, "cache slot 0 is attended but no step of this cache has written it"),
     "R": (step_inputs(rows=17), "R is 17, but the refresh profile of this engine takes 1 to 16; .*--block-length"),
     "no row": (step_inputs(rows=0), "decode_rows has 0 columns, outside this engine's 1 to 512"),
