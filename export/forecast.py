@@ -130,11 +130,10 @@ def memory(sizes: Sizes, step: str, load: Load, shift: int) -> Memory:
 def building(weights: int, packed: Mapping[str, int]) -> int:
     """Bytes of memory in which TensorRT-RTX makes a plan of `weights` bytes: its own copy of them, and the plan.
 
-    `packed` says how many weights are in which format. Those in int4 it holds in two bytes each before there is a
-    plan; of those in int8 it stores most in 16 bit.
+    `packed` says how many weights are in which format. Some in int4 it unpacks besides, to a byte each at most, and
+    of those in int8 it stores most in 16 bit.
     """
-    plan = weights + packed.get("int8", 0)
-    return max(2 * plan + _BUILDER, weights + 2 * packed.get("int4", 0))
+    return 2 * (weights + packed.get("int8", 0)) + packed.get("int4", 0) + _BUILDER
 
 
 def predicted_building(sizes: Sizes, step: str) -> int:

@@ -246,11 +246,12 @@ def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: 
     """Whole decodes of random prompts in every mode: positions whose token and pass agree."""
     contract = reference.contract
     rng = np.random.default_rng(seed)
-    block_length = contract.block_length if contract.block_causal else _BLOCK_LENGTH
-    gen_length = min(_GEN_LENGTH, contract.max_length // 2) // block_length * block_length or 1
-    block_length = min(block_length, gen_length)
+    block_length = contract.block_length if contract.block_causal else min(_BLOCK_LENGTH, contract.max_length // 2 or 1)
+    gen_length = max(min(_GEN_LENGTH, contract.max_length // 2) // block_length, 1) * block_length
+    room = contract.max_length - gen_length
     tokens = [t for t in rng.integers(0, contract.vocab_size, 48).tolist() if t != contract.mask_token_id]
-    requests = [Request(tuple(tokens[:12])), Request(tuple(tokens[12:40]), seed=1)][: contract.max_batch]
+    prompts = tokens[:12][:room], tokens[12:40][:room]
+    requests = [Request(tuple(prompt), seed=seed) for seed, prompt in enumerate(prompts)][: contract.max_batch]
     equal = positions = 0
     for cache in engine.caches:
         for decoder in TRAJECTORY_DECODERS:

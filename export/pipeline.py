@@ -103,6 +103,8 @@ class ExportSettings:
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
         if min(self.max_batch, longest, self.block_length, self.window) < 1:
             raise ExportError("max_batch, max_length, block_length and window must be 1 or more")
+        if longest < checkpoint.config.block_length:
+            raise ExportError(f"max_length {longest} is under one block of the model, {checkpoint.config.block_length}")
         capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
         return replace(self, dtypes=dtypes, capabilities=capabilities if compiled else (), max_length=longest)
 

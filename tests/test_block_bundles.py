@@ -23,7 +23,7 @@ from dpad.runtime import cuda, select
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.cache import BLOCKS
 from dpad.runtime.contract import StepContract
-from dpad.runtime.errors import CheckpointError, InvalidRequest
+from dpad.runtime.errors import CheckpointError, ExportError, InvalidRequest
 from dpad.runtime.machine import Gpu, Machine
 from dpad.runtime.onnx_engine import OnnxEngine
 from dpad.runtime.options import GenerationOptions, defaults
@@ -105,6 +105,15 @@ def test_a_compiled_bundle_decodes_and_passes_parity(
     [engine_report] = require_passed(compare_bundle(compiled, Progress(), engines=[PLAN], steps=1))["engines"]
     assert engine_report["trajectories"]["caches"] == [BLOCKS] and engine_report["trajectories"]["positions"] > 0
     assert device.leaks() == []
+
+
+def test_short_canvases(tmp_path: Path) -> None:
+    """Fails if parity asks a canvas of hardly a block for more, or one that holds no block is exported."""
+    source = write_source(tmp_path / "source", "fast_dllm")
+    bundle = export(source, tmp_path / "out", max_length=LENGTH["fast_dllm"] + 1)
+    require_passed(compare_bundle(bundle, Progress(), engines=["onnxruntime-cpu"], steps=1, trajectories=True))
+    with pytest.raises(ExportError, match="max_length 7 is under one block of the model, 8"):
+        export(source, tmp_path / "shorter", max_length=7)
 
 
 def test_lengths_and_masks_that_config_json_leaves_out(tmp_path: Path) -> None:

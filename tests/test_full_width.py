@@ -1,6 +1,6 @@
 """Published widths: random weights, through export and parity, to text. Two layers, for time.
 
-The first test is what `make test-full-width` runs; the other is every family in every precision.
+The first test is what `make test-full-width` runs; the others are every family in every precision, and plans.
 """
 
 import shutil
@@ -74,3 +74,13 @@ def test_two_layers_go_the_whole_way(source: Path) -> None:
 def test_every_precision_agrees(source: Path, precision: str) -> None:
     """Fails if a precision holds in narrow models only: an overflow, or a group that does not divide a width."""
     proven(source, **PRECISIONS[precision])
+
+
+@pytest.mark.parametrize("source", BLOCK_CAUSAL, indirect=True)
+def test_block_causal_families_are_compiled(source: Path) -> None:
+    """Fails if TensorRT-RTX cannot build the op with blocks at the published widths; small models miss its limits."""
+    settings: dict[str, Any] = {"dtypes": ("bfloat16",), "targets": ("tensorrt-rtx",), "capabilities": ("8.9",)}
+    bundle = export(source, source.parent / "out", max_batch=1, max_length=512, **settings)
+    [engine] = bundle.manifest.engines
+    weights = sum(bundle.path(file).stat().st_size for file in bundle.manifest.steps["bfloat16"].weights)
+    assert bundle.path(engine.file).stat().st_size > weights
