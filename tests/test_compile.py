@@ -44,7 +44,10 @@ def check(out: Path, kernel: dict[str, Any]) -> None:
     assert (out / f"{kernel['name']}.cubin").read_bytes()[:4] == b"\x7fELF"
 
 
-@pytest.mark.parametrize("capability", tiling.CAPABILITIES)
+@pytest.mark.parametrize(
+    "capability",
+    [pytest.param(c, marks=[pytest.mark.slow] * (c in ("8.0", "10.0"))) for c in tiling.CAPABILITIES],
+)
 def test_every_generation_compiles(tmp_path: Path, capability: str) -> None:
     """Fails if a kernel spills, takes more shared memory than the GPU has, or needs what a plugin cannot give."""
     target = ("--compute-capability", capability)
