@@ -188,7 +188,8 @@ class TrtEngine(Engine):
         reads = inputs.cache_indices.shape[1] if attends or not inputs.write_back else 0
         found = cache.find(inputs.cache_indices) if reads else np.full((batch, 1), -1, dtype=np.int64)
         addition, pitch = None, cache.pitch
-        # A block-causal model's first refresh is small, and more will follow: the cache gets its final layout at once.
+        # Additions follow a block-causal model's first refresh, its prompt: the cache gets its final layout at once,
+        # or a batch would hold a second one when it moves.
         if inputs.write_back and (attends or self.contract.block_causal):
             addition = Addition.of(inputs, found)
             pitch = pitch if addition.rows <= pitch else max(addition.rows, self._whole(cache))
