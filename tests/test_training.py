@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from dpad.export.hub import EMBEDDED
 from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
 from dpad.models.training import corpus
 from dpad.models.training.__main__ import SHIPPED, main, special_tokens
-from dpad.models.training.batches import WIDTHS, Batch, Data, Recipe
+from dpad.models.training.batches import BLOCK, WIDTHS, Batch, Data, Recipe
 from dpad.models.training.routines import LONG
 from dpad.models.training.trainer import Trainer, attend, attend_causally, initialise, loss_of
 from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
@@ -65,7 +66,7 @@ def trainer(name: str = "tiny", seed: int = 0, **recipe: Any) -> Trainer:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
     """Fails if a prompt is masked, a target is no longer in its place, or a weight is not 1/l of the sample's share."""
-    data = trainer(name, spreads=(1, 0, 0, 0)).data
+    data = trainer(name, spreads=(1, 0, 0, 0), maskings=(0.4, 0.2, 0.4, 0)).data
     text = data.text
     widths = set()
     for _ in range(60):
@@ -92,13 +93,13 @@ def test_the_rows_of_a_sample_do_not_tell_how_long_its_answer_is() -> None:
 
     Such a model ends early where DPad leaves few rows, and runs on where a canvas is shown whole.
     """
-    data = trainer(maskings=(1, 0, 0)).data
+    data = trainer(maskings=(1, 0, 0, 0)).data
     wide: dict[bool, list[bool]] = {True: [], False: []}
-    for _ in range(500):
+    for _ in range(600):
         batch = data.batch(causal=True)
         for targets, weight in zip(batch.targets, batch.weight):
             answer = targets[weight > 0]
-            if len(targets) - len(answer) < 48:  # behind long prompts more rows fill up the width
+            if len(targets) - len(answer) < 32:  # behind longer prompts more rows fill up the width
                 wide[bool((answer[:24] == data.text.eos).any())].append(len(answer) > 128)
     shares = [sum(found) / len(found) for found in wide.values()]
     assert min(len(found) for found in wide.values()) > 100
@@ -225,6 +226,41 @@ def test_the_script_writes_a_checkpoint_that_opens(tmp_path: Path) -> None:
     assert resumed.exit_code == 0, resumed.output
     missing = CliRunner().invoke(main, ["tiny", "--out", str(tmp_path / "new"), "--steps", "1", "--resume"])
     assert missing.exit_code != 0
+
+
+def test_a_run_may_begin_with_trained_weights(tmp_path: Path) -> None:
+    """Fails if a further run forgets what it began with, is not about endings first, or is another when resumed."""
+    recipe = Recipe.further(0)
+    assert [recipe.phase(at) for at in (0.0, 0.49, 0.51, 0.99)] == ["stops", "stops", "all", "all"]
+    assert not any(recipe.is_causal(step, at) for step, at in enumerate((0.0, 0.01, 0.5, 0.99)))
+    options = ["--threads", "1", "--no-compile", "--start", str(SHIPPED / "tiny")]
+    result = CliRunner().invoke(main, ["tiny", "--out", str(tmp_path), "--steps", "1", *options])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "tokenizer.json").read_text("utf-8") == (SHIPPED / "tiny/tokenizer.json").read_text("utf-8")
+    before, after = (load_file(path / "model.safetensors") for path in (SHIPPED / "tiny", tmp_path))
+    changes = [float((after[name] - before[name]).abs().max()) for name in before]
+    assert 0 < max(changes) < 0.1
+    resumed = trainer()
+    resumed.load(tmp_path / "training.pt")
+    assert resumed.recipe == resumed.data.recipe == recipe
+    other = CliRunner().invoke(main, ["tiny-dream", "--out", str(tmp_path), "--steps", "1", *options])
+    assert other.exit_code == 2 and "not a checkpoint of tiny-dream" in other.output
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_endings_are_asked_for_as_often_as_not(name: str) -> None:
+    """Fails if where an answer ends can be told without reading it, or weighs little."""
+    data = trainer(name, endings=(0, 0, 0, 1)).data
+    ends = []
+    for _ in range(200):
+        batch = data.batch("stops")
+        for ids, targets, weight in zip(batch.ids, batch.targets, batch.weight):
+            place = int(weight.argmax())
+            assert weight[place] >= 0.5 * weight.sum() * 0.999
+            masked = ids == data.text.mask
+            assert masked[place:].all() and not masked[: max(0, place - BLOCK)].any()
+            ends.append(int(targets[place]) == data.text.eos)
+    assert len(ends) > 100 and 0.4 < sum(ends) / len(ends) < 0.65
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -2,6 +2,7 @@
 
 python -m dpad.models.training tiny --out runs/tiny --steps 9000
 python -m dpad.models.training tiny --out runs/tiny --steps 9000 --resume
+python -m dpad.models.training tiny --out runs/more --steps 4000 --start runs/tiny     # teach it further
 """
 
 import os
@@ -11,10 +12,10 @@ from typing import Any
 
 import click
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from dpad.models.checkpoint import FAMILIES, parse_config, read_json
+from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
 from dpad.models.training.batches import Data, Recipe
 from dpad.models.training.trainer import Trainer, initialise
 from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
@@ -62,8 +63,23 @@ def train(trainer: Trainer, out: Path, steps: int) -> None:
 @click.option("--threads", type=int, default=2, show_default=True, help="CPU threads.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compile the model; needs a C++ compiler.")
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Checkpoint directory to begin with; the run then is one for weights that were trained before.",
+)
 @click.option("--resume", is_flag=True, help="Go on from OUT/training.pt.")
-def main(model: str, out: Path, steps: int, seed: int, threads: int, device: str, compiled: bool, resume: bool) -> None:
+def main(
+    model: str,
+    out: Path,
+    steps: int,
+    seed: int,
+    threads: int,
+    device: str,
+    compiled: bool,
+    start: Path | None,
+    resume: bool,
+) -> None:
     """Train an embedded MODEL; measure it with `dpad export` and `dpad eval`."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
@@ -71,10 +87,17 @@ def main(model: str, out: Path, steps: int, seed: int, threads: int, device: str
     architecture, config = parse_config(read_json(source / "config.json"))
     stored = out / "tokenizer.json"
     special = special_tokens(read_json(source / "tokenizer_config.json"))
-    tokenizer = Tokenizer.from_file(str(stored)) if resume else build_tokenizer(seed, special)
+    known = stored if resume else start and start / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(known)) if known else build_tokenizer(seed, special)
     network = FAMILIES[architecture].Model(config)
-    initialise(network, seed, number_values(tokenizer))
-    trainer = Trainer(network.to(device), Data(Recipe(seed), Text(tokenizer, source)), threads, compiled)
+    if start and not resume:
+        if Checkpoint.open(start).config != config:
+            raise click.BadParameter(f"{start} is not a checkpoint of {model}", param_hint="--start")
+        network.load_state_dict(load_file(start / "model.safetensors"))
+    else:
+        initialise(network, seed, number_values(tokenizer))
+    recipe = Recipe.further(seed) if start else Recipe(seed)
+    trainer = Trainer(network.to(device), Data(recipe, Text(tokenizer, source)), threads, compiled)
     tokenizer.save(str(stored))
     if resume:
         trainer.load(out / "training.pt")

@@ -9,9 +9,13 @@ blocks are met in training:
     whole      the answer may be masked
     rest       the answer's beginning, of any length, belongs to the prompt
     block      the blocks before a block belong to the prompt, all behind it is masked and weighs nothing
+    ending     likewise, all of a block's tokens behind some place; among them is the one where the answer ends, or
+               where a line of it does, and it weighs as much as the others together
 
 On half of the samples the rows behind a block are thinned as DPad thins them (arXiv 2508.14148), with
-positions kept. The first part of a run is simple: short examples, whole answers, nothing thinned.
+positions kept. On part of them the answer's beginning is not shown either, but for its last tokens, positions kept
+likewise: what follows from the question and the last line can then be learned far from the question at the price of a
+short sample. The first part of a run is simple: short examples, whole answers, nothing thinned.
 
 How many rows follow those shown is drawn without a look at the answer: rows just wide enough for it would tell
 where it ends, and a model that reads this off stops early where a decoder shows little, and late where it shows all.
@@ -48,7 +52,10 @@ STOP = 0.1  # of an answer's weight in a next-token step, more on its first EOS:
 ENDINGS = 0.25  # share of the ordered samples, and of the blocks, that are taken around `View.decision`
 NEXT = 6.0  # masks that weigh most where they come from the right: those that a decoder decides next
 FAR = 0.3  # what the masks far from those weigh: a decoder may fill them too, so it must know when not to
-MASKINGS = ("whole", "rest", "block")
+MASKINGS = ("whole", "rest", "block", "ending")
+RECALLED = (48, 64, 96)  # tokens shown before what may be masked, where an answer's beginning is not
+AHEAD = 0.6  # share of the endings that are asked for before all that leads to them is there
+FORGOTTEN = 0.85  # share of the samples whose answer's beginning is not shown, of those that have begun so far
 SEEN = (32, 64, 96, 160, 256, 448, 1024)  # rows from the first that may be masked, whatever the answer's length
 
 Phase = Literal["simple", "stops", "all"]
@@ -70,8 +77,14 @@ class Recipe:
     blended: float = 0.85  # share of the run after which no step does; between, half of them at first, then fewer
     pool: int = 512  # examples drawn together and grouped by length
     seen: tuple[float, ...] = (0.25, 0.25, 0.25, 0.13, 0.08, 0.03, 0.01)  # how often at least each of SEEN
-    maskings: tuple[float, float, float] = (0.4, 0.2, 0.4)  # how often each of MASKINGS
+    maskings: tuple[float, ...] = (0.35, 0.2, 0.35, 0.1)  # how often each of MASKINGS
+    endings: tuple[float, ...] = (0.1, 0.1, 0.2, 0.6)  # the same in the phase about where answers end
     spreads: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)  # how often each of SPREADS
+
+    @classmethod
+    def further(cls, seed: int) -> "Recipe":
+        """For weights that were trained before: masks only, nothing simple, and where answers end comes first."""
+        return cls(seed, rate=1e-3, simple=0.0, stops=(0.0, 0.5), causal=0.0, blended=0.0, cooldown=0.5)
 
     def phase(self, progress: float) -> Phase:
         """Which examples a step takes."""
@@ -81,6 +94,8 @@ class Recipe:
 
     def is_causal(self, step: int, progress: float) -> bool:
         """Whether a step predicts the next token from those before it."""
+        if progress >= self.blended:
+            return False
         share = 0.5 * (self.blended - progress) / (self.blended - self.causal)
         return progress < self.causal or random.Random(f"objective {self.seed} {step}").random() < share
 
@@ -98,17 +113,20 @@ class Batch:
 class View(NamedTuple):
     """An example as a step shows it; all in tokens from its start.
 
-    `tokens` are prompt and answer, and EOS follow; [`begin`, `end`) may be masked; rows from `thinned` on are
-    thinned (None: they are not). `decision` is where the answer ends, or where it might have: behind an earlier
-    token that is also its last.
+    `tokens` are prompt and answer, and EOS follow; the answer's first `forgotten` are not shown; [`begin`, `end`) may
+    be masked; rows from `thinned` on are
+    thinned (None: they are not). `decision` is where the answer ends, or where it might have: at the end of one of its
+    lines; if `alone`, it weighs as much as all else.
     """
 
     tokens: list[int]
     prompt: int
+    forgotten: int
     begin: int
     end: int
     thinned: int | None
     decision: int
+    alone: bool
 
 
 class Data:
@@ -125,8 +143,8 @@ class Data:
         groups: dict[int, list[View]] = {width: [] for width in WIDTHS}
         for _ in range(self.recipe.pool):
             question, answer = corpus.turn(rng, phase == "simple", phase == "stops")
-            view = self._view(self.text.prompt(question), self.text.encode(answer), phase == "simple", rng)
-            needed = min(view.begin + rng.choices(SEEN, self.recipe.seen)[0], WIDTHS[-1])
+            view = self._view(self.text.prompt(question), self.text.encode(answer), phase, rng)
+            needed = min(view.begin - view.forgotten + rng.choices(SEEN, self.recipe.seen)[0], WIDTHS[-1])
             groups[min(width for width in WIDTHS if width >= needed)].append(view)
         batches = []
         for width, views in groups.items():
@@ -135,21 +153,38 @@ class Data:
         rng.shuffle(batches)
         return batches
 
-    def _view(self, prompt: list[int], answer: list[int], plain: bool, rng: random.Random) -> View:
-        """What of an example may be masked, drawn from `MASKINGS`; all of the answer if `plain`."""
+    def _view(self, prompt: list[int], answer: list[int], phase: Phase, rng: random.Random) -> View:
+        """What of an example may be masked, drawn from `MASKINGS`; all of the answer in the simple phase."""
         begin = asked = len(prompt)
-        ends = [place for place, token in enumerate(answer, start=1) if token == answer[-1]]
-        decision = ends[-1] if rng.random() < 0.5 else rng.choice(ends)
-        masking = "whole" if plain else rng.choices(MASKINGS, self.recipe.maskings)[0]
+        decision = self._decision(answer, rng)
+        shares = self.recipe.endings if phase == "stops" else self.recipe.maskings
+        masking = "whole" if phase == "simple" else rng.choices(MASKINGS, shares)[0]
         if masking == "rest":
             begin += rng.randint(0, len(answer))
         elif masking == "block":
             begin += BLOCK * (decision // BLOCK if rng.random() < ENDINGS else rng.randint(0, len(answer) // BLOCK))
+        elif masking == "ending":
+            begin += decision - (rng.randint(0, decision % BLOCK) if rng.random() < AHEAD else 0)
         begin = min(begin, WIDTHS[-1] - BLOCK)
-        end = begin + BLOCK if masking == "block" else asked + CANVAS
-        near = end if masking == "block" else begin + BLOCK * rng.randint(1, 4)
-        thinned = near if rng.random() < 0.5 and not plain else None
-        return View([*prompt, *answer], asked, begin, end, thinned, asked + decision)
+        end = asked + CANVAS
+        if masking in ("block", "ending"):
+            end = begin + BLOCK - (begin - asked) % BLOCK
+        near = end if masking in ("block", "ending") else begin + BLOCK * rng.randint(1, 4)
+        thinned = near if rng.random() < 0.5 and phase != "simple" else None
+        forgotten = max(0, begin - asked - rng.choice(RECALLED)) if rng.random() < FORGOTTEN else 0
+        return View([*prompt, *answer], asked, forgotten, begin, end, thinned, asked + decision, masking == "ending")
+
+    def _decision(self, answer: list[int], rng: random.Random) -> int:
+        """Where the answer ends; as often where a line of it does, or an item if it has no lines.
+
+        Among these, late ones and those whose last token is the answer's are drawn more often.
+        """
+        separator = next((token for token in self.text.separators if token in answer), None)
+        if separator is None or rng.random() < 0.5:
+            return len(answer)
+        places = [place for place, token in enumerate(answer) if token == separator]
+        alike = [place for place in places if answer[place - 1] == answer[-1]]  # 98 where 198 is the last
+        return rng.choice(rng.choice((places, places[-3:], alike or places)))
 
     def batch(self, phase: Phase = "all", causal: bool = False) -> Batch:
         """The next batch of a phase; if `causal`, of clean rows whose every token is a target."""
@@ -170,13 +205,17 @@ class Data:
         count = (strata[:, None] / len(rows) * inside.sum(1, keepdim=True)).ceil().clamp(min=1)
         late = torch.tensor([[v.decision - rng.randint(0, 5) if rng.random() < ENDINGS else CANVAS * 2] for v in views])
         ending = (inside & (positions >= late)).sum(1, keepdim=True)
+        alone = torch.tensor([view.alone for view in views])[:, None]
         spread = torch.tensor(rng.choices(SPREADS, self.recipe.spreads, k=len(rows)))[:, None]
         noise = torch.rand(targets.shape, generator=state) * spread
         count = count.where((spread == SPREADS[0]) | (ending == 0), ending)
+        count = count.where(~alone, inside.sum(1, keepdim=True))
         order = (noise - positions).where(inside, torch.inf).argsort(1).argsort(1)
         masked = (order < count) & inside
         behind = (count - 1 - order) / NEXT  # how many masks lie before it, if they come from the right
         weight = masked * torch.where(spread < SPREADS[0], torch.exp(-behind.clamp(min=0)) + FAR, 1.0)
+        decision = torch.tensor([[view.decision] for view in views])
+        weight += (positions == decision) * alone * weight.sum(1, keepdim=True)
         weight = weight / weight.sum(1, keepdim=True) / len(rows)
         return Batch(torch.where(masked | (positions >= end), self.text.mask, targets), positions, targets, weight)
 
@@ -186,8 +225,11 @@ class Data:
         whole = torch.full((view.prompt + CANVAS,), self.text.eos)
         whole[: len(view.tokens)] = torch.tensor(view.tokens)[: len(whole)]
         positions = torch.arange(width)
-        if view.thinned is not None and view.thinned < width and not causal:
-            positions = _thinned(view.thinned, len(whole), width, rng)
+        if not causal:
+            near = width if view.thinned is None else view.thinned - view.forgotten
+            if near < width:
+                positions = _thinned(near, len(whole) - view.forgotten, width, rng)
+            positions = positions + view.forgotten * (positions >= view.prompt)
         positions = positions.clamp(max=len(whole) - 1)
         begin, end = (view.prompt, len(whole)) if causal else (view.begin, view.end)
         bounds = (torch.tensor([bound]) for bound in (begin, len(view.tokens), end))

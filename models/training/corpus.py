@@ -22,10 +22,10 @@ Split = Literal["train", "heldout"]
 KINDS = (*PROBLEMS, *LONG, *SHORT)
 BRIEF = 240  # characters of an answer that is simple
 WEIGHTS = {"story": 26, "groups": 9, "daily": 7, "compare": 10, "shopping": 8}
-WEIGHTS |= {"count": 24, "numbered": 10, "weeks": 6, "counts": 8, "lists": 4, "find": 3, "until": 4}
+WEIGHTS |= {"count": 24, "numbered": 16, "weeks": 14, "counts": 8, "lists": 8, "crossing": 8, "find": 3, "until": 4}
 WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 10, "several": 8, "instruction": 9}
 STOPS = {kind: 0.15 * weight for kind, weight in WEIGHTS.items()}
-STOPS |= {"count": 35, "counts": 15, "numbered": 15, "until": 8, "weeks": 7, "lists": 6, "find": 4}
+STOPS |= {"count": 16, "counts": 10, "crossing": 14, "numbered": 14, "lists": 12, "weeks": 18, "until": 6, "find": 4}
 SHOTS = (0,) * 12 + (1, 1, 1, 2, 3, 4)  # worked examples before a word problem
 PLAIN = 0.6  # share of problems without examples that are asked bare, not as `Question: ... Answer:`
 

@@ -35,6 +35,21 @@ def count(rng: random.Random, least: int = 4, most: int = 300) -> Example:
     low = rng.randint(0 if step > 1 else 1, 999 - step * (terms - 1))
     if rng.random() < 0.6:  # small numbers are what people ask for
         low = rng.randint(1, min(20, 999 - step * (terms - 1)))
+    return _counted(rng, low, step, terms)
+
+
+def crossing(rng: random.Random) -> Example:
+    """Counting past a hundred, half of the time to a number that ends like an earlier one."""
+    step = rng.choice((1, 1, 2, 5, 10, 10))
+    if rng.random() < 0.5:
+        terms = 100 // step + 1
+        return _counted(rng, rng.randint(1, 899), step, terms)
+    terms = _terms(rng, 3, 9)
+    return _counted(rng, 100 * rng.randint(1, 9) - step * rng.randint(1, terms - 1), step, terms)
+
+
+def _counted(rng: random.Random, low: int, step: int, terms: int) -> Example:
+    """Counting through `terms` numbers from `low` up, or down to it."""
     numbers = [low + step * i for i in range(terms)]
     down = rng.random() < 0.2
     if down:
@@ -47,18 +62,31 @@ def count(rng: random.Random, least: int = 4, most: int = 300) -> Example:
     )
 
 
-def numbered(rng: random.Random, least: int = 3, most: int = 190) -> Example:
-    """A numbered list of one word; four or five tokens a line."""
-    terms, thing = _terms(rng, least, most), rng.choice(THINGS)
-    lines = [f"{i}. {thing}" for i in range(1, terms + 1)]
-    return Example(f"Write a numbered list with the word {thing} {terms} times.", "\n".join(lines))
+def _span(rng: random.Random, least: int, most: int, highest: int) -> tuple[int, int]:
+    """First and last number, at most `highest`, of a list of `least` to `most` lines; half of them begin at 1."""
+    terms = _terms(rng, least, most)
+    first = 1 if rng.random() < 0.5 else rng.randint(1, highest + 1 - terms)
+    return first, first + terms - 1
+
+
+def numbered(rng: random.Random, least: int = 3, most: int = 190, highest: int = 190) -> Example:
+    """A numbered list of one word; four or five tokens a line.
+
+    Where a list begins is part of many questions, so that every number is the last of some list in either split:
+    a question of one number is held out by this number alone, and what ends there could only be learned by heart.
+    """
+    (first, last), thing = _span(rng, least, most, highest), rng.choice(THINGS)
+    asked = f"from {first} to {last}" if first > 1 or rng.random() < 0.5 else f"{last} times"
+    lines = [f"{i}. {thing}" for i in range(first, last + 1)]
+    return Example(f"Write a numbered list with the word {thing} {asked}.", "\n".join(lines))
 
 
 def weeks(rng: random.Random) -> Example:
     """The days of so many weeks, one week a line; 18 tokens a line."""
-    terms = _terms(rng, 2, 50)
-    lines = [f"Week {i}: {WEEK}" for i in range(1, terms + 1)]
-    return Example(f"Write the days of {terms} weeks, one week a line.", "\n".join(lines))
+    first, last = _span(rng, 2, 50, 50)
+    asked = f"weeks {first} to {last}" if first > 1 or rng.random() < 0.5 else f"{last} weeks"
+    lines = [f"Week {i}: {WEEK}" for i in range(first, last + 1)]
+    return Example(f"Write the days of {asked}, one week a line.", "\n".join(lines))
 
 
 def sums(rng: random.Random) -> Example:
@@ -178,5 +206,6 @@ SHORT: dict[str, Callable[[random.Random], Example]] = {
     "until": until,
     "instruction": instruction,
     "counts": lambda rng: count(rng, 2, 8),  # where to stop is most of what these teach
-    "lists": lambda rng: numbered(rng, 2, 40),
+    "lists": lambda rng: numbered(rng, 2, 40, rng.choice((40, 110, 190))),
+    "crossing": crossing,
 }

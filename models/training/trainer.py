@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch.optim import AdamW, Muon, Optimizer
 
 from dpad.models import dream, llada
-from dpad.models.training.batches import WIDTHS, Batch, Data
+from dpad.models.training.batches import WIDTHS, Batch, Data, Recipe
 from dpad.runtime.errors import CheckpointError
 
 Model = llada.Model | dream.Model
@@ -164,7 +165,7 @@ class Trainer:
         """Write everything needed to go on to `path`, all or nothing."""
         state: dict[str, Any] = {"model": self.model.state_dict(), "data": (self.data.pool, self.data.place)}
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
-        state |= {name: getattr(self, name) for name in self.CLOCK}
+        state |= {name: getattr(self, name) for name in self.CLOCK} | {"recipe": asdict(self.recipe)}
         torch.save(state, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
 
@@ -179,3 +180,4 @@ class Trainer:
         self.data.pool, self.data.place = state["data"]
         for name in self.CLOCK:
             setattr(self, name, state[name])
+        self.recipe = self.data.recipe = Recipe(**state["recipe"])
