@@ -231,7 +231,7 @@ def test_the_script_writes_a_checkpoint_that_opens(tmp_path: Path) -> None:
 def test_a_run_may_begin_with_trained_weights(tmp_path: Path) -> None:
     """Fails if a further run forgets what it began with, is not about endings first, or is another when resumed."""
     recipe = Recipe.further(0)
-    assert [recipe.phase(at) for at in (0.0, 0.49, 0.51, 0.99)] == ["stops", "stops", "all", "all"]
+    assert [recipe.phase(at) for at in (0.0, 0.39, 0.41, 0.99)] == ["stops", "stops", "all", "all"]
     assert not any(recipe.is_causal(step, at) for step, at in enumerate((0.0, 0.01, 0.5, 0.99)))
     options = ["--threads", "1", "--no-compile", "--start", str(SHIPPED / "tiny")]
     result = CliRunner().invoke(main, ["tiny", "--out", str(tmp_path), "--steps", "1", *options])
@@ -256,11 +256,11 @@ def test_endings_are_asked_for_as_often_as_not(name: str) -> None:
         batch = data.batch("stops")
         for ids, targets, weight in zip(batch.ids, batch.targets, batch.weight):
             place = int(weight.argmax())
-            assert weight[place] >= 0.5 * weight.sum() * 0.999
+            assert weight[place] >= 0.25 * weight.sum() * 0.999
             masked = ids == data.text.mask
             assert masked[place:].all() and not masked[: max(0, place - BLOCK)].any()
             ends.append(int(targets[place]) == data.text.eos)
-    assert len(ends) > 100 and 0.4 < sum(ends) / len(ends) < 0.65
+    assert len(ends) > 100 and 0.35 < sum(ends) / len(ends) < 0.65
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -10,7 +10,7 @@ blocks are met in training:
     rest       the answer's beginning, of any length, belongs to the prompt
     block      the blocks before a block belong to the prompt, all behind it is masked and weighs nothing
     ending     likewise, all of a block's tokens behind some place; among them is the one where the answer ends, or
-               where a line of it does, and it weighs as much as the others together
+               where a line of it does, and it weighs much, as do those behind it, which a decoder must not fill first
 
 On half of the samples the rows behind a block are thinned as DPad thins them (arXiv 2508.14148), with
 positions kept. On part of them the answer's beginning is not shown either, but for its last tokens, positions kept
@@ -54,7 +54,7 @@ NEXT = 6.0  # masks that weigh most where they come from the right: those that a
 FAR = 0.3  # what the masks far from those weigh: a decoder may fill them too, so it must know when not to
 MASKINGS = ("whole", "rest", "block", "ending")
 RECALLED = (48, 64, 96)  # tokens shown before what may be masked, where an answer's beginning is not
-AHEAD = 0.6  # share of the endings that are asked for before all that leads to them is there
+AHEAD = 0.7  # share of the endings that are asked for before all that leads to them is there
 FORGOTTEN = 0.85  # share of the samples whose answer's beginning is not shown, of those that have begun so far
 SEEN = (32, 64, 96, 160, 256, 448, 1024)  # rows from the first that may be masked, whatever the answer's length
 
@@ -84,7 +84,7 @@ class Recipe:
     @classmethod
     def further(cls, seed: int) -> "Recipe":
         """For weights that were trained before: masks only, nothing simple, and where answers end comes first."""
-        return cls(seed, rate=1e-3, simple=0.0, stops=(0.0, 0.5), causal=0.0, blended=0.0, cooldown=0.5)
+        return cls(seed, rate=1e-3, simple=0.0, stops=(0.0, 0.4), causal=0.0, blended=0.0, cooldown=0.6)
 
     def phase(self, progress: float) -> Phase:
         """Which examples a step takes."""
@@ -175,16 +175,28 @@ class Data:
         return View([*prompt, *answer], asked, forgotten, begin, end, thinned, asked + decision, masking == "ending")
 
     def _decision(self, answer: list[int], rng: random.Random) -> int:
-        """Where the answer ends; as often where a line of it does, or an item if it has no lines.
+        """Where the answer ends; more often where a line of it does, or an item if it has no lines.
 
-        Among these, late ones and those whose last token is the answer's are drawn more often.
+        Among these, late ones and those whose last token is the answer's are drawn more often, and so is what else
+        is rare and hard: the first token of another hundred.
         """
         separator = next((token for token in self.text.separators if token in answer), None)
-        if separator is None or rng.random() < 0.5:
+        if separator is None or rng.random() < 0.4:
             return len(answer)
         places = [place for place, token in enumerate(answer) if token == separator]
         alike = [place for place in places if answer[place - 1] == answer[-1]]  # 98 where 198 is the last
-        return rng.choice(rng.choice((places, places[-3:], alike or places)))
+        return rng.choice(rng.choice((places, places[-3:], alike or places, self._carries(answer) or places)))
+
+    def _carries(self, answer: list[int]) -> list[int]:
+        """Where numbers begin whose hundreds are not those of the number before, as in 199, 200."""
+        places, hundreds = [], None
+        for place, token in enumerate(answer):
+            if token in self.text.digits and (place == 0 or answer[place - 1] not in self.text.digits):
+                leading = [token] if answer[place + 1 : place + 2] and answer[place + 1] in self.text.digits else []
+                if hundreds is not None and leading != hundreds:
+                    places.append(place)
+                hundreds = leading
+        return places
 
     def batch(self, phase: Phase = "all", causal: bool = False) -> Batch:
         """The next batch of a phase; if `causal`, of clean rows whose every token is a target."""
@@ -214,8 +226,10 @@ class Data:
         masked = (order < count) & inside
         behind = (count - 1 - order) / NEXT  # how many masks lie before it, if they come from the right
         weight = masked * torch.where(spread < SPREADS[0], torch.exp(-behind.clamp(min=0)) + FAR, 1.0)
-        decision = torch.tensor([[view.decision] for view in views])
-        weight += (positions == decision) * alone * weight.sum(1, keepdim=True)
+        past = positions - torch.tensor([[view.decision] for view in views])
+        near = torch.where(inside & (past >= 0), torch.exp(-past / NEXT), 0.0)
+        near = (past == 0) + near / near.sum(1, keepdim=True).clamp(min=1e-6)
+        weight += near * alone * weight.sum(1, keepdim=True) / 2
         weight = weight / weight.sum(1, keepdim=True) / len(rows)
         return Batch(torch.where(masked | (positions >= end), self.text.mask, targets), positions, targets, weight)
 

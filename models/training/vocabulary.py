@@ -52,6 +52,7 @@ class Text:
         self.tokenizer = tokenizer
         self._settings = read_json(directory / "tokenizer_config.json")
         self.eos, self.mask = self._id("eos_token"), self._id("mask_token")
+        self.digits = frozenset(number_values(tokenizer))
         self.separators = [self.encode(text)[-1] for text in ("1\n", "1, ")]  # of lines, of items
         self._template = jinja2.Template((directory / "chat_template.jinja").read_text("utf-8"))
 
