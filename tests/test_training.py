@@ -95,7 +95,7 @@ def test_the_rows_of_a_sample_do_not_tell_how_long_its_answer_is() -> None:
     """
     data = trainer(maskings=(1, 0, 0, 0)).data
     wide: dict[bool, list[bool]] = {True: [], False: []}
-    for _ in range(600):
+    for _ in range(900):
         batch = data.batch(causal=True)
         for targets, weight in zip(batch.targets, batch.weight):
             answer = targets[weight > 0]
