@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
-from dpad.models.training.batches import Data, Recipe
+from dpad.models.training.batches import Data
+from dpad.models.training.recipe import Recipe
 from dpad.models.training.trainer import Trainer, initialise
 from dpad.models.training.vocabulary import Text, build_tokenizer, number_values
 
@@ -31,11 +32,11 @@ def special_tokens(settings: dict[str, Any]) -> list[str]:
 
 
 def export(trainer: Trainer, source: Path, out: Path) -> None:
-    """Write the checkpoint directory: weights in float32, tokenizer, configuration and chat template."""
+    """Write the checkpoint directory: the mean weights in float32, tokenizer, configuration and chat template."""
     for name in FIXED:
         shutil.copyfile(source / name, out / name)
     trainer.data.text.tokenizer.save(str(out / "tokenizer.json"))
-    weights = {n: w.detach().to("cpu", copy=True).contiguous() for n, w in trainer.model.state_dict().items()}
+    weights = {n: w.detach().to("cpu", copy=True).contiguous() for n, w in trainer.average.module.state_dict().items()}
     save_file(weights, out / "model.safetensors.part", {"format": "pt"})
     os.replace(out / "model.safetensors.part", out / "model.safetensors")
 

@@ -39,11 +39,11 @@ def count(rng: random.Random, least: int = 4, most: int = 300) -> Example:
 
 
 def crossing(rng: random.Random) -> Example:
-    """Counting past a hundred, half of the time to a number that ends like an earlier one."""
+    """Counting past a hundred, half of the time to a number that ends like one or more before it."""
     step = rng.choice((1, 1, 2, 5, 10, 10))
     if rng.random() < 0.5:
-        terms = 100 // step + 1
-        return _counted(rng, rng.randint(1, 899), step, terms)
+        apart = 100 * rng.choice((1, 1, 2, 3))
+        return _counted(rng, rng.randint(1, 999 - apart), step, apart // step + 1)
     terms = _terms(rng, 3, 9)
     return _counted(rng, 100 * rng.randint(1, 9) - step * rng.randint(1, terms - 1), step, terms)
 
@@ -143,11 +143,13 @@ def several(rng: random.Random) -> Example:
 
 
 def _around(rng: random.Random) -> tuple[int, list[int]]:
-    """A number, and several among which it may be, some close to it, some more than once."""
-    wanted, other = rng.randint(1, MOST), rng.randint(1, MOST)
-    close = [number for step in (1, 2, 10) for number in (wanted - step, wanted + step) if 1 <= number <= MOST]
+    """A number, and several among which it may be, some close to it or alike in some digits, some more than once."""
+    most = rng.choice((MOST, 999))
+    wanted, other = rng.randint(1, most), rng.randint(1, most)
+    steps = (1, 2, 10, *(100 * rng.randint(1, 9) for _ in range(6 if most > MOST else 0)))
+    close = [number for step in steps for number in (wanted - step, wanted + step) if 1 <= number <= most]
     return wanted, [
-        rng.choice((wanted, other, rng.choice(close), rng.randint(1, MOST))) for _ in range(_terms(rng, 2, 12))
+        rng.choice((wanted, other, rng.choice(close), rng.randint(1, most))) for _ in range(_terms(rng, 2, 12))
     ]
 
 

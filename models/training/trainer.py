@@ -10,12 +10,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from dpad.models import dream, llada
-from dpad.models.training.batches import WIDTHS, Batch, Data, Recipe
+from dpad.models.training.batches import Batch, Data
+from dpad.models.training.recipe import Recipe
+from dpad.models.training.views import WIDTHS
 from dpad.runtime.errors import CheckpointError
 
 Model = llada.Model | dream.Model
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 PERIODS = (2.0, 4.0, 5.0, 10.0, 20.0, 25.0, 50.0, 100.0, 200.0)  # of the waves that numbers begin as
 NOISE = 0.3  # share of each number's own direction, as a standard deviation
@@ -122,12 +126,16 @@ def _streams(batch: Batch, mask: int) -> Batch:
 
 
 class Trainer:
-    """Model, optimizers and clock; matrices of the layers go to Muon, all else to AdamW."""
+    """Model, optimizers, clock, and `average`, the moving mean of the weights, which is what a run is for.
+
+    Matrices of the layers go to Muon, all else to AdamW.
+    """
 
     CLOCK = ("step", "rows", "seconds", "loss")
 
     def __init__(self, model: Model, data: Data, threads: int = 1, compiled: bool = False) -> None:
         self.model, self.data, self.recipe, self.threads = model, data, data.recipe, threads
+        self.average = AveragedModel(model, multi_avg_fn=self._approach)
         if compiled:
             torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # else wide rows, which come late, stay eager
             model.compile(dynamic=False)
@@ -156,14 +164,21 @@ class Trainer:
                 group["lr"] = recipe.rate * share
             optimizer.step()
             optimizer.zero_grad()
+        self.average.update_parameters(self.model)
         torch.set_num_threads(self.threads)
         self.loss += (float(loss.detach()) - self.loss) * (0.02 if self.step else 1.0)
         self.step, self.rows = self.step + 1, self.rows + batch.ids.numel()
         self.seconds += time.monotonic() - begun
 
+    def _approach(self, mean: Tensors, weights: Tensors, steps: torch.Tensor | int) -> None:
+        """Move the mean towards the weights, `steps` behind the first; faster where there were few."""
+        decay = min(self.recipe.average, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(mean, weights, 1 - decay)
+
     def save(self, path: Path) -> None:
         """Write everything needed to go on to `path`, all or nothing."""
         state: dict[str, Any] = {"model": self.model.state_dict(), "data": (self.data.pool, self.data.place)}
+        state["average"] = self.average.state_dict()
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         state |= {name: getattr(self, name) for name in self.CLOCK} | {"recipe": asdict(self.recipe)}
         torch.save(state, path.with_suffix(".part"))
@@ -175,6 +190,7 @@ class Trainer:
             raise CheckpointError(f"{path}: nothing to resume; start without --resume")
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.data.pool, self.data.place = state["data"]
