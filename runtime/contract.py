@@ -55,6 +55,14 @@ class StepContract:
     window: int
     block_causal: bool = False
 
+    @property
+    def tempers_confidence(self) -> bool:
+        """Whether a drawn token's confidence is its probability in the distribution that it was drawn from.
+
+        It is in the authors' code of every family but LLaDA, where it is that in the model's own.
+        """
+        return self.family != "llada"
+
     def cache_names(self) -> list[tuple[str, str]]:
         """(key, value) input names a layer."""
         return [(f"key_cache.{i}", f"value_cache.{i}") for i in range(self.layers)]

@@ -152,10 +152,11 @@ def _choose(
     stuck: NDArray[np.bool_] | None,
 ) -> Choice:
     """Propose tokens; a row whose last step only predicted masks may not propose the mask again."""
-    choice = choose(outputs, options, batch.generators(step, lines))
+    tempered, mask = batch.contract.tempers_confidence, batch.contract.mask_token_id
+    choice = choose(outputs, options, batch.generators(step, lines), tempered=tempered)
     if stuck is None:
         return choice
-    other = choose(outputs, options, batch.generators(step, lines), banned=batch.contract.mask_token_id)
+    other = choose(outputs, options, batch.generators(step, lines), mask, tempered=tempered)
     pairs = zip(choice, other)
     return Choice(*(np.where(stuck[:, None], b, a) for a, b in pairs))
 

@@ -1,10 +1,10 @@
 """`choose`: from one step's outputs to a token, a score and a confidence for every mask.
 
-    choice = choose(outputs, options, contract, generators)
+    choice = choose(outputs, options, generators, tempered=contract.tempers_confidence)
 
-Greedy needs only what the graph computed. Temperature draws by Gumbel-max from the
-filtered distribution (LLaDA, arXiv 2502.09992); the confidence stays the probability
-under the model's own, untempered distribution, as in LLaDA's code.
+Greedy needs only what the graph computed. Temperature draws by Gumbel-max from the filtered distribution
+(LLaDA, arXiv 2502.09992). What the confidence of a drawn token is differs between the authors: in LLaDA's code
+its probability in the model's own distribution, in that of Dream, SDAR and Fast-dLLM v2 in the one it is drawn from.
 """
 
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from dpad.runtime.engine import StepOutputs
 from dpad.runtime.errors import EngineError
 from dpad.runtime.options import GenerationOptions
 
+_LIKELY = 1024  # tokens that hold most of the probability in most rows
 _BROKEN = "the engine produced NaN or infinite logits; check the weights, or use a wider dtype (bfloat16, float32)"
 
 
@@ -32,6 +33,8 @@ def choose(
     options: GenerationOptions,
     generators: list[np.random.Generator],
     banned: int | None = None,
+    *,
+    tempered: bool = False,
 ) -> Choice:
     """Propose a token for every decoded row.
 
@@ -40,6 +43,8 @@ def choose(
         options: temperature, filters and order.
         generators: one a batch row, used only above temperature 0.
         banned: a token id never to propose.
+        tempered: whether confidence and order are of the distribution that tokens are drawn from, with its
+            temperature and filters, and not of the model's own; the same at temperature 0.
     """
     if banned is None and not options.needs_logits:
         confidence = np.reciprocal(np.add(outputs.odds_against, 1.0, dtype=np.float64))
@@ -49,10 +54,16 @@ def choose(
     logits = outputs.logits.astype(np.float64)
     if not (logits < np.inf).all():  # NaN is not below anything
         raise EngineError(_BROKEN)
-    probabilities = _softmax(logits)
+    own = logits if banned is None else logits.copy()
     if banned is not None:
         logits[..., banned] = -np.inf
-    tokens = _draw(logits, options, generators) if options.temperature > 0 else logits.argmax(axis=-1)
+    if options.temperature > 0:
+        logits = _filtered(logits, options)
+        noise = np.stack([rng.gumbel(size=logits.shape[1:]) for rng in generators])
+        tokens = np.asarray((logits + noise).argmax(axis=-1))
+    else:
+        tokens = logits.argmax(axis=-1)
+    probabilities = _softmax(logits if tempered and options.temperature > 0 else own)
     confidence = np.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0]
     return _checked(Choice(tokens, _score(options.decoder, probabilities, confidence), confidence))
 
@@ -67,28 +78,27 @@ def _score(decoder: str, probabilities: NDArray[np.float64], confidence: NDArray
     return confidence
 
 
-def _draw(
-    logits: NDArray[np.float64], options: GenerationOptions, generators: list[np.random.Generator]
-) -> NDArray[np.int64]:
-    """Gumbel-max over the filtered, tempered logits [B, R, V]; each batch row has its own generator."""
+def _filtered(logits: NDArray[np.float64], options: GenerationOptions) -> NDArray[np.float64]:
+    """Tempered logits [B, R, V], -inf where `top_k` or then `top_p` rules a token out."""
     tempered = logits / options.temperature
     if options.top_k is not None and options.top_k < tempered.shape[-1]:
         kth = np.partition(tempered, -options.top_k, axis=-1)[..., -options.top_k, None]
         tempered = np.where(tempered < kth, -np.inf, tempered)
     if options.top_p is not None:
-        tempered = np.where(_outside_nucleus(tempered, options.top_p), -np.inf, tempered)
-    noise = np.stack([rng.gumbel(size=tempered.shape[1:]) for rng in generators])
-    return np.asarray((tempered + noise).argmax(axis=-1))
+        tempered = np.where(tempered < _nucleus(tempered, options.top_p), -np.inf, tempered)
+    return tempered
 
 
-def _outside_nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:
-    """True for tokens past the smallest set whose probability reaches `top_p`; the best is always in."""
-    order = np.argsort(-logits, axis=-1, kind="stable")
-    ranked = np.take_along_axis(_softmax(logits), order, axis=-1)
-    before = np.cumsum(ranked, axis=-1) - ranked
-    outside = np.empty(logits.shape, dtype=bool)
-    np.put_along_axis(outside, order, before >= top_p, axis=-1)
-    return outside
+def _nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
+    """The least logit [B, R, 1] of the smallest set of tokens whose probability reaches `top_p`; ties are in."""
+    total, size = np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True), logits.shape[-1]
+    for count in (min(_LIKELY, size), size):  # sorting a whole vocabulary takes ten times as long
+        best = -np.sort(-np.partition(logits, size - count, axis=-1)[..., size - count :], axis=-1)
+        reached = np.exp(best - best[..., :1]).cumsum(axis=-1) >= top_p * total
+        if reached[..., -1].all():
+            break
+    last = np.where(reached[..., -1:], reached.argmax(axis=-1, keepdims=True), count - 1)  # unless rounding falls short
+    return np.take_along_axis(best, last, axis=-1)
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

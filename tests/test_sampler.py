@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dpad.models.step import predict
-from dpad.runtime.engine import StepOutputs
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError
+from dpad.runtime.generate import generate
 from dpad.runtime.options import GenerationOptions
+from dpad.runtime.request import Request
 from dpad.runtime.sampler import Choice, choose
 
 VOCAB = 9
@@ -36,10 +39,10 @@ def logits_of(seed: int, batch: int = 2, rows: int = 5, scale: float = 2.0) -> N
     return (scale * np.random.default_rng(seed).standard_normal((batch, rows, VOCAB))).astype(np.float32)
 
 
-def draw(logits: NDArray[Any], seeds: list[int], **options: Any) -> Choice:
-    """One tempered proposal."""
+def draw(logits: NDArray[Any], seeds: list[int], *, tempered: bool = False, **options: Any) -> Choice:
+    """One proposal at temperature 1, or another."""
     chosen = GenerationOptions(**({"temperature": 1.0} | options))
-    return choose(outputs_of(logits), chosen, [np.random.default_rng(seed) for seed in seeds])
+    return choose(outputs_of(logits), chosen, [np.random.default_rng(seed) for seed in seeds], tempered=tempered)
 
 
 @given(st.integers(0, 2**31), st.floats(0.1, 30))
@@ -121,6 +124,76 @@ def test_filters(seed: int, top_k: int | None, top_p: float | None, temperature:
     own = softmax(row[0, 0] / temperature)
     likely = {token for token in may if own[token] / sum(own[t] for t in may) > 0.01}
     assert likely <= set(drawn.tokens[0].tolist())
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    decoder=st.sampled_from(["threshold", "entropy", "margin"]),
+    filters=st.sampled_from([{}, {"top_k": 3}, {"top_p": 0.8}]),
+    temperature=st.sampled_from([0.3, 1.0, 2.0]),
+)
+def test_dreams_confidence_is_of_the_distribution_drawn_from(
+    seed: int, decoder: str, filters: dict[str, Any], temperature: float
+) -> None:
+    """Fails if where the authors temper and filter before they take a probability, an entropy or a margin, we do not.
+
+    The same tokens are drawn either way.
+    """
+    logits = logits_of(seed, 1)
+    choice = draw(logits, [seed], tempered=True, decoder=decoder, temperature=temperature, **filters)
+    own = draw(logits, [seed], decoder=decoder, temperature=temperature, **filters)
+    assert choice.tokens.tolist() == own.tokens.tolist()
+    for row, token in enumerate(choice.tokens[0].tolist()):
+        may = allowed(logits[0, row], filters.get("top_k"), filters.get("top_p"), temperature)
+        scaled = torch.from_numpy(logits[0, row]).double() / temperature
+        scaled[[other for other in range(VOCAB) if other not in may]] = -torch.inf
+        probabilities = scaled.softmax(-1)
+        best = probabilities.topk(2).values
+        wanted = {
+            "threshold": probabilities[token],
+            "entropy": (probabilities * (probabilities + 1e-10).log()).sum(),
+            "margin": best[0] - best[1],
+        }[decoder]
+        np.testing.assert_allclose(choice.confidence[0, row], probabilities[token], rtol=1e-6)
+        np.testing.assert_allclose(choice.scores[0, row], wanted, atol=1e-9)
+
+
+class Constant(Engine):
+    """Answers every row of every step with the same logits."""
+
+    name, dtype = "constant", "float32"
+
+    def __init__(self, family: str, row: NDArray[Any]) -> None:
+        self.contract = StepContract(family, 1, 1, 1, 2, VOCAB, VOCAB - 1, 0, 0, 1, 64, 8, 8)
+        self.row = row
+
+    def new_cache(self, batch: int, slots: int) -> None:
+        """It keeps nothing."""
+
+    def step(self, inputs: StepInputs, cache: None) -> StepOutputs:
+        """The same for every row."""
+        return outputs_of(np.broadcast_to(self.row, (*inputs.decode_rows.shape, VOCAB)))
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "sdar", "fast_dllm"])
+def test_each_family_has_its_authors_confidence(family: str) -> None:
+    """Fails if the decode loop takes the rule of another family for a drawn token."""
+    row = logits_of(9, 1, 1)[0, 0]
+    options = GenerationOptions(gen_length=8, block_length=8, cache="none", temperature=0.5)
+    event = next(generate(Constant(family, row), [Request((1,))], options))
+    wanted = softmax(row if family == "llada" else row / 0.5)[event.tokens]
+    np.testing.assert_allclose(event.confidences, wanted, rtol=1e-6)
+
+
+def test_a_nucleus_of_more_tokens_than_are_sorted_at_first() -> None:
+    """Fails if the shortcut for large vocabularies cuts a flat distribution short, or keeps all of a steep one."""
+    flat = np.zeros((1, 1, 5000), dtype=np.float32)
+    flat[..., :4000] = np.linspace(1.0, 0.9, 4000)
+    for logits, top_p in ((flat, 0.9), (40 * flat, 0.5)):
+        drawn = draw(np.repeat(logits, 300, axis=1), [3], top_p=top_p)
+        may = allowed(logits[0, 0], None, top_p, 1.0)
+        assert set(drawn.tokens[0].tolist()) <= may
+        assert max(drawn.tokens[0]) > 0.9 * max(may)
 
 
 def test_each_row_has_its_own_generator() -> None:
