@@ -150,7 +150,7 @@ class Batch:
         """[B], rows among those `complete` in this turn whose text ends; an early end is filled with EOS."""
         if not complete.any():
             return complete
-        options, eos = self.options, self.options.eos_token_ids or (self.contract.eos_token_id,)
+        options, eos = self.options, self.options.ends_of_text(self.contract.eos_token_id)
         tokens, ends = self.canvas[self.lines[:, None], self._block], self._block.max(axis=1) + 1
         gen_ends = self._prompts + options.gen_length
         stops = np.isin(tokens, eos) & (self._block >= self._prompts[:, None])  # EOS in the prompt ends nothing

@@ -7,6 +7,8 @@ Every engine calls `check_step` before it launches anything: compiled engines fo
 index into foreign memory instead of refusing it.
 """
 
+from typing import TypeGuard
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +23,7 @@ _LARGER = {
 }
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether `value` is a whole number of Python or numpy; True and False are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 

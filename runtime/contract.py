@@ -17,6 +17,10 @@ from typing import Any, Self
 
 from dpad.runtime.errors import ManifestError
 
+_INT32 = 2**31 - 1
+_LEAST = {"mask_token_id": 0, "eos_token_id": 0, "logit_shift": 0, "window": 0}  # of the others: 1
+_MOST = {"layers": 4096, "logit_shift": 1}
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -126,4 +130,14 @@ class StepContract:
             kind = types[name]
             if type(value) is not kind or (kind is int and value < 0):
                 raise ManifestError(f"contract.{name}: {value!r} is not a valid {kind}; export the bundle again")
-        return cls(**data)
+            if kind is int and not _LEAST.get(name, 1) <= value <= _MOST.get(name, _INT32):
+                raise ManifestError(f"contract.{name}: {value} is out of range; export the bundle again")
+        contract = cls(**data)
+        if max(contract.mask_token_id, contract.eos_token_id) >= contract.vocab_size:
+            raise ManifestError("contract: a token is outside the vocabulary; export the bundle again")
+        if contract.mask_token_id == contract.eos_token_id or contract.heads % contract.kv_heads:
+            what = (
+                "heads do not divide among kv_heads" if contract.heads % contract.kv_heads else "mask and EOS are one"
+            )
+            raise ManifestError(f"contract: {what}; export the bundle again")
+        return contract

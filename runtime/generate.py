@@ -65,7 +65,10 @@ def generate(engine: Engine, requests: list[Request], options: GenerationOptions
     contract = engine.contract
     options.check(contract)
     if not 1 <= len(requests) <= contract.max_batch:
-        raise InvalidRequest(f"a batch of {len(requests)} is outside this bundle's 1 to {contract.max_batch}")
+        way_out = "use smaller batches, or export with a larger --max-batch" if requests else "give at least one prompt"
+        raise InvalidRequest(
+            f"a batch of {len(requests)} is outside this bundle's 1 to {contract.max_batch}; {way_out}"
+        )
     if options.cache not in engine.caches:
         way_out = " or ".join(engine.caches) or "a compiled engine, ONNX Runtime on the CPU, or eager PyTorch"
         raise InvalidRequest(f"cache {options.cache!r} does not run in {engine.name}; use {way_out}")

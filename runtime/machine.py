@@ -6,10 +6,17 @@ Machine.current().gpu          # Gpu("NVIDIA H100 80GB HBM3", "9.0") or None
 import ctypes
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+_GROUP = Path("/sys/fs/cgroup")
+# Limit and use of memory in either version of control groups, and what of the use are files that give way.
+_GROUPS = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+)
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
@@ -42,14 +49,13 @@ class Machine:
 def available_memory() -> int:
     """Bytes that could be filled without swapping, within the control group; plenty where Linux does not say."""
     free = sys.maxsize
-    try:
+    with suppress(OSError, ValueError, IndexError):
         free = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError, IndexError):
-        pass
+    for limit, used, cached in _GROUPS:
+        with suppress(OSError, ValueError):  # there is no such group, or its limit is "max"
+            told = dict(line.split() for line in (_GROUP / limit).with_name("memory.stat").read_text().splitlines())
+            files = sum(int(told.get(name, 0)) for name in cached)
+            free = min(free, int((_GROUP / limit).read_text()) - int((_GROUP / used).read_text()) + files)
     return free
 
 

@@ -7,15 +7,21 @@ Reading checks every field by hand and raises `ManifestError` naming it: a manif
 input from outside.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
+from dpad.runtime.checks import is_number
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ManifestError, SchemaVersionError
+from dpad.runtime.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+_SIGNED = ("name", "contract", "architecture", "model_config", "presets", "provenance", "tokenizer", "parity")
+_STEPS = {step_name(rows, weights) for rows in ROWS for weights in (FULL, *PACKED)} | {DYNAMIC}
 RANDOM_WEIGHTS = "dpad_random_seed"  # key of the model's config that `dpad synth` sets
 
 T = TypeVar("T")
@@ -118,8 +124,9 @@ class Manifest:
         return names | ({self.parity} if self.parity else set())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, the schema version first."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        """Plain values, the schema version first, the digest last."""
+        data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        return data | {"digest": _digest(data)}
 
     @classmethod
     def from_json(cls, data: Any) -> "Manifest":
@@ -132,7 +139,7 @@ class Manifest:
                 "export the bundle again with this version of dpad, or install the version that wrote it"
             )
         parity = data.get("parity")
-        return cls(
+        manifest = cls(
             name=_take(data, "name", str),
             contract=StepContract.from_json(_take(data, "contract", dict)),
             architecture=_take(data, "architecture", str),
@@ -145,6 +152,20 @@ class Manifest:
             parity=None if parity is None else _typed(parity, str, "parity"),
             files={k: _file(v, f"files.{k}") for k, v in _take(data, "files", dict).items()},
         )
+        if not manifest.steps or (unknown := sorted(manifest.steps.keys() - _STEPS)):
+            what = f"{unknown[0]!r}, which is no step's name" if manifest.steps else "no step"
+            raise ManifestError(f"steps holds {what}; export the bundle again")
+        if _take(data, "digest", str) != _digest(data):
+            raise ManifestError(
+                f"{', '.join(_SIGNED[:-1])} or {_SIGNED[-1]} was edited (the digest differs); export the bundle again"
+            )
+        return manifest
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 over the sections that nothing else would contradict: a wrong mask id, say, only gives other text."""
+    told = json.dumps([data.get(name) for name in _SIGNED], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _typed(value: Any, kind: type[T], name: str) -> T:
@@ -164,6 +185,12 @@ def _strings(data: Mapping[str, Any], key: str, where: str = "") -> tuple[str, .
     return tuple(_typed(value, str, f"{where}{key}[{i}]") for i, value in enumerate(values))
 
 
+def _number(data: Mapping[str, Any], key: str, where: str) -> float:
+    if not is_number(data.get(key)):
+        raise ManifestError(f"{where}{key} is not a number; export the bundle again")
+    return float(data[key])
+
+
 def _file(data: Any, where: str) -> FileEntry:
     data = _typed(data, dict, where)
     return FileEntry(_take(data, "size", int, f"{where}."), _take(data, "sha256", str, f"{where}."))
@@ -171,7 +198,10 @@ def _file(data: Any, where: str) -> FileEntry:
 
 def _step(data: Any, where: str) -> StepEntry:
     data = _typed(data, dict, where)
-    return StepEntry(_take(data, "onnx", str, f"{where}."), _strings(data, "weights", f"{where}."))
+    entry = StepEntry(_take(data, "onnx", str, f"{where}."), _strings(data, "weights", f"{where}."))
+    if not entry.weights:
+        raise ManifestError(f"{where}.weights is empty; export the bundle again")
+    return entry
 
 
 def _engine(data: Any, where: str) -> EngineEntry:
@@ -182,7 +212,7 @@ def _engine(data: Any, where: str) -> EngineEntry:
         weights_sha256=_strings(data, "weights_sha256", where),
         profiles=_take(data, "profiles", dict, where),
         flags=_flags(_take(data, "flags", dict, where), f"{where}flags."),
-        build_seconds=float(_typed(data.get("build_seconds"), (int, float), f"{where}build_seconds")),  # type: ignore[arg-type]
+        build_seconds=_number(data, "build_seconds", where),
     )
 
 

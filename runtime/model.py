@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.checks import is_integer
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.generate import StepEvent, generate
@@ -32,11 +33,15 @@ from dpad.runtime.text import Message, TextCodec
 
 OnStep = Callable[[StepEvent], None]
 Prompt = str | Sequence[int] | Sequence[Message] | Request
+_PROMPT = "a prompt is text, a list of chat messages, a list of token ids, or a Request"
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds a phase: `encode` text, `refresh` and `denoise` inside the engine, `loop` around it."""
+    """Seconds a phase: `encode` text, `refresh` and `denoise` inside the engine, `loop` around it.
+
+    What a caller's `on_step` takes counts as `loop`; turning tokens into text again counts nowhere.
+    """
 
     encode: float
     refresh: float
@@ -45,7 +50,7 @@ class Timings:
     total: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class Generation:
     """One finished sequence.
 
@@ -92,11 +97,11 @@ class DiffusionModel:
         The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and
         options raise `InvalidRequest`.
         """
-        if preset is not None and preset not in self.presets:
+        if preset is not None and preset not in list(self.presets):
             raise InvalidRequest(f"preset {preset!r} is not one of this bundle's: {', '.join(self.presets) or 'none'}")
         base = {**defaults(self.engine.contract), **self.presets.get(preset or DEFAULT, {})}
         length, schedule = options.get("gen_length", base.get("gen_length")), base.get("schedule")
-        if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and isinstance(length, int):
+        if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and is_integer(length):
             base["schedule"] = replace(schedule, window=max(1, min(schedule.window, length)))
         try:
             return GenerationOptions(**{**base, **options})
@@ -116,12 +121,14 @@ class DiffusionModel:
         if isinstance(prompt, str):
             chat = self.codec.has_chat_template and not raw
             ids = self.codec.encode_chat([{"role": "user", "content": prompt}]) if chat else self.codec.encode(prompt)
+        elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
+            raise InvalidRequest(f"{_PROMPT}, not {type(prompt).__name__}")
         elif all(isinstance(part, Mapping) for part in prompt) and len(prompt):
             ids = self.codec.encode_chat(prompt)  # type: ignore[arg-type]
-        elif all(isinstance(part, (int, np.integer)) for part in prompt):
+        elif all(map(is_integer, prompt)):
             ids = [int(part) for part in prompt]  # type: ignore[arg-type]
         else:
-            raise InvalidRequest("a prompt is text, a list of chat messages, a list of token ids, or a Request")
+            raise InvalidRequest(_PROMPT)
         return Request(tuple(ids), tuple(self.codec.encode_plain(suffix)) if suffix else ())
 
     def generate(
@@ -137,6 +144,8 @@ class DiffusionModel:
 
         `on_step` is called with the `StepEvent` of every forward pass.
         """
+        if isinstance(prompts, str):
+            raise InvalidRequest("generate_batch takes a list of prompts, and this is one; use generate")
         began = perf_counter()
         resolved = self.options(**options)
         requests = [self.request(prompt, raw=raw) for prompt in prompts]
@@ -170,7 +179,7 @@ class DiffusionModel:
         """Text and token ids of a finished canvas, up to EOS."""
         start = len(request.prompt_ids)
         generated = canvas[start : start + options.gen_length]
-        eos = options.eos_token_ids or (self.engine.contract.eos_token_id,)
+        eos = options.ends_of_text(self.engine.contract.eos_token_id)
         ends = np.flatnonzero(np.isin(generated, eos))
         token_ids = generated[: ends[0] if ends.size else None].tolist()
         return self._codec.decode(token_ids) if self._codec else "", token_ids

@@ -12,6 +12,7 @@ indices, and the few numbers a step decides, cross the bus.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 import numpy as np
@@ -38,6 +39,8 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     },
 }
 
+_ONNX_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}
+_ONNX_TYPES |= {name: f"tensor({name})" for name in ("float16", "bfloat16")}
 _ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto.DataType
 
 # Products with packed weights add up in float32; the default, 4, would round the rows to int8 as well.
@@ -97,6 +100,14 @@ class OnnxEngine(Engine):
         ):
             if [tensor.name for tensor in have] != [spec.name for spec in want]:
                 raise EngineError(f"{path}: its {kind}s are not those of the contract; export the bundle again")
+            for tensor, spec in zip(have, want):
+                fixed = [(size, axis) for size, axis in zip(tensor.shape, spec.axes) if isinstance(axis, int)]
+                sizes_differ = any(size != axis for size, axis in fixed if isinstance(size, int))
+                if tensor.type != _ONNX_TYPES[spec.dtype] or sizes_differ or len(tensor.shape) != len(spec.axes):
+                    told = f"{kind} {spec.name} is {tensor.type} {tensor.shape}"
+                    raise EngineError(
+                        f"{path}: {told}, and {spec.dtype} {list(spec.axes)} in the contract; export the bundle again"
+                    )
 
     def new_cache(self, batch: int, slots: int) -> OnnxCache:
         """An empty cache for `batch` canvases of `slots` positions; it takes no memory until a refresh."""
@@ -178,6 +189,12 @@ class OnnxEngine(Engine):
     def close(self) -> None:
         """Drop the session."""
         self.__dict__.pop("session", None)
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not there."""
+        if name == "session":
+            raise EngineError(f"{self.name} is closed")
+        raise AttributeError(name)
 
 
 def open_session(path: Path, provider: str, threads: int = 0, model: bytes | None = None) -> ort.InferenceSession:

@@ -6,8 +6,11 @@
 Defaults follow the published runs: blocks of 32, greedy, threshold 0.9, Gaussian dropout.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from dpad.runtime.cache import BLOCKS, CACHES
 from dpad.runtime.checks import is_integer, is_number
@@ -68,6 +71,10 @@ class GenerationOptions:
         """Planned steps a block of the fixed-step decoders."""
         return (self.steps or self.gen_length) // self.blocks
 
+    def ends_of_text(self, eos_token_id: int) -> Sequence[int]:
+        """The tokens that end the text; `eos_token_id` is the checkpoint's own."""
+        return (eos_token_id,) if self.eos_token_ids is None else self.eos_token_ids
+
     @property
     def needs_logits(self) -> bool:
         """Whether the choice needs more than each row's best token and its confidence."""
@@ -91,8 +98,13 @@ class GenerationOptions:
             value = getattr(self, name)
             if not is_number(value) and not (value is None and name == "top_p"):
                 raise InvalidRequest(f"{name} {value!r} is not a number")
-        if not all(is_integer(token) for token in self.eos_token_ids or ()):
-            raise InvalidRequest(f"eos_token_ids {self.eos_token_ids!r} are not all integers")
+        if not isinstance(self.early_termination, (bool, np.bool_)):
+            raise InvalidRequest(f"early_termination {self.early_termination!r} is neither True nor False")
+        if isinstance(self.schedule, type) or not callable(getattr(self.schedule, "keep", None)):
+            raise InvalidRequest(f"schedule {self.schedule!r} is no suffix schedule, such as dpad.Gaussian(k=4) is")
+        eos = self.eos_token_ids
+        if eos is not None and (not isinstance(eos, Sequence) or not eos or not all(map(is_integer, eos))):
+            raise InvalidRequest(f"eos_token_ids {eos!r} must be one or more integers, or None")
 
     def _problems(self, contract: StepContract) -> list[tuple[bool, str]]:
         positive = self.gen_length >= 1 and self.block_length >= 1

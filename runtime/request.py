@@ -10,7 +10,7 @@ from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
-from dpad.runtime.suffix import NOTHING, SuffixSchedule
+from dpad.runtime.suffix import NOTHING, Explicit, SuffixSchedule
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Request:
                 f"{what} cannot be served: this {contract.family} model is causal between blocks and attends nothing "
                 "behind the block it decodes; leave it out"
             )
-        if self.schedule is not None:
-            self.schedule.check(options.gen_length, options.block_length)
+        schedule = self.schedule or options.schedule
+        schedule.check(options.gen_length, options.block_length)
+        if isinstance(schedule, Explicit):
+            schedule.check_prompt(len(self.prompt_ids))
         if self.seed is not None and (not is_integer(self.seed) or self.seed < 0):
             raise InvalidRequest(f"seed {self.seed!r} must be an integer, 0 or more")

@@ -10,7 +10,7 @@ canvas positions.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
@@ -108,27 +108,45 @@ class Explicit:
 
     `distances[b]` are the distances kept while block b is decoded (canvas position minus
     the position behind the block's end). See `from_positions` for canvas positions.
+    `prompt_length` and `block_length` are what they are for; None is any.
     """
 
     distances: tuple[tuple[int, ...], ...]
+    prompt_length: int | None = field(default=None, compare=False)
+    block_length: int | None = field(default=None, compare=False)
 
     @classmethod
     def from_positions(cls, positions: Sequence[Sequence[int]], prompt_length: int, block_length: int) -> "Explicit":
         """From absolute canvas positions per block, for a prompt of `prompt_length` tokens.
 
         `positions[b]` may name only positions behind block b, which ends before canvas
-        position prompt_length + (b + 1) · block_length.
+        position prompt_length + (b + 1) · block_length. Requests of other lengths are refused.
         """
         ends = [prompt_length + (b + 1) * block_length for b in range(len(positions))]
-        return cls(tuple(tuple(int(p) - end for p in kept) for kept, end in zip(positions, ends)))
+        distances = tuple(tuple(p - end for p in kept) for kept, end in zip(positions, ends))
+        return cls(distances, prompt_length, block_length)
+
+    def check_prompt(self, length: int) -> None:
+        """Raise `InvalidRequest` if the positions are for a prompt of another length, in tokens."""
+        if self.prompt_length not in (None, length):
+            raise InvalidRequest(
+                f"the suffix positions are for a prompt of {self.prompt_length} tokens, and this one has {length}; "
+                "its chat template and special tokens count: len(model.request(prompt).prompt_ids)"
+            )
 
     def check(self, gen_length: int, block_length: int) -> None:
         """Raise `InvalidRequest` unless every block has distances that ascend and end on the canvas."""
+        if self.block_length not in (None, block_length):
+            raise InvalidRequest(
+                f"the suffix positions are for blocks of {self.block_length} tokens, and block_length is {block_length}"
+            )
         for block in range(gen_length // block_length - 1):
             length = gen_length - (block + 1) * block_length
             if block >= len(self.distances):
                 raise InvalidRequest(f"suffix positions are given for {block} blocks, block {block} has none")
             kept = self.distances[block]
+            if not all(map(is_integer, kept)):
+                raise InvalidRequest(f"suffix positions of block {block} are not all integers")
             if any(b <= a for a, b in pairwise(kept)) or (kept and kept[0] < 0):
                 raise InvalidRequest(f"suffix distances of block {block} must be 0 or more and ascend")
             if kept and kept[-1] >= length:

@@ -68,7 +68,10 @@ class TextCodec:
         return list(self._encode(text).ids)
 
     def _encode(self, text: str) -> Encoding:
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        try:
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        except TypeError:  # half of a surrogate pair, as JSON may spell it
+            raise InvalidRequest("the text is not valid Unicode: it cannot be written as UTF-8") from None
         for number in self._reserved.intersection(encoded.ids):  # of a tokenizer that has it as a word, too
             raise InvalidRequest(f"the text holds the special token {self.token_text(number)}; take it out")
         return encoded

@@ -166,6 +166,10 @@ class TrtPlan:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         have = {name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name)) for name in names}
         profiles = engine.num_optimization_profiles
+        for spec in contract.inputs(dtype):
+            sizes = engine.get_tensor_profile_shape(spec.name, 0)[2] if spec.name in have else ()
+            if any(isinstance(axis, int) and axis != size for axis, size in zip(spec.axes, sizes)):
+                have.pop(spec.name)
         if wrong := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
             raise EngineError(f"{self._path}: tensor {wrong[0]!r} is not that of the contract; export the bundle again")
         if profiles != 2:

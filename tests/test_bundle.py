@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 import dpad
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.onnx_engine import OnnxEngine
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,39 @@ TAMPERED = {
         "heads",
     ),
     "steps of a wrong type": (lambda b: edit(b, lambda d: d.update(steps=[])), errors.ManifestError, "steps"),
+    "no steps": (lambda b: edit(b, lambda d: d["steps"].clear()), errors.ManifestError, "no step"),
+    "step of an unknown name": (
+        lambda b: edit(b, lambda d: d["steps"].update(float8=d["steps"]["float32"])),
+        errors.ManifestError,
+        "'float8'",
+    ),
+    "step without weights": (
+        lambda b: edit(b, lambda d: d["steps"]["float32"].update(weights=[])),
+        errors.ManifestError,
+        "steps.float32.weights",
+    ),
+    **{
+        f"another {name}": (
+            lambda b, name=name, value=value: edit(b, lambda d: d["contract"].update({name: value})),
+            errors.ManifestError,
+            "digest",
+        )
+        for name, value in {"mask_token_id": 9, "eos_token_id": 9, "logit_shift": 1, "max_length": 99}.items()
+    },
+    **{
+        f"{name} {value}": (
+            lambda b, name=name, value=value: edit(b, lambda d: d["contract"].update({name: value})),
+            errors.ManifestError,
+            f"contract.{name}",
+        )
+        for name, value in {"max_batch": 0, "layers": 20_000_000, "logit_shift": 7, "vocab_size": 10**30}.items()
+    },
+    "another preset": (
+        lambda b: edit(b, lambda d: d["presets"].update(default={"gen_length": 32})),
+        errors.ManifestError,
+        "digest",
+    ),
+    "no digest": (lambda b: edit(b, lambda d: d.pop("digest")), errors.ManifestError, "digest is missing"),
     "size of a wrong type": (
         lambda b: edit(b, lambda d: d["files"][STEP].update(size="1")),
         errors.ManifestError,
@@ -168,6 +203,23 @@ def test_a_whole_bundle_opens_and_writes_text(bundle: Path) -> None:
         result = model.generate("w5 w6", gen_length=32)
     assert len(result.canvas) == 32 + len(model.request("w5 w6").prompt_ids)
     assert model.engine.contract.mask_token_id not in result.canvas
+
+
+def test_a_closed_model_says_so(bundle: Path) -> None:
+    """Fails if a service that generates after `close` meets an attribute error."""
+    model = dpad.load(bundle)
+    model.close()
+    model.close()
+    with pytest.raises(errors.EngineError, match="closed"):
+        model.generate("w5 w6", gen_length=32)
+
+
+def test_a_step_that_is_not_the_contracts_is_refused(bundle: Path) -> None:
+    """Fails if an engine opens a graph whose sizes are others than those that inputs are checked against."""
+    opened = Bundle.open(bundle)
+    contract = replace(opened.manifest.contract, vocab_size=10**6)
+    with pytest.raises(errors.EngineError, match="logits"):
+        OnnxEngine(opened.path(STEP), contract, "float32")
 
 
 def test_sizes_are_checked_without_hashes(bundle: Path) -> None:

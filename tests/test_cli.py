@@ -1,6 +1,10 @@
 """The command line as a user meets it: in a process of its own."""
 
+import contextlib
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +89,35 @@ def test_suffix_positions_can_be_given(bundle: Path, tmp_path: Path) -> None:
     assert json.loads(dpad(*command, "--positions", tmp_path / "positions.json").stdout)["canvas"] == given["canvas"]
     assert json.loads(dpad(*command, "--schedule", "none").stdout)["canvas"] == given["canvas"]
     assert json.loads(dpad(*command, "--positions", "[[], []]").stdout)["canvas"] != given["canvas"]
+    spaced = every.replace(",", "," + 9 * " ")  # longer than the name of any file
+    assert json.loads(dpad(*command, "--positions", spaced).stdout)["canvas"] == given["canvas"]
+
+
+def test_options_that_count_for_nothing_are_named(bundle: Path) -> None:
+    """Fails if a user who sets the steps of a decoder that has none is left to wonder."""
+    command = ("generate", bundle, "w5", "--gen-length", 32)
+    ran = dpad(*command, "--steps", 4, "--count", 0)
+    assert ran.returncode == 0
+    assert "note: --steps does nothing with --decoder threshold" in ran.stderr
+    assert "note: --count does nothing with --schedule gaussian" in ran.stderr
+    assert "note:" not in dpad(*command, "--steps", 4, "--decoder", "fixed", "--window", 8).stderr
+
+
+def test_the_cursor_comes_back(bundle: Path) -> None:
+    """Fails if an interruption of --show-steps leaves a terminal without its cursor."""
+    command = [sys.executable, "-m", "dpad", "generate", str(bundle), "w5", "--show-steps", "--decoder", "fixed"]
+    ours, theirs = pty.openpty()
+    ran = subprocess.Popen([*command, "--gen-length", "192"], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b"pass 2" not in shown:
+        shown += os.read(ours, 1 << 16)
+    ran.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while more := os.read(ours, 1 << 16):
+            shown += more
+    ran.wait()
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1
 
 
 def test_inspect_says_what_runs_here(bundle: Path) -> None:

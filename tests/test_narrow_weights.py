@@ -78,15 +78,19 @@ def own_memory() -> int:
 
 
 def test_available_memory_is_that_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if the limit of a container is overlooked, or another system makes it an error."""
+    """Fails if a container's limit is overlooked, files it has read count as used, or another system is an error."""
     assert 1 << 20 < available_memory() < 1 << 50
     files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   4000 kB\n"}
-    groups = {"memory.max": "3000000\n", "memory.current": "1000000\n"}
+    groups = {"memory.max": "3000000\n", "memory.current": "1500000\n"}
+    groups["memory.stat"] = "anon 1000000\ninactive_file 300000\nactive_file 200000\n"
+    older = {"memory.limit_in_bytes": "2000000\n", "memory.usage_in_bytes": "700000\n"}
+    older["memory.stat"] = "inactive_file 5\ntotal_inactive_file 100000\n"
     for told, wanted in (
         ({}, machine.sys.maxsize),
         (files, 4096000),
         (files | {"/sys/fs/cgroup/memory.max": "max\n"}, 4096000),
         (files | {f"/sys/fs/cgroup/{name}": text for name, text in groups.items()}, 2000000),
+        (files | {f"/sys/fs/cgroup/memory/{name}": text for name, text in older.items()}, 1400000),
     ):
 
         def read(path: Path, told: dict[str, str] = told) -> str:

@@ -14,9 +14,10 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import InvalidRequest, ManifestError
 from dpad.runtime.generate import generate
+from dpad.runtime.model import DiffusionModel
 from dpad.runtime.options import DECODERS, GenerationOptions
 from dpad.runtime.request import Request
-from dpad.runtime.suffix import Gaussian, Uniform
+from dpad.runtime.suffix import Explicit, Gaussian, Uniform
 
 CONTRACT = StepContract("llada", 2, 2, 1, 32, VOCAB, MASK, 1, 0, 4, 200, 32, 64)
 
@@ -72,6 +73,16 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "steps not whole": ({"decoder": "fixed", "steps": 64.0}, ("steps", "64.0")),
     "top_k not whole": ({"temperature": 1.0, "top_k": 2.5}, ("top_k", "2.5")),
     "threshold a string": ({"threshold": "high"}, ("threshold", "'high'")),
+    "eos not a list": ({"eos_token_ids": 5}, ("eos_token_ids 5",)),
+    "eos empty": ({"eos_token_ids": ()}, ("eos_token_ids ()", "None")),
+    "a flag not true nor false": ({"early_termination": "no"}, ("early_termination 'no'",)),
+    "a flag that is a number": ({"early_termination": 2}, ("early_termination 2",)),
+    "schedule a name": ({"schedule": "gaussian"}, ("'gaussian'", "dpad.Gaussian")),
+    "schedule a class": ({"schedule": Gaussian}, ("Gaussian", "dpad.Gaussian(k=4)")),
+    "no schedule": ({"schedule": None}, ("None", "dpad.Gaussian")),
+    "positions of another prompt": ({"schedule": Explicit(((),) * 4, 3, 32)}, ("3 tokens", "has 2", "prompt_ids")),
+    "positions of other blocks": ({"schedule": Explicit(((),) * 4, 2, 64)}, ("blocks of 64", "block_length is 32")),
+    "positions not whole": ({"schedule": Explicit(((0.5,), (), ()))}, ("block 0", "integers")),  # type: ignore[arg-type]
 }
 
 
@@ -87,7 +98,7 @@ def test_bad_options(case: str) -> None:
 # requests -> what the message must say
 BAD_REQUESTS: dict[str, tuple[list[Request], tuple[str, ...]]] = {
     "nothing": ([], ("0", "4")),
-    "batch too large": ([Request((5,))] * 5, ("5", "4")),
+    "batch too large": ([Request((5,))] * 5, ("5", "4", "--max-batch")),
     "mask in the prompt": ([Request((5,)), Request((5, MASK))], (str(MASK), "mask")),
     "mask in the suffix": ([Request((5,), suffix_ids=(MASK,))], (str(MASK), "mask")),
     "token over the vocabulary": ([Request((5, VOCAB))], (str(VOCAB), "vocabulary")),
@@ -152,6 +163,21 @@ def test_contract_survives_json() -> None:
     assert StepContract.from_json(CONTRACT.to_json()) == CONTRACT
 
 
+@pytest.mark.parametrize("prompt", [None, 5, b"text", {5, 6}, [True, False], [5.0], iter([5])])
+def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
+    """Fails if bytes, flags or an iterator that is used up are taken for token ids, or the error is another."""
+    with pytest.raises(InvalidRequest, match="a prompt is text"):
+        DiffusionModel(Untouched(), None).generate(prompt)
+
+
+def test_a_text_is_no_batch() -> None:
+    """Fails if each letter becomes a prompt."""
+    with pytest.raises(InvalidRequest, match="list of prompts"):
+        DiffusionModel(Untouched(), None).generate_batch("What")
+    with pytest.raises(InvalidRequest, match="preset"):
+        DiffusionModel(Untouched(), None).options(preset=["a"])  # type: ignore[arg-type]
+
+
 values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
 
 
@@ -163,10 +189,13 @@ def test_a_bad_contract_is_a_manifest_error(changes: dict[str, Any], drop: bool)
         del data[min(changes)]
     known = CONTRACT.to_json().keys()
     good = data.keys() <= known <= data.keys() | {"block_causal"} and all(  # manifests before there was one lack it
-        type(value) is type(CONTRACT.to_json()[name]) and (not isinstance(value, int) or value >= 0)
+        type(value) is type(CONTRACT.to_json()[name]) and (type(value) is not int or 0 <= value < 2**31)
         for name, value in data.items()
     )
-    if good:
+    sizes = ("layers", "heads", "kv_heads", "head_size", "vocab_size", "max_batch", "max_length", "block_length")
+    good = good and all(data[name] > 0 for name in sizes) and data["layers"] <= 4096 and data["logit_shift"] <= 1
+    good = good and data["heads"] % data["kv_heads"] == 0 and data["mask_token_id"] != data["eos_token_id"]
+    if good and max(data["mask_token_id"], data["eos_token_id"]) < data["vocab_size"]:
         assert StepContract.from_json(data) == StepContract(**data)
     else:
         with pytest.raises(ManifestError):

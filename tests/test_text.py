@@ -77,6 +77,12 @@ def test_messages_hold_text_only(folder: Path, content: object) -> None:
         TextCodec.open(folder).encode_chat([{"role": "user", "content": content}])  # type: ignore[dict-item]
 
 
+def test_text_that_no_file_could_hold_is_refused(folder: Path) -> None:
+    """Fails if half a surrogate pair, which JSON can spell, ends in the library's own error."""
+    with pytest.raises(errors.InvalidRequest, match="Unicode"):
+        TextCodec.open(folder).encode("w5 \ud800")
+
+
 def test_a_broken_tokenizer_is_a_bundle_error(folder: Path) -> None:
     """Fails if the library's bare Exception comes out."""
     (folder / "tokenizer.json").write_text("{}")

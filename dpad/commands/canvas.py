@@ -1,5 +1,7 @@
 """Draws the canvas of one request as it fills in (`dpad generate --show-steps`)."""
 
+from typing import Self
+
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -13,18 +15,26 @@ _MASK, _EOS = "░", "·"
 
 
 class CanvasView:
-    """A live view on a terminal; elsewhere one line a forward pass."""
+    """A live view on a terminal; elsewhere one line a forward pass. A context manager: the cursor is hidden in it."""
 
     def __init__(self, codec: TextCodec, request: Request, options: GenerationOptions, eos: int) -> None:
         self._codec = codec
-        self._eos = options.eos_token_ids or (eos,)
+        self._eos = options.ends_of_text(eos)
         self._start = len(request.prompt_ids)
         self._blocks = options.blocks
         self._pieces: list[str | None] = [None] * options.gen_length
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="visible")
+
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the last picture on the screen, and the cursor as it was."""
+        if self._live.is_started:
+            self._live.stop()
 
     def update(self, event: StepEvent) -> None:
         """Show the tokens that `event` committed."""
@@ -46,8 +56,3 @@ class CanvasView:
                 _MASK if piece is None else piece, "dim" if piece is None else "bold green" if index in fresh else ""
             )
         return text
-
-    def close(self) -> None:
-        """Leave the last picture on the screen."""
-        if self._live.is_started:
-            self._live.stop()

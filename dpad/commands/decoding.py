@@ -13,10 +13,14 @@ import click
 
 from dpad import DiffusionModel
 from dpad.runtime.cache import BLOCKS, CACHES
-from dpad.runtime.options import DECODERS
+from dpad.runtime.options import DECODERS, GenerationOptions
 from dpad.runtime.presets import SCHEDULES, name_of, schedule_named
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Which decoders, or schedules, read an option that others leave unread.
+_OF_DECODERS = {"threshold": ("threshold",), "factor": ("factor",), "steps": ("fixed", "entropy", "margin")}
+_OF_SCHEDULES = {"window": ("gaussian", "uniform"), "k": ("gaussian",), "scale": ("gaussian",), "count": ("uniform",)}
 
 
 def _option(name: str, default: Any, told: str, **more: Any) -> Callable[[F], F]:
@@ -79,9 +83,22 @@ def chosen(model: DiffusionModel, options: dict[str, Any]) -> dict[str, Any]:
     `schedule`, `window`, `k`, `scale` and `count` become one schedule, over that of the preset.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    named = set(given)
     parameters = {name: given.pop(name) for name in ("window", "k", "scale", "count") if name in given}
     name = given.pop("schedule", None)
     if name or parameters:
         base = model.options(**{**given, "preset": options["preset"]}).schedule
         given["schedule"] = schedule_named(name or name_of(base), base, **parameters)
+    _note_unread(named, model.options(**given))
     return given
+
+
+def _note_unread(given: set[str], options: GenerationOptions) -> None:
+    """Say on standard error what was given and counts for nothing."""
+    for kind, name, readers in (
+        ("decoder", options.decoder, _OF_DECODERS),
+        ("schedule", name_of(options.schedule), _OF_SCHEDULES),
+    ):
+        for option in sorted(given & readers.keys()):
+            if name not in readers[option]:
+                click.echo(f"note: --{option} does nothing with --{kind} {name}", err=True)

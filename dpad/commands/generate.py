@@ -54,9 +54,9 @@ def command(
         if show_steps:
             from dpad.commands.canvas import CanvasView
 
-            view = CanvasView(model.codec, request, model.options(**options), model.engine.contract.eos_token_id)
-            result = model.generate(request, on_step=view.update, **options)
-            view.close()
+            eos = model.engine.contract.eos_token_id
+            with CanvasView(model.codec, request, model.options(**options), eos) as view:
+                result = model.generate(request, on_step=view.update, **options)
         else:
             result = model.generate(request, **options)
         name = model.engine.name
@@ -75,8 +75,8 @@ def command(
 def _explicit(positions: str, prompt_length: int, block_length: int) -> Explicit:
     """`positions` is JSON, or a file that holds it: for each block, canvas positions."""
     try:
-        path = Path(positions)
-        data = json.loads(path.read_text(encoding="utf-8") if path.is_file() else positions)
+        given = positions.lstrip().startswith("[")
+        data = json.loads(positions if given else Path(positions).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"--positions is neither JSON nor a readable file of it: {error}") from None
     if not isinstance(data, list) or not all(isinstance(kept, list) and all(map(is_integer, kept)) for kept in data):
