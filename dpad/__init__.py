@@ -13,7 +13,8 @@ from warnings import warn
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.engine import Engine
-from dpad.runtime.errors import DpadError, InvalidRequest
+from dpad.runtime.errors import DpadError, EngineUnavailable, InvalidRequest
+from dpad.runtime.extras import needed_by
 from dpad.runtime.generate import StepEvent
 from dpad.runtime.model import DiffusionModel, Generation, tokenizer_directory
 from dpad.runtime.options import GenerationOptions
@@ -68,7 +69,8 @@ def load(
     codec = TextCodec.open(tokenizer_directory(bundle.directory)) if bundle.manifest.tokenizer else None
     opened: Engine
     if engine in ("torch", "torch-cuda"):
-        from dpad.models.torch_engine import open_torch_engine
+        with needed_by(f"engine {engine}", EngineUnavailable):
+            from dpad.models.torch_engine import open_torch_engine
 
         opened = open_torch_engine(bundle, device="cuda" if engine == "torch-cuda" else "cpu")
     else:

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from dpad.runtime.errors import DpadError
+from dpad.runtime.errors import DpadError, MissingExtra
+from dpad.runtime.extras import needed_by
 
 _COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
@@ -35,7 +36,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = import_module(f"dpad.commands.{cmd_name}").command
+        with needed_by(f"dpad {cmd_name}", MissingExtra):
+            command = import_module(f"dpad.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -24,6 +24,7 @@ from dpad.plugins.checks import check_kernel
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ExportError
+from dpad.runtime.extras import install
 from dpad.runtime.machine import Machine, available_memory
 from dpad.runtime.manifest import BuildFlags, EngineEntry, StepEntry
 from dpad.runtime.precision import PACKED, rows_dtype
@@ -125,7 +126,7 @@ def _import_builder(target: str) -> Any:
     try:
         return __import__(module)
     except ImportError as error:
-        raise ExportError(f"target {target} needs {module}: pip install 'dpad[{extra}]' ({error})") from error
+        raise ExportError(f"target {target} needs {module}: {install(extra)} ({error})") from error
 
 
 def _engine_entry(

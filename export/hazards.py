@@ -14,6 +14,7 @@ from dpad.export.plan import capabilities
 from dpad.models.checkpoint import Config
 from dpad.plugins.checks import check_kernel
 from dpad.plugins.errors import AttentionError
+from dpad.runtime.extras import install
 from dpad.runtime.machine import available_memory
 from dpad.runtime.precision import rows_dtype, weights_of
 
@@ -94,7 +95,7 @@ def _targets(gpus: Mapping[str, GpuModel]) -> list[str]:
     try:
         known = capabilities(import_module("tensorrt_rtx"))
     except ImportError:
-        return ["tensorrt-rtx is not installed, so its targets are not known here (pip install 'dpad[rtx]')"]
+        return [f"tensorrt-rtx is not installed, so its targets are not known here ({install('rtx')})"]
     other = [f"{name} ({gpu.capability})" for name, gpu in gpus.items() if gpu.capability not in known]
     if not other:
         return []

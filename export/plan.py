@@ -19,6 +19,7 @@ from dpad.export.progress import Advance, Progress
 from dpad.export.timing import TimingCache
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import EngineBuildError
+from dpad.runtime.extras import install
 from dpad.runtime.machine import Machine
 from dpad.runtime.manifest import BuildFlags
 from dpad.runtime.precision import rows_dtype
@@ -115,7 +116,7 @@ def _register_plugins(trt: ModuleType, capability: str) -> None:
     try:
         register_plugins(trt, capability)
     except ImportError as error:
-        raise EngineBuildError(f"plugin attention needs Triton: pip install 'dpad[kernel]' ({error})") from error
+        raise EngineBuildError(f"plugin attention needs Triton: {install('kernel')} ({error})") from error
     except AttributeError as error:
         version = getattr(trt, "__version__", "here")
         raise EngineBuildError(

@@ -19,7 +19,8 @@
     ├── EngineError           an engine failed to open or to run
     │   ├── EngineMismatch    it was built for another machine or another bundle
     │   └── EngineUnavailable nothing on this machine can run it
-    └── ParityError           an engine disagrees with PyTorch
+    ├── ParityError           an engine disagrees with PyTorch
+    └── MissingExtra          a command needs a package that an extra of this one installs
 
 Each message names the cause and the way out. All are raised by explicit checks, so they
 hold under `python -O`.
@@ -96,3 +97,7 @@ class EngineUnavailable(EngineError):
 
 class ParityError(DpadError):
     """An engine disagrees with PyTorch by more than the tolerance of its dtype."""
+
+
+class MissingExtra(DpadError):
+    """A package of an extra is not installed; names the package and the extra."""

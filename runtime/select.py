@@ -16,6 +16,7 @@ from typing import Any
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import EngineMismatch, EngineUnavailable
+from dpad.runtime.extras import install
 from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.manifest import EngineEntry
 from dpad.runtime.precision import (
@@ -208,7 +209,7 @@ def _missing(entry: EngineEntry, machine: Machine) -> str | None:
     distribution, extra = _LIBRARIES[entry.library]
     for needed in (distribution, "cuda-bindings"):
         if library_version(needed) is None:
-            return f"{needed} is not installed (pip install 'dpad[{extra}]')"
+            return f"{needed} is not installed ({install(extra)})"
     return None
 
 

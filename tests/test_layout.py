@@ -1,9 +1,12 @@
 """What is installed, what imports what, and what a service must not pay for."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from bundles import export, write_source
 
 import dpad
 from dpad.runtime import errors
+from dpad.runtime.extras import EXTRAS, needed_by
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("plugins", "runtime", "models", "export", "evaluation")  # each may import only those on its left
@@ -116,11 +120,54 @@ def test_serving_needs_no_training_stack(tmp_path: Path) -> None:
     assert int(ran.stdout) == 36
 
 
+def test_without_its_extra_a_command_says_what_to_install(tmp_path: Path) -> None:
+    """Fails if a runtime-only installation answers half of the commands with a traceback, or hides them."""
+    bundle = export(write_source(tmp_path / "source"), tmp_path / "out").directory
+    expected = {
+        "export tiny --out x": "dpad: MissingExtra: dpad export needs torch: pip install '.[export]' in a checkout",
+        "plan llada": "dpad plan needs torch: pip install '.[export]'",
+        "synth llada x": "dpad synth needs torch: pip install '.[export]'",
+        f"parity {bundle}": "pip install '.[export]'",
+        f"generate {bundle} w5 --engine torch": "EngineUnavailable: engine torch needs torch: pip install '.[export]'",
+        "plugin compile --out x": "compiling kernels needs triton: pip install '.[kernel]'",
+        "--help": "synth     Write a checkpoint",
+    }
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted({m for ms in EXTRAS.values() for m in ms})!r}))\n"
+        "from click.testing import CliRunner; from dpad.cli import main\n"
+        "for line in sys.argv[1:]: print(repr(CliRunner().invoke(main, line.split()).output))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *expected], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for said, wanted in zip(map(ast.literal_eval, ran.stdout.splitlines()), expected.values()):
+        assert wanted in said and (said.count("\n") == 1 or "Usage" in said), said
+    with pytest.raises(ModuleNotFoundError), needed_by("this", errors.MissingExtra):
+        import_module("a_module_of_no_extra")
+
+
+def test_extras_bring_what_their_table_says() -> None:
+    """Fails if a package moves to another extra, or comes in one, and a user is sent to the wrong one."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for tools in ("gpu", "test", "bench", "lint"):
+        del extras[tools]
+    names = {extra: [re.split("[<>=]", line)[0].replace("-", "_") for line in lines] for extra, lines in extras.items()}
+    assert {extra: tuple(n.removesuffix("_bindings") for n in found) for extra, found in names.items()} == EXTRAS
+
+
 def test_the_public_interface_is_what_it_says() -> None:
     """Fails if a public name vanishes, has no docstring, or one is added unnoticed."""
     public = {name for name in vars(dpad) if not name.startswith("_")}
     modules = {"cli", "commands", "errors", "evaluation", "export", "metadata", "models", "plugins", "runtime"}
-    helpers = {"Engine", "Path", "open_engine", "tokenizer_directory", "TextCodec", "warn"}
+    helpers = {
+        "Engine",
+        "EngineUnavailable",
+        "Path",
+        "needed_by",
+        "open_engine",
+        "tokenizer_directory",
+        "TextCodec",
+        "warn",
+    }
     assert public - modules - helpers == set(dpad.__all__) - {"errors"}
     for name in dpad.__all__:
         assert getattr(dpad, name).__doc__

@@ -250,7 +250,7 @@ def test_without_triton_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest
     """Fails if a missing package is all that a user reads."""
     monkeypatch.setitem(sys.modules, "dpad.plugins.compile", None)
     contract = SimpleNamespace()
-    with pytest.raises(EngineBuildError, match=r"needs Triton: pip install 'dpad\[kernel\]'"):
+    with pytest.raises(EngineBuildError, match=r"needs Triton: pip install '\.\[kernel\]' in a checkout"):
         build_plan(tensorrt_rtx, tmp_path, contract, "float16", "8.9", Progress(), attention="plugin")  # type: ignore[arg-type]
 
 

@@ -128,8 +128,8 @@ def test_what_is_not_installed_is_named(
     version = select.library_version
     monkeypatch.setattr(select, "library_version", lambda name: None if name == missing else version(name))
     engine = inspect(bundle)[PLAN]
-    assert engine["obstacle"] == f"{missing} is not installed (pip install 'dpad[rtx]')"
-    with pytest.raises(EngineUnavailable, match=rf"{missing} is not installed \(pip install 'dpad\[rtx\]'\)"):
+    assert engine["obstacle"] == f"{missing} is not installed (pip install '.[rtx]' in a checkout of dpad)"
+    with pytest.raises(EngineUnavailable, match=rf"{missing} is not installed \(pip install '\.\[rtx\]' in"):
         dpad.load(bundle.directory, engine=PLAN)
 
 

@@ -8,6 +8,7 @@ import click
 from dpad.commands.terminal import TerminalProgress
 from dpad.plugins.tiling import CAPABILITIES, DTYPES, HEAD_SIZES
 from dpad.runtime.errors import ExportError
+from dpad.runtime.extras import needed_by
 
 
 @click.group("plugin")
@@ -53,10 +54,8 @@ def compile_command(
     parameters in order, threads, shared memory. One kernel serves every number of heads,
     every grouping and every scale.
     """
-    try:
+    with needed_by("compiling kernels", ExportError):
         from dpad.plugins.compile import compile_all
-    except ImportError as error:
-        raise ExportError(f"compiling kernels needs Triton: pip install 'dpad[kernel]' ({error})") from error
     out.mkdir(parents=True, exist_ok=True)
     progress = TerminalProgress()
     kernels = []
