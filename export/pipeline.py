@@ -148,6 +148,7 @@ def export_bundle(
         return previous, False
     for shard in checkpoint.shards:
         weights.check_finite(shard, progress)
+    weights.check_tied(checkpoint)
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
         tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)

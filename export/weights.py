@@ -12,14 +12,16 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dpad.export.progress import Progress
-from dpad.models.checkpoint import Checkpoint, read_header
+from dpad.models.checkpoint import FAMILIES, Checkpoint, TensorEntry, read_header
 from dpad.runtime.errors import ExportError
 
 _CHUNK = 4 << 20
@@ -51,7 +53,7 @@ def check_finite(shard: Path, progress: Progress) -> None:
     with progress.task(f"check the values of {shard.name}", shard.stat().st_size) as advance:
         for name, entry in entries.items():
             bits, exponent = _EXPONENTS[entry.dtype]
-            words = np.memmap(shard, bits, "r", entry.offset, shape=(entry.length // np.dtype(bits).itemsize,))
+            words = _mapped(entry, bits)
             for start in range(0, len(words), _CHUNK):
                 piece = words[start : start + _CHUNK]
                 if ((piece & exponent) == exponent).any():
@@ -59,6 +61,25 @@ def check_finite(shard: Path, progress: Progress) -> None:
                         f"tensor {name} of the checkpoint holds NaN or infinity; the checkpoint is broken"
                     )
                 advance(piece.nbytes)
+
+
+def check_tied(checkpoint: Checkpoint) -> None:
+    """Raise `ExportError` if a tied head comes as a copy that is not the embedding: nobody knows which one counts."""
+    family = FAMILIES[checkpoint.architecture].Model
+    if not checkpoint.config.tied or family.head not in checkpoint.tensors:
+        return
+    head, embedding = (_mapped(checkpoint.tensors[name], "uint8") for name in (family.head, family.embedding))
+    for start in range(0, len(head), _CHUNK):
+        if not np.array_equal(head[start : start + _CHUNK], embedding[start : start + _CHUNK]):
+            raise ExportError(
+                f"config.json says that the head is tied to {family.embedding}, and {family.head} differs from it; "
+                "say there that they are not tied, or remove the tensor"
+            )
+
+
+def _mapped(entry: TensorEntry, dtype: str) -> NDArray[Any]:
+    """The bytes of a tensor as an array of one axis, read when they are used."""
+    return np.memmap(entry.file, dtype, "r", entry.offset, shape=(entry.length // np.dtype(dtype).itemsize,))
 
 
 def link_file(source: Path, target: Path) -> bool:

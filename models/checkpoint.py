@@ -127,14 +127,16 @@ def find_shards(directory: Path) -> list[Path]:
         if Path(name).name != name:
             raise CheckpointError(f"{index}: shard {name!r} is not a plain file name")
         if not (directory / name).is_file():
-            raise CheckpointError(_missing_weights(directory, name))
+            raise CheckpointError(_missing_weights(directory / name, index))
     return [directory / name for name in names]
 
 
-def _missing_weights(directory: Path, name: str) -> str:
-    pickles = sorted(p.name for p in directory.glob("*.bin"))
-    hint = f" ({pickles[0]} is pickle, which is never loaded: convert it to safetensors)" if pickles else ""
-    return f"{directory / name} is missing{hint}"
+def _missing_weights(shard: Path, index: Path) -> str:
+    if index.exists():
+        return f"{shard} is missing, and {index.name} names it: download it again"
+    pickles = sorted(p.name for p in shard.parent.glob("*.bin"))
+    pickled = f"{pickles[0]} is pickle, which is never loaded: convert it to safetensors" if pickles else ""
+    return f"{shard} is missing: {pickled or 'download it again'}"
 
 
 def read_headers(shards: Sequence[Path], packed: bool = False) -> dict[str, TensorEntry]:
@@ -183,8 +185,13 @@ def meta_model(architecture: str, config: Config) -> Model:
 
 
 def check_tensors(tensors: dict[str, TensorEntry], model: Model) -> None:
-    """Raise `CheckpointError` unless `tensors` are exactly those of `model`, in name and shape."""
+    """Raise `CheckpointError` unless `tensors` are exactly those of `model`, in name and shape.
+
+    A tied head may be there as a copy too, as some published files have it. It is never read; an export compares it.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.config.tied and model.head in tensors:
+        wanted[model.head] = wanted[model.embedding]
     for kind, names in (("missing", wanted.keys() - tensors.keys()), ("unexpected", tensors.keys() - wanted.keys())):
         if names:
             raise CheckpointError(f"{len(names)} {kind} tensors, the first is {min(names)}; check config.json")
@@ -211,6 +218,8 @@ def load_model(architecture: str, config: Config, shards: tuple[Path, ...], dtyp
     for shard in shards:
         with safe_open(shard, framework="pt") as file:
             state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    if config.tied:
+        state.pop(model.head, None)
     packed = take_packed(state)
     for path, weight in packed.items():
         module, _, name = path.rpartition(".")

@@ -33,6 +33,31 @@ def number(raw: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
+def token(raw: Mapping[str, Any], key: str) -> int:
+    """A token id; of a list of them, as generation configs have it, the first."""
+    value = raw.get(key)
+    return integer({**raw, key: value[0]} if isinstance(value, list) and value else raw, key, low=0)
+
+
+def rope_base(raw: Mapping[str, Any]) -> float:
+    """`rope_theta` of the plain rotation, which newer files say within `rope_parameters`; others are refused."""
+    bases = [raw]
+    for key in ("rope_scaling", "rope_parameters"):
+        given = raw.get(key)
+        if given is None:
+            continue
+        plain = {"rope_type": "default", "type": "default"}
+        if not isinstance(given, Mapping) or any(
+            given[name] != plain.get(name) for name in given.keys() - {"rope_theta"}
+        ):
+            raise CheckpointError(f"config.json: {key}={given!r} is not supported (only rope_type 'default')")
+        bases.append(given)
+    said = {number(base, "rope_theta") for base in bases if base.get("rope_theta") is not None}
+    if len(said) > 1:
+        raise CheckpointError(f"config.json: rope_theta and rope_parameters differ: {sorted(said)}; leave one out")
+    return said.pop() if said else number(raw, "rope_theta")
+
+
 def flag(raw: Mapping[str, Any], key: str) -> bool:
     """True or false; missing and null are false."""
     value = raw.get(key)

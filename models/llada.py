@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dpad.models.fields import MAX_LAYERS, flag, integer, number, require
+from dpad.models.fields import MAX_LAYERS, flag, integer, number, require, rope_base, token
 from dpad.models.rope import rotate, rotation
 from dpad.plugins.attention import Attend
 from dpad.runtime.errors import CheckpointError
@@ -37,6 +37,7 @@ _ONLY = {
     "input_emb_norm": False,
     "scale_logits": False,
     "layer_norm_with_affine": True,
+    "clip_qkv": None,
 }
 
 
@@ -80,12 +81,12 @@ class Config:
             kv_heads=integer(data, "n_kv_heads", "n_heads"),
             mlp_width=integer(data, "mlp_hidden_size") if has_mlp_width else integer(data, "mlp_ratio") * width,
             vocab_size=integer(data, "embedding_size", "vocab_size"),
-            rope_theta=number(data, "rope_theta"),
+            rope_theta=rope_base(data),
             norm_eps=number(data, "rms_norm_eps"),
             qkv_bias=flag(data, "include_qkv_bias"),
             tied=flag(data, "weight_tying"),
             mask_token_id=integer(data, "mask_token_id", low=0),
-            eos_token_id=integer(data, "eos_token_id", low=0),
+            eos_token_id=token(data, "eos_token_id"),
             max_length=integer(data, "max_sequence_length"),
         )
 
@@ -124,6 +125,9 @@ class Block(nn.Module):
 
 class Model(nn.Module):
     """The mask predictor. Its state dict has exactly the names of the authors' safetensors."""
+
+    # one and the same where they are tied
+    head, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
 
     def __init__(self, config: Config) -> None:
         super().__init__()

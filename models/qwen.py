@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dpad.models.fields import MAX_LAYERS, flag, integer, number, require
+from dpad.models.fields import MAX_LAYERS, flag, integer, number, require, rope_base, token
 from dpad.models.rope import rotate, rotation
 from dpad.plugins.attention import Attend
 from dpad.runtime.errors import CheckpointError
@@ -62,8 +62,6 @@ class Config:
         Raises `CheckpointError` naming a key that is missing or unsupported.
         """
         require(data, _ONLY)
-        if data.get("rope_scaling") is not None:
-            raise CheckpointError(f"config.json: rope_scaling={data['rope_scaling']!r} is not supported (only null)")
         width, heads = integer(data, "hidden_size"), integer(data, "num_attention_heads")
         has_head_size = data.get("head_dim") is not None
         if not has_head_size and width % heads:
@@ -76,11 +74,11 @@ class Config:
             head_size=integer(data, "head_dim") if has_head_size else width // heads,
             mlp_width=integer(data, "intermediate_size"),
             vocab_size=integer(data, "vocab_size"),
-            rope_theta=number(data, "rope_theta"),
+            rope_theta=rope_base(data),
             norm_eps=number(data, "rms_norm_eps"),
             tied=flag(data, "tie_word_embeddings"),
             mask_token_id=integer(data, "mask_token_id", low=0),
-            eos_token_id=integer(data, "eos_token_id", low=0),
+            eos_token_id=token(data, "eos_token_id"),
             max_length=integer(data, "max_position_embeddings"),
             **family,
         )
@@ -159,6 +157,8 @@ class Backbone(nn.Module):
 
 class Model(nn.Module):
     """The mask predictor. Its state dict has exactly the names of the authors' safetensors."""
+
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"  # one and the same where they are tied
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from checkpoints import FAMILIES, MASK, Weights, random_weights, raw_config, weight_shapes, write_checkpoint
 
-from dpad.models.checkpoint import Checkpoint, load_model, parse_config
+from dpad.models.checkpoint import Checkpoint, load_model
 from dpad.runtime.errors import CheckpointError
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -49,15 +49,23 @@ def test_loads_what_was_written(tmp_path: Path, family: str, dtype: str, shards:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+HEADS = {
+    "llada": ("model.transformer.ff_out.weight", "model.transformer.wte.weight"),
+    "dream": ("lm_head.weight", "model.embed_tokens.weight"),
+}
+
+
 @each_family
-def test_config_values(family: str) -> None:
-    """Fails if a key is read from the wrong name, or a default is trusted over the file."""
-    raw = raw_config(family, layers=3, width=128, heads=4, kv_heads=2, mlp_width=80, tied=True, max_length=77)
-    config = parse_config(raw)[1]
-    assert (config.layers, config.width, config.heads, config.kv_heads) == (3, 128, 4, 2)
-    assert (config.head_size, config.mlp_width, config.tied, config.max_length) == (32, 80, True, 77)
-    assert config.logit_shift == (1 if family == "dream" else 0)
-    assert config.rope_theta == raw["rope_theta"] and config.norm_eps == raw["rms_norm_eps"]
+def test_a_tied_head_may_come_as_a_copy(tmp_path: Path, family: str) -> None:
+    """Fails if a checkpoint that ties its head and holds it too is refused, or a head of another shape opens."""
+    raw, weights = write(tmp_path, family, tied=True)
+    copy, embedding = HEADS[family]
+    write_checkpoint(tmp_path, raw, weights | {copy: weights[embedding].clone()})
+    checkpoint = Checkpoint.open(tmp_path)
+    model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, torch.float32)
+    assert model.state_dict().keys() == weights.keys()
+    write_checkpoint(tmp_path, raw, weights | {copy: weights[embedding][:3].clone()})
+    assert_refused(tmp_path, (copy, "(3, 64)"))
 
 
 Breaks = Callable[[Path], None]
@@ -122,7 +130,7 @@ BROKEN: dict[str, tuple[Breaks, tuple[str, ...]]] = {
     "config array": (put("config.json", b"[1, 2]"), ("config.json", "object")),
     "config not text": (put("config.json", b"\xff\xfe\x00"), ("config.json",)),
     "config nested": (put("config.json", b"[" * 100_000), ("config.json",)),
-    "no weights": (remove("model.safetensors"), ("model.safetensors", "missing")),
+    "no weights": (remove("model.safetensors"), ("model.safetensors", "missing", "download it again")),
     "pickle only": (pickle_only, ("pytorch_model.bin", "pickle")),
     "weights cut": (truncate("model.safetensors", 0.7), ("model.safetensors",)),
     "weights empty": (put("model.safetensors", b""), ("model.safetensors",)),
@@ -140,6 +148,7 @@ BROKEN: dict[str, tuple[Breaks, tuple[str, ...]]] = {
     "mask missing": (edit_config(mask_token_id=...), ("mask_token_id",)),
     "base missing": (edit_config(rope_theta=...), ("rope_theta",)),
     "alibi": (edit_config(alibi=True), ("alibi", "True")),
+    "clipped": (edit_config(clip_qkv=8.0), ("clip_qkv", "8.0", "None")),
     "block type": (edit_config(block_type="sequential"), ("block_type", "sequential")),
     "activation": (edit_config(activation_type="gelu"), ("activation_type", "gelu")),
     "layers null": (edit_config(n_layers=None), ("n_layers",)),
@@ -154,7 +163,9 @@ BROKEN: dict[str, tuple[Breaks, tuple[str, ...]]] = {
     "base null": (edit_config(rope_theta=None), ("rope_theta",)),
     "vocabulary negative": (edit_config(embedding_size=None, vocab_size=-5), ("vocab_size", "-5")),
     "mask outside": (edit_config(mask_token_id=128), ("mask_token_id", "128")),
-    "eos a list": (edit_config(eos_token_id=[1, 2]), ("eos_token_id",)),
+    "eos an empty list": (edit_config(eos_token_id=[]), ("eos_token_id",)),
+    "eos a list of words": (edit_config(eos_token_id=["</s>"]), ("eos_token_id", "</s>")),
+    "rotation scaled": (edit_config(rope_scaling={"type": "linear", "factor": 2.0}), ("rope_scaling", "linear")),
     "mask null": (edit_config(mask_token_id=None), ("mask_token_id",)),
     "mask is eos": (edit_config(eos_token_id=MASK), ("eos_token_id",)),
     "length 0": (edit_config(max_sequence_length=0), ("max_sequence_length",)),
@@ -172,7 +183,7 @@ BROKEN: dict[str, tuple[Breaks, tuple[str, ...]]] = {
 }
 
 BROKEN_SHARDS: dict[str, tuple[Breaks, tuple[str, ...]]] = {
-    "shard missing": (remove(SHARD), (SHARD, "missing")),
+    "shard missing": (remove(SHARD), (SHARD, "missing", INDEX, "download it again")),
     "shard cut": (truncate(SHARD, 0.9), (SHARD,)),
     "shard without its header": (truncate(SHARD, 0.001), (SHARD,)),
     "index broken": (put(INDEX, b"{"), (INDEX,)),
@@ -249,6 +260,11 @@ def test_unused_config_keys_are_ignored(tmp_path: Path) -> None:
     "changes",
     [
         {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        {"rope_parameters": "default"},
         {"use_sliding_window": True},
         {"hidden_act": "gelu"},
         {"num_attention_heads": 0},

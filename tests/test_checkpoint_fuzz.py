@@ -44,7 +44,7 @@ def test_any_bytes_as_json(tmp_path: Path, content: bytes) -> None:
 def test_any_values_in_config(family: str, data: st.DataObject) -> None:
     """Fails if a value of any type or size gives anything but a usable config or `CheckpointError`."""
     raw = raw_config(family, layers=1)
-    keys = data.draw(st.lists(st.sampled_from(sorted(raw)), min_size=1, max_size=3, unique=True))
+    keys = data.draw(st.lists(st.sampled_from([*sorted(raw), "rope_parameters"]), min_size=1, max_size=3, unique=True))
     for key in keys:
         values = st.integers(-2, 3) | st.text(max_size=3) | st.none() if key in layer_keys else anything
         raw[key] = data.draw(values)

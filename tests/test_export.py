@@ -69,6 +69,22 @@ def test_shards_are_converted_only_when_asked(tmp_path: Path) -> None:
             torch.testing.assert_close(tensor, original[key].half(), rtol=0, atol=0)
 
 
+def test_a_copy_of_a_tied_head_is_carried_along_or_refused(tmp_path: Path) -> None:
+    """Fails if a tensor that no step reads stops an export or an engine, or one that should be read is left out."""
+    raw = raw_config("dream", tied=True)
+    weights = random_weights(raw)
+    copy = weights["model.embed_tokens.weight"].clone()
+    source = write_checkpoint(tmp_path / "source", raw, weights | {"lm_head.weight": copy})
+    write_tokenizer(source)
+    export(source, tmp_path / "out", dtypes=("float32", "float16"), weights=("full", "int4"))
+    opened = [dpad.load(tmp_path / "out", engine=name) for name in ("torch", "onnxruntime-cpu")]
+    eager, compiled = (model.generate("w5 w6", gen_length=32) for model in opened)
+    assert eager.token_ids == compiled.token_ids
+    write_checkpoint(source, raw, weights | {"lm_head.weight": copy + 1})
+    with pytest.raises(errors.ExportError, match=r"lm_head.weight differs from it; say there"):
+        export(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize(("value", "said"), [(1e6, "reaches 1e\\+06.*bfloat16"), (float("nan"), "NaN")])
 def test_a_value_that_float16_cannot_hold_is_refused(tmp_path: Path, value: float, said: str) -> None:
     """Fails if an overflow or a broken checkpoint becomes a silent infinity."""

@@ -207,8 +207,11 @@ def test_what_is_no_model_is_an_error(model: str) -> None:
     assert ran.exit_code == 1 and "CheckpointError" in ran.output
 
 
-def test_a_dtype_that_is_none_is_an_error(tmp_path: Path) -> None:
-    """Fails if a checkpoint in a dtype that cannot be read ends in a traceback."""
-    (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", torch_dtype="float64")))
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
+def test_the_checkpoints_dtype_is_read_by_either_name(key: str, tmp_path: Path) -> None:
+    """Fails if a dtype that cannot be read ends in a traceback, or one of the names is not looked at."""
+    (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", **{key: "float64"})))
     ran = CliRunner().invoke(main, ["plan", str(tmp_path)])
-    assert ran.exit_code == 1 and "torch_dtype 'float64' is not one of float32" in ran.output
+    assert ran.exit_code == 1 and f" {key} 'float64' is not one of float32" in ran.output
+    (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", **{key: "float16"})))
+    assert document(tmp_path)["plan"]["step"] == "float16"

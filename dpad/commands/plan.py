@@ -69,9 +69,10 @@ def command(
     """
     raw = read_config(model)
     architecture, config = parse_config(raw)
-    stored = str(raw.get("torch_dtype", "bfloat16"))
+    key = "torch_dtype" if raw.get("dtype") is None else "dtype"  # its newer name
+    stored = str(raw.get(key) or "bfloat16")
     if stored not in forecast.ITEM_BYTES:
-        raise CheckpointError(f"config.json: torch_dtype {stored!r} is not one of {', '.join(forecast.ITEM_BYTES)}")
+        raise CheckpointError(f"config.json: {key} {stored!r} is not one of {', '.join(forecast.ITEM_BYTES)}")
     step = step_name(dtype or ("float16" if stored == "float32" else stored), weights)
     sizes = Sizes.of(architecture, config)
     block_length = config.block_length or block_length
