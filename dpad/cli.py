@@ -28,7 +28,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Finds commands by name, and turns this package's errors into one line and exit status 1."""
+    """Finds commands by name, and turns errors of this package and of the system into one line and exit status 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -48,7 +48,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except DpadError as error:
+        except (DpadError, OSError) as error:
+            if isinstance(error, BrokenPipeError):  # click ends quietly where nobody reads on
+                raise
             if "--json" in sys.argv:
                 click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
             click.echo(f"dpad: {type(error).__name__}: {error}", err=True)

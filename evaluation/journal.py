@@ -47,7 +47,7 @@ class Journal:
             file.seek(len(whole))
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error}; give another --out") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is not a file of samples ({error!r}); remove it or give another --out") from None
         journal = cls(records, file)
         if not lines:

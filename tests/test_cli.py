@@ -160,6 +160,8 @@ def test_parity_writes_its_report_into_the_bundle(bundle: Path) -> None:
         (("export", "no-such-model", "--out", "BUNDLE-2"), "tiny"),
         (("export", "owner/model", "--out", "BUNDLE-2"), "hf download owner/model"),
         (("parity", "BUNDLE", "--engine", "abacus"), "abacus"),
+        (("inspect", "x" * 300), "File name too long: 'xxx"),
+        (("plugin", "compile", "--out", "/proc/x"), "No such file or directory: '/proc/x'"),
     ],
 )
 def test_errors_are_one_line_with_the_way_out(

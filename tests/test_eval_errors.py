@@ -50,6 +50,8 @@ FILES = {
         (("--task", "gsm8k", "--data", "good", "--batch-size", "64"), "InvalidRequest", "is over this bundle's "),
         (("--task", "gsm8k", "--data", "good", "--out", "no/such/out.json"), "DataError", "is no folder"),
         (("--task", "gsm8k", "--data", "good", "--out", "other"), "DataError", "is not a file of samples"),
+        (("--task", "gsm8k", "--data", "good", "--out", "number"), "DataError", "is not a file of samples"),
+        (("--task", "gsm8k", "--data", "good", "--out", ""), "DataError", "--out names no file"),
         (("--task", "gsm8k", "--data", "long"), "DataError", "sample 2 cannot be answered: a canvas of "),
         (("--task", "humaneval", "--data", "good"), "DataError", "good, line 1 has no text 'task_id'"),
         (("--task", "perplexity", "--data", "text"), "DataError", "sample 2 cannot be scored"),
@@ -67,12 +69,20 @@ def test_mistakes_are_named(
     Path("binary").write_bytes(b"\xff\xfe\x00")
     Path("broken.gz").write_bytes(b"\x1f\x8b\x08\x00broken")
     Path("other.samples.jsonl").write_text('{"a": 1}\n')
+    Path("number.samples.jsonl").write_text('{"settings": 3}\n')
     before = sorted(tmp_path.iterdir())
     ran = CliRunner().invoke(main, ["eval", str(eval_bundle), "--gen-length", "32", "--mc-samples", "1", *arguments])
     assert ran.exit_code == 1, ran.output
     assert ran.stderr.startswith(f"dpad: {kind}: ")
     assert said in ran.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "0"])
+def test_a_time_limit_is_a_time(limit: str) -> None:
+    """Fails if programs run without end, or a mistake is only found with the first of them."""
+    ran = CliRunner().invoke(main, ["eval", "bundle", "--task", "humaneval", "--time-limit", limit])
+    assert ran.exit_code == 2 and "'--time-limit'" in ran.stderr
 
 
 def test_every_error_is_in_the_tree_that_documents_them() -> None:

@@ -200,6 +200,12 @@ def test_what_a_build_does_to_packed_weights_counts(weights: str, told: str, mon
     assert any(line.startswith(f"build: a plan takes about {told}") for line in found), found
 
 
+def test_a_canvas_that_no_model_has_is_refused() -> None:
+    """Fails if a slip of the hand takes minutes and all memory to be counted."""
+    ran = CliRunner().invoke(main, ["plan", "llada", "--length", "999999999"])
+    assert ran.exit_code == 2 and "1<=x<=1048576" in ran.stderr
+
+
 @pytest.mark.parametrize("model", ["", "./nowhere", "lada"])
 def test_what_is_no_model_is_an_error(model: str) -> None:
     """Fails if a typo is planned for."""

@@ -1,6 +1,7 @@
 """`dpad eval DIR --task NAME`."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ TASKS = ("problems", "long", "gsm8k", "humaneval", "perplexity")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """`value`; click's ranges let NaN and infinity pass."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 @click.command("eval")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--task", "name", required=True, help=f"What to measure: {', '.join(TASKS)}.")
@@ -37,7 +45,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--data-seed", default=0, show_default=True, type=click.IntRange(0), help="Of problems and examples.")
 @click.option("--mc-samples", default=32, show_default=True, type=click.IntRange(1), help="Draws a text of perplexity.")
 @click.option(
-    "--time-limit", default=10.0, show_default=True, type=click.FloatRange(0.1), help="Seconds of a humaneval program."
+    "--time-limit",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    callback=_finite,
+    help="Seconds of a humaneval program.",
 )
 @click.option("--weak-sandbox", is_flag=True, help="Run humaneval programs with what isolation the kernel allows.")
 @click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1), help="Samples decoded together.")
@@ -62,6 +75,8 @@ def command(
     limits = {key: arguments.pop(key) for key in ("time_limit", "weak_sandbox")}
     if out is not None and not out.parent.is_dir():
         raise DataError(f"{out.parent} is no folder; make it, or give another --out")
+    if out == Path():
+        raise DataError("--out names no file; give one, or leave --out out")
     task, settings = _task(name, raw, **asked, **limits)
     with load(directory, engine=engine, threads=threads) as model:
         if arguments["preset"] is None and name in model.presets:

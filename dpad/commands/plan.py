@@ -17,6 +17,8 @@ from dpad.runtime.errors import CheckpointError
 from dpad.runtime.machine import available_memory
 from dpad.runtime.precision import FULL, PACKED, step_name
 
+_LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no model's comes near
+
 
 @click.command("plan")
 @click.argument("model")
@@ -43,7 +45,7 @@ from dpad.runtime.precision import FULL, PACKED, step_name
     "--length",
     "lengths",
     multiple=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, _LONGEST),
     default=(1024,),
     show_default=True,
     help="Of the canvas, prompt included; repeat for several.",
