@@ -67,7 +67,7 @@ def test_results_say_what_was_measured_on_what(eval_bundle: Path, questions: Pat
     assert json.loads(ran.stdout) == document
     assert document.keys() == {
         *("schema_version", "task", "manifest_sha256", "data_sha256", "engine", "dpad", "options", "raw"),
-        *("data_seed", "shots", "metrics", "samples", "cost", "machine"),
+        *("data_seed", "shots", "preset", "metrics", "samples", "cost", "machine"),
     }
     assert document["schema_version"] == 1
     assert document["task"] == "gsm8k"

@@ -18,6 +18,7 @@ PRESETS = {
     "default": {"gen_length": 64, "threshold": 0.7},
     "lists": {"gen_length": 96, "cache": "dual", "schedule": {"gaussian": {"k": 3, "scale": 1.6, "window": 80}}},
     "whole": {"schedule": {"none": {}}},
+    "perplexity": {"gen_length": 32},
 }
 
 
@@ -47,7 +48,9 @@ def test_options_come_from_the_call_then_the_preset_then_the_default(bundle: Pat
             "w5 w6 w7", gen_length=32, cache="dual", schedule=dpad.Gaussian(3, 1.6, 32), threshold=0.9
         )
         assert by_name.canvas.tolist() == by_hand.canvas.tolist()
-        with pytest.raises(InvalidRequest, match="'essays' is not one of this bundle's: default, lists, whole"):
+        with pytest.raises(
+            InvalidRequest, match="'essays' is not one of this bundle's: default, lists, whole, perplexity"
+        ):
             model.options("essays")
 
 
@@ -81,9 +84,29 @@ def test_the_command_line_says_what_differs_from_the_preset(
     assert {name: seen[name] for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("arguments", "preset", "length"),
+    [
+        (["--task", "perplexity"], "perplexity", 32),
+        (["--task", "perplexity", "--preset", "whole", "--gen-length", "64"], "whole", 64),
+        (["--task", "long"], "default", 64),
+    ],
+)
+def test_a_measurement_names_its_preset(
+    bundle: Path, tmp_path: Path, arguments: list[str], preset: str, length: int
+) -> None:
+    """Fails if options that nobody asked for decide a result unseen."""
+    command = ["eval", str(bundle), "--limit", "1", "--mc-samples", "1", "--out", str(tmp_path / "out.json")]
+    ran = CliRunner().invoke(main, [*command, *arguments])
+    assert ran.exit_code == 0, ran.output
+    assert f"[onnxruntime-cpu, preset {preset}: " in ran.stderr
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert (document["preset"], document["options"]["gen_length"]) == (preset, length)
+
+
 def test_inspect_names_the_presets(bundle: Path) -> None:
     """Fails if nobody can find out what a bundle brings."""
-    assert "presets   default, lists, whole" in CliRunner().invoke(main, ["inspect", str(bundle)]).output
+    assert "presets   default, lists, whole, perplexity" in CliRunner().invoke(main, ["inspect", str(bundle)]).output
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,11 @@ _OPTIONS = (
         type=click.IntRange(0),
         help="CPU threads of the engine; 0 is every core.",
     ),
-    click.option("--preset", help="Options under a name that the bundle brings; those given here go before them."),
+    click.option(
+        "--preset",
+        help="Options under a name that the bundle brings; those given here go before them. Default: one called "
+        "default, and for `dpad eval` before it one called as the --task.",
+    ),
     _option("--gen-length", 128, "New tokens on the canvas."),
     _option("--block-length", 32, "Tokens decoded together."),
     _option("--cache", "prefix", "What is kept between the steps of a block.", type=click.Choice([*CACHES, BLOCKS])),

@@ -23,6 +23,7 @@ from dpad.evaluation.sandbox import Limits, Sandbox
 from dpad.evaluation.tasks import Task
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.presets import DEFAULT
 
 TASKS = ("problems", "long", "gsm8k", "humaneval", "perplexity")
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -37,7 +38,12 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
 
 @click.command("eval")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--task", "name", required=True, help=f"What to measure: {', '.join(TASKS)}.")
+@click.option(
+    "--task",
+    "name",
+    required=True,
+    help=f"What to measure: {', '.join(TASKS)}. Without --preset, the bundle's preset of that name counts, if any.",
+)
 @click.option("--data", type=_FILE, help="JSON lines, plain or gzipped: of gsm8k, humaneval, and texts for perplexity.")
 @click.option("--limit", type=click.IntRange(1), help=f"Samples. Default: all of --data, or {tasks.LIMIT}.")
 @click.option("--shots", default=0, show_default=True, type=click.IntRange(0), help="Worked examples before a problem.")
@@ -79,8 +85,8 @@ def command(
         raise DataError("--out names no file; give one, or leave --out out")
     task, settings = _task(name, raw, **asked, **limits)
     with load(directory, engine=engine, threads=threads) as model:
-        if arguments["preset"] is None and name in model.presets:
-            arguments["preset"] = name
+        if arguments["preset"] is None:
+            arguments["preset"] = next((preset for preset in (name, DEFAULT) if preset in model.presets), None)
         options = model.options(**chosen(model, arguments))
         options.check(model.engine.contract)
         if batch_size > (most := model.engine.contract.max_batch):
@@ -94,7 +100,7 @@ def command(
         settings = settings_of(bundle, task, options, model.engine.name, raw=raw, **settings)
         records = _records(task, work, settings, out and out.with_name(f"{out.name}.samples.jsonl"), batch_size)
     metrics = perplexities(records) if name == "perplexity" else mean_scores(records)
-    document = report(settings, records, metrics)
+    document = report({**settings, "preset": arguments["preset"]}, records, metrics)
     if out is not None:
         out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if as_json:
@@ -162,4 +168,5 @@ def _print(document: dict[str, Any]) -> None:
         table.add_row(name, f"{metric['value']:.4f}", "" if error is None else f"{error:.4f}")
     Console(highlight=False).print(table)
     cost = ", ".join(f"{part['mean']:.4g} {name}" for name, part in document["cost"].items())
-    click.echo(f"[{document['engine']}: {cost} a sample]", err=True)
+    preset = f", preset {document['preset']}" if document["preset"] else ""
+    click.echo(f"[{document['engine']}{preset}: {cost} a sample]", err=True)
