@@ -35,9 +35,9 @@ from dpad.runtime.generate import generate
 from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.onnx_engine import OnnxEngine
 from dpad.runtime.options import GenerationOptions, defaults
-from dpad.runtime.precision import DYNAMIC, rows_dtype, suffix
+from dpad.runtime.precision import DYNAMIC, rows_dtype
 from dpad.runtime.request import Request
-from dpad.runtime.select import Candidate, candidates, open_engine
+from dpad.runtime.select import Candidate, candidates, onnxruntime, open_engine
 from dpad.runtime.trt_engine import TrtEngine
 
 # Allowed difference of an output, as a share of its values: in float32 the largest difference
@@ -91,7 +91,7 @@ def compare_bundle(
         if candidate.obstacle is not None and wanted and len(_named(found, candidate.name)) == 1:
             raise EngineUnavailable(f"{candidate.name} cannot be compared here: {candidate.obstacle}")
         if candidate.obstacle is not None:
-            built = "not run here" if candidate.name.startswith("onnxruntime") else "built, not run here"
+            built = "not run here" if candidate.provider else "built, not run here"
             results.append(_header(candidate, built, candidate.obstacle))
         else:
             results.append(_compare(bundle, candidate, steps, seed, trajectories, progress))
@@ -114,11 +114,11 @@ def require_passed(report: dict[str, Any]) -> dict[str, Any]:
 
 def _comparable(bundle: Bundle, emulate: bool) -> list[Candidate]:
     """The engines of the bundle, and every step in ONNX Runtime on the CPU."""
-    found = [c for c in candidates(bundle, Machine.current()) if not c.name.startswith("onnxruntime-cpu")]
+    found = [c for c in candidates(bundle, Machine.current()) if c.provider != "cpu"]
     found = [replace(c, obstacle=c.obstacle or _unfed(c)) for c in found]
-    for name, step in bundle.manifest.steps.items():
-        cpu = Candidate(f"onnxruntime-cpu{suffix(name)}", name, step.onnx, None)
-        found.append(replace(cpu, obstacle=_UNCOMPUTED) if _is_bfloat16(cpu) and not emulate else cpu)
+    for name in bundle.manifest.steps:
+        uncomputed = rows_dtype(name) == "bfloat16" and not emulate
+        found.append(onnxruntime("cpu", name, bundle, _UNCOMPUTED if uncomputed else None))
     return found
 
 
@@ -126,7 +126,7 @@ _UNCOMPUTED = "ONNX Runtime's CPU provider has no bfloat16; dpad parity --emulat
 
 
 def _unfed(candidate: Candidate) -> str | None:
-    if candidate.name.startswith("onnxruntime") and _is_bfloat16(candidate):
+    if candidate.provider and _is_bfloat16(candidate):
         return "its steps are fed as numpy arrays, and numpy has no bfloat16"
     return None
 
@@ -187,14 +187,14 @@ def _seconds(engine: TorchEngine, feed: Feed) -> float:
 
 
 def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
-    if not candidate.name.startswith("onnxruntime-"):
+    if not candidate.provider:
         engine = open_engine(bundle, candidate.name)
         assert isinstance(engine, TrtEngine)
         return engine
-    path, contract, provider = bundle.path(candidate.file), bundle.manifest.contract, candidate.name.split("-")[1]
+    path, contract = bundle.path(candidate.file), bundle.manifest.contract
     if _is_bfloat16(candidate):
         return emulated_engine(path, contract)
-    return OnnxEngine(path, contract, candidate.dtype, provider)
+    return OnnxEngine(path, contract, candidate.dtype, candidate.provider)
 
 
 def compare_steps(

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.checks import is_integer
 from dpad.runtime.engine import Engine
-from dpad.runtime.errors import EngineMismatch, EngineUnavailable
+from dpad.runtime.errors import EngineMismatch, EngineUnavailable, InvalidRequest
 from dpad.runtime.extras import install
 from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.manifest import EngineEntry
@@ -43,18 +44,23 @@ _FIXED = "it cannot add to its cache block by block, as this block-causal model 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run the bundle: its name, the name of its step, the file, and what stands in the way (None: nothing)."""
+    """A way to run the bundle: its name, the name of its step, the file, and what stands in the way (None: nothing).
+
+    Either a plan, whose `entry` it is, or ONNX Runtime on a `provider`, "cpu" or "cuda".
+    """
 
     name: str
     dtype: str
     file: str
     obstacle: str | None
+    entry: EngineEntry | None = None
+    provider: str = ""
 
 
 def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
     """Everything in the bundle that could run, in the order in which `auto` tries it."""
     found = [
-        Candidate(_plan_name(entry), entry.dtype, entry.file, _plan_obstacle(entry, bundle, machine))
+        Candidate(_plan_name(entry), entry.dtype, entry.file, _plan_obstacle(entry, bundle, machine), entry)
         for entry in bundle.manifest.engines
     ]
     steps = bundle.manifest.steps
@@ -62,19 +68,18 @@ def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
         for provider, dtypes in (("cuda", _CUDA_DTYPES), ("cpu", _CPU_DTYPES)):
             name = next((name for dtype in dtypes if (name := step_name(dtype, weights)) in steps), None)
             if name is not None:
-                found.append(_onnxruntime(provider, name, bundle, machine))
+                found.append(onnxruntime(provider, name, bundle, _onnxruntime_obstacle(provider, machine)))
     if DYNAMIC in steps:
-        found.append(_onnxruntime("cpu", DYNAMIC, bundle, machine))
+        found.append(onnxruntime("cpu", DYNAMIC, bundle, _onnxruntime_obstacle("cpu", machine)))
     if bundle.manifest.contract.block_causal:
-        found = [
-            replace(c, obstacle=c.obstacle or _FIXED) if c.name.startswith("onnxruntime-cuda") else c for c in found
-        ]
+        found = [replace(c, obstacle=c.obstacle or _FIXED) if c.provider == "cuda" else c for c in found]
     return sorted(found, key=lambda candidate: is_quantized(candidate.dtype))
 
 
-def _onnxruntime(provider: str, step: str, bundle: Bundle, machine: Machine) -> Candidate:
-    obstacle = _onnxruntime_obstacle(provider, machine)
-    return Candidate(f"onnxruntime-{provider}{suffix(step)}", step, bundle.manifest.steps[step].onnx, obstacle)
+def onnxruntime(provider: str, step: str, bundle: Bundle, obstacle: str | None) -> Candidate:
+    """A step of the bundle in ONNX Runtime."""
+    name, file = f"onnxruntime-{provider}{suffix(step)}", bundle.manifest.steps[step].onnx
+    return Candidate(name, step, file, obstacle, provider=provider)
 
 
 def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
@@ -133,6 +138,8 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
 
     Quantized steps have to be asked for by name, unless the bundle has no other.
     """
+    if not is_integer(threads) or threads < 0:
+        raise InvalidRequest(f"threads {threads!r} must be an integer, 0 or more")
     machine = Machine.current()
     found = candidates(bundle, machine)
     if name == AUTO:
@@ -145,22 +152,20 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
     if chosen is None:
         known = ", ".join([AUTO, *(candidate.name for candidate in found)])
         raise EngineUnavailable(f"{bundle.directory} has no engine {name!r} (it has {known})")
-    entry = _entry(bundle, chosen)
-    if entry is not None and _missing(entry, machine) is None:
-        require_match(entry, bundle, machine)
+    if chosen.entry is not None and _missing(chosen.entry, machine) is None:
+        require_match(chosen.entry, bundle, machine)
     if chosen.obstacle is not None:
         raise EngineUnavailable(f"{name} cannot run here: {chosen.obstacle}")
     return _open(bundle, chosen, threads)
 
 
 def _open(bundle: Bundle, candidate: Candidate, threads: int) -> Engine:
-    entry = _entry(bundle, candidate)
-    if entry is not None:
-        return _open_plan(bundle, entry, candidate.name)
+    if candidate.entry is not None:
+        return _open_plan(bundle, candidate.entry, candidate.name)
     from dpad.runtime.onnx_engine import OnnxEngine
 
-    provider = candidate.name.split("-")[1]
-    return OnnxEngine(bundle.path(candidate.file), bundle.manifest.contract, candidate.dtype, provider, threads)
+    path, contract = bundle.path(candidate.file), bundle.manifest.contract
+    return OnnxEngine(path, contract, candidate.dtype, candidate.provider, threads)
 
 
 def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
@@ -178,11 +183,6 @@ def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
         host_code=entry.flags.version_compatible,
         kernel_cache=f"kernels-{bundle.manifest.files[entry.file].sha256[:32]}.cache",
     )
-
-
-def _entry(bundle: Bundle, candidate: Candidate) -> EngineEntry | None:
-    """The compiled engine behind a candidate; None for ONNX Runtime."""
-    return next((entry for entry in bundle.manifest.engines if entry.file == candidate.file), None)
 
 
 def _plan_name(entry: EngineEntry) -> str:

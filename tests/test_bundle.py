@@ -214,6 +214,13 @@ def test_a_closed_model_says_so(bundle: Path) -> None:
         model.generate("w5 w6", gen_length=32)
 
 
+@pytest.mark.parametrize("threads", [-1, True, "2", 1.0])
+def test_threads_are_a_number(bundle: Path, threads: Any) -> None:
+    """Fails if ONNX Runtime's own complaint about its arguments reaches the caller."""
+    with pytest.raises(errors.InvalidRequest, match="threads"):
+        dpad.load(bundle, threads=threads)
+
+
 def test_a_step_that_is_not_the_contracts_is_refused(bundle: Path) -> None:
     """Fails if an engine opens a graph whose sizes are others than those that inputs are checked against."""
     opened = Bundle.open(bundle)
