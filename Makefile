@@ -4,7 +4,7 @@
 # make help                the rest
 
 MODEL   ?= tiny
-OUT     ?= bundles/$(notdir $(MODEL))
+OUT     ?= bundles/$(notdir $(patsubst %/,%,$(MODEL)))
 TARGETS ?= onnx tensorrt-rtx
 PROMPT  ?= Tom has 6 books. Emma has 4 fewer books than Tom. How many books do they have together?
 ARGS    ?=

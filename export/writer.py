@@ -20,8 +20,9 @@ from pathlib import Path
 
 from dpad.export.digest import digest
 from dpad.export.progress import Progress
+from dpad.models.checkpoint import read_json
 from dpad.runtime import manifest as manifests
-from dpad.runtime.errors import ExportError
+from dpad.runtime.errors import CheckpointError, ExportError
 from dpad.runtime.manifest import FileEntry, Manifest
 
 _AT_FDCWD = -100
@@ -30,19 +31,19 @@ _RENAME_EXCHANGE = 2
 
 def stage_bundle(destination: Path) -> AbstractContextManager[Path]:
     """`stage_directory` for a bundle, which may take the place of another bundle."""
-    return stage_directory(destination, replaces=manifests.FILE_NAME)
+    return stage_directory(destination, replaces_bundle=True)
 
 
 @contextmanager
-def stage_directory(destination: Path, replaces: str | None = None) -> Iterator[Path]:
+def stage_directory(destination: Path, replaces_bundle: bool = False) -> Iterator[Path]:
     """A fresh directory that becomes `destination` when the block ends without an exception.
 
-    Raises `ExportError` if `destination` is neither empty nor holds the file `replaces`, or if writing fails.
+    Where `destination` is a link, what it leads to is replaced. Raises `ExportError` if that holds files, of a
+    bundle where `replaces_bundle` excepted, or if writing fails.
     """
-    destination = destination.absolute()
-    if destination.exists() and not _may_replace(destination, replaces):
-        wanted = "empty" if replaces is None else "a bundle"
-        raise ExportError(f"{destination} exists and is not {wanted}; choose another directory, or remove it")
+    destination = Path(os.path.realpath(destination))
+    if destination.exists():
+        _check_replaceable(destination, replaces_bundle)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(destination)
@@ -89,11 +90,29 @@ def link_tree(source: Path, target: Path) -> None:
                 shutil.copy2(path, copy)
 
 
-def _may_replace(destination: Path, marker: str | None) -> bool:
-    """An empty directory, or one with the file `marker`; never somebody's files."""
+def _check_replaceable(destination: Path, replaces_bundle: bool) -> None:
+    """Raise `ExportError`, naming the first, if files would be lost with `destination` that are no bundle's."""
     if not destination.is_dir():
-        return False
-    return (marker is not None and (destination / marker).is_file()) or not any(destination.iterdir())
+        raise ExportError(f"{destination} exists and is no directory; choose another, or move it away")
+    listed = _files_of_bundle(destination) if replaces_bundle else set()
+    wanted = "just a bundle" if replaces_bundle else "empty"
+    for path in destination.rglob("*"):
+        if not path.is_dir() and (name := path.relative_to(destination).as_posix()) not in listed:
+            raise ExportError(
+                f"{destination} exists and is not {wanted}: {name} would be lost; choose another directory, or move "
+                "the file away"
+            )
+
+
+def _files_of_bundle(directory: Path) -> set[str]:
+    """Names of all files of a bundle, of any schema; none where manifest.json is another program's, as of web apps."""
+    try:
+        data = read_json(directory / manifests.FILE_NAME)
+    except CheckpointError:
+        return set()
+    files = data.get("files")
+    ours = type(data.get("schema_version")) is int and isinstance(data.get("contract"), dict)
+    return {manifests.FILE_NAME, *files} if ours and isinstance(files, dict) else set()
 
 
 def _put_in_place(stage: Path, destination: Path) -> None:

@@ -78,9 +78,7 @@ class Bundle:
         for name in self.manifest.files:
             _check_inside(name, self._way_out())
         for name in sorted(_walk(self.directory, self._way_out()) - self.manifest.files.keys()):
-            raise UnlistedFile(
-                f"{self.directory / name} is not listed in the manifest; remove it, or {self._way_out()}"
-            )
+            raise UnlistedFile(f"{self.directory / name} is not listed in the manifest; move it out of the bundle")
         for name, entry in self.manifest.files.items():
             self._check_file(name, entry, hashes, advance)
 
@@ -148,7 +146,7 @@ def _walk(directory: Path, way_out: str) -> set[str]:
             if stat.S_ISLNK(mode):
                 raise SymlinkedFile(f"{path} is a symbolic link; a bundle holds plain files only; {way_out}")
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise UnlistedFile(f"{path} is not a plain file; remove it, or {way_out}")
+                raise UnlistedFile(f"{path} is not a plain file; move it out of the bundle")
         names.update((Path(parent) / file).relative_to(directory).as_posix() for file in files)
     return names - {manifests.FILE_NAME}
 

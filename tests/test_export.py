@@ -11,6 +11,7 @@ from checkpoints import random_weights, raw_config, write_checkpoint
 from safetensors.torch import load_file
 
 import dpad
+from dpad.commands.parity import put_report
 from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.runtime import errors
@@ -149,12 +150,54 @@ def test_a_failed_check_leaves_the_old_bundle(source: Path, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_somebody_elses_directory_is_not_replaced(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.txt": "years of work"},
+        {"manifest.json": '{"name": "a web app", "icons": []}', "index.html": ""},
+        {"manifest.json": '{"schema_version": "1", "contract": {}, "files": {}}'},
+        {"manifest.json": '{"schema_version": 1, "contract": {}, "files": ["src/a.py"]}', "src/a.py": ""},
+        {"manifest.json": '{"schema_version": 0, "contract": {}, "files": {"step.onnx": {}}}', "notes/today.md": ""},
+        {"manifest.json": "{"},
+    ],
+)
+def test_somebody_elses_directory_is_not_replaced(source: Path, tmp_path: Path, files: dict[str, str]) -> None:
     """Fails if --out can delete files that are no bundle."""
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(errors.ExportError, match="not a bundle"):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(errors.ExportError, match=f"not just a bundle: ({'|'.join(files)}) would be lost"):
         export(source, tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert contents(tmp_path) == {name: text.encode() for name, text in files.items()}
+
+
+def test_a_file_put_into_a_bundle_is_not_lost(source: Path, tmp_path: Path) -> None:
+    """Fails if making a bundle again deletes what a user left in it, or an older schema cannot be replaced."""
+    out = export(source, tmp_path / "out").directory
+    (out / "float32/notes.txt").write_text("measured by hand")
+    with pytest.raises(errors.UnlistedFile, match="notes.txt.*move it out"):
+        Bundle.open(out)
+    with pytest.raises(errors.ExportError, match="float32/notes.txt would be lost"):
+        export(source, out)
+    (out / "float32/notes.txt").unlink()
+    manifest = out / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    export(source, out)
+    Bundle.open(out)
+
+
+def test_a_link_to_a_bundle_stays_a_link(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if replacing a bundle through a link puts a directory in the link's place, or leaves a stage behind."""
+    bundle = export(source, tmp_path / "tiny-1")
+    (tmp_path / "current").symlink_to("tiny-1")
+    export(source, tmp_path / "current", max_batch=2)
+    assert Bundle.open(tmp_path / "tiny-1").manifest.contract.max_batch == 2
+    put_report(Bundle.open(tmp_path / "current"), {"passed": True}, Progress())
+    monkeypatch.chdir(bundle.directory / "float32")
+    put_report(Bundle.open(Path("..")), {"passed": False}, Progress())
+    assert (tmp_path / "current").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "tiny-1"]
+    assert Bundle.open(tmp_path / "current").path("parity.json").read_text() == '{\n "passed": false\n}\n'
 
 
 @pytest.mark.parametrize(
