@@ -49,6 +49,7 @@ FILES = {
         (("--task", "gsm8k", "--data", "good", "--gen-length", "33"), "InvalidRequest", "does not divide"),
         (("--task", "gsm8k", "--data", "good", "--batch-size", "64"), "InvalidRequest", "is over this bundle's "),
         (("--task", "gsm8k", "--data", "good", "--out", "no/such/out.json"), "DataError", "is no folder"),
+        (("--task", "gsm8k", "--data", "good", "--out", "BUNDLE/out.json"), "InvalidRequest", "lies in the bundle"),
         (("--task", "gsm8k", "--data", "good", "--out", "other"), "DataError", "is not a file of samples"),
         (("--task", "gsm8k", "--data", "good", "--out", "number"), "DataError", "is not a file of samples"),
         (("--task", "gsm8k", "--data", "good", "--out", ""), "DataError", "--out names no file"),
@@ -70,12 +71,14 @@ def test_mistakes_are_named(
     Path("broken.gz").write_bytes(b"\x1f\x8b\x08\x00broken")
     Path("other.samples.jsonl").write_text('{"a": 1}\n')
     Path("number.samples.jsonl").write_text('{"settings": 3}\n')
-    before = sorted(tmp_path.iterdir())
+    Path("link").symlink_to(eval_bundle)
+    arguments = tuple(argument.replace("BUNDLE", "link/float32") for argument in arguments)
+    before = sorted([*tmp_path.iterdir(), *eval_bundle.rglob("*")])
     ran = CliRunner().invoke(main, ["eval", str(eval_bundle), "--gen-length", "32", "--mc-samples", "1", *arguments])
     assert ran.exit_code == 1, ran.output
     assert ran.stderr.startswith(f"dpad: {kind}: ")
     assert said in ran.stderr
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted([*tmp_path.iterdir(), *eval_bundle.rglob("*")]) == before
 
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "0"])

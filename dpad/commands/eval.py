@@ -83,6 +83,8 @@ def command(
         raise DataError(f"{out.parent} is no folder; make it, or give another --out")
     if out == Path():
         raise DataError("--out names no file; give one, or leave --out out")
+    if out is not None and out.resolve().is_relative_to(directory.resolve()):
+        raise InvalidRequest(f"{out} lies in the bundle, which opens only with its own files; give another --out")
     task, settings = _task(name, raw, **asked, **limits)
     with load(directory, engine=engine, threads=threads) as model:
         if arguments["preset"] is None:
