@@ -16,7 +16,7 @@ from typing import Any
 
 from dpad.export.digest import digest
 from dpad.export.forecast import building
-from dpad.export.plan import build_plan, profiles
+from dpad.export.plan import build_plan, check_capability, profiles
 from dpad.export.plan import capabilities as capabilities_of
 from dpad.export.progress import Progress
 from dpad.models.checkpoint import read_headers
@@ -63,7 +63,7 @@ class EngineRecipe:
         if flags.strip_weights and flags.version_compatible:
             raise ExportError("a version-compatible plan cannot be refitted; leave --strip-weights out")
         compiled = [target for target in self.targets if target != "onnx"]
-        if not compiled and (flags != BuildFlags() or self.attention != "native"):
+        if not compiled and (flags != BuildFlags() or self.attention != "native" or self.capabilities):
             raise ExportError("options of compiled engines need one: add --target tensorrt or tensorrt-rtx")
         if "tensorrt-rtx" not in compiled:
             return
@@ -74,6 +74,13 @@ class EngineRecipe:
         ):
             if asked:
                 raise ExportError(f"target tensorrt-rtx: {why}")
+
+    def check_builders(self) -> None:
+        """Raise `ExportError` if a target's library is missing, or cannot build for one of the capabilities."""
+        for target in (target for target in self.targets if target != "onnx"):
+            trt = _import_builder(target)
+            for capability in self.capabilities:
+                check_capability(trt, capability)
 
 
 def build_engines(

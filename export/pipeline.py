@@ -106,7 +106,9 @@ class ExportSettings:
         if longest < checkpoint.config.block_length:
             raise ExportError(f"max_length {longest} is under one block of the model, {checkpoint.config.block_length}")
         capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
-        return replace(self, dtypes=dtypes, capabilities=capabilities if compiled else (), max_length=longest)
+        settings = replace(self, dtypes=dtypes, capabilities=capabilities, max_length=longest)
+        settings.recipe().check_builders()
+        return settings
 
     def _check_weights(self, checkpoint: Checkpoint) -> None:
         for form in (form for form in self.weights if form != FULL):

@@ -76,9 +76,7 @@ def build_plan(
     `dtype` is the name of the step, as the manifest has it.
     With `attention` "plugin" the file holds plugin nodes, whose plugins are registered first.
     """
-    if capability not in (known := capabilities(trt)):
-        here = ", ".join(known) or "none: it builds for this machine's GPU, and there is no GPU here"
-        raise EngineBuildError(f"{trt.__name__} cannot target compute capability {capability} (it knows {here})")
+    check_capability(trt, capability)
     if attention == "plugin":
         _register_plugins(trt, capability)
     logger = make_logger(trt)
@@ -108,6 +106,13 @@ def build_plan(
         )
     timings.save(config)
     return Plan(memoryview(data), logger.activations)
+
+
+def check_capability(trt: ModuleType, capability: str) -> None:
+    """Raise `EngineBuildError`, naming those that it can, if the library cannot target a compute capability."""
+    if capability not in (known := capabilities(trt)):
+        here = ", ".join(known) or "none: it builds for this machine's GPU, and there is no GPU here"
+        raise EngineBuildError(f"{trt.__name__} cannot target compute capability {capability} (it knows {here})")
 
 
 def _register_plugins(trt: ModuleType, capability: str) -> None:

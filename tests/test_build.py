@@ -129,23 +129,31 @@ REFUSED: dict[str, tuple[EngineRecipe, str]] = {
         "compiled for one compute capability",
     ),
     "attention": (EngineRecipe(("tensorrt",), (), (), "flash"), "'flash' is not one of native, plugin"),
+    "capability of no engine": (EngineRecipe(("onnx",), (), ("banana",)), "add --target"),
+    "no capability": (EngineRecipe(("tensorrt-rtx",), (), ("8.9", "banana")), "capability banana .*8.9"),
+    "capability of another library": (EngineRecipe(("tensorrt-rtx",), (), ("9.0",)), "capability 9.0 .*8.9"),
+    "no library": (EngineRecipe(("tensorrt",), (), ("8.9",)), r"needs tensorrt: .*\[tensorrt\]"),
 }
 
 
+class Idle(Progress):
+    """Fails where work begins."""
+
+    def task(self, description: str, total: int | None = None) -> Any:
+        raise AssertionError(description)
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_target_cannot_do_is_refused_with_the_reason(source: Path, tmp_path: Path, case: str) -> None:
-    """Fails if an option is silently dropped, or found out only after the weights were converted."""
+def test_what_a_target_cannot_do_is_refused_with_the_reason(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Fails if an option is silently dropped, or found out only after work has begun."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     recipe, words = REFUSED[case]
+    chosen = {"attention": recipe.attention, "flags": recipe.flags}
+    settings = ExportSettings(recipe.targets, ("float16",), recipe.capabilities, **chosen)
     with pytest.raises(errors.ExportError, match=words):
-        export(
-            source,
-            tmp_path / "out",
-            targets=recipe.targets,
-            dtypes=("float16",),
-            capabilities=("8.9",),
-            attention=recipe.attention,
-            flags=recipe.flags,
-        )
+        export_bundle(str(source), tmp_path / "out", settings, Idle())
     assert not list(tmp_path.iterdir())
 
 
