@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from bundles import write_source
 
+from dpad.commands.terminal import TerminalProgress
+
 
 def dpad(*arguments: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "dpad", *map(str, arguments)]
@@ -174,6 +176,20 @@ def test_errors_are_one_line_with_the_way_out(
     assert said in ran.stderr
     assert "Traceback" not in ran.stderr
     assert ran.stderr.startswith("dpad: ")
+
+
+@pytest.mark.parametrize("terminal", ["0", "1"])
+def test_progress_is_told_as_it_stands(
+    terminal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails if brackets in a path or a command are taken for markup, and left out or an error."""
+    monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+    progress = TerminalProgress()
+    with progress.task("copy a[b]/[/y].safetensors"):
+        progress.say("x[/y]: pip install 'dpad[rtx]' :x:")
+    told = capsys.readouterr().err
+    assert "x[/y]: pip install 'dpad[rtx]' :x:" in told
+    assert ("copy a[b]/[/y].safetensors" in told) is (terminal == "1")
 
 
 def test_errors_in_json_mode_are_json(bundle: Path) -> None:

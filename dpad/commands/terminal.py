@@ -15,16 +15,24 @@ _SMALL = 64 << 20  # bytes of weights
 
 
 class TerminalProgress(Progress):
-    """Draws tasks with rich; without a terminal, names those that took over a second."""
+    """Draws tasks with rich; without a terminal, names those that took over a second.
+
+    What is told is text: rich would take `dpad[rtx]` and paths with brackets for its markup, and `:x:` for a picture.
+    """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
         """A bar while the task runs, of which nothing stays; without a terminal, one line at its end."""
         if self._console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TimeElapsedColumn(),
+            )
             with Bars(*columns, console=self._console, transient=True) as bars:
                 task = bars.add_task(description, total=total)
                 yield lambda amount: bars.advance(task, amount)
