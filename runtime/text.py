@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding, Tokenizer
 
@@ -49,10 +50,9 @@ class TextCodec:
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{directory / 'tokenizer.json'} cannot be read: {error}") from error
         config = _read_config(directory / "tokenizer_config.json")
-        template_file = directory / "chat_template.jinja"
-        template = template_file.read_text(encoding="utf-8") if template_file.exists() else config.get("chat_template")
+        template = _read_template(directory / "chat_template.jinja", config)
         special = {key: _token_text(value) for key, value in config.items() if key.endswith("_token")}
-        return cls(tokenizer, {k: v for k, v in special.items() if v}, template if isinstance(template, str) else None)
+        return cls(tokenizer, {k: v for k, v in special.items() if v}, template)
 
     @property
     def has_chat_template(self) -> bool:
@@ -122,12 +122,13 @@ class TextCodec:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the checkpoint's chat template writes it, the assistant's turn opened at its end."""
         _check_messages(messages)
+        template = self._template
         try:
-            prompt = self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._variables
-            )
-        except TemplateError as error:
-            raise InvalidRequest(f"the chat template refused these messages: {error}") from error
+            prompt = template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._variables)
+        except Exception as error:  # a template is a program: what it adds or divides may raise anything
+            raise InvalidRequest(
+                f"the chat template refused these messages: {type(error).__name__}: {error}"
+            ) from error
         return str(prompt)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -142,11 +143,11 @@ class TextCodec:
     def _template(self) -> Any:
         if self._source is None:
             raise InvalidRequest("this checkpoint has no chat template; pass plain text (--raw) or token ids")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _raise_exception
         try:
             return environment.from_string(self._source)
-        except TemplateError as error:
+        except Exception as error:  # Jinja's own, and those of the Python that it writes: RecursionError, SyntaxError
             raise BundleError(f"the chat template is not valid Jinja: {error}") from error
 
 
@@ -168,9 +169,23 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
     return data if isinstance(data, dict) else {}
+
+
+def _read_template(path: Path, config: Mapping[str, Any]) -> str | None:
+    """The chat template in its own file, or that of tokenizer_config.json, which may be a list of them by name."""
+    if path.exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} cannot be read as text: {error}") from error
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _token_text(value: Any) -> str | None:

@@ -40,6 +40,17 @@ def test_a_template_in_the_tokenizer_config_is_used(folder: Path) -> None:
         json.dumps({"chat_template": "{{ eos_token }} w9", "eos_token": "<eos>"})
     )
     assert TextCodec.open(folder).encode_chat([{"role": "user", "content": "x"}]) == [1, 9]
+    several = [{"name": "tool_use", "template": "w7"}, {"name": "default", "template": "w8"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    assert TextCodec.open(folder).encode_chat([{"role": "user", "content": "x"}]) == [8]
+
+
+def test_a_template_may_leave_a_loop(folder: Path) -> None:
+    """Fails if a template that transformers takes is refused: there, loops have break and continue."""
+    (folder / "chat_template.jinja").write_text(
+        "{% for i in range(9) %}{% if i > 4 %}{% break %}{% endif %}w9 {% endfor %}"
+    )
+    assert TextCodec.open(folder).encode_chat([{"role": "user", "content": "x"}]) == [9] * 5
 
 
 @pytest.mark.parametrize(
@@ -48,19 +59,37 @@ def test_a_template_in_the_tokenizer_config_is_used(folder: Path) -> None:
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
         "{{ raise_exception('roles must alternate') }}",
+        "{{ 'a' + 1 }}",
+        "{{ 1 / 0 }}",
     ],
 )
 def test_a_template_cannot_reach_python_nor_change_its_input(folder: Path, template: str) -> None:
-    """Fails if a hostile checkpoint's template runs code, or its own refusal is not a request error."""
+    """Fails if a hostile checkpoint's template runs code, or its own refusal or mistake is not a request error."""
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(errors.InvalidRequest):
         TextCodec.open(folder).encode_chat([{"role": "user", "content": "w5"}])
 
 
-def test_a_template_that_is_no_jinja_is_a_bundle_error(folder: Path) -> None:
-    """Fails if a broken template surfaces as a Jinja traceback."""
-    (folder / "chat_template.jinja").write_text("{% for %}")
-    with pytest.raises(errors.BundleError, match="Jinja"):
+@pytest.mark.parametrize(
+    ("file", "written", "said"),
+    [
+        ("chat_template.jinja", b"{% for %}", "not valid Jinja"),
+        ("chat_template.jinja", b"{% if 1 %}" * 999, "not valid Jinja"),
+        ("chat_template.jinja", "Größe".encode("latin-1"), "chat_template.jinja cannot be read"),
+        ("chat_template.jinja", None, "chat_template.jinja cannot be read"),
+        ("tokenizer_config.json", None, "tokenizer_config.json cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_template_is_a_bundle_error(
+    folder: Path, file: str, written: bytes | None, said: str
+) -> None:
+    """Fails if a broken template, or a folder in the place of a file, surfaces as a traceback."""
+    (folder / file).unlink()
+    if written is None:
+        (folder / file).mkdir()
+    else:
+        (folder / file).write_bytes(written)
+    with pytest.raises(errors.BundleError, match=said):
         TextCodec.open(folder).encode_chat([{"role": "user", "content": "w5"}])
 
 
