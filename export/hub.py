@@ -3,10 +3,11 @@
     resolve("tiny")  resolve("llada")  resolve("GSAI-ML/LLaDA-1.5")  resolve("./checkpoint")
     read_config("llada")        # its config.json alone, for what needs no weights
 
-The local hub cache is used first; else the files are downloaded (config, safetensors and
-tokenizer only, never code); else the error says exactly which command to run.
+The local hub cache is used first; else the files are downloaded (config, safetensors,
+tokenizer and presets only, never code); else the error says exactly which command to run.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -45,6 +46,8 @@ _FILES = [
     "*.jinja",
     "vocab.json",
     "merges.txt",
+    "generation_config.json",
+    "presets.json",
 ]
 
 
@@ -70,6 +73,20 @@ def resolve(model: str, weights: bool = True) -> Source:
         names = ", ".join([*EMBEDDED, *HUB_IDS])
         raise CheckpointError(f"{model!r} is neither a directory, nor a hub id (owner/name), nor one of {names}")
     return Source(model.replace("/", "--"), hub_id, _snapshot(hub_id, weights))
+
+
+def published_id(source: Source, config: Mapping[str, Any]) -> str:
+    """The hub id of the published checkpoint that `source` is, else its label.
+
+    A download into a local directory keeps no id: the directory's name tells it, the one in `HUB_IDS` or the last
+    part of the id, or else what `config`, its config.json, calls itself.
+    """
+    known = {hub_id.rsplit("/", 1)[1].lower(): hub_id for hub_id in HUB_IDS.values()} | HUB_IDS
+    for told in (source.label, source.directory.resolve().name, config.get("_name_or_path")):
+        name = str(told).rstrip("/").rsplit("/", 1)[-1].lower()
+        if name in known:
+            return known[name]
+    return source.label
 
 
 def read_config(model: str) -> dict[str, Any]:

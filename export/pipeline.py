@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from dpad.export import trace, weights, writer
 from dpad.export.engines import HALF, EngineRecipe, build_engines, default_capability
-from dpad.export.hub import Source, resolve
+from dpad.export.hub import Source, published_id, resolve
 from dpad.export.pack import Packing, place_packed
 from dpad.export.packed_graph import unpack_weights
 from dpad.export.progress import Progress
@@ -154,6 +154,7 @@ def export_bundle(
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
         tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)
+        presets = _presets(source, checkpoint, progress)
         place = partial(
             _export_step, source, checkpoint, stage, settings.group, progress, _tracer(checkpoint, contract, progress)
         )
@@ -167,7 +168,7 @@ def export_bundle(
             steps=steps,
             engines=engines,
             tokenizer=tuple(f"tokenizer/{name}" for name in tokenizer),
-            presets=presets_of(source.label, checkpoint.directory),
+            presets=presets,
             provenance=provenance,
             parity=None,
         )
@@ -203,6 +204,16 @@ def make_contract(checkpoint: Checkpoint, settings: ExportSettings) -> StepContr
         window=settings.window,
         block_causal=config.block_length > 0,
     )
+
+
+def _presets(source: Source, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
+    """What the checkpoint brings, which is said: a local directory is only taken for a published one."""
+    hub_id = published_id(source, checkpoint.raw_config)
+    presets = presets_of(hub_id, checkpoint.directory, checkpoint.config.eos_token_id)
+    taken = f" (the checkpoint is taken for {hub_id})" if hub_id != source.label else ""
+    if presets:
+        progress.say(f"presets: {', '.join(presets)}{taken}")
+    return presets
 
 
 def _previous(out: Path) -> Bundle | None:

@@ -37,9 +37,7 @@ _LIBRARIES = (
 def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Source, hashes of its files, library versions and settings, with a key over all of them."""
     files = [checkpoint.directory / "config.json", *checkpoint.shards]
-    files += [
-        path for name in (*tokenizer.SOURCES, presets.FILE_NAME) if (path := checkpoint.directory / name).exists()
-    ]
+    files += [path for name in (*tokenizer.SOURCES, *presets.SOURCES) if (path := checkpoint.directory / name).exists()]
     with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
         hashes = {path.name: digest(path, advance) for path in files}
     described = {

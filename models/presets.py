@@ -1,19 +1,21 @@
 """Decoding presets of known checkpoints, and those that a checkpoint brings itself.
 
-    presets_of("GSAI-ML/LLaDA-1.5", directory)
+    presets_of("GSAI-ML/LLaDA-1.5", directory, eos_token_id)
 
 The table is that of the DPad paper (arXiv 2508.14148): k, scale and window of the suffix dropout for each task
 and length, blocks of 32, greedy, threshold 0.9. SDAR's chat template ends a turn with <|im_end|>, which its config.json
-does not count as EOS. A file `presets.json` beside config.json adds to it; its
-format is that of `dpad.runtime.presets`.
+does not count as EOS; other checkpoints say so in generation_config.json. A file `presets.json` beside config.json
+adds to both; its format is that of `dpad.runtime.presets`.
 """
 
 from pathlib import Path
 from typing import Any
 
 from dpad.models.checkpoint import read_json
+from dpad.runtime.errors import CheckpointError
 
-FILE_NAME = "presets.json"
+FILE_NAME, ENDS = "presets.json", "generation_config.json"
+SOURCES = (FILE_NAME, ENDS)
 
 
 def _preset(gen_length: int, k: float, scale: float, window: int) -> dict[str, Any]:
@@ -47,7 +49,27 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def presets_of(label: str, directory: Path) -> dict[str, Any]:
-    """Presets by name of the checkpoint `label` (a hub id) in `directory`; its own file counts last."""
+def presets_of(hub_id: str, directory: Path, eos_token_id: int) -> dict[str, Any]:
+    """Presets by name of the checkpoint `hub_id` in `directory`; its own file counts last.
+
+    Where generation_config.json ends text at other tokens than `eos_token_id`, that of config.json, every preset
+    has them that names none itself, and so has `default`. Raises `CheckpointError` for files that cannot be read.
+    """
     own = directory / FILE_NAME
-    return {**PUBLISHED.get(label, {}), **(read_json(own) if own.exists() else {})}
+    presets = {**PUBLISHED.get(hub_id, {}), **(read_json(own) if own.exists() else {})}
+    ends = _ends_of_text(directory / ENDS)
+    if set(ends) <= {eos_token_id}:
+        return presets
+    return {
+        name: {"eos_token_ids": ends, **preset} if isinstance(preset, dict) else preset
+        for name, preset in {"default": {}, **presets}.items()
+    }
+
+
+def _ends_of_text(path: Path) -> list[int]:
+    """`eos_token_id` of generation_config.json, one or several; none without the file."""
+    told = read_json(path).get("eos_token_id") if path.exists() else None
+    ids = told if isinstance(told, list) else [] if told is None else [told]
+    if not all(type(token) is int for token in ids):
+        raise CheckpointError(f"{path}: eos_token_id {told!r} is neither a token id nor a list of them")
+    return ids

@@ -131,7 +131,7 @@ def test_lengths_and_masks_that_config_json_leaves_out(tmp_path: Path) -> None:
 def test_sdar_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
     """Fails if <|im_end|>, which is not the EOS of SDAR's config.json, does not end the text by itself."""
     contract = StepContract("sdar", 2, 2, 1, 32, 151936, 151669, 151643, 0, 4, 256, 4, 32, block_causal=True)
-    preset = read_presets(presets_of("JetLM/SDAR-4B-Chat", tmp_path))["default"]
+    preset = read_presets(presets_of("JetLM/SDAR-4B-Chat", tmp_path, contract.eos_token_id))["default"]
     options = GenerationOptions(**{**defaults(contract), **preset})
     options.check(contract)
     assert options.eos_token_ids is not None and 151645 in options.eos_token_ids

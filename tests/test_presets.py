@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from bundles import export, write_source
+from checkpoints import EOS
 from click.testing import CliRunner
 
 import dpad
 from dpad.cli import main
+from dpad.export.hub import published_id, resolve
 from dpad.models.presets import PUBLISHED, presets_of
 from dpad.runtime.errors import InvalidRequest, ManifestError
 from dpad.runtime.presets import name_of, read_presets, schedule_named
@@ -28,6 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("presets")
     source = write_source(folder / "source")
     (source / "presets.json").write_text(json.dumps(PRESETS))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, EOS], "temperature": 0.7}))
     return export(source, folder / "bundle").directory
 
 
@@ -37,6 +40,7 @@ def test_options_come_from_the_call_then_the_preset_then_the_default(bundle: Pat
         assert list(model.presets) == list(PRESETS)
         plain = model.options()
         assert (plain.gen_length, plain.threshold, plain.cache) == (64, 0.7, "prefix")
+        assert plain.eos_token_ids == model.options("whole").eos_token_ids == [5, EOS]
         lists = model.options("lists", cache="none")
         assert (lists.gen_length, lists.cache, lists.threshold) == (96, "none", 0.9)
         assert lists.schedule == dpad.Gaussian(3, 1.6, 80)
@@ -144,7 +148,48 @@ def test_published_presets_can_be_read_and_a_checkpoint_adds_its_own(tmp_path: P
         for preset in read_presets(presets).values():
             options = dpad.GenerationOptions(**preset)
             options.schedule.check(options.gen_length, options.block_length)
-        assert presets_of(label, tmp_path) == presets
+        assert presets_of(label, tmp_path, 1) == presets
     (tmp_path / "presets.json").write_text('{"gsm8k": {"gen_length": 512}}')
-    assert presets_of("GSAI-ML/LLaDA-1.5", tmp_path)["gsm8k"] == {"gen_length": 512}
-    assert presets_of("somebody/else", tmp_path) == {"gsm8k": {"gen_length": 512}}
+    assert presets_of("GSAI-ML/LLaDA-1.5", tmp_path, 1)["gsm8k"] == {"gen_length": 512}
+    assert presets_of("somebody/else", tmp_path, 1) == {"gsm8k": {"gen_length": 512}}
+
+
+@pytest.mark.parametrize(
+    ("told", "default"),
+    [
+        (7, {"eos_token_ids": [7]}),
+        ([7, 1], {"eos_token_ids": [7, 1]}),
+        (1, None),
+        ([1], None),
+        (None, None),
+    ],
+)
+def test_the_end_of_text_comes_with_the_checkpoint(tmp_path: Path, told: Any, default: Any) -> None:
+    """Fails if generation stops at fewer tokens than generation_config.json names, or a preset's own are overruled."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": told}))
+    assert presets_of("somebody/else", tmp_path, 1) == ({} if default is None else {"default": default})
+    (tmp_path / "presets.json").write_text('{"a": {"gen_length": 32}, "b": {"eos_token_ids": [9]}}')
+    presets = presets_of("somebody/else", tmp_path, 1)
+    assert presets["a"] == {"gen_length": 32, **(default or {})}
+    assert presets["b"] == {"eos_token_ids": [9]}
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "hub_id"),
+    [
+        ("sdar-4b-chat", {}, "JetLM/SDAR-4B-Chat"),
+        ("llada", {}, "GSAI-ML/LLaDA-8B-Instruct"),
+        ("LLaDA-1.5", {"_name_or_path": "GSAI-ML/LLaDA-8B-Instruct"}, "GSAI-ML/LLaDA-1.5"),
+        ("mine", {"_name_or_path": "/data/SDAR-8B-Chat/"}, "JetLM/SDAR-8B-Chat"),
+        ("mine", {"_name_or_path": None}, None),
+        ("llada-tuned", {}, None),
+    ],
+)
+def test_a_published_checkpoint_is_known_in_a_local_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, config: dict[str, Any], hub_id: str | None
+) -> None:
+    """Fails if a download into a directory loses the presets of its repository, or another gets them."""
+    (tmp_path / folder).mkdir()
+    assert published_id(resolve(f"{tmp_path}/{folder}/"), config) == (hub_id or str(tmp_path / folder))
+    monkeypatch.chdir(tmp_path / folder)
+    assert published_id(resolve("."), config) == (hub_id or ".")
