@@ -24,6 +24,7 @@ from dpad.export.packed_graph import unpack_weights
 from dpad.export.progress import Progress
 from dpad.export.provenance import describe
 from dpad.export.quantize import quantize_step
+from dpad.export.rehearsal import rehearse
 from dpad.export.tokenizer import place_tokenizer
 from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
 from dpad.models.presets import presets_of
@@ -155,6 +156,7 @@ def export_bundle(
     with writer.stage_bundle(out) as stage:
         tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)
         presets = _presets(source, checkpoint, progress)
+        rehearse(checkpoint.directory, stage / "tokenizer", presets, contract)
         place = partial(
             _export_step, source, checkpoint, stage, settings.group, progress, _tracer(checkpoint, contract, progress)
         )

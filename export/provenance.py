@@ -18,6 +18,7 @@ from dpad.export.hub import Source
 from dpad.export.progress import Progress
 from dpad.models import presets
 from dpad.models.checkpoint import Checkpoint
+from dpad.runtime.errors import CheckpointError
 from dpad.runtime.machine import library_version
 
 _LIBRARIES = (
@@ -35,11 +36,17 @@ _LIBRARIES = (
 
 
 def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Source, hashes of its files, library versions and settings, with a key over all of them."""
+    """Source, hashes of its files, library versions and settings, with a key over all of them.
+
+    Raises `CheckpointError` for a file that cannot be read, such as a directory of that name.
+    """
     files = [checkpoint.directory / "config.json", *checkpoint.shards]
     files += [path for name in (*tokenizer.SOURCES, *presets.SOURCES) if (path := checkpoint.directory / name).exists()]
-    with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
-        hashes = {path.name: digest(path, advance) for path in files}
+    try:
+        with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
+            hashes = {path.name: digest(path, advance) for path in files}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}; download it again") from error
     described = {
         "source": source.label,
         "source_files": hashes,

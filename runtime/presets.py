@@ -34,7 +34,7 @@ def read_presets(data: Mapping[str, Any]) -> dict[str, Preset]:
             wrong = (
                 f"holds {unknown[0]!r}, which is no decoding option" if isinstance(preset, Mapping) else "is no object"
             )
-            raise ManifestError(f"preset {name!r} {wrong}; export the bundle again")
+            raise ManifestError(f"preset {name!r} {wrong}; mend it, and export the bundle again")
         schedule = {"schedule": _schedule(name, preset["schedule"])} if "schedule" in preset else {}
         presets[name] = {**preset, **schedule}
     return presets
@@ -65,4 +65,5 @@ def _schedule(preset: str, value: Any) -> SuffixSchedule:
         own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
         if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
             return SCHEDULES[name](**parameters)
-    raise ManifestError(f"preset {preset!r} has a schedule that cannot be read: {value!r}; export the bundle again")
+    told = f"preset {preset!r} has a schedule that cannot be read: {value!r}"
+    raise ManifestError(f"{told}; mend it, and export the bundle again")
