@@ -14,6 +14,8 @@ from bundles import write_source
 
 from dpad.commands.terminal import TerminalProgress
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def dpad(*arguments: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "dpad", *map(str, arguments)]
@@ -190,6 +192,14 @@ def test_progress_is_told_as_it_stands(
     told = capsys.readouterr().err
     assert "x[/y]: pip install 'dpad[rtx]' :x:" in told
     assert ("copy a[b]/[/y].safetensors" in told) is (terminal == "1")
+
+
+@pytest.mark.parametrize("model", ["checkpoint", "./checkpoint/", "owner/checkpoint"])
+def test_make_names_a_bundle_after_its_model(model: str) -> None:
+    """Fails if a slash behind the directory's name makes all of bundles/ the bundle."""
+    command = ["make", "-n", "export", f"MODEL={model}"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert f"dpad export {model} --out bundles/checkpoint " in ran.stdout
 
 
 def test_errors_in_json_mode_are_json(bundle: Path) -> None:

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from bundles import write_source
 
@@ -51,6 +53,20 @@ def test_what_is_not_here_says_which_command_fetches_it(tmp_path: Path) -> None:
     assert ran.returncode == 1
     assert f"hf download {HUB_IDS['dream']}" in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_download_brings_what_says_how_to_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the files with the end of text or with presets stay behind on the hub, or code is fetched."""
+    published = ("config.json", "generation_config.json", "presets.json", "modeling_sdar.py", "pytorch_model.bin")
+
+    def download(hub_id: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        for name in published:
+            if not local_files_only and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert sorted(path.name for path in resolve("sdar-4b").directory.iterdir()) == sorted(published[:3])
 
 
 @pytest.mark.parametrize("model", ["", "./nowhere", "/nowhere", "a/b/c", "lada", "~/model"])
