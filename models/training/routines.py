@@ -39,9 +39,9 @@ def count(rng: random.Random, least: int = 4, most: int = 300) -> Example:
 
 
 def crossing(rng: random.Random) -> Example:
-    """Counting past a hundred, half of the time to a number that ends like one or more before it."""
+    """Counting past a hundred, part of the time to a number that ends like one or more before it."""
     step = rng.choice((1, 1, 2, 5, 10, 10))
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         apart = 100 * rng.choice((1, 1, 2, 3))
         return _counted(rng, rng.randint(1, 999 - apart), step, apart // step + 1)
     terms = _terms(rng, 3, 9)
