@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import index
 from typing import Protocol
 
 import numpy as np
@@ -120,10 +121,14 @@ class Explicit:
         """From absolute canvas positions per block, for a prompt of `prompt_length` tokens.
 
         `positions[b]` may name only positions behind block b, which ends before canvas
-        position prompt_length + (b + 1) · block_length. Requests of other lengths are refused.
+        position prompt_length + (b + 1) · block_length. Requests of other lengths are refused. Positions are whole
+        numbers of any kind, elements of arrays and tensors too; others raise `InvalidRequest`.
         """
         ends = [prompt_length + (b + 1) * block_length for b in range(len(positions))]
-        distances = tuple(tuple(p - end for p in kept) for kept, end in zip(positions, ends))
+        try:
+            distances = tuple(tuple(index(p) - end for p in kept) for kept, end in zip(positions, ends))
+        except TypeError as error:
+            raise InvalidRequest(f"suffix positions must be lists of integers, one for each block: {error}") from None
         return cls(distances, prompt_length, block_length)
 
     def check_prompt(self, length: int) -> None:

@@ -1,9 +1,11 @@
 """DPad's suffix schedules: the published keep probabilities, the window, seeds, explicit positions."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,6 +131,18 @@ def test_explicit_from_positions() -> None:
     assert schedule.keep(0, 32, 48, rng).tolist() == [0, 4, 15]
     assert schedule.keep(1, 16, 48, rng).tolist() == [0, 15]
     assert schedule.keep(2, 0, 48, rng).tolist() == []
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
+def test_positions_may_be_of_any_whole_kind(kind: Any) -> None:
+    """Fails if positions that another decoder recorded in arrays or tensors have to be converted by hand."""
+    given = [kind([26, 30]), kind([42])]
+    schedule = Explicit.from_positions(given, prompt_length=10, block_length=16)
+    assert schedule == Explicit(((0, 4), (0,)))
+    schedule.check(48, 16)
+    for broken in ([[26.5]], [26], [["26"]]):
+        with pytest.raises(InvalidRequest, match="lists of integers"):
+            Explicit.from_positions(broken, prompt_length=10, block_length=16)  # type: ignore[arg-type]
 
 
 BAD: dict[str, tuple[SuffixSchedule, str]] = {
