@@ -8,12 +8,11 @@ use, and it is the checkpoint's files that have to be mended.
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError, InvalidRequest
-from dpad.runtime.model import DiffusionModel
+from dpad.runtime.presets import read_presets, resolve
 from dpad.runtime.text import TextCodec
 
 _MESSAGE = {"role": "user", "content": "What is 53 + 34?"}
@@ -28,12 +27,12 @@ def rehearse(source: Path, tokenizer: Path, presets: Mapping[str, Any], contract
         _wrap_a_message(source, tokenizer)
     origin = f"{source}, presets.json or generation_config.json"
     try:
-        model = DiffusionModel(SimpleNamespace(contract=contract), None, presets)  # type: ignore[arg-type]
+        read = read_presets(presets)
     except BundleError as error:
         raise CheckpointError(f"{origin}: {error}") from error
-    for name in presets:
+    for name in read:
         try:
-            model.options(name).check(contract)
+            resolve(read, contract, name).check(contract)
         except InvalidRequest as error:
             raise CheckpointError(f"{origin}: preset {name!r}: {error}; mend it, and export again") from error
 

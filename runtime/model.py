@@ -12,7 +12,7 @@ Names it does not know are an error.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -25,10 +25,9 @@ from dpad.runtime.checks import is_integer
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.generate import StepEvent, generate
-from dpad.runtime.options import GenerationOptions, defaults
-from dpad.runtime.presets import DEFAULT, read_presets
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.presets import read_presets, resolve
 from dpad.runtime.request import Request
-from dpad.runtime.suffix import Gaussian, Uniform
 from dpad.runtime.text import Message, TextCodec
 
 OnStep = Callable[[StepEvent], None]
@@ -97,16 +96,7 @@ class DiffusionModel:
         The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and
         options raise `InvalidRequest`.
         """
-        if preset is not None and preset not in list(self.presets):
-            raise InvalidRequest(f"preset {preset!r} is not one of this bundle's: {', '.join(self.presets) or 'none'}")
-        base = {**defaults(self.engine.contract), **self.presets.get(preset or DEFAULT, {})}
-        length, schedule = options.get("gen_length", base.get("gen_length")), base.get("schedule")
-        if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and is_integer(length):
-            base["schedule"] = replace(schedule, window=max(1, min(schedule.window, length)))
-        try:
-            return GenerationOptions(**{**base, **options})
-        except TypeError as error:
-            raise InvalidRequest(str(error).replace("GenerationOptions.__init__()", "generate()")) from None
+        return resolve(self.presets, self.engine.contract, preset, **options)
 
     def request(self, prompt: Prompt, *, raw: bool = False, suffix: str | None = None) -> Request:
         """A prompt as token ids.

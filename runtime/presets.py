@@ -8,11 +8,13 @@ parameters. The one called `default` counts wherever no other is asked for.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
+from dpad.runtime.checks import is_integer
+from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest, ManifestError
-from dpad.runtime.options import GenerationOptions
+from dpad.runtime.options import GenerationOptions, defaults
 from dpad.runtime.suffix import Full, Gaussian, SuffixSchedule, Uniform
 
 DEFAULT = "default"
@@ -38,6 +40,26 @@ def read_presets(data: Mapping[str, Any]) -> dict[str, Preset]:
         schedule = {"schedule": _schedule(name, preset["schedule"])} if "schedule" in preset else {}
         presets[name] = {**preset, **schedule}
     return presets
+
+
+def resolve(
+    presets: Mapping[str, Preset], contract: StepContract, preset: str | None = None, **options: Any
+) -> GenerationOptions:
+    """Options over those of `preset`, else over the preset `default`, over what the model of `contract` needs.
+
+    The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and options raise
+    `InvalidRequest`.
+    """
+    if preset is not None and preset not in list(presets):
+        raise InvalidRequest(f"preset {preset!r} is not one of this bundle's: {', '.join(presets) or 'none'}")
+    base = {**defaults(contract), **presets.get(preset or DEFAULT, {})}
+    length, schedule = options.get("gen_length", base.get("gen_length")), base.get("schedule")
+    if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and is_integer(length):
+        base["schedule"] = replace(schedule, window=max(1, min(schedule.window, length)))
+    try:
+        return GenerationOptions(**{**base, **options})
+    except TypeError as error:
+        raise InvalidRequest(str(error).replace("GenerationOptions.__init__()", "generate()")) from None
 
 
 def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: Any) -> SuffixSchedule:
