@@ -1,8 +1,8 @@
 """`Journal`: finished samples on disk, so that a run that was stopped can go on.
 
     with Journal.open(path, settings) as journal:
-        journal.records                  # key -> record of an earlier run
-        journal.add({"key": key, ...})   # on disk when it returns
+        journal.records                     # key -> record of an earlier run
+        journal.add({"key": key} | found)   # on disk when it returns
 
 The first line holds the settings. A last line that was cut off while it was written is dropped. A
 journal of other settings is refused, never overwritten.

@@ -1,6 +1,6 @@
 """`evaluate`: a task over a model, batch by batch, each finished sample kept at once.
 
-    with Journal.open(path, settings_of(bundle, task, options)) as journal:
+    with Journal.open(path, settings_of(bundle, task, options, engine)) as journal:
         records = evaluate(task.samples, generate_answers(model, task, options), journal, batch_size=4)
 
 Rows of a batch give what they would give alone, so the batch size is no setting of a run.

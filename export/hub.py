@@ -1,6 +1,6 @@
 """Resolves MODEL to a checkpoint directory: a name, a hub id or a local path.
 
-    resolve("tiny")  resolve("llada")  resolve("GSAI-ML/LLaDA-1.5")  resolve("./checkpoint")
+    resolve("tiny"), resolve("llada"), resolve("GSAI-ML/LLaDA-1.5"), resolve("./checkpoint")
     read_config("llada")        # its config.json alone, for what needs no weights
 
 The local hub cache is used first; else the files are downloaded (config, safetensors,

@@ -1,6 +1,6 @@
 """`export_bundle`: checkpoint to bundle, the whole way.
 
-    manifest = export_bundle("tiny", Path("bundles/tiny"), ExportSettings(), progress)
+    bundle, is_new = export_bundle("tiny", Path("bundles/tiny"), ExportSettings(), progress)
 
 Weights are placed, the step is traced once a dtype, checked, compiled for the targets,
 compared with PyTorch, and only then put in place.

@@ -1,7 +1,7 @@
 """`stage_bundle`: builds a bundle beside its destination and puts it in place in one step.
 
     with stage_bundle(Path("bundles/tiny")) as stage:
-        ...write files below stage...
+        ...  # write files below stage
         write_manifest(stage, manifest, progress)
     # bundles/tiny is now the new bundle; on an exception it is what it was before
 

@@ -1,1 +1,1 @@
-"""The sparse suffix attention op and its faces (torch, ONNX)."""
+"""The sparse suffix attention op and its faces (torch, ONNX, Triton, TensorRT)."""

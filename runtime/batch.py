@@ -2,7 +2,7 @@
 
     batch = Batch(requests, options, contract)
     batch.start_block(0)
-    inputs = batch.step_inputs(refresh=True, engine=engine)
+    inputs = batch.step_inputs(batch.masks(batch.lines), refresh=True, engine=engine, want_logits=False)
 
 Rows of unequal length share one array: each row keeps its own positions from 0, what lies
 behind its canvas is never gathered, and shorter index rows are padded with -1. A row

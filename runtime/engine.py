@@ -1,6 +1,6 @@
 """`Engine`: opens one artifact and runs one denoising step. The only seam to a backend.
 
-    with OnnxEngine(path, contract) as engine:
+    with OnnxEngine(path, contract, "float32") as engine:
         cache = engine.new_cache(batch=1, slots=canvas.shape[1])
         outputs = engine.step(StepInputs(canvas, gather, cached, rows, write_back=True), cache)
 

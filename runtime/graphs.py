@@ -1,7 +1,7 @@
 """`Graphs`: steps recorded as CUDA graphs, one a shape and set of buffers.
 
     if not graphs.launch(key):
-        ...run the step eagerly...
+        ...  # run the step eagerly
         if graphs.wanted(key):
             graphs.capture(key, owner, queue_the_step)
 

@@ -1,4 +1,4 @@
-"""The logger that TensorRT and TensorRT-RTX are given: it keeps errors for an exception and prints nothing.
+r"""The logger that TensorRT and TensorRT-RTX are given: it keeps errors for an exception and prints nothing.
 
 logger = make_logger(trt)
 raise EngineError("...:\n" + logger.words())

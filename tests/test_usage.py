@@ -1,0 +1,58 @@
+"""The usage lines of module docstrings call what there is, with arguments that it takes."""
+
+import ast
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from functools import reduce
+from importlib import import_module
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("plugins", "runtime", "models", "export", "evaluation")
+TREES = {
+    ".".join(("dpad", *path.relative_to(ROOT).with_suffix("").parts)): ast.parse(path.read_text())
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+DEFINED = Counter(part.name for tree in TREES.values() for part in tree.body if hasattr(part, "name"))
+
+
+def usage(name: str) -> Iterator[ast.Call]:
+    """Calls in those paragraphs of a docstring that are Python, but those that leave arguments out (`...`)."""
+    for paragraph in (ast.get_docstring(TREES[name], clean=False) or "").split("\n\n")[1:]:
+        try:
+            nodes = list(ast.walk(ast.parse(dedent(paragraph))))
+        except SyntaxError:  # prose, a table, a tree, or a line for the shell
+            continue
+        yield from (n for n in nodes if isinstance(n, ast.Call) and "..." not in map(ast.unparse, n.args))
+
+
+def signature(name: str, function: ast.expr) -> inspect.Signature | None:
+    """That of `f` or `f.part`, in the module or the only one that defines it; of `x.f`, the module's only method `f`.
+
+    None where there is no such thing, or it is an exception, which takes anything.
+    """
+    module, (first, *rest) = import_module(name), ast.unparse(function).split(".")
+    if not hasattr(module, first) and DEFINED[first] == 1:
+        module = import_module(next(n for n, t in TREES.items() if first in [getattr(p, "name", "") for p in t.body]))
+    if hasattr(module, first):
+        found = reduce(getattr, rest, getattr(module, first))
+        return None if inspect.isclass(found) and issubclass(found, Exception) else inspect.signature(found)
+    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == name]
+    methods = [vars(kind)[rest[0]] for kind in kinds if len(rest) == 1 and rest[0] in vars(kind)]
+    return inspect.signature(methods[0].__get__(object(), object)) if len(methods) == 1 else None
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if any(usage(name))])
+def test_usage_binds(name: str) -> None:
+    """Fails if a usage line leaves out an argument that is required, or gives one that there is not."""
+    for call in usage(name):
+        if (taken := signature(name, call.func)) is not None:
+            try:
+                taken.bind(*call.args, **{str(word.arg): word.value for word in call.keywords})
+            except TypeError as error:
+                pytest.fail(f"{ast.unparse(call)}: {error}", pytrace=False)
