@@ -181,6 +181,15 @@ def test_every_error_is_in_the_tree_that_documents_them() -> None:
         assert kind.__name__ in (errors.__doc__ or "")
 
 
+@pytest.mark.parametrize("folder", [*FOLDERS, "benchmarks"])
+def test_the_tree_of_the_readme_is_true(folder: str) -> None:
+    """Fails if a file is added or moved and the tree does not say what it is, or names one that is gone."""
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
+    (section,) = re.findall(rf"^    {folder}/ .*\n(?:     .*\n)*", tree, re.MULTILINE)
+    files = {path.name for within in (".", "training") for path in (ROOT / folder / within).glob("[!_]*.py")}
+    assert set(re.findall(r"\w+\.py\b", section)) == files
+
+
 def test_files_stay_readable() -> None:
     """Fails if a source file grows past 300 lines: a second noun hides in it."""
     for folder in (*FOLDERS, "dpad", "dpad/commands", "tests"):
