@@ -134,7 +134,7 @@ def main(
             measure.say(f"{count} requests in batches of {', '.join(calls)}, {rounds + 1} rounds")
             found = measure.interleaved(calls, rounds)
             wasted = {size: waste(opened, requests, size, options) for size in sizes}
-        name = dpad.Bundle.open(directory, hashes=False).manifest.name
+        facts = measure.model_facts(directory)
     alone = found["1"][0][1]
     tokens = sum(len(result.token_ids) for result in alone)
     seconds = {size: [taken for taken, _ in found[str(size)]] for size in sizes}
@@ -153,7 +153,7 @@ def main(
     document = {
         "benchmark": "batching",
         "machine": measure.machine(),
-        "model": name,
+        **facts,
         "engine": ENGINE,
         "dtype": "float32",
         "threads": threads,

@@ -49,8 +49,9 @@ def main(out: Path, parts: tuple[str, ...]) -> None:
 def run(began: float, parts: tuple[str, ...]) -> dict[str, Any]:
     """Every part, most important first; what there is no time for says so."""
     from gpu import decode, device, kernels, ptx, step
+    from measure import shipped
 
-    report: dict[str, Any] = {"device": device.describe()}
+    report: dict[str, Any] = {"device": device.describe(), "weights_sha256": {"tiny": shipped("tiny")}}
     capability = report["device"]["compute_capability"]
     ceilings = device.ceilings()
     report["ceilings"] = ceilings

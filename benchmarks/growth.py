@@ -202,11 +202,11 @@ def main(
                 growth.measure([Point("length", method, length, 1, prompt) for method in METHODS])
             for batch in sorted(batches):
                 growth.measure([Point("batch", method, batch_length, batch, prompt) for method in METHODS])
-        name = dpad.Bundle.open(directory, hashes=False).manifest.name
+        facts = measure.model_facts(directory)
     document = {
         "benchmark": "growth",
         "machine": measure.machine(),
-        "model": name,
+        **facts,
         "engine": ENGINE,
         "dtype": "float32",
         "threads": threads,

@@ -267,7 +267,7 @@ def main(
         document: dict[str, Any] = {
             "benchmark": "ladder",
             "machine": measure.machine(),
-            "model": dpad.Bundle.open(directory, hashes=False).manifest.name,
+            **measure.model_facts(directory),
             "threads": threads,
             "preset": {"k": k, "scale": scale, "window": window},
             "accuracy_problems": count,

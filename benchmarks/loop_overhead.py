@@ -101,7 +101,7 @@ def main(bundle: Path, gen_length: int, threads: tuple[int, ...], rounds: int, o
     document = {
         "benchmark": "loop_overhead",
         "machine": measure.machine(),
-        "model": dpad.Bundle.open(bundle, hashes=False).manifest.name,
+        **measure.model_facts(bundle),
         "engine": engine,
         "dtype": dtype,
         "rounds": rounds,

@@ -21,6 +21,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.bundle import Bundle, sha256
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import DpadError
 from dpad.runtime.machine import library_version
@@ -30,6 +31,7 @@ P = ParamSpec("P")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 CORES = os.cpu_count() or 1
+_MODELS, _WEIGHTS = Path(__file__).resolve().parent.parent / "models", ".safetensors"
 _LIBRARIES = ("dpad", "numpy", "onnxruntime", "torch", "tokenizers")
 
 out_option = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the JSON here.")
@@ -202,6 +204,19 @@ def bundle_for(
     )
     with tempfile.TemporaryDirectory() as folder:
         yield export_bundle(model, Path(folder) / "bundle", settings, TerminalProgress())[0].directory
+
+
+def model_facts(*directories: Path) -> dict[str, Any]:
+    """What these bundles hold: the names of their models, and SHA-256 of the files of weights they were made from."""
+    manifests = [Bundle.open(directory, hashes=False).manifest for directory in directories]
+    files = {one.name: one.provenance["source_files"].items() for one in manifests}
+    hashes = {name: {file: sha for file, sha in found if file.endswith(_WEIGHTS)} for name, found in files.items()}
+    return {"model": " and ".join(hashes), "weights_sha256": hashes}
+
+
+def shipped(model: str) -> dict[str, str]:
+    """SHA-256 of the files of weights of an embedded model as it ships now; empty for any other model."""
+    return {file.name: sha256(file) for file in sorted((_MODELS / model).glob(f"*{_WEIGHTS}"))}
 
 
 def machine() -> dict[str, Any]:

@@ -160,10 +160,11 @@ def main(
     options = {"gen_length": gen_length, "cache": "dual"}
     with tempfile.TemporaryDirectory() as folder:
         found = [precisions(name, Path(folder) / name, limit, steps, options, threads, seed) for name in models]
+        facts = measure.model_facts(*(Path(folder) / name / "bundle" for name in models))
     document = {
         "benchmark": "precision",
         "machine": measure.machine(),
-        "model": " and ".join(models),
+        **facts,
         "threads": threads,
         "limit": limit,
         "steps": steps,

@@ -206,7 +206,7 @@ def main(
     document = {
         "benchmark": "step_floor",
         "machine": measure.machine(),
-        "model": dpad.Bundle.open(bundle, hashes=False).manifest.name,
+        **measure.model_facts(bundle),
         "engine": "onnxruntime-cpu",
         "dtype": "float32",
         "rounds": rounds,

@@ -155,11 +155,11 @@ def main(
                     "points": [point.facts() for point in points],
                     "preset": preset(points).facts(),
                 }
-        name = dpad.Bundle.open(directory, hashes=False).manifest.name
+        facts = measure.model_facts(directory)
     document = {
         "benchmark": "sweep",
         "machine": measure.machine(),
-        "model": name,
+        **facts,
         "engine": "onnxruntime-cpu",
         "dtype": "float32",
         "threads": threads,

@@ -2,8 +2,9 @@
 
 python benchmarks/tables.py docs/benchmarks
 
-Writes results.md beside the documents; every number in it is one of theirs. Why a goal was missed is
-written by hand, in misses.json: goal -> reason, which is refused for a goal that was met.
+Writes results.md beside the documents; every number in it is one of theirs, and where the weights measured
+are not those that an embedded model ships with now, it says so. Why goals were missed is written by hand, in
+misses.json: reason -> goals, which are refused if they were met.
 """
 
 import json
@@ -139,33 +140,15 @@ def precision(document: Document) -> str:
         for row in model["precisions"]:
             error = row["standard_error"]  # none of a single problem
             right = share(row["strict_match"]) + ("" if error is None else f" ± {100 * error:.1f}")
-            rows.append(
-                [
-                    row["step"],
-                    row["engine"],
-                    f"{row['weights_bytes'] / 1e6:.2f}",
-                    *off_by(row["logits"]),
-                    right,
-                    row["nfe"],
-                ]
-            )
-        head = [
-            "step",
-            "engine",
-            "weights, MB",
-            "logits off by",
-            "mean",
-            "largest",
-            "same token",
-            "strict match",
-            "passes",
-        ]
+            size = f"{row['weights_bytes'] / 1e6:.2f}"
+            rows.append([row["step"], row["engine"], size, *off_by(row["logits"]), right, row["nfe"]])
+        off = ["logits off by", "mean", "largest", "same token"]
+        head = ["step", "engine", "weights, MB", *off, "strict match", "passes"]
         parts.append(f"### {model['model']}: {document['limit']} problems\n\n{table(head, rows)}")
         rows = []
         for choice in model["choices"]:
             rows.append([choice["weights"], choice["part"], choice["scale"], *off_by(choice["logits"])])
-        head = ["weights", "packed", "a scale for", "logits off by", "mean", "largest", "same token"]
-        parts.append(table(head, rows))
+        parts.append(table(["weights", "packed", "a scale for", *off], rows))
     return "\n\n".join(parts)
 
 
@@ -201,15 +184,8 @@ def forecast(document: Document) -> str:
         point = [found[key] for key in ("model", "weights", "layers", "batch", "length")]
         rows.append([*point, *(cell for pair in pairs for cell in pair)])
     measured = ("activations, MiB", "plan, MiB", "memory of the build, MiB")
-    head = [
-        "model",
-        "weights",
-        "layers",
-        "batch",
-        "canvas",
-        *(cell for name in measured for cell in (name, "predicted over it")),
-    ]
-    return table(head, rows)
+    pairs = [cell for name in measured for cell in (name, "predicted over it")]
+    return table(["model", "weights", "layers", "batch", "canvas", *pairs], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
@@ -261,24 +237,42 @@ def goals(documents: dict[str, Document]) -> list[tuple[str, str, bool]]:
     return found
 
 
-def report(documents: dict[str, Document], reasons: dict[str, str]) -> str:
-    """All tables as one Markdown page; raises `click.ClickException` for a reason without a missed goal."""
-    rows = goals(documents)
+def earlier(document: Document) -> str:
+    """`tiny and tiny-dream`: those of its embedded models whose weights are others now; nothing if there are none."""
+    measured, names = document.get("weights_sha256", {}), document["model"].split(" and ")
+    now = {name: measure.shipped(name) for name in names}
+    return " and ".join(name for name in names if now[name] and measured.get(name) != now[name])
+
+
+def judged(rows: list[tuple[str, str, bool]], reasons: dict[str, list[str]]) -> str:
+    """The goals as a table, reasons of those missed as notes; a reason of a goal that was met is a `ClickException`."""
     missed = {told for told, _, met in rows if not met}
-    if idle := sorted(reasons.keys() - missed):
+    notes = {goal: number for number, goals in enumerate(reasons.values(), 1) for goal in goals}
+    if idle := sorted(notes.keys() - missed):
         raise click.ClickException(f"{REASONS} explains a goal that was not missed: {idle[0]}")
     verdicts = [
-        [told, have, "yes" if met else f"no: {reasons.get(told, 'not explained yet')}"] for told, have, met in rows
+        [told, have, "yes" if met else f"no ({notes[told]})" if told in notes else "no: not explained yet"]
+        for told, have, met in rows
     ]
+    found = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
+    return "\n\n".join([table(["goal", "measured", "met"], verdicts), *([found] if found else [])])
+
+
+def report(documents: dict[str, Document], reasons: dict[str, list[str]]) -> str:
+    """All tables as one Markdown page; for `reasons` see `judged`."""
+    old = {name: models for name, document in documents.items() if (models := earlier(document))}
     parts = ["# Results", "Made by `make bench`; how each number is measured: [README.md](README.md)."]
-    parts += [f"## Goals\n\n{table(['goal', 'measured', 'met'], verdicts)}"] if rows else []
+    rows = goals(documents)
+    told = ["Sections below say which of them were measured with earlier weights."] if old else []
+    parts += ["## Goals", *told, judged(rows, reasons)] if rows or reasons else []
     for name, document in documents.items():
         title, make = TABLES[name]
         machine, threads = document["machine"], document.get("threads")
         versions = ", ".join(f"{key} {value}" for key, value in machine["libraries"].items() if value and key != "dpad")
         facts = f"{document['model']}, {machine['cpu']}, {plural(machine['cores'], 'core')}"
         facts += f", {plural(threads, 'thread')}" if threads else ""
-        parts += [f"## {title}", f"{facts}; {versions}.", make(document)]
+        told = [f"Measured with earlier weights of {old[name]}."] if name in old else []
+        parts += [f"## {title}", f"{facts}; {versions}.", *told, make(document)]
     return "\n\n".join(parts) + "\n"
 
 

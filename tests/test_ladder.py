@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ladder  # noqa: E402
+import measure  # noqa: E402
 import plots  # noqa: E402
 import sweep  # noqa: E402
 import tables  # noqa: E402
@@ -133,6 +134,19 @@ def test_sweep(bundle: Path, tmp_path: Path) -> None:
     assert figure.axes
     refused = CliRunner().invoke(sweep.main, ["--threshold", "0.5", "--bundle", str(bundle)])
     assert refused.exit_code == 2
+
+
+def test_tables_say_which_weights_were_measured(tmp_path: Path) -> None:
+    """Fails if numbers of weights that no longer ship are shown as those of the weights that do, or the reverse."""
+    facts = measure.model_facts(export(ROOT / "models" / "tiny", tmp_path).directory)
+    assert facts == {"model": "tiny", "weights_sha256": {"tiny": measure.shipped("tiny")}}
+    assert list(measure.shipped("tiny")) == ["model.safetensors"] and not measure.shipped("llada")
+    old = facts | {"weights_sha256": {"tiny": {"model.safetensors": "0"}}}
+    told = [tables.earlier(found) for found in (facts, old, {"model": "tiny and tiny-dream"}, {"model": "llada"})]
+    assert told == ["", "tiny", "tiny and tiny-dream", ""]
+    document = {"benchmark": "batching", "machine": measure.machine(), "batches": [], "mismatches": 0}
+    assert "Measured with earlier weights of tiny." in tables.report({"batching": document | old}, {})
+    assert "earlier" not in tables.report({"batching": document | facts}, {})
 
 
 def test_a_preset_is_the_fastest_that_is_good_enough() -> None:
