@@ -40,7 +40,7 @@ class GenerationOptions:
             Block-causal models have their own, `blocks`.
         schedule: which suffix positions take part (DPad).
         temperature: 0 is greedy; above, tokens are drawn by Gumbel-max.
-        top_k, top_p: limit the draw to the likeliest tokens; need a temperature.
+        top_k, top_p: limit the draw to the likeliest tokens; without a temperature they shape Dream's confidence.
         seed: of the suffix dropout and of the draw; one a request, never global.
         early_termination: end when a finished block contains EOS.
         eos_token_ids: tokens that end the text; None is the checkpoint's own.
@@ -78,7 +78,12 @@ class GenerationOptions:
     @property
     def needs_logits(self) -> bool:
         """Whether the choice needs more than each row's best token and its confidence."""
-        return self.temperature > 0 or self.decoder in ("entropy", "margin")
+        return self.shapes or self.decoder in ("entropy", "margin")
+
+    @property
+    def shapes(self) -> bool:
+        """Whether tokens are taken from another distribution than the model's own."""
+        return self.temperature > 0 or self.top_k is not None or self.top_p is not None
 
     def check(self, contract: StepContract) -> None:
         """Raise `InvalidRequest` for the first option that cannot be served, naming value and limit."""
@@ -129,8 +134,8 @@ class GenerationOptions:
             (self.top_k is not None and self.top_k < 1, f"top_k {self.top_k} must be 1 or more"),
             (self.top_p is not None and not 0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1"),
             (
-                self.temperature == 0 and (self.top_k is not None or self.top_p is not None),
-                "top_k and top_p do nothing at temperature 0; set a temperature or leave them out",
+                self.temperature == 0 and self.shapes and not contract.tempers_confidence,
+                "top_k and top_p do nothing at temperature 0 in this family; set a temperature or leave them out",
             ),
             (self.seed < 0, f"seed {self.seed} must be 0 or more"),
             (contract.mask_token_id in eos, f"eos_token_ids {eos} hold the mask id {contract.mask_token_id}"),

@@ -44,7 +44,7 @@ def choose(
         generators: one a batch row, used only above temperature 0.
         banned: a token id never to propose.
         tempered: whether confidence and order are of the distribution that tokens are drawn from, with its
-            temperature and filters, and not of the model's own; the same at temperature 0.
+            temperature and filters, and not of the model's own.
     """
     if banned is None and not options.needs_logits:
         confidence = np.reciprocal(np.add(outputs.odds_against, 1.0, dtype=np.float64))
@@ -57,13 +57,14 @@ def choose(
     own = logits if banned is None else logits.copy()
     if banned is not None:
         logits[..., banned] = -np.inf
+    if options.shapes:
+        logits = _shaped(logits, options)
     if options.temperature > 0:
-        logits = _filtered(logits, options)
         noise = np.stack([rng.gumbel(size=logits.shape[1:]) for rng in generators])
         tokens = np.asarray((logits + noise).argmax(axis=-1))
     else:
         tokens = logits.argmax(axis=-1)
-    probabilities = _softmax(logits if tempered and options.temperature > 0 else own)
+    probabilities = _softmax(logits if tempered and options.shapes else own)
     confidence = np.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0]
     return _checked(Choice(tokens, _score(options.decoder, probabilities, confidence), confidence))
 
@@ -78,15 +79,15 @@ def _score(decoder: str, probabilities: NDArray[np.float64], confidence: NDArray
     return confidence
 
 
-def _filtered(logits: NDArray[np.float64], options: GenerationOptions) -> NDArray[np.float64]:
-    """Tempered logits [B, R, V], -inf where `top_k` or then `top_p` rules a token out."""
-    tempered = logits / options.temperature
+def _shaped(logits: NDArray[np.float64], options: GenerationOptions) -> NDArray[np.float64]:
+    """Tempered logits [B, R, V], -inf where `top_k` or `top_p` of the whole row rules a token out (Dream)."""
+    tempered = logits / options.temperature if options.temperature > 0 else logits
+    least = np.full((*tempered.shape[:-1], 1), -np.inf)
     if options.top_k is not None and options.top_k < tempered.shape[-1]:
-        kth = np.partition(tempered, -options.top_k, axis=-1)[..., -options.top_k, None]
-        tempered = np.where(tempered < kth, -np.inf, tempered)
+        least = np.partition(tempered, -options.top_k, axis=-1)[..., -options.top_k, None]
     if options.top_p is not None:
-        tempered = np.where(tempered < _nucleus(tempered, options.top_p), -np.inf, tempered)
-    return tempered
+        least = np.maximum(least, _nucleus(tempered, options.top_p))
+    return np.where(tempered < least, -np.inf, tempered)
 
 
 def _nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:

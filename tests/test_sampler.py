@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -93,18 +93,13 @@ def test_gumbel_frequencies_are_the_tempered_softmax(temperature: float) -> None
 
 
 def allowed(logits: NDArray[Any], top_k: int | None, top_p: float | None, temperature: float) -> set[int]:
-    """Tokens that may be drawn from one row, filtered the plain way."""
+    """Tokens that may be drawn from one row, filtered the plain way: the nucleus is of the whole row, as in Dream."""
     order = sorted(range(len(logits)), key=lambda t: (-logits[t], t))
-    if top_k is not None:
-        order = order[:top_k]
-    if top_p is None:
-        return set(order)
-    tempered = np.array([logits[t] for t in order], dtype=np.float64) / temperature
-    probabilities, total, kept = softmax(tempered), 0.0, []
-    for token, probability in zip(order, probabilities):
+    probabilities, total, kept = softmax(logits.astype(np.float64) / (temperature or 1.0)), 0.0, []
+    for token in order[:top_k]:
         kept.append(token)
-        total += probability
-        if total >= top_p:
+        total += probabilities[token]
+        if top_p is not None and total >= top_p:
             break
     return set(kept)
 
@@ -129,8 +124,8 @@ def test_filters(seed: int, top_k: int | None, top_p: float | None, temperature:
 @given(
     seed=st.integers(0, 2**31),
     decoder=st.sampled_from(["threshold", "entropy", "margin"]),
-    filters=st.sampled_from([{}, {"top_k": 3}, {"top_p": 0.8}]),
-    temperature=st.sampled_from([0.3, 1.0, 2.0]),
+    filters=st.sampled_from([{}, {"top_k": 3}, {"top_p": 0.8}, {"top_k": 4, "top_p": 0.7}]),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
 )
 def test_dreams_confidence_is_of_the_distribution_drawn_from(
     seed: int, decoder: str, filters: dict[str, Any], temperature: float
@@ -139,13 +134,14 @@ def test_dreams_confidence_is_of_the_distribution_drawn_from(
 
     The same tokens are drawn either way.
     """
+    assume(temperature or filters)
     logits = logits_of(seed, 1)
     choice = draw(logits, [seed], tempered=True, decoder=decoder, temperature=temperature, **filters)
     own = draw(logits, [seed], decoder=decoder, temperature=temperature, **filters)
     assert choice.tokens.tolist() == own.tokens.tolist()
     for row, token in enumerate(choice.tokens[0].tolist()):
         may = allowed(logits[0, row], filters.get("top_k"), filters.get("top_p"), temperature)
-        scaled = torch.from_numpy(logits[0, row]).double() / temperature
+        scaled = torch.from_numpy(logits[0, row]).double() / (temperature or 1.0)
         scaled[[other for other in range(VOCAB) if other not in may]] = -torch.inf
         probabilities = scaled.softmax(-1)
         best = probabilities.topk(2).values
