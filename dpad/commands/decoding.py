@@ -40,7 +40,7 @@ _OPTIONS = (
         default=0,
         show_default=True,
         type=click.IntRange(0),
-        help="CPU threads of the engine; 0 is every core.",
+        help="CPU threads of ONNX Runtime; 0 is every core. For torch set OMP_NUM_THREADS.",
     ),
     click.option(
         "--preset",
