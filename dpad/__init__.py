@@ -16,8 +16,8 @@ from dpad.runtime.engine import Engine
 from dpad.runtime.errors import DpadError, EngineUnavailable, InvalidRequest
 from dpad.runtime.extras import needed_by
 from dpad.runtime.generate import StepEvent
-from dpad.runtime.model import DiffusionModel, Generation, tokenizer_directory
-from dpad.runtime.options import GenerationOptions
+from dpad.runtime.model import DiffusionModel, Generation, Timings, tokenizer_directory
+from dpad.runtime.options import GenerationOptions, Options
 from dpad.runtime.request import Request
 from dpad.runtime.select import open_engine
 from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
@@ -32,15 +32,19 @@ __all__ = [
     "Bundle",
     "DiffusionModel",
     "DpadError",
+    "Engine",
     "Explicit",
     "Full",
     "Gaussian",
     "Generation",
     "GenerationOptions",
     "InvalidRequest",
+    "Options",
     "Request",
     "StepEvent",
     "SuffixSchedule",
+    "TextCodec",
+    "Timings",
     "Uniform",
     "errors",
     "load",

@@ -8,7 +8,7 @@ Defaults follow the published runs: blocks of 32, greedy, threshold 0.9, Gaussia
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -154,6 +154,26 @@ class GenerationOptions:
                 f"schedule {self.schedule} keeps a suffix, but {why} and attends none; leave it out",
             ),
         ]
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `DiffusionModel.generate`: `preset` and the fields of `GenerationOptions`."""
+
+    preset: str | None
+    gen_length: int
+    block_length: int
+    decoder: str
+    threshold: float
+    factor: float
+    steps: int | None
+    cache: str
+    schedule: SuffixSchedule
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    early_termination: bool
+    eos_token_ids: tuple[int, ...] | None
 
 
 def defaults(contract: StepContract) -> dict[str, Any]:
