@@ -6,12 +6,13 @@
 
     for event in model.stream("What is 53 + 34?"):
         event.positions, event.tokens, event.confidences
+        texts = [model.read("What is 53 + 34?", canvas) for canvas in event.canvases]
 
 Options are `preset`, the name of some that the bundle brings, and the fields of `GenerationOptions`.
 Names it does not know are an error.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from dpad.runtime.checks import is_integer
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.generate import StepEvent, generate
+from dpad.runtime.generate import Events, StepEvent, generate
 from dpad.runtime.options import GenerationOptions, Options
 from dpad.runtime.presets import read_presets, resolve
 from dpad.runtime.request import Request
@@ -162,28 +163,35 @@ class DiffusionModel:
         timings = Timings(
             encoded - began, collector.refresh, collector.denoise, ended - encoded - engine, ended - began
         )
-        texts = [self._read(collector.canvases[row], request, resolved) for row, request in enumerate(requests)]
+        texts = [self.read(request, collector.canvases[row], **options) for row, request in enumerate(requests)]
         return [
             Generation(text, ids, collector.canvases[row], commit_steps[row], int(nfe[row]), timings)
             for row, (text, ids) in enumerate(texts)
         ]
 
-    def stream(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> Iterator[StepEvent]:
-        """One `StepEvent` a forward pass, for one prompt; closing the iterator stops the work."""
+    def stream(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> Events:
+        """One `StepEvent` a forward pass, for one prompt.
+
+        The last one brings the canvas, which `read` turns into text. Closing the iterator cancels the passes that
+        are left.
+        """
         return self.stream_batch([prompt], raw=raw, **options)
 
-    def stream_batch(
-        self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[Options]
-    ) -> Iterator[StepEvent]:
+    def stream_batch(self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[Options]) -> Events:
         """One `StepEvent` a forward pass, for several prompts together."""
         resolved = self.options(**options)
         return generate(self.engine, self._requests(prompts, raw), resolved)
 
-    def _read(self, canvas: NDArray[np.int64], request: Request, options: GenerationOptions) -> tuple[str, list[int]]:
-        """Text and token ids of a finished canvas, up to EOS."""
-        start = len(request.prompt_ids)
-        generated = canvas[start : start + options.gen_length]
-        eos = options.ends_of_text(self.engine.contract.eos_token_id)
+    def read(
+        self, prompt: Prompt, canvas: NDArray[np.int64], *, raw: bool = False, **options: Unpack[Options]
+    ) -> tuple[str, list[int]]:
+        """Generated text and token ids of a finished canvas up to EOS, as `Generation` has them.
+
+        `prompt`, `raw` and `options` are those of the call that wrote the canvas.
+        """
+        request = self.request(prompt, raw=raw)
+        generated = canvas[len(request.prompt_ids) : len(canvas) - len(request.suffix_ids)]
+        eos = self.options(**options).ends_of_text(self.engine.contract.eos_token_id)
         ends = np.flatnonzero(np.isin(generated, eos))
         token_ids = generated[: ends[0] if ends.size else None].tolist()
         return self._codec.decode(token_ids) if self._codec else "", token_ids
