@@ -69,9 +69,9 @@ class DpadLM(LM):
         self.contract = self.model.engine.contract
         parameters = {name: options.pop(name) for name in ("window", "k", "scale", "count") if name in options}
         if "schedule" in options or parameters:
-            base = self.model.options(preset).schedule
+            base = self.model.options(preset=preset).schedule
             options["schedule"] = schedule_named(options.get("schedule", name_of(base)), base, **parameters)
-        self.options = self.model.options(preset, **options)
+        self.options = self.model.options(preset=preset, **options)
         self.options.check(self.contract)
         self.draws, self.seed, self.check_greedy = mc_samples, mc_seed, check_greedy
         most = self.contract.max_batch

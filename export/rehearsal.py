@@ -32,7 +32,7 @@ def rehearse(source: Path, tokenizer: Path, presets: Mapping[str, Any], contract
         raise CheckpointError(f"{origin}: {error}") from error
     for name in read:
         try:
-            resolve(read, contract, name).check(contract)
+            resolve(read, contract, {"preset": name}).check(contract)
         except InvalidRequest as error:
             raise CheckpointError(f"{origin}: preset {name!r}: {error}; mend it, and export again") from error
 

@@ -147,17 +147,22 @@ class Batch:
         return Masks(offsets, counts, np.arange(offsets.shape[1]) < counts[:, None], lines)
 
     def finish(self, complete: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """[B], rows among those `complete` in this turn whose text ends; an early end is filled with EOS."""
+        """[B], rows among those `complete` in this turn whose text ends.
+
+        Behind an early end the canvas is filled with the checkpoint's EOS, or with the first of the ends if
+        the options name others only.
+        """
         if not complete.any():
             return complete
-        options, eos = self.options, self.options.ends_of_text(self.contract.eos_token_id)
+        options, own = self.options, self.contract.eos_token_id
+        eos = options.ends_of_text(own)
         tokens, ends = self.canvas[self.lines[:, None], self._block], self._block.max(axis=1) + 1
         gen_ends = self._prompts + options.gen_length
         stops = np.isin(tokens, eos) & (self._block >= self._prompts[:, None])  # EOS in the prompt ends nothing
         ended = complete & (tokens != self.contract.mask_token_id).all(axis=1)
         ended &= (ends == gen_ends) | (options.early_termination & stops.any(axis=1))
         for row in np.flatnonzero(ended):
-            self.canvas[row, ends[row] : gen_ends[row]] = eos[0]
+            self.canvas[row, ends[row] : gen_ends[row]] = own if own in eos else eos[0]
         return np.asarray(ended)
 
     def canvas_of(self, row: int) -> NDArray[np.int64]:

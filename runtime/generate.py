@@ -8,7 +8,7 @@ until no mask is left in the block, stop a row early when its block contains EOS
 one `StepEvent` a forward pass; the canvases of the finished rows come with the events.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -60,7 +60,10 @@ class StepEvent(NamedTuple):
     engine_seconds: float
 
 
-def generate(engine: Engine, requests: list[Request], options: GenerationOptions) -> Iterator[StepEvent]:
+Events = Generator[StepEvent, None, None]  # what may be closed before its end
+
+
+def generate(engine: Engine, requests: list[Request], options: GenerationOptions) -> Events:
     """Fill the canvases of `requests` together; raises `InvalidRequest` before any work is done."""
     contract = engine.contract
     options.check(contract)
@@ -77,7 +80,7 @@ def generate(engine: Engine, requests: list[Request], options: GenerationOptions
     return _blocks(engine, Batch(requests, options, contract), options)
 
 
-def _blocks(engine: Engine, batch: Batch, options: GenerationOptions) -> Iterator[StepEvent]:
+def _blocks(engine: Engine, batch: Batch, options: GenerationOptions) -> Events:
     cache: Any = None
     nfe = 0
     finished = np.zeros(len(batch.rows), dtype=bool)

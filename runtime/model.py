@@ -6,17 +6,18 @@
 
     for event in model.stream("What is 53 + 34?"):
         event.positions, event.tokens, event.confidences
+        texts = [model.read("What is 53 + 34?", canvas) for canvas in event.canvases]
 
-Options are the fields of `GenerationOptions`, and `preset`: the name of some that the bundle brings.
+Options are `preset`, the name of some that the bundle brings, and the fields of `GenerationOptions`.
 Names it does not know are an error.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 from dpad.runtime.checks import is_integer
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.generate import StepEvent, generate
-from dpad.runtime.options import GenerationOptions
+from dpad.runtime.generate import Events, StepEvent, generate
+from dpad.runtime.options import GenerationOptions, Options
 from dpad.runtime.presets import read_presets, resolve
 from dpad.runtime.request import Request
 from dpad.runtime.text import Message, TextCodec
@@ -90,13 +91,13 @@ class DiffusionModel:
             raise InvalidRequest("this bundle has no tokenizer; pass token ids and read `token_ids`")
         return self._codec
 
-    def options(self, preset: str | None = None, **options: Any) -> GenerationOptions:
-        """Options from keyword arguments over those of `preset`, else over the bundle's preset `default`.
+    def options(self, **options: Unpack[Options]) -> GenerationOptions:
+        """Options from keyword arguments over those of their `preset`, else over the bundle's preset `default`.
 
         The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and
         options raise `InvalidRequest`.
         """
-        return resolve(self.presets, self.engine.contract, preset, **options)
+        return resolve(self.presets, self.engine.contract, options)
 
     def request(self, prompt: Prompt, *, raw: bool = False, suffix: str | None = None) -> Request:
         """A prompt as token ids.
@@ -111,7 +112,7 @@ class DiffusionModel:
         if isinstance(prompt, str):
             chat = self.codec.has_chat_template and not raw
             ids = self.codec.encode_chat([{"role": "user", "content": prompt}]) if chat else self.codec.encode(prompt)
-        elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
+        elif not _is_list(prompt):
             raise InvalidRequest(f"{_PROMPT}, not {type(prompt).__name__}")
         elif all(isinstance(part, Mapping) for part in prompt) and len(prompt):
             ids = self.codec.encode_chat(prompt)  # type: ignore[arg-type]
@@ -121,24 +122,35 @@ class DiffusionModel:
             raise InvalidRequest(_PROMPT)
         return Request(tuple(ids), tuple(self.codec.encode_plain(suffix)) if suffix else ())
 
+    def _requests(self, prompts: Sequence[Prompt], raw: bool) -> list[Request]:
+        """The prompts of a batch as token ids."""
+        if not _is_list(prompts):
+            raise InvalidRequest(
+                f"a batch is a list of prompts, not {type(prompts).__name__}; for one prompt use generate or stream"
+            )
+        return [self.request(prompt, raw=raw) for prompt in prompts]
+
     def generate(
-        self, prompt: Prompt, *, raw: bool = False, on_step: OnStep | None = None, **options: Any
+        self, prompt: Prompt, *, raw: bool = False, on_step: OnStep | None = None, **options: Unpack[Options]
     ) -> Generation:
         """Generate for one prompt; `options` are the fields of `GenerationOptions`, and `preset`."""
         return self.generate_batch([prompt], raw=raw, on_step=on_step, **options)[0]
 
     def generate_batch(
-        self, prompts: Sequence[Prompt], *, raw: bool = False, on_step: OnStep | None = None, **options: Any
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        raw: bool = False,
+        on_step: OnStep | None = None,
+        **options: Unpack[Options],
     ) -> list[Generation]:
         """Generate for several prompts together; each row gives what it would give alone.
 
         `on_step` is called with the `StepEvent` of every forward pass.
         """
-        if isinstance(prompts, str):
-            raise InvalidRequest("generate_batch takes a list of prompts, and this is one; use generate")
         began = perf_counter()
         resolved = self.options(**options)
-        requests = [self.request(prompt, raw=raw) for prompt in prompts]
+        requests = self._requests(prompts, raw)
         encoded = perf_counter()
         collector = _Collector(requests, resolved)
         for event in generate(self.engine, requests, resolved):
@@ -151,25 +163,35 @@ class DiffusionModel:
         timings = Timings(
             encoded - began, collector.refresh, collector.denoise, ended - encoded - engine, ended - began
         )
-        texts = [self._read(collector.canvases[row], request, resolved) for row, request in enumerate(requests)]
+        texts = [self.read(request, collector.canvases[row], **options) for row, request in enumerate(requests)]
         return [
             Generation(text, ids, collector.canvases[row], commit_steps[row], int(nfe[row]), timings)
             for row, (text, ids) in enumerate(texts)
         ]
 
-    def stream(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> Iterator[StepEvent]:
-        """One `StepEvent` a forward pass, for one prompt; closing the iterator stops the work."""
+    def stream(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> Events:
+        """One `StepEvent` a forward pass, for one prompt.
+
+        The last one brings the canvas, which `read` turns into text. Closing the iterator cancels the passes that
+        are left.
+        """
         return self.stream_batch([prompt], raw=raw, **options)
 
-    def stream_batch(self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Any) -> Iterator[StepEvent]:
+    def stream_batch(self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[Options]) -> Events:
         """One `StepEvent` a forward pass, for several prompts together."""
-        return generate(self.engine, [self.request(p, raw=raw) for p in prompts], self.options(**options))
+        resolved = self.options(**options)
+        return generate(self.engine, self._requests(prompts, raw), resolved)
 
-    def _read(self, canvas: NDArray[np.int64], request: Request, options: GenerationOptions) -> tuple[str, list[int]]:
-        """Text and token ids of a finished canvas, up to EOS."""
-        start = len(request.prompt_ids)
-        generated = canvas[start : start + options.gen_length]
-        eos = options.ends_of_text(self.engine.contract.eos_token_id)
+    def read(
+        self, prompt: Prompt, canvas: NDArray[np.int64], *, raw: bool = False, **options: Unpack[Options]
+    ) -> tuple[str, list[int]]:
+        """Generated text and token ids of a finished canvas up to EOS, as `Generation` has them.
+
+        `prompt`, `raw` and `options` are those of the call that wrote the canvas.
+        """
+        request = self.request(prompt, raw=raw)
+        generated = canvas[len(request.prompt_ids) : len(canvas) - len(request.suffix_ids)]
+        eos = self.options(**options).ends_of_text(self.engine.contract.eos_token_id)
         ends = np.flatnonzero(np.isin(generated, eos))
         token_ids = generated[: ends[0] if ends.size else None].tolist()
         return self._codec.decode(token_ids) if self._codec else "", token_ids
@@ -215,6 +237,13 @@ class _Collector:
             nfe[event.active] += 1
             commit_steps[event.rows, event.positions - starts[event.rows]] = nfe[event.rows]
         return nfe, commit_steps
+
+
+def _is_list(value: object) -> bool:
+    """Whether `value` has an order and may be read twice; text and bytes are values of their own."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
 def tokenizer_directory(bundle_directory: Path) -> Path:

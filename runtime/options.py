@@ -8,7 +8,7 @@ Defaults follow the published runs: blocks of 32, greedy, threshold 0.9, Gaussia
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from dpad.runtime.suffix import NOTHING, Gaussian, SuffixSchedule
 
 _COLDEST = 1e-3  # below, tempered logits leave the range of numbers
 
-DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
+PLANNED = ("fixed", "entropy", "margin")  # these read `steps`
+DECODERS = ("threshold", "factor", *PLANNED)
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class GenerationOptions:
             the best); `factor` is Fast-dLLM's rule; `fixed` spreads the block over its
             steps, most confident first; `entropy` and `margin` do so in order of least
             entropy, or of the largest gap between the two best probabilities.
-        steps: total steps of `fixed`, `entropy` and `margin`, a multiple of the number of
-            blocks; None is one token a step.
+        steps: total steps of `fixed`, `entropy` and `margin`, for them a multiple of the number
+            of blocks; None is one token a step.
         cache: `none`, `prefix`, `dual` or `extend`; what is kept between the steps of a block, or from block to block.
             Block-causal models have their own, `blocks`.
         schedule: which suffix positions take part (DPad).
@@ -114,17 +115,15 @@ class GenerationOptions:
     def _problems(self, contract: StepContract) -> list[tuple[bool, str]]:
         positive = self.gen_length >= 1 and self.block_length >= 1
         divides = positive and self.gen_length % self.block_length == 0
-        steps_divide = divides and (self.steps is None or (self.steps > 0 and self.steps % self.blocks == 0))
+        steps_whole = self.decoder not in PLANNED or (divides and (self.steps or 0) % self.blocks == 0)
         eos = self.eos_token_ids or ()
         return [
             (not positive, f"gen_length {self.gen_length} and block_length {self.block_length} must be 1 or more"),
             (not divides, f"block_length {self.block_length} does not divide gen_length {self.gen_length}"),
             (self.decoder not in DECODERS, f"decoder {self.decoder!r} is not one of {', '.join(DECODERS)}"),
             *self._mode_problems(contract),
-            (
-                not steps_divide,
-                f"steps {self.steps} must be a positive multiple of the {divides and self.blocks} blocks",
-            ),
+            (self.steps is not None and self.steps < 1, f"steps {self.steps} must be 1 or more"),
+            (not steps_whole, f"steps {self.steps} must be a multiple of the {divides and self.blocks} blocks"),
             (not 0 <= self.threshold <= 1, f"threshold {self.threshold} must be between 0 and 1"),
             (not self.factor > 0, f"factor {self.factor} must be above 0"),
             (
@@ -160,6 +159,26 @@ class GenerationOptions:
                 f"schedule {self.schedule} keeps a suffix, but {why} and attends none; leave it out",
             ),
         ]
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `DiffusionModel.generate`: `preset` and the fields of `GenerationOptions`."""
+
+    preset: str | None
+    gen_length: int
+    block_length: int
+    decoder: str
+    threshold: float
+    factor: float
+    steps: int | None
+    cache: str
+    schedule: SuffixSchedule
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    early_termination: bool
+    eos_token_ids: tuple[int, ...] | None
 
 
 def defaults(contract: StepContract) -> dict[str, Any]:

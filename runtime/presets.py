@@ -7,14 +7,15 @@ In JSON a preset holds fields of `GenerationOptions`; a schedule is an object wi
 parameters. The one called `default` counts wherever no other is asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest, ManifestError
-from dpad.runtime.options import GenerationOptions, defaults
+from dpad.runtime.options import GenerationOptions, Options, defaults
 from dpad.runtime.suffix import Full, Gaussian, SuffixSchedule, Uniform
 
 DEFAULT = "default"
@@ -42,24 +43,22 @@ def read_presets(data: Mapping[str, Any]) -> dict[str, Preset]:
     return presets
 
 
-def resolve(
-    presets: Mapping[str, Preset], contract: StepContract, preset: str | None = None, **options: Any
-) -> GenerationOptions:
-    """Options over those of `preset`, else over the preset `default`, over what the model of `contract` needs.
+def resolve(presets: Mapping[str, Preset], contract: StepContract, options: Mapping[str, Any]) -> GenerationOptions:
+    """`options` over those of their `preset`, else over the preset `default`, over what the model of `contract` needs.
 
     The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and options raise
     `InvalidRequest`.
     """
+    _check_names(options)
+    given = dict(options)
+    preset = given.pop("preset", None)
     if preset is not None and preset not in list(presets):
         raise InvalidRequest(f"preset {preset!r} is not one of this bundle's: {', '.join(presets) or 'none'}")
     base = {**defaults(contract), **presets.get(preset or DEFAULT, {})}
-    length, schedule = options.get("gen_length", base.get("gen_length")), base.get("schedule")
+    length, schedule = given.get("gen_length", base.get("gen_length")), base.get("schedule")
     if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and is_integer(length):
         base["schedule"] = replace(schedule, window=max(1, min(schedule.window, length)))
-    try:
-        return GenerationOptions(**{**base, **options})
-    except TypeError as error:
-        raise InvalidRequest(str(error).replace("GenerationOptions.__init__()", "generate()")) from None
+    return GenerationOptions(**{**base, **given})
 
 
 def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: Any) -> SuffixSchedule:
@@ -79,6 +78,20 @@ def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: 
 def name_of(schedule: SuffixSchedule) -> str:
     """The name of a schedule that has one, `gaussian` of another."""
     return next((name for name, kind in SCHEDULES.items() if isinstance(schedule, kind)), "gaussian")
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raise `InvalidRequest` for the first of `names` that is no decoding option."""
+    known = list(Options.__annotations__)
+    for name in names:
+        if name == "suffix":
+            raise InvalidRequest(
+                "suffix is no decoding option: text behind the blank is part of the request; "
+                "pass model.request(prompt, suffix=...) as the prompt"
+            )
+        if name not in known:
+            close = "".join(f" (did you mean {match}?)" for match in get_close_matches(name, known, 1))
+            raise InvalidRequest(f"{name} is no decoding option{close}; these are known: {', '.join(known)}")
 
 
 def _schedule(preset: str, value: Any) -> SuffixSchedule:

@@ -214,11 +214,14 @@ def test_a_closed_model_says_so(bundle: Path) -> None:
         model.generate("w5 w6", gen_length=32)
 
 
-@pytest.mark.parametrize("threads", [-1, True, "2", 1.0])
-def test_threads_are_a_number(bundle: Path, threads: Any) -> None:
-    """Fails if ONNX Runtime's own complaint about its arguments reaches the caller."""
-    with pytest.raises(errors.InvalidRequest, match="threads"):
-        dpad.load(bundle, threads=threads)
+@pytest.mark.parametrize(
+    ("engine", "threads"), [*(("auto", value) for value in (-1, True, "2", 1.0)), ("torch", 1), ("torch-cuda", -5)]
+)
+def test_threads_are_a_number_and_not_torchs(bundle: Path, engine: str, threads: Any) -> None:
+    """Fails if ONNX Runtime's own complaint about its arguments reaches the caller, or torch drops them unsaid."""
+    said = "0 or more" if engine == "auto" else f"engine {engine}: .*set_num_threads"
+    with pytest.raises(errors.InvalidRequest, match=f"threads {threads!r} .*{said}"):
+        dpad.load(bundle, engine=engine, threads=threads)
 
 
 def test_a_step_that_is_not_the_contracts_is_refused(bundle: Path) -> None:

@@ -98,10 +98,10 @@ def test_suffix_positions_can_be_given(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_options_that_count_for_nothing_are_named(bundle: Path) -> None:
-    """Fails if a user who sets the steps of a decoder that has none is left to wonder."""
-    command = ("generate", bundle, "w5", "--gen-length", 32)
-    ran = dpad(*command, "--steps", 4, "--count", 0)
-    assert ran.returncode == 0
+    """Fails if a user who sets the steps of a decoder that has none is left to wonder, or they count after all."""
+    command = ("generate", bundle, "w5", "--gen-length", 128)  # 4 blocks
+    ran = dpad(*command, "--steps", 7, "--count", 0)
+    assert ran.returncode == 0, ran.stderr
     assert "note: --steps does nothing with --decoder threshold" in ran.stderr
     assert "note: --count does nothing with --schedule gaussian" in ran.stderr
     assert "note:" not in dpad(*command, "--steps", 4, "--decoder", "fixed", "--window", 8).stderr

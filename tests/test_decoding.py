@@ -166,6 +166,17 @@ def test_early_termination(
     assert set(ours.tokens[start + BLOCK :]) == {eos}
 
 
+@each_family
+def test_an_early_end_is_filled_with_the_checkpoints_eos(engine_of: Any, family: str) -> None:
+    """Fails if another end of text is the filler because generation_config.json names it first."""
+    engine, behind = engine_of("onnxruntime", family), len(PROMPT) + BLOCK
+    [free] = run(engine, [Request(PROMPT)], options_for("fixed", "dual", Full()))
+    end = free.tokens[len(PROMPT) + 4]
+    options = options_for("fixed", "dual", Full(), early_termination=True, eos_token_ids=(end, EOS))
+    [ours] = run(engine, [Request(PROMPT)], options)
+    assert ours.tokens[:behind] == free.tokens[:behind] and set(ours.tokens[behind:]) == {EOS}
+
+
 @each_engine
 @each_family
 @each_cache

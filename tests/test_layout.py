@@ -159,13 +159,11 @@ def test_the_public_interface_is_what_it_says() -> None:
     public = {name for name in vars(dpad) if not name.startswith("_")}
     modules = {"cli", "commands", "errors", "evaluation", "export", "metadata", "models", "plugins", "runtime"}
     helpers = {
-        "Engine",
         "EngineUnavailable",
         "Path",
         "needed_by",
         "open_engine",
         "tokenizer_directory",
-        "TextCodec",
         "warn",
     }
     assert public - modules - helpers == set(dpad.__all__) - {"errors"}

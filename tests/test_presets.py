@@ -40,13 +40,15 @@ def test_options_come_from_the_call_then_the_preset_then_the_default(bundle: Pat
         assert list(model.presets) == list(PRESETS)
         plain = model.options()
         assert (plain.gen_length, plain.threshold, plain.cache) == (64, 0.7, "prefix")
-        assert plain.eos_token_ids == model.options("whole").eos_token_ids == [5, EOS]
-        lists = model.options("lists", cache="none")
+        assert plain.eos_token_ids == model.options(preset="whole").eos_token_ids == [5, EOS]
+        lists = model.options(preset="lists", cache="none")
         assert (lists.gen_length, lists.cache, lists.threshold) == (96, "none", 0.9)
         assert lists.schedule == dpad.Gaussian(3, 1.6, 80)
-        assert model.options("whole").schedule == dpad.Full()
-        assert model.options("lists", gen_length=32).schedule == dpad.Gaussian(3, 1.6, 32), "the canvas is shorter"
-        assert model.options("lists", schedule=dpad.Full()).schedule == dpad.Full()
+        assert model.options(preset="whole").schedule == dpad.Full()
+        assert model.options(preset="lists", gen_length=32).schedule == dpad.Gaussian(3, 1.6, 32), (
+            "the canvas is shorter"
+        )
+        assert model.options(preset="lists", schedule=dpad.Full()).schedule == dpad.Full()
         by_name = model.generate("w5 w6 w7", preset="lists", gen_length=32)
         by_hand = model.generate(
             "w5 w6 w7", gen_length=32, cache="dual", schedule=dpad.Gaussian(3, 1.6, 32), threshold=0.9
@@ -55,7 +57,7 @@ def test_options_come_from_the_call_then_the_preset_then_the_default(bundle: Pat
         with pytest.raises(
             InvalidRequest, match="'essays' is not one of this bundle's: default, lists, whole, perplexity"
         ):
-            model.options("essays")
+            model.options(preset="essays")
 
 
 @pytest.mark.parametrize(

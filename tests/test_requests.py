@@ -1,7 +1,7 @@
 """What cannot be served is refused before any work, naming the value and the limit."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Unpack, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import InvalidRequest, ManifestError
 from dpad.runtime.generate import generate
 from dpad.runtime.model import DiffusionModel
-from dpad.runtime.options import DECODERS, GenerationOptions
+from dpad.runtime.options import DECODERS, GenerationOptions, Options
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Explicit, Gaussian, Uniform
 
@@ -50,9 +50,9 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "threshold nan": ({"threshold": float("nan")}, ("nan",)),
     "factor 0": ({"factor": 0.0}, ("factor 0.0", "0")),
     "factor nan": ({"factor": float("nan")}, ("nan",)),
-    "steps 0": ({"steps": 0}, ("steps 0", "4 blocks")),
-    "steps negative": ({"steps": -4}, ("steps -4",)),
-    "steps do not divide": ({"steps": 6}, ("steps 6", "4 blocks")),
+    "steps 0": ({"steps": 0}, ("steps 0", "1")),
+    "steps negative": ({"decoder": "fixed", "steps": -4}, ("steps -4", "1")),
+    "steps do not divide": ({"decoder": "fixed", "steps": 6}, ("steps 6", "4 blocks")),
     "temperature negative": ({"temperature": -1.0}, ("-1.0", "0")),
     "temperature infinite": ({"temperature": float("inf")}, ("inf",)),
     "temperature nan": ({"temperature": float("nan")}, ("nan",)),
@@ -170,12 +170,43 @@ def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
         DiffusionModel(Untouched(), None).generate(prompt)
 
 
-def test_a_text_is_no_batch() -> None:
-    """Fails if each letter becomes a prompt."""
-    with pytest.raises(InvalidRequest, match="list of prompts"):
-        DiffusionModel(Untouched(), None).generate_batch("What")
-    with pytest.raises(InvalidRequest, match="preset"):
-        DiffusionModel(Untouched(), None).options(preset=["a"])  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", ["generate_batch", "stream_batch"])
+@pytest.mark.parametrize("prompts", ["What", b"What", 5, None, {"role": "user"}, iter([[5]]), Request((5,))])
+def test_what_is_no_batch_is_refused(method: str, prompts: Any) -> None:
+    """Fails if each letter becomes a prompt, one method lets pass what another refuses, or the error is another."""
+    with pytest.raises(InvalidRequest, match=f"a list of prompts, not {type(prompts).__name__}; .* generate or stream"):
+        getattr(DiffusionModel(Untouched(), None), method)(prompts)
+
+
+OPTION_TAKERS = ("generate", "generate_batch", "stream", "stream_batch", "options")
+
+
+@pytest.mark.parametrize("method", OPTION_TAKERS)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"gen_lenght": 64},
+            r"gen_lenght is no decoding option \(did you mean gen_length\?\); .*preset, .*block_length",
+        ),
+        ({"contract": None}, "contract is no decoding option; .*preset, gen_length"),
+        ({"suffix": "x"}, r"model\.request\(prompt, suffix=\.\.\.\)"),
+        ({"preset": ["a"]}, "preset"),
+        ({"preset": "a"}, "preset 'a' is not one of this bundle's: none"),
+    ],
+)
+def test_unknown_names_are_told_the_known_ones(method: str, options: dict[str, Any], said: str) -> None:
+    """Fails if a misspelled option is a bare TypeError, names another method, or leaves the user guessing."""
+    with pytest.raises(InvalidRequest, match=said):
+        getattr(DiffusionModel(Untouched(), None), method)(*([[[5]]] if method != "options" else []), **options)
+
+
+def test_type_checkers_know_the_options() -> None:
+    """Fails if an option is missing from the types of the public methods, or has another type there."""
+    assert get_type_hints(Options) == {"preset": str | None, **get_type_hints(GenerationOptions)}
+    assert not Options.__required_keys__
+    for method in OPTION_TAKERS:
+        assert get_type_hints(getattr(DiffusionModel, method))["options"] == Unpack[Options]
 
 
 values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())

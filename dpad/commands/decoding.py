@@ -13,13 +13,13 @@ import click
 
 from dpad import DiffusionModel
 from dpad.runtime.cache import BLOCKS, CACHES
-from dpad.runtime.options import DECODERS, GenerationOptions
+from dpad.runtime.options import DECODERS, PLANNED, GenerationOptions
 from dpad.runtime.presets import SCHEDULES, name_of, schedule_named
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Which decoders, or schedules, read an option that others leave unread.
-_OF_DECODERS = {"threshold": ("threshold",), "factor": ("factor",), "steps": ("fixed", "entropy", "margin")}
+_OF_DECODERS = {"threshold": ("threshold",), "factor": ("factor",), "steps": PLANNED}
 _OF_SCHEDULES = {"window": ("gaussian", "uniform"), "k": ("gaussian",), "scale": ("gaussian",), "count": ("uniform",)}
 
 
@@ -40,7 +40,7 @@ _OPTIONS = (
         default=0,
         show_default=True,
         type=click.IntRange(0),
-        help="CPU threads of the engine; 0 is every core.",
+        help="CPU threads of ONNX Runtime; 0 is every core. For torch set OMP_NUM_THREADS.",
     ),
     click.option(
         "--preset",
