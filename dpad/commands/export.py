@@ -1,6 +1,7 @@
 """`dpad export MODEL --out DIR`."""
 
 import json
+import shlex
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import EngineUnavailable
+from dpad.runtime.export_command import export_command
 from dpad.runtime.manifest import BuildFlags, Manifest
 from dpad.runtime.precision import FULL
 
@@ -146,6 +148,17 @@ def command(
         click.echo(f"{out}: {state}, {len(bundle.manifest.files)} files, {seconds:.1f} s")
         if sample is not None:
             _sample(out, sample)
+        if _nothing_compared(bundle):
+            click.echo(
+                f"parity: nothing could be compared here; {shlex.join(['dpad', 'parity', str(out)])} --emulate, "
+                f"or add a float32 step: {export_command(bundle.manifest, out, dtypes='float32')}"
+            )
+
+
+def _nothing_compared(bundle: Bundle) -> bool:
+    """Whether parity was wanted and no engine could run: so it is with bfloat16 alone where there is no GPU."""
+    name = bundle.manifest.parity
+    return name is not None and json.loads(bundle.path(name).read_text(encoding="utf-8"))["passed"] is None
 
 
 def _sample(out: Path, prompt: str) -> None:
