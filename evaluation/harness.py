@@ -18,18 +18,16 @@ import dpad
 from dpad.evaluation.likelihood import bounds, whole
 from dpad.evaluation.scoring import cut
 from dpad.runtime.bundle import Bundle
-from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.extras import install
+from dpad.runtime.errors import InvalidRequest, MissingExtra
+from dpad.runtime.extras import needed_by
 from dpad.runtime.presets import name_of, schedule_named
 from dpad.runtime.request import Request
 
-try:
+with needed_by("dpad.evaluation.harness", MissingExtra):
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}; install it with: {install('eval')}") from None
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given counts
 _SAMPLING = ("temperature", "top_k", "top_p")

@@ -1,4 +1,4 @@
-"""Parity: every engine against eager PyTorch, step by step and over whole trajectories.
+"""Parity: the engines that run here against eager PyTorch, step by step and over whole trajectories.
 
     report = compare_bundle(bundle, progress)
     report["passed"], report["engines"][0]["steps"]["logits"]["max_abs"]
@@ -73,8 +73,8 @@ def compare_bundle(
         emulate: compare steps in bfloat16 on the CPU too; see `emulation.py`.
 
     Returns:
-        A JSON-ready report; `passed` is False if an engine that ran is out of tolerance, or
-        if none ran.
+        A JSON-ready report; `passed` is False if an engine that ran is out of tolerance, and None
+        if none could be compared here.
 
     Raises:
         EngineUnavailable: an engine was named that the bundle does not have or that cannot run.
@@ -99,13 +99,13 @@ def compare_bundle(
     return {
         "reference": f"torch {library_version('torch')} eager",
         "platform": Machine.current().platform,
-        "passed": bool(ran) and all(result["status"] == "passed" for result in ran),
+        "passed": all(result["status"] == "passed" for result in ran) if ran else None,
         "engines": results,
     }
 
 
 def require_passed(report: dict[str, Any]) -> dict[str, Any]:
-    """The report itself, or `ParityError` naming what failed; that nothing could run here is no failure."""
+    """The report itself, or `ParityError` naming what failed; that nothing could be compared here is no failure."""
     failed = [f"{e['engine']} ({e['dtype']}): {e['detail']}" for e in report["engines"] if e["status"] == "failed"]
     if failed:
         raise ParityError("parity failed:\n" + "\n".join(failed))

@@ -27,6 +27,7 @@ from dpad.runtime.errors import (
     TruncatedFile,
     UnlistedFile,
 )
+from dpad.runtime.export_command import export_command
 from dpad.runtime.manifest import FileEntry, Manifest
 
 _CHUNK = 4 << 20
@@ -93,8 +94,7 @@ class Bundle:
             raise AlteredFile(f"{path} is not the file that was exported (SHA-256 differs); {self._way_out()}")
 
     def _way_out(self) -> str:
-        source = self.manifest.provenance.get("source", "MODEL")
-        return f"make the bundle again: dpad export {source} --out {self.directory}"
+        return f"make the bundle again: {export_command(self.manifest, self.directory)}"
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -20,7 +20,8 @@
     │   ├── EngineMismatch    it was built for another machine or another bundle
     │   └── EngineUnavailable nothing on this machine can run it
     ├── ParityError           an engine disagrees with PyTorch
-    └── MissingExtra          a command needs a package that an extra of this one installs
+    ├── MissingExtra          a command needs a package that an extra of this one installs
+    └── EvaluationError       a task cannot be run as asked; evaluation/errors.py draws its branch
 
 Each message names the cause and the way out. All are raised by explicit checks, so they
 hold under `python -O`.

@@ -59,11 +59,6 @@ class BuildFlags:
     version_compatible: bool = False
     workspace: int | None = None
 
-    def command_line(self) -> str:
-        """The options of `dpad export` that give these flags."""
-        names = [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is True]
-        return " ".join([*names, *([f"--workspace {self.workspace}"] if self.workspace else [])])
-
 
 @dataclass(frozen=True)
 class EngineEntry:

@@ -17,6 +17,7 @@ from dpad.runtime.bundle import Bundle
 from dpad.runtime.checks import is_integer
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import EngineMismatch, EngineUnavailable, InvalidRequest
+from dpad.runtime.export_command import export_command
 from dpad.runtime.extras import install
 from dpad.runtime.machine import Machine, library_version
 from dpad.runtime.manifest import EngineEntry
@@ -28,7 +29,6 @@ from dpad.runtime.precision import (
     rows_dtype,
     step_name,
     suffix,
-    weights_of,
 )
 
 AUTO = "auto"
@@ -101,7 +101,7 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
         if built != value and not _compatible(entry, field, value):
             raise EngineMismatch(
                 f"{entry.file}: {field} is {built!r} in the engine and {value!r} here; rebuild it with: "
-                f"{_rebuild(entry, bundle, here['compute_capability'] or entry.compute_capability)}"
+                f"{_rebuild(bundle, here['compute_capability'] or entry.compute_capability)}"
             )
 
 
@@ -121,16 +121,9 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _rebuild(entry: EngineEntry, bundle: Bundle, capability: str) -> str:
-    source = bundle.manifest.provenance.get("source", "MODEL")
-    attention = "" if entry.attention == "native" else f" --attention {entry.attention}"
-    packed = weights_of(entry.dtype)
-    group = bundle.manifest.provenance.get("settings", {}).get("group", 32)
-    weights = "" if packed == FULL else f" --weights {packed} --group {group}"
-    return (
-        f"dpad export {source} --out {bundle.directory} --target {entry.target} --dtype {rows_dtype(entry.dtype)}"
-        f"{weights} --compute-capability {capability}{attention} {entry.flags.command_line()}".rstrip()
-    )
+def _rebuild(bundle: Bundle, capability: str) -> str:
+    """`--force`, because nothing but the machine may differ."""
+    return f"{export_command(bundle.manifest, bundle.directory, capabilities=capability)} --force"
 
 
 def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
@@ -226,11 +219,11 @@ def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
 
 
 def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
-    source = bundle.manifest.provenance.get("source", "MODEL")
     quantized = "runs, but its answers may differ from the checkpoint's: ask for it by name"
     reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle or quantized}" for candidate in found)
+    command = export_command(bundle.manifest, bundle.directory, dtypes="float32")
     return (
         f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
-        f"for a CPU, add a float32 step: dpad export {source} --out {bundle.directory} --dtype float32\n"
+        f"for a CPU, add a float32 step: {command}\n"
         "or run eagerly, slowly, where torch is installed: engine torch"
     )

@@ -241,7 +241,7 @@ def test_compatible_plans_fit_where_others_do_not(bundle: Bundle) -> None:
     lasting = BuildFlags(version_compatible=True)
     require_match(replace(entry, library_version="1.2.0.54", flags=lasting), bundle, FITTING)
     for version in ("0.9.0", "1.99.0", "2.0.0"):
-        with pytest.raises(errors.EngineMismatch, match="library_version.*--version-compatible"):
+        with pytest.raises(errors.EngineMismatch, match="library_version"):
             require_match(replace(entry, library_version=version, flags=lasting), bundle, FITTING)
 
 

@@ -35,6 +35,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_a_sample_is_part_of_the_json(bundle: Path, tmp_path: Path) -> None:
+    """Fails if a script that asks for a sample gets none, or is not told why there is none."""
+    command = ("export", bundle.parent / "source", "--no-parity", "--sample", "w5 w6", "--json")
+    sample = json.loads(dpad(*command, "--out", tmp_path / "a").stdout)["sample"]
+    written = json.loads(dpad("generate", tmp_path / "a", "w5 w6", "--json").stdout)
+    assert (sample["prompt"], sample["text"], sample["nfe"]) == ("w5 w6", written["text"], written["nfe"])
+    sample = json.loads(dpad(*command, "--out", tmp_path / "b", "--dtype", "bfloat16").stdout)["sample"]
+    assert sample.keys() == {"prompt", "obstacle"} and "onnxruntime-cuda" in sample["obstacle"]
+
+
 @pytest.mark.parametrize("command", ["export", "generate", "parity", "eval", "inspect", "synth"])
 def test_help_describes_every_option(command: str) -> None:
     """Fails if an option has no help text."""
@@ -105,6 +115,10 @@ def test_options_that_count_for_nothing_are_named(bundle: Path) -> None:
     assert "note: --steps does nothing with --decoder threshold" in ran.stderr
     assert "note: --count does nothing with --schedule gaussian" in ran.stderr
     assert "note:" not in dpad(*command, "--steps", 4, "--decoder", "fixed", "--window", 8).stderr
+    ran = dpad(*command, "--positions", "[[]]", "--schedule", "uniform", "--window", 900)
+    assert ran.returncode == 0, ran.stderr
+    notes = [line for line in ran.stderr.splitlines() if line.startswith("note:")]
+    assert notes == [f"note: --{name} does nothing with --positions" for name in ("schedule", "window")]
 
 
 def test_the_cursor_comes_back(bundle: Path) -> None:

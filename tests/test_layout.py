@@ -13,6 +13,7 @@ import pytest
 from bundles import export, write_source
 
 import dpad
+from dpad.evaluation import errors as evaluation_errors
 from dpad.runtime import errors
 from dpad.runtime.extras import EXTRAS, needed_by
 
@@ -145,6 +146,16 @@ def test_without_its_extra_a_command_says_what_to_install(tmp_path: Path) -> Non
         import_module("a_module_of_no_extra")
 
 
+def test_without_the_harness_its_module_says_what_to_install() -> None:
+    """Fails if importing the module for lm-evaluation-harness without it raises no error of this package."""
+    code = "import sys; sys.modules['lm_eval'] = None; import dpad.evaluation.harness"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    said = (
+        "dpad.runtime.errors.MissingExtra: dpad.evaluation.harness needs lm_eval: pip install '.[eval]' in a checkout"
+    )
+    assert ran.returncode == 1 and ran.stderr.splitlines()[-1].startswith(said)
+
+
 def test_extras_bring_what_their_table_says() -> None:
     """Fails if a package moves to another extra, or comes in one, and a user is sent to the wrong one."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -171,12 +182,19 @@ def test_the_public_interface_is_what_it_says() -> None:
         assert getattr(dpad, name).__doc__
 
 
+def kinds_of(root: type[Exception]) -> list[type[Exception]]:
+    """`root` and everything below it."""
+    return [root, *(kind for child in root.__subclasses__() for kind in kinds_of(child))]
+
+
 def test_every_error_is_in_the_tree_that_documents_them() -> None:
-    """Fails if an error is raised that the tree at the top of its file does not show."""
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DpadError)]
-    assert len(kinds) > 15
-    for kind in kinds:
-        assert kind.__name__ in (errors.__doc__ or "")
+    """Fails if an error anywhere in the package is not drawn, at the top of runtime/errors.py or of its branch."""
+    branch = kinds_of(evaluation_errors.EvaluationError)
+    whole = [kind for kind in kinds_of(errors.DpadError) if kind.__module__.startswith("dpad.")]
+    assert len(whole) > 20 and len(branch) > 3 and set(branch) < set(whole)
+    for drawn, kinds in ((errors, {*whole} - {*branch[1:]}), (evaluation_errors, branch)):
+        for kind in kinds:
+            assert re.search(rf"^ +[│ ├└─]*{kind.__name__}\b", drawn.__doc__ or "", re.MULTILINE), kind
 
 
 @pytest.mark.parametrize("folder", [*FOLDERS, "benchmarks"])

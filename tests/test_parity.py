@@ -8,7 +8,9 @@ import onnx
 import pytest
 from bundles import export, write_source
 from checkpoints import FAMILIES
+from click.testing import CliRunner
 
+from dpad.cli import main
 from dpad.export import parity
 from dpad.export.feeds import MODES, random_feeds
 from dpad.export.parity import compare_bundle, require_passed
@@ -102,14 +104,22 @@ def test_an_engine_that_is_not_there_is_named(bundle: Bundle) -> None:
 
 
 def test_an_engine_that_cannot_run_does_not_pass(tmp_path: Path) -> None:
-    """Fails if parity says "passed" where nothing was compared: bfloat16 does not run on a CPU.
+    """Fails if parity says "passed", or nothing at all, where nothing was compared: bfloat16 does not run on a CPU.
 
     And if a bundle that has only bfloat16 cannot be opened on CUDA.
     """
-    bundle = export(write_source(tmp_path / "source"), tmp_path / "out", dtypes=("bfloat16",))
+    out = tmp_path / "out"
+    command = ["export", str(write_source(tmp_path / "source")), "--out", str(out), "--dtype", "bfloat16"]
+    for state in ("exported", "up to date"):
+        ran = CliRunner().invoke(main, command)
+        assert ran.exit_code == 0 and state in ran.stdout
+        way_out = f"dpad parity {out} --emulate, or add a float32 step: dpad export "
+        assert f"parity: nothing could be compared here; {way_out}" in ran.stdout.splitlines()[-1]
+    assert "nothing could be compared" in CliRunner().invoke(main, ["inspect", str(out)]).stdout
+    bundle = Bundle.open(out)
     assert [(c.name, c.dtype) for c in candidates(bundle, Machine.current())] == [("onnxruntime-cuda", "bfloat16")]
     report = require_passed(compare_bundle(bundle, Progress()))
-    assert not report["passed"]
+    assert report["passed"] is None
     assert {engine["status"] for engine in report["engines"]} == {"skipped"}
     with pytest.raises(errors.EngineUnavailable, match="bfloat16"):
         compare_bundle(bundle, Progress(), engines=["onnxruntime-cpu"])

@@ -59,7 +59,7 @@ def test_packed_weights_build(tmp_path: Path, family: str, dtype: str) -> None:
         assert entry.file == f"engines/tensorrt-rtx-sm89-{dtype}-weights-{weights}.plan"
         assert bundle.path(entry.file).stat().st_size < bundle.path(full.file).stat().st_size
         require_match(entry, bundle, FITTING)
-        with pytest.raises(errors.EngineMismatch, match=f"--dtype {dtype} --weights {weights} --group 32 --compute"):
+        with pytest.raises(errors.EngineMismatch, match=f"--dtype {dtype} .*--weights {weights} .*--compute"):
             require_match(replace(entry, step_sha256="0" * 64), bundle, FITTING)
 
 

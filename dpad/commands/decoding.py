@@ -97,6 +97,14 @@ def chosen(model: DiffusionModel, options: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def without_schedule(options: dict[str, Any], instead: str) -> dict[str, Any]:
+    """`options` of a command without those of a schedule, where `instead` counts; says so on standard error."""
+    for name in ("schedule", *_OF_SCHEDULES):
+        if options[name] is not None:
+            click.echo(f"note: --{name} does nothing with {instead}", err=True)
+    return options | dict.fromkeys(("schedule", *_OF_SCHEDULES))
+
+
 def _note_unread(given: set[str], options: GenerationOptions) -> None:
     """Say on standard error what was given and counts for nothing."""
     for kind, name, readers in (

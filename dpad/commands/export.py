@@ -1,8 +1,10 @@
 """`dpad export MODEL --out DIR`."""
 
 import json
+import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +18,7 @@ from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import EngineUnavailable
+from dpad.runtime.export_command import export_command
 from dpad.runtime.manifest import BuildFlags, Manifest
 from dpad.runtime.precision import FULL
 
@@ -134,33 +137,60 @@ def command(
     bundle, made = export_bundle(model, out, settings, progress, check=_check if parity else None, force=force)
     seconds = time.perf_counter() - began
     if as_json:
-        document = {
+        document: dict[str, Any] = {
             "bundle": str(out),
             "made": made,
             "seconds": round(seconds, 3),
             "manifest": bundle.manifest.to_json(),
         }
+        if sample is not None:
+            document["sample"] = _sample(out, sample)
         click.echo(json.dumps(document))
     else:
         state = "exported" if made else "up to date"
         click.echo(f"{out}: {state}, {len(bundle.manifest.files)} files, {seconds:.1f} s")
         if sample is not None:
-            _sample(out, sample)
+            for line in _sample_lines(out, _sample(out, sample)):
+                click.echo(line)
+        if _nothing_compared(bundle):
+            click.echo(
+                f"parity: nothing could be compared here; {shlex.join(['dpad', 'parity', str(out)])} --emulate, "
+                f"or add a float32 step: {export_command(bundle.manifest, out, dtypes='float32')}"
+            )
 
 
-def _sample(out: Path, prompt: str) -> None:
-    """Show what the bundle writes, or why it cannot here."""
+def _nothing_compared(bundle: Bundle) -> bool:
+    """Whether parity was wanted and no engine could run: so it is with bfloat16 alone where there is no GPU."""
+    name = bundle.manifest.parity
+    return name is not None and json.loads(bundle.path(name).read_text(encoding="utf-8"))["passed"] is None
+
+
+def _sample(out: Path, prompt: str) -> dict[str, Any]:
+    """What the bundle writes and how fast, or the `obstacle` to it here."""
     try:
         model = load(out)
     except EngineUnavailable as error:
-        click.echo(f"no sample: {error}")
-        return
+        return {"prompt": prompt, "obstacle": str(error)}
     with model:
         result = model.generate(prompt)
-    click.echo(f"\n> {prompt}\n{result.text}\n")
-    facts = f"{len(result.token_ids)} tokens in {result.nfe} forward passes, {result.timings.total:.2f} s"
-    click.echo(f"{facts}, {model.engine.name}")
-    click.echo(f"bundle: {out}\nmore:   dpad generate {out} 'What is 53 + 34?' --show-steps")
+    return {
+        "prompt": prompt,
+        "text": result.text,
+        "tokens": len(result.token_ids),
+        "nfe": result.nfe,
+        "seconds": round(result.timings.total, 3),
+        "engine": model.engine.name,
+    }
+
+
+def _sample_lines(out: Path, sample: dict[str, Any]) -> list[str]:
+    if "obstacle" in sample:
+        return [f"no sample: {sample['obstacle']}"]
+    return [
+        f"\n> {sample['prompt']}\n{sample['text']}\n",
+        f"{sample['tokens']} tokens in {sample['nfe']} forward passes, {sample['seconds']:.2f} s, {sample['engine']}",
+        f"bundle: {out}\nmore:   dpad generate {out} 'What is 53 + 34?' --show-steps",
+    ]
 
 
 def _check(stage: Path, manifest: Manifest, progress: Progress) -> dict[str, object]:

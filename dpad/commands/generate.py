@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dpad import Generation, load
-from dpad.commands.decoding import chosen, decoding_options
+from dpad.commands.decoding import chosen, decoding_options, without_schedule
 from dpad.runtime.checks import is_integer
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.suffix import Explicit
@@ -46,7 +46,7 @@ def command(
     if prompt == "-":
         prompt = sys.stdin.read()
     with load(directory, engine=engine, threads=threads) as model:
-        options = chosen(model, options)
+        options = chosen(model, options if positions is None else without_schedule(options, "--positions"))
         given = model.codec.encode_rendered(prompt) if parse_special else prompt
         request = model.request(given, raw=raw, suffix=suffix)
         if positions is not None:

@@ -58,5 +58,5 @@ def _parity(bundle: Bundle) -> str:
         return f"not checked (dpad parity {bundle.directory})"
     report = json.loads(bundle.path(bundle.manifest.parity).read_text(encoding="utf-8"))
     states = ", ".join(f"{engine['engine']} {engine['dtype']} {engine['status']}" for engine in report["engines"])
-    ran = any(engine["status"] != "skipped" for engine in report["engines"])
-    return f"{'passed' if report['passed'] else 'FAILED' if ran else 'nothing could run'} ({states})"
+    verdict = {True: "passed", False: "FAILED", None: "nothing could be compared"}[report["passed"]]
+    return f"{verdict} ({states})"
