@@ -136,6 +136,8 @@ class DiffusionModel:
         """
         if isinstance(prompts, str):
             raise InvalidRequest("generate_batch takes a list of prompts, and this is one; use generate")
+        if on_step is not None and not callable(on_step):
+            raise InvalidRequest(f"on_step {on_step!r} cannot be called; give a function of one StepEvent")
         began = perf_counter()
         resolved = self.options(**options)
         requests = [self.request(prompt, raw=raw) for prompt in prompts]
