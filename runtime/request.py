@@ -34,7 +34,7 @@ class Request:
     schedule: SuffixSchedule | None = None
 
     def __post_init__(self) -> None:
-        """Token ids become tuples; raises `InvalidRequest` for what is no list of them, and for numbers beyond all use."""
+        """Token ids become tuples; raises `InvalidRequest` for no list of them, and for numbers beyond all use."""
         for name in ("prompt_ids", "suffix_ids"):
             ids = getattr(self, name)
             if not isinstance(ids, Sequence) and not (isinstance(ids, np.ndarray) and ids.ndim):

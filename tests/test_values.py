@@ -1,10 +1,13 @@
-"""Values of any type in a request: numbers of numpy count as Python's do, and all else is refused with a typed error."""
+"""Values of any type in a request: numpy's numbers count as Python's, all else is refused with a typed error."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bundles import write_tokenizer
 from test_requests import CONTRACT, Untouched
 
 from dpad.runtime.errors import InvalidRequest, ManifestError
@@ -13,7 +16,9 @@ from dpad.runtime.model import DiffusionModel
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.presets import read_presets
 from dpad.runtime.request import Request
+from dpad.runtime.select import open_engine
 from dpad.runtime.suffix import Explicit, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.text import TextCodec
 
 WHOLE = {"gen_length": 64, "block_length": 32, "seed": 7, "steps": 64, "top_k": 5}
 NUMBERS = {"threshold": 0.5, "factor": 2.0, "temperature": 3.0, "top_p": 0.5}
@@ -119,3 +124,39 @@ def test_positions_that_are_none_are_refused(values: Any) -> None:
     """Fails if wrong positions or lengths are told by an error of Python's."""
     with pytest.raises(InvalidRequest, match="suffix positions must be lists of integers"):
         Explicit.from_positions(*values)
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, True, "2", 4 * (os.cpu_count() or 1) + 1, 2**31])
+def test_threads_are_a_few_for_each_processor(threads: Any) -> None:
+    """Fails if so many threads start that they wait for each other, or ONNX Runtime cannot read their number."""
+    with pytest.raises(InvalidRequest, match=f"0 to {4 * (os.cpu_count() or 1)}"):
+        open_engine(None, threads=threads)  # type: ignore[arg-type]
+
+
+class Unread(TextCodec):
+    """A tokenizer that must not be reached."""
+
+    def _encode(self, text: str) -> Any:
+        raise AssertionError("the text was tokenized")
+
+
+LONG = "w5 " * 1000  # on canvases of 200 tokens, none longer than 9 characters
+
+
+@pytest.mark.parametrize(
+    ("prompt", "suffix"),
+    [
+        (LONG * 2, None),
+        ("w5", LONG * 2),
+        (LONG, LONG),
+        ([{"role": "user", "content": LONG}, {"role": "user", "content": LONG}], None),
+    ],
+)
+def test_text_that_no_canvas_holds_is_not_tokenized(tmp_path: Path, prompt: Any, suffix: str | None) -> None:
+    """Fails if minutes and gigabytes go into the tokens of a text before its length is looked at."""
+    write_tokenizer(tmp_path)
+    model = DiffusionModel(Untouched(), Unread.open(tmp_path))
+    with pytest.raises(InvalidRequest, match=r"a text of 60\d\d characters is over the 3600 that .* 200 tokens"):
+        model.request(prompt, suffix=suffix)
+    with pytest.raises(AssertionError, match="tokenized"):
+        model.request(LONG)
