@@ -7,12 +7,13 @@ Commands live one a file in `dpad.commands` and are imported when they are calle
 import json
 import sys
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import click
 
-from dpad.runtime.errors import DpadError, MissingExtra
+from dpad.runtime.errors import DpadError, InvalidRequest, MissingExtra
 from dpad.runtime.extras import needed_by
 
 _COMMANDS = {
@@ -47,12 +48,15 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            if sys.stdout is None:  # click would print nothing, and the command end as if it had
+                raise InvalidRequest("standard output is closed; open it, or send it to /dev/null")
             return super().invoke(ctx)
         except (DpadError, OSError) as error:
             if isinstance(error, BrokenPipeError):  # click ends quietly where nobody reads on
                 raise
             if "--json" in sys.argv:
-                click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
+                with suppress(OSError):  # as where standard output is what failed
+                    click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
             click.echo(f"dpad: {type(error).__name__}: {error}", err=True)
             ctx.exit(1)
 

@@ -4,18 +4,23 @@
         journal.records                     # key -> record of an earlier run
         journal.add({"key": key} | found)   # on disk when it returns
 
-The first line holds the settings. A last line that was cut off while it was written is dropped. A
-journal of other settings is refused, never overwritten.
+The first line holds the settings. A last line that was cut off while it was written is dropped. A file
+of other settings, or that is no journal, is refused, never overwritten, and so is one that another run writes.
 """
 
+import fcntl
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from dpad.evaluation.errors import DataError, ResumeError
+from dpad.runtime.checks import is_number
 
 Record = dict[str, Any]
+
+_NUMBERS = ("nfe", "tokens", "seconds")  # of a record, beside its `key` and `scores`
 
 
 class Journal:
@@ -30,38 +35,59 @@ class Journal:
         """Start a journal or go on with the one at `path`; None keeps it in memory.
 
         Raises:
-            ResumeError: the file holds samples of other settings; names the first that differs.
+            ResumeError: the file holds samples of other settings (names the first that differs), or another run
+                writes it.
             DataError: the file cannot be read or written, or is no journal.
         """
         if path is None:
             return cls({}, None)
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no regular file; remove it or give another --out")
+        file: IO[bytes] | None = None
         try:
-            kept = path.read_bytes() if path.exists() else b""
-            whole = kept[: kept.rfind(b"\n") + 1]
-            lines = [json.loads(line) for line in whole.splitlines()]
-            if lines:
-                _require_same(lines[0]["settings"], settings, path)
-            records = {line["key"]: line for line in lines[1:]}
-            file = path.open("r+b" if path.exists() else "wb")
-            file.truncate(len(whole))
-            file.seek(len(whole))
-        except OSError as error:
-            raise DataError(f"{path} cannot be written: {error}; give another --out") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is not a file of samples ({error!r}); remove it or give another --out") from None
-        journal = cls(records, file)
+            file = path.open("a+b")
+            return cls._go_on(file, path, settings)
+        except BlockingIOError:
+            error: Exception = ResumeError(f"another run writes {path}; wait for its end, or give another --out")
+        except OSError as failed:
+            error = DataError(f"{path} cannot be written: {failed}; give another --out")
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as failed:
+            error = DataError(f"{path} is not a file of samples ({failed!r}); remove it or give another --out")
+        except ResumeError as failed:
+            error = failed
+        if file is not None:
+            with suppress(OSError):  # what could not be written
+                file.close()
+        raise error
+
+    @classmethod
+    def _go_on(cls, file: IO[bytes], path: Path, settings: dict[str, Any]) -> "Journal":
+        """The journal in `file`, behind its last whole line."""
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.seek(0)
+        kept, first = file.read(), _line({"settings": settings})
+        whole = kept[: kept.rfind(b"\n") + 1]
+        if not whole and not first.startswith(kept):
+            raise ValueError("it does not begin with the settings of a run")
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if lines:
+            _require_same(lines[0]["settings"], settings, path)
+        for line in lines[1:]:
+            _check_record(line)
+        file.truncate(len(whole))
+        journal = cls({line["key"]: line for line in lines[1:]}, file)
         if not lines:
-            journal._write({"settings": settings})
+            journal._write(first)
         return journal
 
     def add(self, record: Record) -> None:
         """Keep a finished sample, found again by its `key`."""
         self.records[record["key"]] = record
-        self._write(record)
+        self._write(_line(record))
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: bytes) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.write(line)
             self._file.flush()
 
     def __enter__(self) -> Self:
@@ -74,14 +100,28 @@ class Journal:
             self._file.close()
 
 
+def _line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content).encode() + b"\n"
+
+
+def _check_record(record: Record) -> None:
+    """Raise an error of Python's unless `record` has what results are made of."""
+    numbers = [*record["scores"].values(), *(record[name] for name in _NUMBERS)]
+    if not isinstance(record["key"], str) or not all(map(is_number, numbers)):
+        raise TypeError("a sample needs a text for its key, and numbers for scores, nfe, tokens and seconds")
+    sum(map(float, numbers))  # OverflowError for what no float holds
+
+
 def _require_same(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
     now = json.loads(json.dumps(settings))
     for name in sorted(kept.keys() | now.keys()):
         before, after = kept.get(name), now.get(name)
         if before != after:
             if isinstance(before, dict) and isinstance(after, dict):
-                inner = next(key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key))
-                name, before, after = f"{name}.{inner}", before.get(inner), after.get(inner)
+                for key in sorted(before.keys() | after.keys()):
+                    if before.get(key) != after.get(key):
+                        name, before, after = f"{name}.{key}", before.get(key), after.get(key)
+                        break
             raise ResumeError(
                 f"{path} was made with {name} {before!r}, this run has {after!r}; "
                 "repeat the earlier settings to go on, or give another --out"

@@ -27,12 +27,15 @@ from numpy.typing import NDArray
 
 from dpad.runtime.batch import Batch
 from dpad.runtime.cache import BLOCKS
+from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import NOTHING, Full
+
+MOST_DRAWS = 1 << 16  # the masks of all draws of a text are in memory together
 
 
 class Span(NamedTuple):
@@ -66,13 +69,15 @@ def bounds(
             `options.gen_length`; they take part as any suffix does and are not scored.
         options: `block_length`, `gen_length` and `schedule` are used; a model that is causal between blocks has
             no schedule.
-        draws: number of estimates.
+        draws: number of estimates, 65536 at most.
         seed: of masks and of the suffix dropout.
         batch_size: draws in one step; None is the most that the engine takes.
 
     Raises:
-        InvalidRequest: the text is empty, holds a mask, or does not fit on a canvas.
+        InvalidRequest: the text is empty, holds a mask, or does not fit on a canvas; no such number of draws.
     """
+    if not is_integer(draws) or not 1 <= draws <= MOST_DRAWS:
+        raise InvalidRequest(f"{draws!r} draws cannot be served; give an integer from 1 to {MOST_DRAWS}")
     contract = engine.contract
     options = fitted(contract, prompt_ids, target_ids, options)
     target = np.asarray(target_ids, dtype=np.int64)

@@ -64,6 +64,7 @@ def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, d
 
 def _tokens(model: DiffusionModel, sample: Sample, raw: bool) -> tuple[tuple[int, ...], list[int]]:
     """Token ids of prompt and text; without a prompt there are only those the tokenizer starts every text with."""
+    model.check_size(sample.target)
     prompt = model.request(sample.prompt, raw=raw or not sample.prompt).prompt_ids
     return prompt, model.codec.encode_plain(sample.target)
 

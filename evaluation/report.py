@@ -2,12 +2,16 @@
 
 document = report(settings, records, metrics)
 document["metrics"]["strict_match"]     # {"value": 0.5, "standard_error": 0.05}
+save(document, Path("results.json"))
 """
 
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Record
 from dpad.evaluation.scoring import mean
 from dpad.runtime.machine import Machine
@@ -42,6 +46,34 @@ def report(settings: dict[str, Any], records: Sequence[Record], metrics: Metrics
         "cost": cost,
         "machine": machine_line(),
     }
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `DataError` if `path` holds something else than the document of a run; an empty file holds nothing."""
+    try:
+        if not path.exists() or (path.is_file() and not path.stat().st_size):
+            return
+        kept = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        kept = None
+    if not isinstance(kept, dict) or not {"schema_version", "task", "metrics"} <= kept.keys():
+        raise DataError(f"{path} exists and holds no results of dpad eval; move it away, or give another --out")
+
+
+def save(document: dict[str, Any], path: Path) -> None:
+    """Put the document in place of `path` in one step; raises `DataError`, and then `path` is what it was before."""
+    path = path.resolve()  # where it is a link, what that leads to
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(document, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}; make room, and run the same command again") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def machine_line() -> str:

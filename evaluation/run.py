@@ -34,7 +34,8 @@ def evaluate(
 ) -> list[Record]:
     """Records of all `samples`, in order: those in the journal, and the rest from `work`.
 
-    `advance` is told of samples as they are finished, those of the journal first.
+    `advance` is told of samples as they are finished, those of the journal first. Raises `DataError` where the
+    journal's have other scores.
     """
     open_samples = [sample for sample in samples if sample.key not in journal.records]
     advance(len(samples) - len(open_samples))
@@ -42,7 +43,10 @@ def evaluate(
         for record in work(open_samples[start : start + batch_size]):
             journal.add(record)
             advance(1)
-    return [journal.records[sample.key] for sample in samples]
+    records = [journal.records[sample.key] for sample in samples]
+    if any(record["scores"].keys() != records[0]["scores"].keys() for record in records):
+        raise DataError("the file of samples has other scores than this task gives; remove it, or give another --out")
+    return records
 
 
 def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptions, raw: bool = False) -> Work:

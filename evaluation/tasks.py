@@ -22,8 +22,10 @@ from dpad.models.training import corpus
 from dpad.models.training.problems import PROBLEMS, Example
 from dpad.models.training.routines import LONG
 from dpad.runtime.bundle import sha256
+from dpad.runtime.errors import InvalidRequest
 
 LIMIT = 100  # samples of the tasks that make their own
+MOST, MOST_SHOTS = 10_000, 100  # of these: no canvas holds so many worked examples
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ class Task:
 
 
 def problems(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
-    """Held-out word problems of the training text, worked examples from the training split."""
+    """Held-out word problems of the training text, worked examples from the training split.
+
+    Raises `InvalidRequest` for more than 10,000 samples or 100 worked examples.
+    """
+    _check_counts(limit, shots)
     asked = corpus.heldout(seed, limit or LIMIT)
 
     def draw(rng: random.Random) -> list[Example]:
@@ -74,7 +80,11 @@ def problems(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
 
 
 def long(limit: int | None = None, seed: int = 0) -> Task:
-    """Held-out long outputs that follow a rule: counting, numbered lists, weeks; the whole text must match."""
+    """Held-out long outputs that follow a rule: counting, numbered lists, weeks; the whole text must match.
+
+    Raises `InvalidRequest` for more than 10,000 samples.
+    """
+    _check_counts(limit, 0)
     asked = corpus.heldout(seed, limit or LIMIT, kinds=tuple(LONG))
     samples = [Sample(index, example.question, example.answer) for index, example in enumerate(asked)]
     return Task("long", samples, lambda sample, text: grade_text(text, sample.target))
@@ -115,6 +125,12 @@ def answers(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
 def digests(files: Sequence[Path]) -> dict[str, str]:
     """Name -> SHA-256 of data files; the folder they lie in does not matter."""
     return {path.name: sha256(path) for path in files}
+
+
+def _check_counts(limit: int | None, shots: int) -> None:
+    for name, count, most in (("--limit", limit or LIMIT, MOST), ("--shots", shots, MOST_SHOTS)):
+        if count > most:
+            raise InvalidRequest(f"{name} {count} is over {most}, the most for a task that makes its own samples")
 
 
 def _questions(asked: list[Example], draw: Callable[[random.Random], list[Example]], seed: int) -> list[Sample]:

@@ -1,22 +1,27 @@
 """Checks of what comes from outside: numbers in a request, and the inputs of a step.
 
     is_integer(True)                    # False
+    as_integer(np.uint8(5))             # 5, of which -5 is no 251
     check_step(inputs, contract)        # raises EngineError naming the value and its limit
 
 Every engine calls `check_step` before it launches anything: compiled engines follow a wrong
 index into foreign memory instead of refusing it.
 """
 
-from typing import TypeGuard
+import math
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import StepInputs
-from dpad.runtime.errors import EngineError
+from dpad.runtime.errors import EngineError, InvalidRequest
+
+T = TypeVar("T")
 
 _INT64 = np.dtype(np.int64)
+_BITS = 128  # of the largest seed that numpy's own advice draws; an integer of thousands could not even be printed
 _LARGER = {
     "batch": "use smaller batches, or export with a larger --max-batch",
     "length": "use shorter canvases, or export with a larger --max-length",
@@ -31,6 +36,29 @@ def is_integer(value: object) -> TypeGuard[int]:
 def is_number(value: object) -> bool:
     """Whether `value` is an integer or a float of Python or numpy."""
     return is_integer(value) or isinstance(value, (float, np.floating))
+
+
+def as_integer(value: T, name: str = "a number") -> T:
+    """A whole number as Python's own, which does not wrap around where numpy's narrow ones do; all else as it is.
+
+    Raises `InvalidRequest` for one that is larger than anything it could be good for.
+    """
+    if not is_integer(value):
+        return value
+    number = int(value)
+    if number.bit_length() > _BITS:
+        raise InvalidRequest(f"{name} of {number.bit_length()} bits is too large; {_BITS} bits are the most")
+    return number  # type: ignore[return-value]
+
+
+def as_number(value: T) -> T:
+    """A number as Python's float, infinite where it is larger than any float; all else as it is."""
+    if not is_number(value):
+        return value
+    try:
+        return float(value)  # type: ignore[return-value, arg-type]
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[return-value, operator]
 
 
 def check_step(inputs: StepInputs, contract: StepContract, *, extends: bool = False) -> None:

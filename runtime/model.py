@@ -33,6 +33,7 @@ from dpad.runtime.text import Message, TextCodec
 
 OnStep = Callable[[StepEvent], None]
 Prompt = str | Sequence[int] | Sequence[Message] | Request
+_DROPPED = 2  # how much shorter a tokenizer may make a text: spaces between words, accents apart from their letters
 _PROMPT = "a prompt is text, a list of chat messages, a list of token ids, or a Request"
 
 
@@ -109,12 +110,14 @@ class DiffusionModel:
             if suffix:
                 raise InvalidRequest("a Request holds its own suffix_ids; leave suffix out")
             return prompt
+        self.check_size(prompt, suffix)
         if isinstance(prompt, str):
             chat = self.codec.has_chat_template and not raw
             ids = self.codec.encode_chat([{"role": "user", "content": prompt}]) if chat else self.codec.encode(prompt)
         elif not _is_list(prompt):
             raise InvalidRequest(f"{_PROMPT}, not {type(prompt).__name__}")
         elif all(isinstance(part, Mapping) for part in prompt) and len(prompt):
+            self.check_size(*(part for message in prompt for part in message.values()))  # type: ignore[union-attr]
             ids = self.codec.encode_chat(prompt)  # type: ignore[arg-type]
         elif all(map(is_integer, prompt)):
             ids = [int(part) for part in prompt]  # type: ignore[arg-type]
@@ -129,6 +132,19 @@ class DiffusionModel:
                 f"a batch is a list of prompts, not {type(prompts).__name__}; for one prompt use generate or stream"
             )
         return [self.request(prompt, raw=raw) for prompt in prompts]
+
+    def check_size(self, *texts: object) -> None:
+        """Raise `InvalidRequest` for text that no canvas could hold, before time and memory go into its tokens.
+
+        What is no text among `texts` does not count.
+        """
+        most = self.engine.contract.max_length
+        size = sum(len(text) for text in texts if isinstance(text, str))
+        if size > most and size > (limit := _DROPPED * most * self.codec.longest_token):
+            raise InvalidRequest(
+                f"a text of {size} characters is over the {limit} that this bundle's {most} tokens could hold; "
+                "shorten it, or export with a larger --max-length"
+            )
 
     def generate(
         self, prompt: Prompt, *, raw: bool = False, on_step: OnStep | None = None, **options: Unpack[Options]
@@ -148,6 +164,8 @@ class DiffusionModel:
 
         `on_step` is called with the `StepEvent` of every forward pass.
         """
+        if on_step is not None and not callable(on_step):
+            raise InvalidRequest(f"on_step {on_step!r} cannot be called; give a function of one StepEvent")
         began = perf_counter()
         resolved = self.options(**options)
         requests = self._requests(prompts, raw)

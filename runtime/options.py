@@ -13,12 +13,14 @@ from typing import Any, TypedDict
 import numpy as np
 
 from dpad.runtime.cache import BLOCKS, CACHES
-from dpad.runtime.checks import is_integer, is_number
+from dpad.runtime.checks import as_integer, as_number, is_integer, is_number
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.suffix import NOTHING, Gaussian, SuffixSchedule
+from dpad.runtime.suffix import NOTHING, Gaussian, SuffixSchedule, check_is_schedule
 
 _COLDEST = 1e-3  # below, tempered logits leave the range of numbers
+_WHOLE = ("gen_length", "block_length", "seed", "steps", "top_k")
+_NUMBERS = ("threshold", "factor", "temperature", "top_p")
 
 PLANNED = ("fixed", "entropy", "margin")  # these read `steps`
 DECODERS = ("threshold", "factor", *PLANNED)
@@ -62,6 +64,13 @@ class GenerationOptions:
     early_termination: bool = True
     eos_token_ids: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Numbers become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
+        for name in _WHOLE:
+            object.__setattr__(self, name, as_integer(getattr(self, name), name))
+        for name in _NUMBERS:
+            object.__setattr__(self, name, as_number(getattr(self, name)))
+
     @property
     def blocks(self) -> int:
         """Number of blocks on the canvas."""
@@ -95,19 +104,21 @@ class GenerationOptions:
         self.schedule.check(self.gen_length, self.block_length)
 
     def _check_types(self) -> None:
-        """Whole numbers must be whole, and numbers numbers."""
-        for name in ("gen_length", "block_length", "seed", "steps", "top_k"):
+        """Whole numbers must be whole, numbers numbers, and names text."""
+        for name in _WHOLE:
             value = getattr(self, name)
             if not is_integer(value) and not (value is None and name in ("steps", "top_k")):
                 raise InvalidRequest(f"{name} {value!r} is not an integer")
-        for name in ("threshold", "factor", "temperature", "top_p"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             if not is_number(value) and not (value is None and name == "top_p"):
                 raise InvalidRequest(f"{name} {value!r} is not a number")
         if not isinstance(self.early_termination, (bool, np.bool_)):
             raise InvalidRequest(f"early_termination {self.early_termination!r} is neither True nor False")
-        if isinstance(self.schedule, type) or not callable(getattr(self.schedule, "keep", None)):
-            raise InvalidRequest(f"schedule {self.schedule!r} is no suffix schedule, such as dpad.Gaussian(k=4) is")
+        for name in ("decoder", "cache"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidRequest(f"{name} {getattr(self, name)!r} is no name; give one as text")
+        check_is_schedule(self.schedule)
         eos = self.eos_token_ids
         if eos is not None and (not isinstance(eos, Sequence) or not eos or not all(map(is_integer, eos))):
             raise InvalidRequest(f"eos_token_ids {eos!r} must be one or more integers, or None")

@@ -8,6 +8,7 @@ parameters. The one called `default` counts wherever no other is asked for.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -52,7 +53,7 @@ def resolve(presets: Mapping[str, Preset], contract: StepContract, options: Mapp
     _check_names(options)
     given = dict(options)
     preset = given.pop("preset", None)
-    if preset is not None and preset not in list(presets):
+    if preset is not None and (not isinstance(preset, str) or preset not in presets):
         raise InvalidRequest(f"preset {preset!r} is not one of this bundle's: {', '.join(presets) or 'none'}")
     base = {**defaults(contract), **presets.get(preset or DEFAULT, {})}
     length, schedule = given.get("gen_length", base.get("gen_length")), base.get("schedule")
@@ -99,6 +100,7 @@ def _schedule(preset: str, value: Any) -> SuffixSchedule:
         (name, parameters), *_ = value.items()
         own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
         if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
-            return SCHEDULES[name](**parameters)
+            with suppress(InvalidRequest):
+                return SCHEDULES[name](**parameters)
     told = f"preset {preset!r} has a schedule that cannot be read: {value!r}"
     raise ManifestError(f"{told}; mend it, and export the bundle again")

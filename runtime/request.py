@@ -4,13 +4,16 @@ Request(prompt_ids=(1, 2, 3), seed=7)
 Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in between
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpad.runtime.checks import is_integer
+import numpy as np
+
+from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
-from dpad.runtime.suffix import NOTHING, Explicit, SuffixSchedule
+from dpad.runtime.suffix import NOTHING, Explicit, SuffixSchedule, check_is_schedule
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,15 @@ class Request:
     seed: int | None = None
     schedule: SuffixSchedule | None = None
 
+    def __post_init__(self) -> None:
+        """Token ids become tuples; raises `InvalidRequest` for no list of them, and for numbers beyond all use."""
+        for name in ("prompt_ids", "suffix_ids"):
+            ids = getattr(self, name)
+            if not isinstance(ids, Sequence) and not (isinstance(ids, np.ndarray) and ids.ndim):
+                raise InvalidRequest(f"{name} {ids!r} is no list of token ids")
+            object.__setattr__(self, name, tuple(as_integer(token, "a token id") for token in ids))
+        object.__setattr__(self, "seed", as_integer(self.seed, "seed"))
+
     def canvas_length(self, options: GenerationOptions) -> int:
         """Tokens on this row's canvas: prompt, generated and suffix."""
         return len(self.prompt_ids) + options.gen_length + len(self.suffix_ids)
@@ -44,6 +56,8 @@ class Request:
                     f"the prompt contains the mask id {token}, which marks blanks to fill; "
                     "remove it, or pass the text behind the blank as the suffix"
                 )
+        if self.schedule is not None:
+            check_is_schedule(self.schedule)
         length = self.canvas_length(options)
         if length > contract.max_length:
             raise InvalidRequest(

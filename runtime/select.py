@@ -8,6 +8,7 @@ A compiled plan is executable code: it is compared field by field with this mach
 this bundle before it may be opened.
 """
 
+import os
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ from dpad.runtime.precision import (
 )
 
 AUTO = "auto"
+_THREADS = 4  # at most for each processor: with many more, they wait for each other
 _LIBRARIES = {"tensorrt_rtx": ("tensorrt-rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}  # distribution, extra
 _AMPERE = (8, 0)
 _CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in bfloat16 (microsoft/onnxruntime#28768)
@@ -131,8 +133,10 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
 
     Quantized steps have to be asked for by name, unless the bundle has no other.
     """
-    if not is_integer(threads) or threads < 0:
-        raise InvalidRequest(f"threads {threads!r} must be an integer, 0 or more")
+    most = _THREADS * (os.cpu_count() or 1)
+    if not is_integer(threads) or not 0 <= threads <= most:
+        raise InvalidRequest(f"threads {threads!r} must be an integer from 0 to {most}, {_THREADS} a processor here")
+    threads = int(threads)
     machine = Machine.current()
     found = candidates(bundle, machine)
     if name == AUTO:

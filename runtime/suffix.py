@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dpad.runtime.checks import is_integer, is_number
+from dpad.runtime.checks import as_integer, as_number, is_integer, is_number
 from dpad.runtime.errors import InvalidRequest
 
 
@@ -59,6 +59,12 @@ class Gaussian:
     scale: float = 2.0
     window: int | None = None
 
+    def __post_init__(self) -> None:
+        """Numbers become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
+        object.__setattr__(self, "k", as_number(self.k))
+        object.__setattr__(self, "scale", as_number(self.scale))
+        object.__setattr__(self, "window", as_integer(self.window, "window"))
+
     def check(self, gen_length: int, block_length: int) -> None:
         """Raise `InvalidRequest` for a window outside 1…gen_length or a negative parameter."""
         _check_window(self.window, gen_length)
@@ -86,6 +92,11 @@ class Uniform:
 
     count: int = 32
     window: int | None = None
+
+    def __post_init__(self) -> None:
+        """Numbers become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
+        object.__setattr__(self, "count", as_integer(self.count, "count"))
+        object.__setattr__(self, "window", as_integer(self.window, "window"))
 
     def check(self, gen_length: int, block_length: int) -> None:
         """Raise `InvalidRequest` for a bad window or a count that the window cannot hold."""
@@ -124,11 +135,14 @@ class Explicit:
         position prompt_length + (b + 1) · block_length. Requests of other lengths are refused. Positions are whole
         numbers of any kind, elements of arrays and tensors too; others raise `InvalidRequest`.
         """
-        ends = [prompt_length + (b + 1) * block_length for b in range(len(positions))]
         try:
+            prompt_length, block_length = index(prompt_length), index(block_length)
+            ends = [prompt_length + (b + 1) * block_length for b in range(len(positions))]
             distances = tuple(tuple(index(p) - end for p in kept) for kept, end in zip(positions, ends))
         except TypeError as error:
-            raise InvalidRequest(f"suffix positions must be lists of integers, one for each block: {error}") from None
+            raise InvalidRequest(
+                f"suffix positions must be lists of integers, one for each block, and lengths integers: {error}"
+            ) from None
         return cls(distances, prompt_length, block_length)
 
     def check_prompt(self, length: int) -> None:
@@ -145,6 +159,9 @@ class Explicit:
             raise InvalidRequest(
                 f"the suffix positions are for blocks of {self.block_length} tokens, and block_length is {block_length}"
             )
+        given = self.distances
+        if not isinstance(given, Sequence) or not all(isinstance(kept, Sequence) for kept in given):
+            raise InvalidRequest(f"suffix distances {given!r} must be lists of integers, one for each block")
         for block in range(gen_length // block_length - 1):
             length = gen_length - (block + 1) * block_length
             if block >= len(self.distances):
@@ -160,6 +177,12 @@ class Explicit:
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The given distances; none behind the last block."""
         return np.asarray(self.distances[block] if length else (), dtype=np.int64)
+
+
+def check_is_schedule(value: object) -> None:
+    """Raise `InvalidRequest` for what has not the methods of a `SuffixSchedule`, a class among them."""
+    if isinstance(value, type) or not all(callable(getattr(value, name, None)) for name in ("check", "keep")):
+        raise InvalidRequest(f"schedule {value!r} is no suffix schedule, such as dpad.Gaussian(k=4) is")
 
 
 def _window(window: int | None, gen_length: int) -> int:

@@ -59,6 +59,11 @@ class TextCodec:
         """Whether prompts are wrapped as chat by default."""
         return self._source is not None
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token that is not special."""
+        return max((len(token) for token in self._tokenizer.get_vocab() if token not in self._special), default=1)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens the tokenizer itself adds."""
         return list(self._tokenizer.post_process(self._encode(text)).ids)

@@ -173,7 +173,11 @@ def test_parity_writes_its_report_into_the_bundle(bundle: Path) -> None:
         (("generate", "BUNDLE", "w5", "--gen-length", "512"), "over this bundle's 256"),
         (("generate", "BUNDLE", "w5", "--top-k", "3"), "temperature"),
         (("generate", "BUNDLE", "w5", "--engine", "abacus"), "has no engine 'abacus'"),
+        (("generate", "BUNDLE", "w5", "--show-steps", "--block-length", "0"), "block_length 0"),
+        (("generate", "BUNDLE", "w5", "--show-steps", "--gen-length", "100000000000"), "over this bundle's 256"),
+        (("generate", "BUNDLE", "w5 " * 9999, "--parse-special"), "a text of 29997 characters"),
         (("generate", "BUNDLE", "w5", "--positions", "[[1"), "--positions"),
+        (("generate", "BUNDLE", "w5", "--positions", "[" * 50_000), "--positions"),
         (("generate", "BUNDLE", "w5", "--positions", "[[4, 2], [], [], []]"), "block 0"),
         (("export", "no-such-model", "--out", "BUNDLE-2"), "tiny"),
         (("export", "owner/model", "--out", "BUNDLE-2"), "hf download owner/model"),
@@ -192,6 +196,23 @@ def test_errors_are_one_line_with_the_way_out(
     assert said in ran.stderr
     assert "Traceback" not in ran.stderr
     assert ran.stderr.startswith("dpad: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("generate BUNDLE - <&-", "standard input, which is closed"),
+        ("generate BUNDLE w5 >&-", "standard output is closed"),
+        ("inspect BUNDLE --json >/dev/full", "No space left on device"),
+    ],
+)
+def test_streams_that_are_closed_or_full_are_told(bundle: Path, command: str, said: str) -> None:
+    """Fails if a text that went nowhere ends in status 0, or the message in a traceback."""
+    command = f"{sys.executable} -m dpad {command.replace('BUNDLE', str(bundle))}"
+    ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, input="")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("dpad: ")
+    assert said in ran.stderr and "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize("terminal", ["0", "1"])

@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from dpad.cli import main
+from dpad.plugins import compile as compiler
 from dpad.plugins import tiling
-from dpad.plugins.compile import PTX_VERSIONS, SHARED_LIMITS, without_hidden_parameters
+from dpad.plugins.compile import PTX_VERSIONS, SHARED_LIMITS, CompiledKernel, without_hidden_parameters
 from dpad.plugins.errors import KernelCompileError
 
 
@@ -86,6 +90,28 @@ def test_a_hidden_parameter_that_is_read_is_refused(count: int) -> None:
     """Fails if a kernel that uses scratch memory, or lacks an argument, is let through."""
     with pytest.raises(KernelCompileError, match="reads parameter 1|has 3 parameters, its source 4"):
         without_hidden_parameters(ENTRY.format(body="ld.param.b32 %r1, [f_param_1];"), count)
+
+
+def test_kernels_take_their_places_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a compilation that stops half way leaves some new kernels beside the list of the old ones."""
+    kernels = [CompiledKernel(n, "f", "9.0", "bfloat16", {}, (), 1, 0, 1, 0, 0, "3", f"ptx {n}", b"\x7f") for n in "ab"]
+
+    def compile_with(*broken: Exception) -> Result:
+        def made(*_: object) -> Iterator[CompiledKernel]:
+            yield from kernels
+            for error in broken:
+                raise error
+
+        monkeypatch.setattr(compiler, "compile_all", made)
+        return CliRunner().invoke(main, ["plugin", "compile", "--out", str(tmp_path)])
+
+    for error in (KernelCompileError("no"), OSError(28, "No space left on device")):
+        assert compile_with(error).exit_code == 1
+        assert not list(tmp_path.iterdir())
+    for _ in range(2):
+        assert compile_with().exit_code == 0
+    names = ["a.cubin", "a.ptx", "b.cubin", "b.ptx", "kernels.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_wrong_option_names_the_choices(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ FILES = {
         (("--task", "gsm8k", "--data", "good", "--out", "no/such/out.json"), "DataError", "is no folder"),
         (("--task", "gsm8k", "--data", "good", "--out", "BUNDLE/out.json"), "InvalidRequest", "lies in the bundle"),
         (("--task", "gsm8k", "--data", "good", "--out", "other"), "DataError", "is not a file of samples"),
-        (("--task", "gsm8k", "--data", "good", "--out", "number"), "DataError", "is not a file of samples"),
+        (("--task", "gsm8k", "--data", "good", "--out", "three"), "DataError", "is not a file of samples"),
         (("--task", "gsm8k", "--data", "good", "--out", ""), "DataError", "--out names no file"),
         (("--task", "gsm8k", "--data", "long"), "DataError", "sample 2 cannot be answered: a canvas of "),
         (("--task", "humaneval", "--data", "good"), "DataError", "good, line 1 has no text 'task_id'"),
@@ -68,7 +68,7 @@ def test_mistakes_are_named(
     Path("binary").write_bytes(b"\xff\xfe\x00")
     Path("broken.gz").write_bytes(b"\x1f\x8b\x08\x00broken")
     Path("other.samples.jsonl").write_text('{"a": 1}\n')
-    Path("number.samples.jsonl").write_text('{"settings": 3}\n')
+    Path("three.samples.jsonl").write_text('{"settings": 3}\n')
     Path("link").symlink_to(eval_bundle)
     arguments = tuple(argument.replace("BUNDLE", "link/float32") for argument in arguments)
     before = sorted([*tmp_path.iterdir(), *eval_bundle.rglob("*")])

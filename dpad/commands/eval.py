@@ -16,8 +16,9 @@ from dpad.evaluation import tasks
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.humaneval import humaneval
 from dpad.evaluation.journal import Journal, Record
+from dpad.evaluation.likelihood import MOST_DRAWS
 from dpad.evaluation.perplexity import perplexities, score_texts
-from dpad.evaluation.report import mean_scores, report
+from dpad.evaluation.report import check_replaceable, mean_scores, report, save
 from dpad.evaluation.run import Work, evaluate, generate_answers, settings_of
 from dpad.evaluation.sandbox import Limits, Sandbox
 from dpad.evaluation.tasks import Task
@@ -49,7 +50,13 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @click.option("--shots", default=0, show_default=True, type=click.IntRange(0), help="Worked examples before a problem.")
 @click.option("--fewshot-data", type=_FILE, help="Where gsm8k takes its worked examples from.")
 @click.option("--data-seed", default=0, show_default=True, type=click.IntRange(0), help="Of problems and examples.")
-@click.option("--mc-samples", default=32, show_default=True, type=click.IntRange(1), help="Draws a text of perplexity.")
+@click.option(
+    "--mc-samples",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, MOST_DRAWS),
+    help="Draws a text of perplexity.",
+)
 @click.option(
     "--time-limit",
     default=10.0,
@@ -79,12 +86,7 @@ def command(
     """Measure the bundle DIR on a task. A run that was stopped goes on when it is started again with the same --out."""
     asked = {key: arguments.pop(key) for key in ("data", "limit", "shots", "fewshot_data", "data_seed")}
     limits = {key: arguments.pop(key) for key in ("time_limit", "weak_sandbox")}
-    if out is not None and not out.parent.is_dir():
-        raise DataError(f"{out.parent} is no folder; make it, or give another --out")
-    if out == Path():
-        raise DataError("--out names no file; give one, or leave --out out")
-    if out is not None and out.resolve().is_relative_to(directory.resolve()):
-        raise InvalidRequest(f"{out} lies in the bundle, which opens only with its own files; give another --out")
+    kept = out and _samples_beside(out, directory, [path for path in (asked["data"], asked["fewshot_data"]) if path])
     task, settings = _task(name, raw, **asked, **limits)
     with load(directory, engine=engine, threads=threads) as model:
         if arguments["preset"] is None:
@@ -100,15 +102,31 @@ def command(
             work = generate_answers(model, task, options, raw)
         bundle = Bundle.open(directory, hashes=False)
         settings = settings_of(bundle, task, options, model.engine.name, raw=raw, **settings)
-        records = _records(task, work, settings, out and out.with_name(f"{out.name}.samples.jsonl"), batch_size)
+        records = _records(task, work, settings, kept, batch_size)
     metrics = perplexities(records) if name == "perplexity" else mean_scores(records)
     document = report({**settings, "preset": arguments["preset"]}, records, metrics)
     if out is not None:
-        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        save(document, out)
     if as_json:
         click.echo(json.dumps(document))
     else:
         _print(document)
+
+
+def _samples_beside(out: Path, directory: Path, inputs: list[Path]) -> Path:
+    """Where samples go; raises a typed error where these or the results have no place, or would take another's."""
+    if out == Path():
+        raise DataError("--out names no file; give one, or leave --out out")
+    if not out.parent.is_dir():
+        raise DataError(f"{out.parent} is no folder; make it, or give another --out")
+    if out.resolve().is_relative_to(directory.resolve()):
+        raise InvalidRequest(f"{out} lies in the bundle, which opens only with its own files; give another --out")
+    kept = out.with_name(f"{out.name}.samples.jsonl")
+    for path in (out, kept):
+        if path.exists() and any(data.exists() and path.samefile(data) for data in inputs):
+            raise InvalidRequest(f"{path} is what the task reads, and would be written over; give another --out")
+    check_replaceable(out)
+    return kept
 
 
 def _records(task: Task, work: Work, settings: dict[str, Any], kept: Path | None, batch_size: int) -> list[Record]:

@@ -44,9 +44,10 @@ def command(
 ) -> None:
     """Write text with the bundle DIR. PROMPT - reads standard input."""
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = _standard_input()
     with load(directory, engine=engine, threads=threads) as model:
         options = chosen(model, options if positions is None else without_schedule(options, "--positions"))
+        model.check_size(prompt)
         given = model.codec.encode_rendered(prompt) if parse_special else prompt
         request = model.request(given, raw=raw, suffix=suffix)
         if positions is not None:
@@ -54,8 +55,10 @@ def command(
         if show_steps:
             from dpad.commands.canvas import CanvasView
 
-            eos = model.engine.contract.eos_token_id
-            with CanvasView(model.codec, request, model.options(**options), eos) as view:
+            contract, resolved = model.engine.contract, model.options(**options)
+            resolved.check(contract)
+            request.check(resolved, contract)
+            with CanvasView(model.codec, request, resolved, contract.eos_token_id) as view:
                 result = model.generate(request, on_step=view.update, **options)
         else:
             result = model.generate(request, **options)
@@ -72,12 +75,21 @@ def command(
     )
 
 
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise InvalidRequest("PROMPT - reads standard input, which is closed; open it, or give the text itself")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"standard input is no text: {error}") from None
+
+
 def _explicit(positions: str, prompt_length: int, block_length: int) -> Explicit:
     """`positions` is JSON, or a file that holds it: for each block, canvas positions."""
     try:
         given = positions.lstrip().startswith("[")
         data = json.loads(positions if given else Path(positions).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"--positions is neither JSON nor a readable file of it: {error}") from None
     if not isinstance(data, list) or not all(isinstance(kept, list) and all(map(is_integer, kept)) for kept in data):
         raise InvalidRequest("--positions must be a list of blocks, each a list of canvas positions")

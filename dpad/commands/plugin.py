@@ -1,7 +1,9 @@
 """`dpad plugin compile --out DIR`."""
 
 import json
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
@@ -52,20 +54,23 @@ def compile_command(
 
     Writes PTX, machine code and kernels.json, which holds what a launcher must know: entry,
     parameters in order, threads, shared memory. One kernel serves every number of heads,
-    every grouping and every scale.
+    every grouping and every scale. The files take their places when all are written.
     """
     with needed_by("compiling kernels", ExportError):
         from dpad.plugins.compile import compile_all
     out.mkdir(parents=True, exist_ok=True)
     progress = TerminalProgress()
     kernels = []
-    with progress.task("compile kernels") as advance:
+    with TemporaryDirectory(dir=out, prefix=".compile-") as folder, progress.task("compile kernels") as advance:
+        stage = Path(folder)
         for kernel in compile_all(capabilities, dtypes, [int(size) for size in head_sizes]):
-            (out / f"{kernel.name}.ptx").write_text(kernel.ptx)
-            (out / f"{kernel.name}.cubin").write_bytes(kernel.cubin)
+            (stage / f"{kernel.name}.ptx").write_text(kernel.ptx)
+            (stage / f"{kernel.name}.cubin").write_bytes(kernel.cubin)
             kernels.append(kernel.metadata())
             facts = f"{kernel.registers} registers, {kernel.spill_bytes} bytes spilled, {kernel.shared_bytes} shared"
             progress.say(f"{kernel.name}: {facts}")
             advance(1)
-    (out / "kernels.json").write_text(json.dumps(kernels, indent=1) + "\n")
+        (stage / "kernels.json").write_text(json.dumps(kernels, indent=1) + "\n")
+        for path in sorted(stage.iterdir(), key=lambda path: path.suffix == ".json"):  # the list when the rest is there
+            os.replace(path, out / path.name)
     click.echo(json.dumps(kernels) if as_json else f"{out}: {len(kernels)} kernels")

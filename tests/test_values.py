@@ -1,0 +1,162 @@
+"""Values of any type in a request: numpy's numbers count as Python's, all else is refused with a typed error."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import write_tokenizer
+from test_requests import CONTRACT, Untouched
+
+from dpad.runtime.errors import InvalidRequest, ManifestError
+from dpad.runtime.generate import generate
+from dpad.runtime.model import DiffusionModel
+from dpad.runtime.options import GenerationOptions
+from dpad.runtime.presets import read_presets
+from dpad.runtime.request import Request
+from dpad.runtime.select import open_engine
+from dpad.runtime.suffix import Explicit, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.text import TextCodec
+
+WHOLE = {"gen_length": 64, "block_length": 32, "seed": 7, "steps": 64, "top_k": 5}
+NUMBERS = {"threshold": 0.5, "factor": 2.0, "temperature": 3.0, "top_p": 0.5}
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint16, np.int64, np.uint64])
+def test_whole_numbers_of_numpy_are_pythons(kind: Any) -> None:
+    """Fails if a narrow integer is kept: its sums wrap around, and so does its negative in the filter of `top_k`."""
+    options = GenerationOptions(**{name: kind(value) for name, value in WHOLE.items()})
+    schedules = Gaussian(window=kind(60)), Uniform(kind(9), kind(60))
+    request = Request((kind(5),), np.array([6, 7], kind), kind(8))  # type: ignore[arg-type]
+    given = [*(getattr(options, name) for name in WHOLE), schedules[0].window, *vars(schedules[1]).values()]
+    given += [*request.prompt_ids, *request.suffix_ids, request.seed]
+    assert given == [*WHOLE.values(), 60, 9, 60, 5, 6, 7, 8]
+    assert {type(value) for value in given} == {int}
+    made = Explicit.from_positions([[kind(104)], []], kind(40), kind(32))
+    assert made.distances == ((32,), ())
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, int])
+def test_numbers_are_floats(kind: Any) -> None:
+    """Fails if arithmetic is in another width than the caller's neighbour would get."""
+    options = GenerationOptions(**{name: kind(value) for name, value in NUMBERS.items()})
+    schedule = Gaussian(kind(4), kind(2))
+    given = [*(getattr(options, name) for name in NUMBERS), schedule.k, schedule.scale]
+    assert given == [*(float(kind(value)) for value in NUMBERS.values()), 4.0, 2.0]
+    assert {type(value) for value in given} == {float}
+
+
+@pytest.mark.parametrize("size", [400, 5000])
+@pytest.mark.parametrize("name", [*WHOLE, "temperature", "k", "scale", "window", "count", "token", "seed of the row"])
+def test_numbers_beyond_all_use_are_refused(name: str, size: int) -> None:
+    """Fails if the error is another, as Python's own where a float overflows or too many digits are to be written."""
+    value = 10**size
+    with pytest.raises(InvalidRequest):
+        if name in ("token", "seed of the row"):
+            Request((value,)) if name == "token" else Request((5,), seed=value)
+        elif name in ("k", "scale", "window", "count"):
+            schedule = Uniform(**{name: value}) if name == "count" else Gaussian(**{name: value})
+            schedule.check(128, 32)
+        else:
+            GenerationOptions(**{name: value}).check(CONTRACT)
+
+
+def test_a_factor_beyond_floats_accepts_all() -> None:
+    """Fails if a factor that no float holds is an error of Python's."""
+    GenerationOptions(decoder="factor", factor=10**400).check(CONTRACT)
+
+
+def test_a_seed_may_have_128_bits() -> None:
+    """Fails if a seed as numpy recommends to draw them is refused."""
+    GenerationOptions(seed=2**128 - 1).check(CONTRACT)
+
+
+def test_a_preset_beyond_all_use_is_refused_with_its_bundle() -> None:
+    """Fails if the preset's number is blamed on the caller."""
+    with pytest.raises(ManifestError, match="preset 'a'"):
+        read_presets(json.loads('{"a": {"schedule": {"gaussian": {"window": 1%s}}}}' % ("0" * 400)))
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "decoder an array": {"decoder": np.array(["threshold", "fixed"])},
+    "decoder none": {"decoder": None},
+    "cache an array": {"cache": np.array(["dual", "none"])},
+    "preset an array": {"preset": np.array(["a", "b"])},
+    "preset a list": {"preset": ["a"]},
+    "distances a number": {"schedule": Explicit(5)},  # type: ignore[arg-type]
+    "distances none": {"schedule": Explicit(None)},  # type: ignore[arg-type]
+    "distances flat": {"schedule": Explicit((1, 2, 3, 4))},  # type: ignore[arg-type]
+    "distances text": {"schedule": Explicit(("a", "b", "c"))},  # type: ignore[arg-type]
+    "a schedule that cannot be checked": {"schedule": type("Keeps", (), {"keep": lambda *_: []})()},
+    "on_step a number": {"on_step": 5},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_values_are_refused_before_any_work(case: str) -> None:
+    """Fails if a wrong value of an option is found out late, or by an error of Python's."""
+    model = DiffusionModel(Untouched(), None, {"a": {}, "b": {}})
+    with pytest.raises(InvalidRequest):
+        model.generate([5, 6], **WRONG[case])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(5,), (None,), ({5, 6},), (np.array(5),), ((11,), None), ((11,), 5), ((11,), (), True), ((11,), (), 0.5)],
+)
+def test_what_is_no_request_is_refused(values: tuple[Any, ...]) -> None:
+    """Fails if a field of `Request` that holds something else is told by an error of Python's."""
+    with pytest.raises(InvalidRequest):
+        generate(Untouched(), [Request(*values)], GenerationOptions())
+
+
+@pytest.mark.parametrize("schedule", ["full", object(), Gaussian, 5])
+def test_a_row_has_a_schedule_or_none(schedule: SuffixSchedule) -> None:
+    """Fails if the schedule of a row is checked less than that of the options."""
+    with pytest.raises(InvalidRequest, match="is no suffix schedule"):
+        generate(Untouched(), [Request((11,), schedule=schedule)], GenerationOptions())
+
+
+@pytest.mark.parametrize("values", [(5, 1, 1), ([[1]], None, 32), ([[1]], 5, "32"), (["a"], 5, 32), ([5], 5, 32)])
+def test_positions_that_are_none_are_refused(values: Any) -> None:
+    """Fails if wrong positions or lengths are told by an error of Python's."""
+    with pytest.raises(InvalidRequest, match="suffix positions must be lists of integers"):
+        Explicit.from_positions(*values)
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, True, "2", 4 * (os.cpu_count() or 1) + 1, 2**31])
+def test_threads_are_a_few_for_each_processor(threads: Any) -> None:
+    """Fails if so many threads start that they wait for each other, or ONNX Runtime cannot read their number."""
+    with pytest.raises(InvalidRequest, match=f"0 to {4 * (os.cpu_count() or 1)}"):
+        open_engine(None, threads=threads)  # type: ignore[arg-type]
+
+
+class Unread(TextCodec):
+    """A tokenizer that must not be reached."""
+
+    def _encode(self, text: str) -> Any:
+        raise AssertionError("the text was tokenized")
+
+
+LONG = "w5 " * 1000  # on canvases of 200 tokens, none longer than 9 characters
+
+
+@pytest.mark.parametrize(
+    ("prompt", "suffix"),
+    [
+        (LONG * 2, None),
+        ("w5", LONG * 2),
+        (LONG, LONG),
+        ([{"role": "user", "content": LONG}, {"role": "user", "content": LONG}], None),
+    ],
+)
+def test_text_that_no_canvas_holds_is_not_tokenized(tmp_path: Path, prompt: Any, suffix: str | None) -> None:
+    """Fails if minutes and gigabytes go into the tokens of a text before its length is looked at."""
+    write_tokenizer(tmp_path)
+    model = DiffusionModel(Untouched(), Unread.open(tmp_path))
+    with pytest.raises(InvalidRequest, match=r"a text of 60\d\d characters is over the 3600 that .* 200 tokens"):
+        model.request(prompt, suffix=suffix)
+    with pytest.raises(AssertionError, match="tokenized"):
+        model.request(LONG)
