@@ -63,7 +63,7 @@ def load(
         BundleError: the directory is not what its manifest says.
         EngineError: no engine, or not this one, can run here.
     """
-    bundle = Bundle.open(Path(directory), hashes=verify_hashes)
+    bundle = Bundle.open(directory, hashes=verify_hashes)
     if bundle.manifest.is_random:
         warn(f"{directory} holds random weights (dpad synth): all text is noise", stacklevel=2)
     codec = TextCodec.open(tokenizer_directory(bundle.directory)) if bundle.manifest.tokenizer else None

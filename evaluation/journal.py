@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from dpad.evaluation.errors import DataError, ResumeError
+from dpad.runtime.files import read_bytes
 
 Record = dict[str, Any]
 
@@ -36,7 +37,7 @@ class Journal:
         if path is None:
             return cls({}, None)
         try:
-            kept = path.read_bytes() if path.exists() else b""
+            kept = read_bytes(path) if path.exists() else b""
             whole = kept[: kept.rfind(b"\n") + 1]
             lines = [json.loads(line) for line in whole.splitlines()]
             if lines:

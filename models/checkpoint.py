@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from dpad.models import dream, fast_dllm, llada, qwen, sdar
 from dpad.models.packed import Unpack, take_packed
+from dpad.runtime import files
 from dpad.runtime.errors import CheckpointError
 
 Config = llada.Config | qwen.Config
@@ -82,10 +83,10 @@ class Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises `CheckpointError` naming the file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = files.read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint directory?") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object")

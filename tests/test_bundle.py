@@ -245,11 +245,24 @@ def test_the_message_says_how_to_make_it_again(bundle: Path) -> None:
         Bundle.open(bundle)
 
 
-def test_not_a_bundle_at_all(tmp_path: Path) -> None:
-    """Fails if a wrong path gives a traceback."""
+def test_not_a_bundle_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a wrong path, or what is no path, gives a traceback."""
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(errors.MissingFile, match="dpad export"):
             Bundle.open(path)
+    wrong: list[Any] = [None, 5, b"bundle"]
+    for value in wrong:
+        with pytest.raises(errors.BundleError, match="path"):
+            dpad.load(value)
+    with pytest.raises(errors.BundleError, match="too long"):
+        dpad.load("x" * 5000)
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_symlink", refused)  # as in a folder that may not be searched
+    with pytest.raises(errors.BundleError, match="Permission denied"):
+        dpad.load(tmp_path)
 
 
 def test_checks_hold_under_optimisation(bundle: Path) -> None:
