@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundles import export, write_source
+from bundles import export, write_source, write_tokenizer
 
 import dpad
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Journal
 from dpad.models.checkpoint import Checkpoint, read_json
 from dpad.runtime import errors, files
+from dpad.runtime.text import TextCodec
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_json_is_read_as_it_is(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "a.json") == data
 
 
-def test_a_pipe_is_no_manifest_no_checkpoint_and_no_journal(tmp_path: Path, pipe: Path) -> None:
+def test_a_pipe_is_no_manifest_no_checkpoint_no_tokenizer_and_no_journal(tmp_path: Path, pipe: Path) -> None:
     """Fails if one of the readers opens files by itself."""
     source = write_source(tmp_path / "source")
     bundle = export(source, tmp_path / "bundle").directory
@@ -71,3 +72,8 @@ def test_a_pipe_is_no_manifest_no_checkpoint_and_no_journal(tmp_path: Path, pipe
             export(source, tmp_path / "new")
         (tmp_path / "kept").replace(source / name)
     assert Checkpoint.open(source)
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(errors.BundleError, match="not a regular file"):
+        TextCodec.open(tmp_path)
