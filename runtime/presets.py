@@ -7,7 +7,9 @@ In JSON a preset holds fields of `GenerationOptions`; a schedule is an object wi
 parameters. The one called `default` counts wherever no other is asked for.
 """
 
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -86,6 +88,9 @@ def _schedule(preset: str, value: Any) -> SuffixSchedule:
         (name, parameters), *_ = value.items()
         own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
         if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
-            return SCHEDULES[name](**parameters)
+            schedule = SCHEDULES[name](**parameters)
+            with suppress(InvalidRequest):
+                schedule.check(sys.maxsize, 1)  # the window is compared with a canvas when there is one
+                return schedule
     told = f"preset {preset!r} has a schedule that cannot be read: {value!r}"
     raise ManifestError(f"{told}; mend it, and export the bundle again")
