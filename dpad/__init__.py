@@ -75,7 +75,7 @@ def load(
             f"threads {threads!r} cannot be given to engine {engine}: torch has one number for the whole process; "
             "leave threads out, and call torch.set_num_threads, or set OMP_NUM_THREADS"
         )
-    bundle = Bundle.open(Path(directory), hashes=verify_hashes)
+    bundle = Bundle.open(directory, hashes=verify_hashes)
     if bundle.manifest.is_random:
         warn(f"{directory} holds random weights (dpad synth): all text is noise", stacklevel=2)
     codec = TextCodec.open(tokenizer_directory(bundle.directory)) if bundle.manifest.tokenizer else None

@@ -11,7 +11,7 @@ exporter can point at it without reading it.
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from dpad.models import dream, fast_dllm, llada, qwen, sdar
 from dpad.models.packed import Unpack, take_packed
+from dpad.runtime import files
 from dpad.runtime.errors import CheckpointError
 
 Config = llada.Config | qwen.Config
@@ -82,10 +83,10 @@ class Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises `CheckpointError` naming the file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = files.read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint directory?") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object")
@@ -200,6 +201,21 @@ def check_tensors(tensors: dict[str, TensorEntry], model: Model) -> None:
             raise CheckpointError(f"tensor {name} has shape {tensors[name].shape}, config.json implies {shape}")
 
 
+def _unpacked(tensors: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """The weights that `tensors` make, packed ones in the shape that they are unpacked to: tried without their data."""
+    state = {name: torch.empty(e.shape, dtype=getattr(torch, e.dtype), device="meta") for name, e in tensors.items()}
+    try:
+        shapes = {name: (w.format, tuple(w.unpack(torch.float32).shape)) for name, w in take_packed(state).items()}
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"packed weights and their scales do not fit: {error}; export the bundle again") from None
+    whole = {name: replace(tensors[f"{name}.{form}"], shape=shape) for name, (form, shape) in shapes.items()}
+    for name in state:
+        if tensors[name].dtype not in _DTYPES.values():
+            raise CheckpointError(f"tensor {name} is {tensors[name].dtype}, and not packed; export the bundle again")
+        whole[name] = tensors[name]
+    return whole
+
+
 class _Cast(nn.Module):
     """A parametrization: the weight in another dtype, made when it is used."""
 
@@ -212,8 +228,12 @@ class _Cast(nn.Module):
 
 
 def load_model(architecture: str, config: Config, shards: tuple[Path, ...], dtype: torch.dtype) -> Model:
-    """The module with its weights memory-mapped; what has another `dtype`, or is packed, is cast when it is used."""
+    """The module with its weights memory-mapped; what has another `dtype`, or is packed, is cast when it is used.
+
+    Raises `CheckpointError` for files that do not hold the weights of such a model.
+    """
     model = meta_model(architecture, config)
+    check_tensors(_unpacked(read_headers(shards, packed=True)), model)
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
         with safe_open(shard, framework="pt") as file:

@@ -21,7 +21,7 @@ from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineUnavailable
-from dpad.runtime.precision import rows_dtype
+from dpad.runtime.precision import DYNAMIC, rows_dtype
 
 
 @dataclass
@@ -95,13 +95,17 @@ def open_torch_engine(bundle: Bundle, dtype: str | None = None, device: str = "c
         device: `cpu` or `cuda`.
 
     Raises:
-        EngineUnavailable: torch sees no GPU.
+        EngineUnavailable: torch sees no GPU, or the bundle has no such step with weights that torch can read.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailable("torch sees no CUDA device here; use engine torch, which runs on the CPU")
-    steps = bundle.manifest.steps
+    steps = {name: step for name, step in bundle.manifest.steps.items() if name != DYNAMIC}  # ONNX Runtime's own
     preferred = ("bfloat16", "float16") if device == "cuda" else ("float32",)
-    dtype = dtype or next((name for name in preferred if name in steps), next(iter(steps)))
+    dtype = dtype or next((name for name in (*preferred, *steps) if name in steps), "float32")
+    if dtype not in steps:
+        raise EngineUnavailable(
+            f"{bundle.directory} has no step {dtype}, whose weights torch would read; export it with --dtype {dtype}"
+        )
     architecture, config = parse_config(bundle.manifest.model_config)
     shards = tuple(bundle.path(name) for name in steps[dtype].weights)
     rows = rows_dtype(dtype)

@@ -9,7 +9,6 @@ external data may name any file beside the model, a file that is not listed is r
 """
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from dpad.runtime.errors import (
     UnlistedFile,
 )
 from dpad.runtime.export_command import export_command
+from dpad.runtime.files import open_file, read_json
 from dpad.runtime.manifest import FileEntry, Manifest
 
 _CHUNK = 4 << 20
@@ -44,7 +44,7 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, directory: Path, *, hashes: bool = True, advance: Advance | None = None) -> "Bundle":
+    def open(cls, directory: str | Path, *, hashes: bool = True, advance: Advance | None = None) -> "Bundle":
         """Check the directory against its manifest.
 
         Args:
@@ -55,13 +55,15 @@ class Bundle:
         Raises:
             BundleError: one of its subclasses, naming the file and the way out.
         """
+        if not isinstance(directory, (str, os.PathLike)):
+            raise BundleError(f"a bundle is opened by its path, and {directory!r} is none")
         directory = Path(directory)
-        if not directory.is_dir():
-            raise MissingFile(
-                f"{directory} is not a directory; make a bundle with: dpad export MODEL --out {directory}"
-            )
-        bundle = cls(directory, read_manifest(directory))
         try:
+            if not directory.is_dir():
+                raise MissingFile(
+                    f"{directory} is not a directory; make a bundle with: dpad export MODEL --out {directory}"
+                )
+            bundle = cls(directory, read_manifest(directory))
             bundle._check_files(hashes, advance)
         except OSError as error:
             raise BundleError(f"{directory} cannot be read: {error}") from error
@@ -105,10 +107,10 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         if path.stat().st_size > _MANIFEST_LIMIT:
             raise ManifestError(f"{path} is over {_MANIFEST_LIMIT} bytes; this is no manifest")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing: {directory} is not a bundle (make one with: dpad export)") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ManifestError(f"{path} cannot be read as JSON: {error}; export the bundle again") from None
     try:
         return Manifest.from_json(data)
@@ -119,7 +121,7 @@ def read_manifest(directory: Path) -> Manifest:
 def sha256(path: Path, advance: Advance | None = None) -> str:
     """Hex digest of a file, read in pieces; `advance` is told their sizes."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)
             if advance:

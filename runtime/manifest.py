@@ -1,6 +1,6 @@
 """`Manifest`: the JSON document that says what a bundle is, field by field.
 
-    manifest = Manifest.from_json(json.loads(text))
+    manifest = Manifest.from_json(read_json(path))
     manifest.files["float32/step.onnx"].sha256
 
 Reading checks every field by hand and raises `ManifestError` naming it: a manifest is
@@ -9,6 +9,7 @@ input from outside.
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
@@ -20,7 +21,6 @@ from dpad.runtime.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-_SIGNED = ("name", "contract", "architecture", "model_config", "presets", "provenance", "tokenizer", "parity")
 _STEPS = {step_name(rows, weights) for rows in ROWS for weights in (FULL, *PACKED)} | {DYNAMIC}
 RANDOM_WEIGHTS = "dpad_random_seed"  # key of the model's config that `dpad synth` sets
 
@@ -121,7 +121,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain values, the schema version first, the digest last."""
         data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        return data | {"digest": _digest(data)}
+        return data | {"digest": digest(data)}
 
     @classmethod
     def from_json(cls, data: Any) -> "Manifest":
@@ -143,23 +143,26 @@ class Manifest:
             engines=tuple(_engine(v, f"engines[{i}]") for i, v in enumerate(_take(data, "engines", list))),
             tokenizer=_strings(data, "tokenizer"),
             presets=_take(data, "presets", dict),
-            provenance=_take(data, "provenance", dict),
+            provenance=_provenance(_take(data, "provenance", dict)),
             parity=None if parity is None else _typed(parity, str, "parity"),
             files={k: _file(v, f"files.{k}") for k, v in _take(data, "files", dict).items()},
         )
         if not manifest.steps or (unknown := sorted(manifest.steps.keys() - _STEPS)):
             what = f"{unknown[0]!r}, which is no step's name" if manifest.steps else "no step"
             raise ManifestError(f"steps holds {what}; export the bundle again")
-        if _take(data, "digest", str) != _digest(data):
+        if _take(data, "digest", str) != digest(data):
             raise ManifestError(
-                f"{', '.join(_SIGNED[:-1])} or {_SIGNED[-1]} was edited (the digest differs); export the bundle again"
+                "it was edited, or written by an earlier version of dpad (the digest differs); export the bundle again"
             )
         return manifest
 
 
-def _digest(data: Mapping[str, Any]) -> str:
-    """SHA-256 over the sections that nothing else would contradict: a wrong mask id, say, only gives other text."""
-    told = json.dumps([data.get(name) for name in _SIGNED], sort_keys=True, separators=(",", ":"))
+def digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 over all of a manifest but its digest: a wrong mask id, or a step under another's name, gives other text.
+
+    It finds what was edited or damaged. It is no signature: who edits a manifest on purpose can write a new digest.
+    """
+    told = json.dumps({k: v for k, v in data.items() if k != "digest"}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -181,9 +184,16 @@ def _strings(data: Mapping[str, Any], key: str, where: str = "") -> tuple[str, .
 
 
 def _number(data: Mapping[str, Any], key: str, where: str) -> float:
-    if not is_number(data.get(key)):
+    value: Any = data.get(key)
+    if not (is_number(value) and 0 <= value <= sys.float_info.max):  # 10**400 is one in JSON
         raise ManifestError(f"{where}{key} is not a number; export the bundle again")
-    return float(data[key])
+    return float(value)
+
+
+def _provenance(data: dict[str, Any]) -> dict[str, Any]:
+    for name in ("settings", "versions"):
+        _typed(data.get(name, {}), dict, f"provenance.{name}")
+    return data
 
 
 def _file(data: Any, where: str) -> FileEntry:

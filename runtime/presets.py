@@ -7,6 +7,7 @@ In JSON a preset holds fields of `GenerationOptions`; a schedule is an object wi
 parameters. The one called `default` counts wherever no other is asked for.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -101,6 +102,8 @@ def _schedule(preset: str, value: Any) -> SuffixSchedule:
         own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
         if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
             with suppress(InvalidRequest):
-                return SCHEDULES[name](**parameters)
+                schedule = SCHEDULES[name](**parameters)
+                schedule.check(sys.maxsize, 1)  # the window is compared with a canvas when there is one
+                return schedule
     told = f"preset {preset!r} has a schedule that cannot be read: {value!r}"
     raise ManifestError(f"{told}; mend it, and export the bundle again")

@@ -9,9 +9,9 @@ spells a special token, such as `<|eot_id|>` or the mask, it becomes the tokens 
 template writes special tokens, and `encode_rendered`, for text that a template has written elsewhere.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding, Tokenizer
 
 from dpad.runtime.errors import BundleError, InvalidRequest
+from dpad.runtime.files import read_json, read_text
 
 Message = Mapping[str, str]
 
@@ -33,6 +34,8 @@ class TextCodec:
 
     def __init__(self, tokenizer: Tokenizer, special_tokens: dict[str, str], template: str | None) -> None:
         tokenizer.encode_special_tokens = True  # as text, that is
+        tokenizer.no_truncation()  # files keep what their training cut and padded to
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = {token.content: (number, token) for number, token in added if token.special and token.content}
@@ -45,10 +48,8 @@ class TextCodec:
     @classmethod
     def open(cls, directory: Path) -> "TextCodec":
         """Read tokenizer.json, tokenizer_config.json and chat_template.jinja; raises `BundleError`."""
-        try:
-            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{directory / 'tokenizer.json'} cannot be read: {error}") from error
+        with _library(f"{directory / 'tokenizer.json'} cannot be read"):
+            tokenizer = Tokenizer.from_str(read_text(directory / "tokenizer.json"))
         config = _read_config(directory / "tokenizer_config.json")
         template = _read_template(directory / "chat_template.jinja", config)
         special = {key: _token_text(value) for key, value in config.items() if key.endswith("_token")}
@@ -66,17 +67,18 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens the tokenizer itself adds."""
-        return list(self._tokenizer.post_process(self._encode(text)).ids)
+        encoded = self._encode(text)
+        with _library("tokenizer.json cannot add its special tokens to this text"):
+            return list(self._tokenizer.post_process(encoded).ids)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of text in the middle of a canvas: nothing is added."""
         return list(self._encode(text).ids)
 
     def _encode(self, text: str) -> Encoding:
-        try:
+        # What it is given and cannot take is half of a surrogate pair, as JSON may spell it.
+        with _library("tokenizer.json cannot encode this text", "the text is not valid Unicode"):
             encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        except TypeError:  # half of a surrogate pair, as JSON may spell it
-            raise InvalidRequest("the text is not valid Unicode: it cannot be written as UTF-8") from None
         for number in self._reserved.intersection(encoded.ids):  # of a tokenizer that has it as a word, too
             raise InvalidRequest(f"the text holds the special token {self.token_text(number)}; take it out")
         return encoded
@@ -96,7 +98,10 @@ class TextCodec:
         if not any(spelled in told for spelled in self._special):
             return self.encode_rendered(self.render(messages))
         unused = (chr(code) for code in _PRIVATE if chr(code) not in told + (self._source or ""))
-        marks = dict(zip(sorted({spelled[0] for spelled in self._special}), unused))
+        hidden = sorted({spelled[0] for spelled in self._special})
+        marks = dict(zip(hidden, unused))
+        if len(marks) < len(hidden):
+            raise InvalidRequest("a special token is spelled beside all of Unicode's private use area; take some out")
 
         def hide(value: str) -> str:
             return self._begins.sub(lambda match: marks[match[1]], value)
@@ -138,11 +143,15 @@ class TextCodec:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self._decode(ids, skip_special_tokens=True)
 
     def token_text(self, token: int) -> str:
         """One token as text, special or not."""
-        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+        return self._decode([token], skip_special_tokens=False)
+
+    def _decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
+        with _library("tokenizer.json cannot decode these tokens", "token ids are whole numbers from 0 to 2**32 - 1"):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     @cached_property
     def _template(self) -> Any:
@@ -154,6 +163,22 @@ class TextCodec:
             return environment.from_string(self._source)
         except Exception as error:  # Jinja's own, and those of the Python that it writes: RecursionError, SyntaxError
             raise BundleError(f"the chat template is not valid Jinja: {error}") from error
+
+
+@contextmanager
+def _library(fault: str, refused: str = "") -> Iterator[None]:
+    """What tokenizers raises: `InvalidRequest` for arguments of a wrong kind, `BundleError` for all else.
+
+    A tokenizer.json that contradicts itself gives bare exceptions, and panics of Rust, which are no `Exception`.
+    """
+    try:
+        yield
+    except (TypeError, OverflowError) as error:
+        raise InvalidRequest(f"{refused}: {error}") from None
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
+            raise BundleError(f"{fault}: {error}; mend it, and export the bundle again") from error
+        raise
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
@@ -173,8 +198,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = read_json(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from error
     return data if isinstance(data, dict) else {}
 
@@ -183,7 +208,7 @@ def _read_template(path: Path, config: Mapping[str, Any]) -> str | None:
     """The chat template in its own file, or that of tokenizer_config.json, which may be a list of them by name."""
     if path.exists():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{path} cannot be read as text: {error}") from error
     template = config.get("chat_template")

@@ -7,6 +7,7 @@ Exported without parity, to be quick.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.manifest import FILE_NAME, digest
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
@@ -48,6 +50,14 @@ def write_tokenizer(directory: Path) -> None:
         json.dumps({"eos_token": "<eos>", "mask_token": {"content": "<mask>"}})
     )
     (directory / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def edit(directory: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
+    """Rewrite the manifest of a bundle through `change`; unless `sign`, it keeps the digest that it had."""
+    path = directory / FILE_NAME
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps({**data, "digest": digest(data)} if sign else data))
 
 
 def export(source: Path, out: Path, **settings: Any) -> Bundle:

@@ -14,13 +14,14 @@ import torch
 from bundles import export, write_source
 from checkpoints import FAMILIES
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import dpad
 from dpad.export.pack import GROUPS
 from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
+from dpad.models.checkpoint import load_model, parse_config
 from dpad.models.torch_engine import open_torch_engine
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
@@ -87,6 +88,26 @@ def test_codes_and_scales_are_the_weights(bundle: Bundle, weights: str) -> None:
         assert scale.shape == ((len(wanted),) if weights == "fp8" else (groups, len(wanted)))
         have = reference(packed, name, weights)
         assert (np.abs(have - wanted) <= BOUNDS[weights] * shares(wanted, groups) * 1.001).all()
+
+
+@pytest.mark.parametrize("weights", PACKED)
+@pytest.mark.parametrize("wrong", ["no scale", "another scale", "not packed"])
+def test_packed_weights_that_do_not_fit_are_refused(bundle: Bundle, tmp_path: Path, weights: str, wrong: str) -> None:
+    """Fails if codes without their scales, or of another shape, reach the library, whose errors are its own."""
+    step = f"float32-weights-{weights}"
+    tensors = load_file(bundle.path(bundle.manifest.steps[step].weights[0]))
+    codes = next(name for name in tensors if name.endswith(f".{weights}"))
+    scale = f"{codes.removesuffix(weights)}scale"
+    if wrong == "no scale":
+        del tensors[scale]
+    elif wrong == "another scale":
+        tensors[scale] = tensors[scale][..., 1:].contiguous()
+    else:
+        tensors[codes.removesuffix(f".{weights}")] = tensors.pop(codes)
+    save_file(tensors, tmp_path / "model.safetensors")
+    architecture, config = parse_config(bundle.manifest.model_config)
+    with pytest.raises(errors.CheckpointError):
+        load_model(architecture, config, (tmp_path / "model.safetensors",), torch.float32)
 
 
 @pytest.mark.parametrize("weights", PACKED)

@@ -125,6 +125,9 @@ def test_inspect_names_the_presets(bundle: Path) -> None:
         {"a": {"schedule": {"linear": {}}}},
         {"a": {"schedule": {"gaussian": {}, "none": {}}}},
         {"a": {"schedule": {"gaussian": [3]}}},
+        {"a": {"schedule": {"gaussian": {"k": "4"}}}},
+        {"a": {"schedule": {"uniform": {"count": 1.5}}}},
+        *({"a": {"schedule": {"gaussian": {"window": w}}}} for w in ("abc", [1], 1.5, -5, 0, True, float("nan"))),
     ],
 )
 def test_presets_that_cannot_be_read_are_refused(data: dict[str, Any]) -> None:

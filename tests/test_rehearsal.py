@@ -24,6 +24,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     "option's value": ("presets.json", {"a": {"gen_length": 100}}, "presets.json.* 'a': .*does not divide"),
     "option's type": ("presets.json", {"a": {"eos_token_ids": 5}}, "presets.json.* 'a': eos_token_ids 5"),
     "switch": ("presets.json", {"a": {"early_termination": "no"}}, "presets.json.* 'a': early_termination 'no'"),
+    "window": ("presets.json", {"a": {"schedule": {"gaussian": {"window": "9"}}}}, "presets.json.* 'a' has a schedule"),
     "schedule": ("presets.json", {"a": {"schedule": {"linear": {}}}}, "presets.json.* 'a' has a schedule"),
     "end of text": ("generation_config.json", {"eos_token_id": "</s>"}, "generation_config.json: eos_token_id '</s>'"),
     "end is the mask": ("generation_config.json", {"eos_token_id": [MASK]}, "generation_config.json.* mask id"),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import write_tokenizer
@@ -112,11 +113,65 @@ def test_text_that_no_file_could_hold_is_refused(folder: Path) -> None:
         TextCodec.open(folder).encode("w5 \ud800")
 
 
-def test_a_broken_tokenizer_is_a_bundle_error(folder: Path) -> None:
-    """Fails if the library's bare Exception comes out."""
-    (folder / "tokenizer.json").write_text("{}")
+def rewrite(folder: Path, **changes: Any) -> TextCodec:
+    """The tokenizer with other sections."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return TextCodec.open(folder)
+
+
+CUT = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+PADDED = {"strategy": {"Fixed": 9}, "direction": "Left", "pad_id": 1, "pad_type_id": 0, "pad_token": "<eos>"}
+
+
+@pytest.mark.parametrize("changes", [{"truncation": CUT}, {"truncation": CUT | {"stride": 5}}, {"padding": PADDED}])
+def test_what_a_tokenizer_was_trained_to_cut_is_kept(folder: Path, changes: dict[str, Any]) -> None:
+    """Fails if a prompt is cut or padded unseen, as some files tell the library to."""
+    codec = rewrite(folder, **changes)
+    assert codec.encode("w5 w6 w7 w8") == codec.encode_plain("w5 w6 w7 w8") == [5, 6, 7, 8]
+
+
+UNDEFINED = {"single": [{"SpecialToken": {"id": "X", "type_id": 0}}], "pair": [], "special_tokens": {}}
+FAULTY: dict[str, dict[str, Any]] = {
+    "not a tokenizer": {"model": {}},
+    "no unknown word": {"model": {"type": "WordLevel", "vocab": {"a": 1}, "unk_token": "?"}},
+    "bytes that are no table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a template of no token": {"post_processor": {"type": "TemplateProcessing", **UNDEFINED}},
+}
+
+
+@pytest.mark.parametrize("case", FAULTY)
+def test_a_faulty_tokenizer_is_a_bundle_error(folder: Path, case: str) -> None:
+    """Fails if the library's bare exceptions come out, or its panics, which are no `Exception`."""
     with pytest.raises(errors.BundleError, match="tokenizer.json"):
-        TextCodec.open(folder)
+        rewrite(folder, **FAULTY[case]).encode("w5 w6")
+
+
+def test_an_interrupt_is_no_fault_of_the_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if Ctrl-C while text is encoded is told as a broken file."""
+    codec = TextCodec.open(folder)
+
+    class Interrupted:
+        def encode(self, *args: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(codec, "_tokenizer", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        codec.encode("w5")
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**40], ["a"], [1.5], 5])
+def test_ids_that_are_none_are_refused(folder: Path, ids: Any) -> None:
+    """Fails if decoding what is no token id ends in the library's own error."""
+    with pytest.raises(errors.InvalidRequest, match="token ids are whole numbers"):
+        TextCodec.open(folder).decode(ids)
+
+
+def test_a_message_may_use_up_all_private_characters(folder: Path) -> None:
+    """Fails if text that leaves no character to hide a special token behind ends in a KeyError."""
+    used = "".join(map(chr, range(0xE000, 0xF900)))
+    with pytest.raises(errors.InvalidRequest, match="private use"):
+        TextCodec.open(folder).encode_chat([{"role": "user", "content": f"{used}<mask>"}])
 
 
 EMBEDDED = ("tiny", "tiny-dream")

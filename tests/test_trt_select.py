@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import export, write_source
+from bundles import edit, export, write_source
 from click.testing import CliRunner
 from host_cuda import HostDevice
 from host_trt import HostTrt
@@ -78,9 +78,7 @@ def test_how_a_plan_was_built_decides_how_it_is_opened(
 ) -> None:
     """Fails if a stripped plan is not refitted, or a plan may bring host code that has no need of it."""
     directory = Path(shutil.copytree(bundle.directory, tmp_path / "out"))
-    data = json.loads((directory / "manifest.json").read_text())
-    data["engines"][0]["flags"][flag] = 64 if flag == "workspace" else True
-    (directory / "manifest.json").write_text(json.dumps(data))
+    edit(directory, lambda data: data["engines"][0]["flags"].update({flag: 64 if flag == "workspace" else True}))
     dpad.load(directory).close()
     trt: Any = sys.modules["tensorrt_rtx"]
     assert trt.refitted_from == ([str(directory / "float16/step.onnx")] if flag == "strip_weights" else [])

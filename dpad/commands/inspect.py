@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.errors import BundleError
+from dpad.runtime.files import read_json
 from dpad.runtime.machine import Machine
 from dpad.runtime.select import candidates
 
@@ -56,7 +58,15 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
 def _parity(bundle: Bundle) -> str:
     if bundle.manifest.parity is None:
         return f"not checked (dpad parity {bundle.directory})"
-    report = json.loads(bundle.path(bundle.manifest.parity).read_text(encoding="utf-8"))
+    path = bundle.path(bundle.manifest.parity)
+    try:
+        return _verdict(read_json(path))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        told = f"{path} is no parity report ({type(error).__name__}: {error})"
+        raise BundleError(f"{told}; make one with: dpad parity {bundle.directory}") from error
+
+
+def _verdict(report: dict[str, Any]) -> str:
     states = ", ".join(f"{engine['engine']} {engine['dtype']} {engine['status']}" for engine in report["engines"])
     verdict = {True: "passed", False: "FAILED", None: "nothing could be compared"}[report["passed"]]
     return f"{verdict} ({states})"

@@ -1,0 +1,177 @@
+"""A manifest that was edited is refused by its digest, and one with a new digest by a typed error, or it runs."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import edit, export, write_source
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dpad
+from dpad.cli import main
+from dpad.export.parity import compare_bundle
+from dpad.export.progress import Progress
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.manifest import FileEntry, Manifest, digest
+
+TEXTS = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
+ENGINE: dict[str, Any] = {
+    **dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256"), "float32/step.onnx"),
+    "weights_sha256": [],
+    "profiles": {},
+    "flags": {"strip_weights": False, "hardware_compatible": False, "version_compatible": False, "workspace": None},
+    "build_seconds": 1.5,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a float32 step and an int8 one."""
+    folder = tmp_path_factory.mktemp("manifest")
+    return export(write_source(folder / "source"), folder / "bundle", dtypes=("float32", "int8")).directory
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def nested(depth: int) -> Any:
+    """Lists in lists."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def swap_steps(data: dict[str, Any]) -> None:
+    data["steps"] = {"float32": data["steps"]["int8"], "int8": data["steps"]["float32"]}
+
+
+def rename_step(data: dict[str, Any]) -> None:
+    data["steps"]["float32-weights-int4"] = data["steps"].pop("float32")
+
+
+EDITED = {
+    "swapped steps": swap_steps,
+    "renamed step": rename_step,
+    "removed step": lambda data: data["steps"].pop("float32"),
+    "added engine": lambda data: data["engines"].append(ENGINE),
+    "other tokenizer": lambda data: data.update(tokenizer=["float32/step.onnx"]),
+    "unknown section": lambda data: data.update(more=1),
+}
+
+
+@pytest.mark.parametrize("case", EDITED)
+def test_an_edited_manifest_is_refused(bundle: Path, case: str) -> None:
+    """Fails if a section can change unseen: swapped steps would answer under each other's name."""
+    edit(bundle, EDITED[case], sign=False)
+    with pytest.raises(errors.ManifestError, match="digest differs"):
+        dpad.load(bundle)
+
+
+def test_a_file_that_is_edited_with_its_entry_is_refused(bundle: Path) -> None:
+    """Fails if hash and size in the manifest may follow a file."""
+    (bundle / "tokenizer/chat_template.jinja").write_text("w5")
+    entry = FileEntry(2, "0" * 64)
+    edit(bundle, lambda data: data["files"].update({"tokenizer/chat_template.jinja": vars(entry)}), sign=False)
+    with pytest.raises(errors.ManifestError, match="digest differs"):
+        dpad.load(bundle)
+
+
+def test_a_manifest_is_written_as_it_is_read(whole: Path) -> None:
+    """Fails if a bundle that was exported is refused, or its digest is not of all that is written."""
+    read = json.loads((whole / "manifest.json").read_text())
+    assert Manifest.from_json(read).to_json() == Manifest.from_json(read).to_json() | {"digest": digest(read)}
+    assert all(digest(read | {name: "other"}) != digest(read) for name in read if name != "digest")
+
+
+UNREADABLE = {
+    "half a character": (lambda data: data.update(name="\ud800"), "surrogates not allowed"),
+    "half a character in a key": (lambda data: data["presets"].update({"\ud800": {}}), "surrogates not allowed"),
+    "deep": (lambda data: data["model_config"].update(x=nested(600)), "nested deeper than 64"),
+    "deepest": (lambda data: data["model_config"].update(x=nested(900)), "nested deeper than 64"),
+    "deep profiles": (lambda data: data["engines"].append({**ENGINE, "profiles": {"a": nested(600)}}), "nested"),
+    "endless build": (lambda data: data["engines"].append({**ENGINE, "build_seconds": 10**400}), "build_seconds"),
+    "versions": (lambda data: data["provenance"].update(versions=[1]), "provenance.versions"),
+    "settings": (lambda data: data["provenance"].update(settings=None), "provenance.settings"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_new_digest_does_not_make_a_manifest_readable(bundle: Path, case: str) -> None:
+    """Fails if a value that JSON can hold, and the rest of the program cannot, ends in a traceback."""
+    change, said = UNREADABLE[case]
+    edit(bundle, change)
+    with pytest.raises(errors.ManifestError, match=said):
+        dpad.load(bundle)
+
+
+@pytest.mark.parametrize("named", ["tokenizer/tokenizer.json", "float32/model.safetensors"])
+def test_a_report_that_is_none_is_refused(bundle: Path, named: str) -> None:
+    """Fails if `dpad inspect` shows a traceback where the manifest calls another file the parity report."""
+    edit(bundle, lambda data: data.update(parity=named))
+    ran = CliRunner().invoke(main, ["inspect", str(bundle)])
+    assert ran.exit_code == 1 and "is no parity report" in ran.stderr and len(ran.stderr) < 600
+
+
+@pytest.mark.parametrize("weights", ["tokenizer/tokenizer.json", "int8/step.onnx.data"])
+def test_torch_reads_weights_only(bundle: Path, weights: str) -> None:
+    """Fails if a file that holds no weights reaches the library, whose errors are its own."""
+    edit(bundle, lambda data: data["steps"]["float32"].update(weights=[weights]))
+    with pytest.raises(errors.CheckpointError, match="not a complete safetensors file"):
+        dpad.load(bundle, engine="torch")
+
+
+def test_without_weights_for_torch_it_says_so(bundle: Path) -> None:
+    """Fails if a bundle whose only step is ONNX Runtime's int8 ends in a traceback in eager torch or in parity."""
+    edit(bundle, lambda data: data["steps"].pop("float32"))
+    for run in (lambda: dpad.load(bundle, engine="torch"), lambda: compare_bundle(Bundle.open(bundle), Progress())):
+        with pytest.raises(errors.EngineUnavailable, match="no step float32.*--dtype float32"):
+            run()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _paths(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [path, *(found for key, value in items for found in _paths(value, (*path, key)))]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_manifest_gives_anything_but_a_typed_error(whole: Path, bundle: Path, data: st.DataObject) -> None:
+    """Fails if one value anywhere, replaced by any JSON, gives a traceback, whether the digest is renewed or not."""
+    manifest = json.loads((whole / "manifest.json").read_text())
+    manifest["engines"].append(json.loads(json.dumps(ENGINE)))
+    path = data.draw(st.sampled_from(_paths(manifest)))
+    value = data.draw(JSON)
+    if path:
+        parent = manifest
+        for key in path[:-1]:
+            parent = parent[key]
+        parent[path[-1]] = value
+    else:
+        manifest = value
+    if data.draw(st.booleans()) and isinstance(manifest, dict):
+        manifest["digest"] = digest(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    for engine in ("auto", "torch"):
+        try:
+            dpad.load(bundle, engine=engine).close()
+        except errors.DpadError as error:
+            assert str(error)
+    for form in ((), ("--json",)):
+        ran = CliRunner().invoke(main, ["inspect", str(bundle), *form])
+        assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
