@@ -5,6 +5,7 @@ Commands live one a file in `dpad.commands` and are imported when they are calle
 """
 
 import json
+import os
 import sys
 import warnings
 from contextlib import suppress
@@ -58,7 +59,17 @@ class _Commands(click.Group):
                 with suppress(OSError):  # as where standard output is what failed
                     click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
             click.echo(f"dpad: {type(error).__name__}: {error}", err=True)
+            _drop_unwritable()
             ctx.exit(1)
+
+
+def _drop_unwritable() -> None:
+    """What standard output did not take, the interpreter would try to write at its end, and exit with status 120."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

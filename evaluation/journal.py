@@ -42,7 +42,7 @@ class Journal:
         if path is None:
             return cls({}, None)
         if path.exists() and not path.is_file():
-            raise DataError(f"{path} is no regular file; remove it or give another --out")
+            raise DataError(f"{path} is not a regular file; remove it or give another --out")
         file: IO[bytes] | None = None
         try:
             file = path.open("a+b")

@@ -115,7 +115,7 @@ def test_options_that_count_for_nothing_are_named(bundle: Path) -> None:
     assert "note: --steps does nothing with --decoder threshold" in ran.stderr
     assert "note: --count does nothing with --schedule gaussian" in ran.stderr
     assert "note:" not in dpad(*command, "--steps", 4, "--decoder", "fixed", "--window", 8).stderr
-    ran = dpad(*command, "--positions", "[[]]", "--schedule", "uniform", "--window", 900)
+    ran = dpad(*command, "--positions", "[[], [], [], []]", "--schedule", "uniform", "--window", 900)
     assert ran.returncode == 0, ran.stderr
     notes = [line for line in ran.stderr.splitlines() if line.startswith("note:")]
     assert notes == [f"note: --{name} does nothing with --positions" for name in ("schedule", "window")]

@@ -129,7 +129,7 @@ def test_two_runs_do_not_write_one_journal(kept: Path) -> None:
 def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
     """Fails if a run waits for ever for someone to read."""
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match="is no regular file"):
+    with pytest.raises(DataError, match="is not a regular file"):
         Journal.open(tmp_path / "pipe", SETTINGS)
 
 
