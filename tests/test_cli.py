@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from bundles import write_source
+from click.testing import CliRunner
 
+from dpad import load
+from dpad.cli import main
 from dpad.commands.terminal import TerminalProgress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,11 +40,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sample_is_part_of_the_json(bundle: Path, tmp_path: Path) -> None:
     """Fails if a script that asks for a sample gets none, or is not told why there is none."""
-    command = ("export", bundle.parent / "source", "--no-parity", "--sample", "w5 w6", "--json")
-    sample = json.loads(dpad(*command, "--out", tmp_path / "a").stdout)["sample"]
-    written = json.loads(dpad("generate", tmp_path / "a", "w5 w6", "--json").stdout)
-    assert (sample["prompt"], sample["text"], sample["nfe"]) == ("w5 w6", written["text"], written["nfe"])
-    sample = json.loads(dpad(*command, "--out", tmp_path / "b", "--dtype", "bfloat16").stdout)["sample"]
+    command = ["export", str(bundle.parent / "source"), "--no-parity", "--sample", "w5 w6", "--json", "--out"]
+    told = CliRunner().invoke(main, [*command, str(tmp_path / "a")])
+    sample = json.loads(told.stdout)["sample"]
+    written = load(tmp_path / "a").generate("w5 w6")
+    assert (sample["prompt"], sample["text"], sample["nfe"]) == ("w5 w6", written.text, written.nfe)
+    told = CliRunner().invoke(main, [*command, str(tmp_path / "b"), "--dtype", "bfloat16"])
+    sample = json.loads(told.stdout)["sample"]
     assert sample.keys() == {"prompt", "obstacle"} and "onnxruntime-cuda" in sample["obstacle"]
 
 
