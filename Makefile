@@ -46,7 +46,7 @@ export: $(BIN)/.export
 	$(BIN)/dpad export $(MODEL) --out $(OUT) $(addprefix --target ,$(TARGETS)) --sample "$(PROMPT)" $(ARGS)
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
