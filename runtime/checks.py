@@ -9,7 +9,7 @@ index into foreign memory instead of refusing it.
 """
 
 import math
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import StepInputs
 from dpad.runtime.errors import EngineError, InvalidRequest
-
-T = TypeVar("T")
 
 _INT64 = np.dtype(np.int64)
 _BITS = 128  # of the largest seed that numpy's own advice draws; an integer of thousands could not even be printed
@@ -38,7 +36,7 @@ def is_number(value: object) -> bool:
     return is_integer(value) or isinstance(value, (float, np.floating))
 
 
-def as_integer(value: T, name: str = "a number") -> T:
+def as_integer(value: Any, name: str = "a number") -> Any:
     """A whole number as Python's own, which does not wrap around where numpy's narrow ones do; all else as it is.
 
     Raises `InvalidRequest` for one that is larger than anything it could be good for.
@@ -48,17 +46,17 @@ def as_integer(value: T, name: str = "a number") -> T:
     number = int(value)
     if number.bit_length() > _BITS:
         raise InvalidRequest(f"{name} of {number.bit_length()} bits is too large; {_BITS} bits are the most")
-    return number  # type: ignore[return-value]
+    return number
 
 
-def as_number(value: T) -> T:
+def as_number(value: Any) -> Any:
     """A number as Python's float, infinite where it is larger than any float; all else as it is."""
     if not is_number(value):
         return value
     try:
-        return float(value)  # type: ignore[return-value, arg-type]
+        return float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf  # type: ignore[return-value, operator]
+        return math.inf if value > 0 else -math.inf
 
 
 def check_step(inputs: StepInputs, contract: StepContract, *, extends: bool = False) -> None:
