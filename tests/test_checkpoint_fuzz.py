@@ -79,9 +79,9 @@ def test_absurd_sizes_are_refused_soon(tmp_path: Path, key: str, value: int) -> 
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"{key}={value} was not refused in 10 s")
+        pytest.fail(f"{key}={value} was not refused in 60 s")
     assert done.stdout == "refused\n", done.stderr
 
 

@@ -21,7 +21,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("engine", ["onnxruntime-cpu", "onnxruntime-cpu-int8"])
 @pytest.mark.parametrize("cache", ["prefix", "dual", "extend"])
 def test_it_solves_problems_that_it_has_not_seen(bundle: Path, engine: str, cache: str) -> None:
-    """Fails if weights, tokenizer, template and decode loop do not belong together: 99.5 and 98 % were right."""
+    """Fails if weights, tokenizer, template and decode loop do not belong together: 100 and 99.5 % were right."""
     task = problems(20, shots=0, seed=11)
     with dpad.load(bundle, engine=engine) as model:
         texts = [model.generate(one.prompt, gen_length=96, cache=cache).text for one in task.samples]
@@ -36,9 +36,9 @@ def test_it_answers_a_short_request(bundle: Path) -> None:
 
 
 def test_it_ends_long_outputs_where_they_were_asked_to_end(bundle: Path) -> None:
-    """Fails if counting, lists and weeks that training did not show go on or stop early: 11 and 12 of 16 were right."""
+    """Fails if counting, lists and weeks that training did not show go on or stop early: 97.5 % were right."""
     task = long(16, seed=11)
     with dpad.load(bundle) as model:
         texts = [model.generate(one.prompt, gen_length=1024, cache="dual").text for one in task.samples]
     right = sum(task.grade(one, text)["exact_match"] for one, text in zip(task.samples, texts))
-    assert right >= 8, texts
+    assert right >= 14, texts

@@ -43,11 +43,12 @@ def export(trainer: Trainer, source: Path, out: Path) -> None:
 
 def train(trainer: Trainer, out: Path, steps: int) -> None:
     """Run to `steps`, saving every 500 steps, at the end, and when interrupted."""
+    begun, spent = trainer.step, trainer.seconds  # of earlier runs, which may have been slower
     try:
         while trainer.step < steps:
             trainer.update(trainer.step / steps)
             if trainer.step % 50 == 0:
-                speed, pace = trainer.rows / trainer.seconds, trainer.seconds / trainer.step
+                speed, pace = trainer.rows / trainer.seconds, (trainer.seconds - spent) / (trainer.step - begun)
                 left = (steps - trainer.step) * pace / 60
                 click.echo(f"step {trainer.step}  loss {trainer.loss:.4f}  {speed:.0f} rows/s  {left:.1f} min left")
             if trainer.step % 500 == 0:

@@ -22,10 +22,11 @@ Split = Literal["train", "heldout"]
 KINDS = (*PROBLEMS, *LONG, *SHORT)
 BRIEF = 240  # characters of an answer that is simple
 WEIGHTS = {"story": 40, "groups": 14, "daily": 11, "compare": 15, "shopping": 12}
-WEIGHTS |= {"count": 24, "numbered": 16, "weeks": 14, "counts": 8, "lists": 8, "crossing": 20, "find": 4, "until": 4}
-WEIGHTS |= {"sums": 2, "table": 2, "arithmetic": 24, "several": 8, "instruction": 16}
+WEIGHTS |= {"count": 24, "numbered": 16, "weeks": 14, "counts": 14, "lists": 8, "crossing": 14, "find": 4, "until": 4}
+WEIGHTS |= {"down": 20, "sums": 2, "table": 2, "arithmetic": 24, "several": 8, "instruction": 16}
 STOPS = {kind: 0.3 * weight for kind, weight in WEIGHTS.items()}
-STOPS |= {"count": 16, "counts": 10, "crossing": 50, "numbered": 14, "lists": 12, "weeks": 18, "until": 8, "find": 10}
+STOPS |= {"count": 20, "counts": 28, "crossing": 16, "down": 30, "numbered": 14, "lists": 12, "weeks": 18}
+STOPS |= {"until": 20, "find": 20}
 SHOTS = (0,) * 12 + (1, 1, 1, 2, 3, 4)  # worked examples before a word problem
 PLAIN = 0.6  # share of problems without examples that are asked bare, not as `Question: ... Answer:`
 

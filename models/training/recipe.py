@@ -41,7 +41,7 @@ class Recipe:
     @classmethod
     def further(cls, seed: int) -> "Recipe":
         """For weights that were trained before: masks only, nothing simple, and where answers end comes first."""
-        return cls(seed, rate=6e-4, simple=0.0, stops=(0.0, 0.6), causal=0.0, blended=0.0, cooldown=0.6)
+        return cls(seed, rate=8e-4, simple=0.0, stops=(0.0, 0.4), causal=0.0, blended=0.0, cooldown=0.6)
 
     def phase(self, progress: float) -> Phase:
         """Which examples a step takes."""

@@ -28,12 +28,12 @@ def _terms(rng: random.Random, least: int, most: int) -> int:
     return round(math.exp(rng.uniform(math.log(least), math.log(most))))
 
 
-def count(rng: random.Random, least: int = 4, most: int = 300) -> Example:
-    """Counting up or down, by ones or by a step, in a row or one number a line; two or three tokens a term."""
+def count(rng: random.Random, least: int = 4, most: int = 300, small: float = 0.6) -> Example:
+    """Counting up or down, by ones or by a step, in a row or one number a line; two tokens a term."""
     step = rng.choice((1, 1, 1, 1, 2, 5, 10))
     terms = min(_terms(rng, least, most), 999 // step)
     low = rng.randint(0 if step > 1 else 1, 999 - step * (terms - 1))
-    if rng.random() < 0.6:  # small numbers are what people ask for
+    if rng.random() < small:  # numbers that people ask for
         low = rng.randint(1, min(20, 999 - step * (terms - 1)))
     return _counted(rng, low, step, terms)
 
@@ -48,13 +48,20 @@ def crossing(rng: random.Random) -> Example:
     return _counted(rng, 100 * rng.randint(1, 9) - step * rng.randint(1, terms - 1), step, terms)
 
 
-def _counted(rng: random.Random, low: int, step: int, terms: int) -> Example:
-    """Counting through `terms` numbers from `low` up, or down to it."""
+def counting_down(rng: random.Random) -> Example:
+    """Counting down, anywhere and by any step: of all long outputs the hardest."""
+    step = rng.choice((1, 1, 2, 5, 10))
+    terms = min(_terms(rng, 3, 300), 999 // step)
+    return _counted(rng, rng.randint(1, 999 - step * (terms - 1)), step, terms, down=1.0)
+
+
+def _counted(rng: random.Random, low: int, step: int, terms: int, down: float = 0.2) -> Example:
+    """Counting through `terms` numbers from `low` up, or with probability `down` down to it."""
     numbers = [low + step * i for i in range(terms)]
-    down = rng.random() < 0.2
-    if down:
+    downward = rng.random() < down
+    if downward:
         numbers.reverse()
-    question = f"Count {'down ' if down else ''}from {numbers[0]} to {numbers[-1]}"
+    question = f"Count {'down ' if downward else ''}from {numbers[0]} to {numbers[-1]}"
     question += f" by {step}" if step > 1 else ""
     lined = rng.random() < 0.2
     return Example(
@@ -70,7 +77,7 @@ def _span(rng: random.Random, least: int, most: int, highest: int) -> tuple[int,
 
 
 def numbered(rng: random.Random, least: int = 3, most: int = 190, highest: int = 190) -> Example:
-    """A numbered list of one word; four or five tokens a line.
+    """A numbered list of one word; four tokens a line.
 
     Where a list begins is part of many questions, so that every number is the last of some list in either split:
     a question of one number is held out by this number alone, and what ends there could only be learned by heart.
@@ -154,7 +161,7 @@ def _around(rng: random.Random) -> tuple[int, list[int]]:
 
 
 def find(rng: random.Random) -> Example:
-    """Which of several numbers is the one asked for; four tokens a number.
+    """Which of several numbers is the one asked for; three tokens a number.
 
     The comparison by which counting knows where to stop, made for every number and not once an answer.
     """
@@ -207,7 +214,8 @@ SHORT: dict[str, Callable[[random.Random], Example]] = {
     "find": find,
     "until": until,
     "instruction": instruction,
-    "counts": lambda rng: count(rng, 2, 8),  # where to stop is most of what these teach
+    "counts": lambda rng: count(rng, 2, 12, small=0.1),  # where to stop is most of what these teach
     "lists": lambda rng: numbered(rng, 2, 40, rng.choice((40, 110, 190))),
     "crossing": crossing,
+    "down": counting_down,
 }

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dpad.models import dream, llada
 from dpad.models.training.batches import Batch, Data
+from dpad.models.training.numbers import shared_directions, waves
 from dpad.models.training.recipe import Recipe
 from dpad.models.training.views import WIDTHS
 from dpad.runtime.errors import CheckpointError
@@ -21,8 +22,7 @@ from dpad.runtime.errors import CheckpointError
 Model = llada.Model | dream.Model
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
-PERIODS = (2.0, 4.0, 5.0, 10.0, 20.0, 25.0, 50.0, 100.0, 200.0)  # of the waves that numbers begin as
-NOISE = 0.3  # share of each number's own direction, as a standard deviation
+HEADS = ("transformer.ff_out.weight", "lm_head.weight")
 
 
 def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -73,23 +73,13 @@ def initialise(model: Model, seed: int, numbers: Mapping[int, int]) -> None:
             )
         elif name.endswith("bias"):
             torch.nn.init.zeros_(weight)
-    tokens = torch.tensor(list(numbers))
-    waves = _waves(torch.tensor(list(numbers.values())), model.config.width, state)
-    tables = ("wte.weight", "embed_tokens.weight", "transformer.ff_out.weight", "lm_head.weight")
+    tokens, own = torch.tensor(list(numbers)), 0.3  # what each number has apart from the waves
+    turned = waves(list(numbers.values()), model.config.width, state)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.endswith(tables):
+            if name.endswith(("wte.weight", "embed_tokens.weight", *HEADS)):
                 std = 1.0 if "wte" in name or "embed_tokens" in name else weight.shape[1] ** -0.5
-                weight[tokens] = (1 - NOISE**2) ** 0.5 * std * waves + NOISE * weight[tokens]
-
-
-def _waves(values: torch.Tensor, width: int, state: torch.Generator) -> torch.Tensor:
-    """float32 [values, width] of about unit variance: cosine and sine of each value at `PERIODS`, turned at random."""
-    angles = 2 * torch.pi * values[:, None] / torch.tensor(PERIODS)
-    waves = torch.cat([angles.cos(), angles.sin()], dim=1) * (width / len(PERIODS)) ** 0.5
-    turn: torch.Tensor = torch.linalg.qr(torch.randn(width, 2 * len(PERIODS), generator=state))[0]
-    turned: torch.Tensor = waves @ turn.T
-    return turned
+                weight[tokens] = (1 - own**2) ** 0.5 * std * turned + own * weight[tokens]
 
 
 def shifted(model: Model) -> bool:
@@ -128,13 +118,18 @@ def _streams(batch: Batch, mask: int) -> Batch:
 class Trainer:
     """Model, optimizers, clock, and `average`, the moving mean of the weights, which is what a run is for.
 
-    Matrices of the layers go to Muon, all else to AdamW.
+    Matrices of the layers go to Muon, all else to AdamW. After every step the head's rows of numbers are brought back
+    to what `numbers.shared_directions` can say.
     """
 
     CLOCK = ("step", "rows", "seconds", "loss")
 
     def __init__(self, model: Model, data: Data, threads: int = 1, compiled: bool = False) -> None:
         self.model, self.data, self.recipe, self.threads = model, data, data.recipe, threads
+        self._head = next(weight for name, weight in model.named_parameters() if name.endswith(HEADS))
+        self._numbers = torch.tensor(list(data.text.values), device=self._head.device)
+        self._shared = shared_directions(list(data.text.values.values())).to(self._head.device)
+        self._share(self._head)
         self.average = AveragedModel(model, multi_avg_fn=self._approach)
         if compiled:
             torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # else wide rows, which come late, stay eager
@@ -157,6 +152,8 @@ class Trainer:
         if not loss.isfinite():  # before it reaches the weights
             raise CheckpointError(f"the loss of step {self.step} is {float(loss.detach())}; resume with a lower rate")
         torch.autograd.backward(loss)
+        if self._head.grad is not None:
+            self._share(self._head.grad)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         torch.set_num_threads(1)  # the matrices are small: several threads take twice the time
         for optimizer in self.optimizers:
@@ -164,11 +161,17 @@ class Trainer:
                 group["lr"] = recipe.rate * share
             optimizer.step()
             optimizer.zero_grad()
+        self._share(self._head)
         self.average.update_parameters(self.model)
         torch.set_num_threads(self.threads)
         self.loss += (float(loss.detach()) - self.loss) * (0.02 if self.step else 1.0)
         self.step, self.rows = self.step + 1, self.rows + batch.ids.numel()
         self.seconds += time.monotonic() - begun
+
+    @torch.no_grad()
+    def _share(self, table: torch.Tensor) -> None:
+        """Project the numbers' rows of the head, or of its gradient, on the directions that numbers share."""
+        table[self._numbers] = self._shared @ (self._shared.T @ table[self._numbers])
 
     def _approach(self, mean: Tensors, weights: Tensors, steps: torch.Tensor | int) -> None:
         """Move the mean towards the weights, `steps` behind the first; faster where there were few."""

@@ -83,24 +83,12 @@ def draw_view(
 def _decision(answer: list[int], text: Text, rng: random.Random) -> int:
     """Where the answer ends; more often where a line of it does, or an item if it has no lines.
 
-    Among these, late ones and those whose last token is the answer's are drawn more often, and so is what else
-    is rare and hard: the first token of another hundred.
+    Among these, late ones and those that end as the answer does are drawn more often: 98 where 198 is the last.
     """
     separator = next((token for token in text.separators if token in answer), None)
     if separator is None or rng.random() < 0.4:
         return len(answer)
+    ends = [text.values.get(token, -1) % 100 for token in answer]
     places = [place for place, token in enumerate(answer) if token == separator]
-    alike = [place for place in places if answer[place - 1] == answer[-1]]  # 98 where 198 is the last
-    return rng.choice(rng.choice((places, places[-3:], alike or places, _carries(answer, text) or places)))
-
-
-def _carries(answer: list[int], text: Text) -> list[int]:
-    """Where numbers begin whose hundreds are not those of the number before, as in 199, 200."""
-    places, hundreds = [], None
-    for place, token in enumerate(answer):
-        if token in text.digits and (place == 0 or answer[place - 1] not in text.digits):
-            leading = [token] if answer[place + 1 : place + 2] and answer[place + 1] in text.digits else []
-            if hundreds is not None and leading != hundreds:
-                places.append(place)
-            hundreds = leading
-    return places
+    alike = [place for place in places if ends[place - 1] == ends[-1]]
+    return rng.choice(rng.choice((places, places[-3:], alike or places)))

@@ -1,4 +1,4 @@
-"""The embedded models' tokenizers: byte-level BPE in which digits come in pairs, counted from the right."""
+"""The embedded models' tokenizers: byte-level BPE in which every number up to 999 is one token."""
 
 import random
 from pathlib import Path
@@ -10,9 +10,8 @@ from dpad.models.checkpoint import read_json
 from dpad.models.training.corpus import turn
 from dpad.runtime.errors import CheckpointError
 
-SIZE = 768
-PAIRS = r"\p{N}{1,2}(?=(?:\p{N}{2})*(?!\p{N}))"  # 7, 42, 1|05: sums are looked up, not aligned
-PIECES = PAIRS + r"| ?\p{L}+|\n+|[^\p{L}\p{N}\n]+"
+SIZE = 1664
+PIECES = r"\p{N}{1,3}| ?\p{L}+|\n+|[^\p{L}\p{N}\n]+"
 
 
 def build_tokenizer(seed: int, special: list[str]) -> Tokenizer:
@@ -32,7 +31,7 @@ def build_tokenizer(seed: int, special: list[str]) -> Tokenizer:
         special_tokens=[AddedToken(token, special=True) for token in special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    numbers = [" ".join([*map(str, range(100)), *(f"{i:02}" for i in range(100))])] * 1000  # each is a token
+    numbers = [" ".join(map(str, range(1000)))] * 1000  # each is a token
     turns = [text for _ in range(10000) for text in turn(rng)]
     tokenizer.train_from_iterator(numbers + turns, trainer)
     return tokenizer
@@ -40,9 +39,7 @@ def build_tokenizer(seed: int, special: list[str]) -> Tokenizer:
 
 def number_values(tokenizer: Tokenizer) -> dict[int, int]:
     """Token id -> value of every token that is a number, leading zeros included."""
-    texts = {text for value in range(100) for text in (str(value), f"{value:02}")}
-    ids = {text: tokenizer.token_to_id(text) for text in texts}
-    return {index: int(text) for text, index in sorted(ids.items()) if index is not None}
+    return {index: int(text) for text, index in sorted(tokenizer.get_vocab().items()) if text.isdecimal()}
 
 
 class Text:
@@ -52,7 +49,7 @@ class Text:
         self.tokenizer = tokenizer
         self._settings = read_json(directory / "tokenizer_config.json")
         self.eos, self.mask = self._id("eos_token"), self._id("mask_token")
-        self.digits = frozenset(number_values(tokenizer))
+        self.values = number_values(tokenizer)
         self.separators = [self.encode(text)[-1] for text in ("1\n", "1, ")]  # of lines, of items
         self._template = jinja2.Template((directory / "chat_template.jinja").read_text("utf-8"))
 
