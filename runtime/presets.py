@@ -97,6 +97,8 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def _schedule(preset: str, value: Any) -> SuffixSchedule:
+    if isinstance(value, (Gaussian, Uniform, Full)):
+        return value  # of another model's presets, or the caller's own
     if isinstance(value, Mapping) and len(value) == 1:
         (name, parameters), *_ = value.items()
         own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()

@@ -35,7 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_options_come_from_the_call_then_the_preset_then_the_default(bundle: Path) -> None:
-    """Fails if a preset is lost on the way through the bundle, or outranks what the caller says."""
+    """Fails if a preset is lost on the way through the bundle or to another model, or outranks what the caller says."""
     with dpad.load(bundle) as model:
         assert list(model.presets) == list(PRESETS)
         plain = model.options()
@@ -49,6 +49,7 @@ def test_options_come_from_the_call_then_the_preset_then_the_default(bundle: Pat
             "the canvas is shorter"
         )
         assert model.options(preset="lists", schedule=dpad.Full()).schedule == dpad.Full()
+        assert dpad.DiffusionModel(model.engine, model.codec, model.presets).presets == model.presets, "are passed on"
         by_name = model.generate("w5 w6 w7", preset="lists", gen_length=32)
         by_hand = model.generate(
             "w5 w6 w7", gen_length=32, cache="dual", schedule=dpad.Gaussian(3, 1.6, 32), threshold=0.9
