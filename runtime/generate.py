@@ -116,8 +116,9 @@ def _steps(
         rows, columns, tokens = _select(choice, masks, options, step - batch.first_step, batch.contract.mask_token_id)
         lines, worked = masks.lines, masks.counts > 0
         active, due = batch.due[lines] if due else worked, False
-        positions = batch.positions[lines[rows], masks.offsets[rows, columns]]
-        batch.canvas[lines[rows], positions] = tokens
+        committed = lines[rows]
+        positions = batch.positions[committed, masks.offsets[rows, columns]]
+        batch.canvas[committed, positions] = tokens
         masks = batch.masks(lines)
         stuck = _stuck(worked, rows)
         ends: list[int] = []
@@ -133,7 +134,7 @@ def _steps(
             step=step,
             nfe=nfe,
             active=batch.rows[lines[active]],
-            rows=batch.rows[lines[rows]],
+            rows=batch.rows[committed],
             positions=positions,
             tokens=tokens,
             confidences=choice.confidence[rows, columns],
@@ -187,9 +188,8 @@ def _select(
     if len(scores) == 1:  # the same in fewer operations: a loop of one row has the least time between its steps
         ranked = (-scores[0]).argsort(kind="stable")
         columns = ranked[: commit_count(options, lambda: confidence[:, ranked], masks.counts, step)[0]]
-        tokens = choice.tokens[0, columns]
-        decided = tokens != mask_id
-        return np.zeros(int(decided.sum()), dtype=np.int64), columns[decided], tokens[decided]
+        columns = columns[choice.tokens[0, columns] != mask_id]
+        return np.zeros(len(columns), dtype=np.int64), columns, choice.tokens[0, columns]
     if masks.valid is not None:
         scores = np.where(masks.valid, scores, -np.inf)
         confidence = np.where(masks.valid, confidence, -np.inf)
