@@ -7,6 +7,8 @@ answers with a count a row, and never with less than one while there are masks.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +35,29 @@ def commit_count(
         return np.asarray(np.minimum(np.maximum((ranked() >= options.threshold).sum(axis=1), 1), masked))
     if options.decoder == "factor":
         return np.asarray(np.minimum(np.maximum(_factor(ranked(), options.factor), 1), masked))
-    return np.asarray(np.minimum(max(_fixed(options, step), 1), masked))
+    return np.asarray(np.minimum(max(_planned(options, step), 1), masked))
 
 
-def _fixed(options: GenerationOptions, step: int) -> int:
-    """Block length over steps a block, the remainder spread over the first steps (LLaDA)."""
+def _planned(options: GenerationOptions, step: int) -> int:
+    """Block length over steps a block, the remainder spread over the first steps (LLaDA), or as `_by_noise`."""
+    if options.plan == "noise":
+        counts = _by_noise(options.block_length, options.steps_per_block)
+        return counts[min(step, len(counts) - 1)]
     base, remainder = divmod(options.block_length, options.steps_per_block)
     return base + (step < remainder)
+
+
+@lru_cache
+def _by_noise(masks: int, steps: int) -> tuple[int, ...]:
+    """Dream's counts: of the masks left, the share by which a step lowers the noise, from 1 to 0.001 over all of them.
+
+    They are rounded down, in float32 as there, and the last step takes the rest. Steps that would decide nothing are
+    left out: the one after computes the same.
+    """
+    counts: list[int] = []
+    for before, after in pairwise(np.linspace(1, 1e-3, steps + 1, dtype=np.float32)[:-1]):
+        counts.append(int(np.float32(masks - sum(counts)) * (1 - after / before)))
+    return tuple(count for count in (*counts, masks - sum(counts)) if count)
 
 
 def _factor(ranked: NDArray[np.float64], factor: float) -> NDArray[np.int64]:

@@ -31,6 +31,7 @@ class Rules:
     eos: int
     shift: int
     steps: int = 0
+    plan: str = "even"
     threshold: float = 0.9
     factor: float = 1.0
     early_termination: bool = True
@@ -98,12 +99,23 @@ def decode_block(
 
 
 def fixed_budget(rules: Rules) -> list[int]:
-    """LLaDA's number of commits a step: masks // steps, the remainder over the first steps."""
+    """LLaDA's number of commits a step: masks // steps, the remainder over the first steps; or Dream's."""
     if rules.decoder in ("threshold", "factor"):
         return []
     steps = rules.steps // (rules.gen_length // rules.block_length)
+    if rules.plan == "noise":
+        return [count for count in noise_budget(rules.block_length, steps) if count]
     base, remainder = rules.block_length // steps, rules.block_length % steps
     return [base + 1 if step < remainder else base for step in range(steps)]
+
+
+def noise_budget(masks: int, steps: int) -> list[int]:
+    """Commits a step, as Dream's sampler counts them: in float32, and some steps commit nothing."""
+    times, left, budget = torch.linspace(1, 1e-3, steps + 1), torch.tensor(float(masks)), []
+    for i in range(steps):
+        budget.append(int(left * (1 - times[i + 1] / times[i])) if i < steps - 1 else int(left))
+        left -= budget[-1]
+    return budget
 
 
 def choose(probabilities: dict[int, torch.Tensor], rules: Rules, budget: int) -> list[int]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import noise_budget
 
 from dpad.runtime.commit import commit_count
 from dpad.runtime.options import DECODERS, GenerationOptions
@@ -85,6 +86,18 @@ def test_the_published_plan(steps: int, plan: list[int]) -> None:
         counts.append(int(count))
         left -= count
     assert counts == plan
+
+
+@given(masks=st.integers(1, 256), steps=st.integers(1, 256))
+def test_dreams_plan(masks: int, steps: int) -> None:
+    """Fails if steps commit other numbers than Dream's do, those left out that commit nothing."""
+    options = GenerationOptions(masks, masks, "fixed", steps=steps, plan="noise")
+    left, counts = masks, []
+    while left:
+        [count] = commit_count(options, lambda: np.full((1, masks), 0.5), np.array([left]), len(counts))
+        counts.append(int(count))
+        left -= count
+    assert counts == [count for count in noise_budget(masks, steps) if count]
 
 
 def test_threshold_is_inclusive_and_factor_is_not() -> None:

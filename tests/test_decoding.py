@@ -17,7 +17,7 @@ from reference import Result, Rules, decode
 
 from dpad.models.checkpoint import Checkpoint, load_model
 from dpad.runtime.cache import CACHES
-from dpad.runtime.options import DECODERS, GenerationOptions
+from dpad.runtime.options import DECODERS, PLANNED, GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
 
@@ -93,6 +93,7 @@ def reference_of(make_bundle: Callable[..., Any]) -> Callable[..., Result]:
             eos=eos,
             shift=1 if family == "dream" else 0,
             steps=options.steps or options.gen_length,
+            plan=options.plan,
             threshold=options.threshold,
             factor=options.factor,
             early_termination=options.early_termination,
@@ -123,6 +124,18 @@ def test_decodes_as_published(
     theirs = reference_of(family, options)
     assert MASK not in theirs.tokens and theirs.nfe < GEN and theirs.most_at_once > 1
     [ours] = run(engine_of(engine, family), [Request(PROMPT)], options)
+    assert_same(ours, theirs)
+
+
+@each_engine
+@each_cache
+@pytest.mark.parametrize("decoder", PLANNED)
+def test_dreams_plan(engine_of: Any, reference_of: Any, engine: str, cache_mode: str, decoder: str) -> None:
+    """Fails if `plan="noise"` is not what Dream's sampler does, or does what the even plan does."""
+    options = options_for(decoder, cache_mode, Full(), plan="noise")
+    theirs = reference_of("dream", options)
+    assert theirs.committed != reference_of("dream", options_for(decoder, cache_mode, Full())).committed
+    [ours] = run(engine_of(engine, "dream"), [Request(PROMPT)], options)
     assert_same(ours, theirs)
 
 
