@@ -16,6 +16,7 @@ BENCHES += step_floor
 BENCHES += growth
 BENCHES += batching
 BENCHES += loop_overhead
+BENCHES += sampling
 BENCHES += precision
 BENCH   ?= $(BENCHES)
 

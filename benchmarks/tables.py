@@ -126,6 +126,14 @@ def loop_overhead(document: Document) -> str:
     return table(head, rows)
 
 
+def sampling(document: Document) -> str:
+    """Every decoder beside the vocabularies."""
+    found = {(one["setting"], one["family"]): middle(one["choose_ms"]) for one in document["results"]}
+    sizes = {one["family"]: f"{one['family']}, {one['vocabulary']} tokens" for one in document["results"]}
+    rows = [[name, *(found[name, family] for family in sizes)] for name in dict.fromkeys(name for name, _ in found)]
+    return table([f"ms for {document['rows']} rows", *sizes.values()], rows)
+
+
 def off_by(logits: Document) -> list[str]:
     """How far logits are from those of float32: as a share, in the mean, at most; and tokens that stay the same."""
     sizes = [f"{logits[name]:g}" for name in ("mean_abs", "max_abs")]
@@ -195,6 +203,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
     "growth": ("Longer canvases, larger batches", growth),
     "batching": ("Requests of unequal length in batches", batching),
     "loop_overhead": ("Share of a decode outside the engine", loop_overhead),
+    "sampling": ("The choice of tokens beside a step", sampling),
     "precision": ("Precisions: error and accuracy", precision),
     "full_size": ("Full-size checkpoints", full_size),
     "forecast": ("What `dpad plan` predicts, against TensorRT-RTX", forecast),

@@ -45,7 +45,7 @@ class GenerationOptions:
         cache: `none`, `prefix`, `dual` or `extend`; what is kept between the steps of a block, or from block to block.
             Block-causal models have their own, `blocks`.
         schedule: which suffix positions take part (DPad).
-        temperature: 0 is greedy; above, tokens are drawn by Gumbel-max.
+        temperature: 0 is greedy; above, tokens are drawn from the tempered distribution.
         top_k, top_p: limit the draw to the likeliest tokens; without a temperature they shape Dream's confidence.
         seed: of the suffix dropout and of the draw; one a request, never global.
         early_termination: end when a finished block contains EOS.

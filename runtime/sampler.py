@@ -2,9 +2,10 @@
 
     choice = choose(outputs, options, generators, tempered=contract.tempers_confidence)
 
-Greedy needs only what the graph computed. Temperature draws by Gumbel-max from the filtered distribution
-(LLaDA, arXiv 2502.09992). What the confidence of a drawn token is differs between the authors: in LLaDA's code
-its probability in the model's own distribution, in that of Dream, SDAR and Fast-dLLM v2 in the one it is drawn from.
+Greedy needs only what the graph computed. Temperature draws from the tempered and filtered distribution, as LLaDA's
+Gumbel-max does (arXiv 2502.09992), but with one number a row instead of one a token. What the confidence of a drawn
+token is differs between the authors: in LLaDA's code its probability in the model's own distribution, in that of
+Dream, SDAR and Fast-dLLM v2 in the one it is drawn from.
 """
 
 from typing import NamedTuple
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from dpad.runtime.engine import StepOutputs
 from dpad.runtime.errors import EngineError
+from dpad.runtime.likely import Likely
 from dpad.runtime.options import GenerationOptions
 
-_LIKELY = 1024  # tokens that hold most of the probability in most rows
 _BROKEN = "the engine produced NaN or infinite logits; check the weights, or use a wider dtype (bfloat16, float32)"
 
 
@@ -51,60 +52,44 @@ def choose(
         return _checked(Choice(outputs.token_ids, confidence, confidence))
     if outputs.logits is None:
         raise EngineError("the engine gave no logits though they were asked for")
-    logits = outputs.logits.astype(np.float64)
-    if not (logits < np.inf).all():  # NaN is not below anything
-        raise EngineError(_BROKEN)
-    own = logits if banned is None else logits.copy()
+    certainty = 1.0 / (1.0 + outputs.odds_against.astype(np.float64))
+    tokens, scores, confidence = outputs.token_ids.copy(), np.empty_like(certainty), np.empty_like(certainty)
+    for row, column in np.ndindex(tokens.shape):
+        rng = generators[row] if options.temperature > 0 else None
+        tokens[row, column], scores[row, column], confidence[row, column] = _proposal(
+            outputs.logits[row, column], float(certainty[row, column]), options, rng, banned, tempered
+        )
+    return _checked(Choice(tokens, scores, confidence))
+
+
+def _proposal(
+    logits: NDArray[np.float32],
+    certainty: float,
+    options: GenerationOptions,
+    rng: np.random.Generator | None,
+    banned: int | None,
+    tempered: bool,
+) -> tuple[int, float, float]:
+    """Token, score and confidence of one row [V], whose best token has probability `certainty`."""
+    allowed = logits
     if banned is not None:
-        logits[..., banned] = -np.inf
+        allowed = logits.copy()
+        allowed[banned] = -np.inf
+    if not np.isfinite(allowed.max()):
+        raise EngineError(_BROKEN)
+    likely, token = None, int(allowed.argmax())
     if options.shapes:
-        logits = _shaped(logits, options)
-    if options.temperature > 0:
-        noise = np.stack([rng.gumbel(size=logits.shape[1:]) for rng in generators])
-        tokens = np.asarray((logits + noise).argmax(axis=-1))
+        likely = Likely.of(allowed, options.temperature or 1.0).filtered(options.top_k, options.top_p)
+        token = token if rng is None else likely.draw(rng)
+    if likely is not None and tempered:
+        confidence = likely.probability(token)
     else:
-        tokens = logits.argmax(axis=-1)
-    probabilities = _softmax(logits if tempered and options.shapes else own)
-    confidence = np.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0]
-    return _checked(Choice(tokens, _score(options.decoder, probabilities, confidence), confidence))
-
-
-def _score(decoder: str, probabilities: NDArray[np.float64], confidence: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The order of commitment: [B, R]."""
-    if decoder == "entropy":  # Dream's: least entropy first
-        return np.asarray((probabilities * np.log(probabilities + 1e-10)).sum(axis=-1))
-    if decoder == "margin":  # Dream's topk_margin: clearest winner first
-        best = np.partition(probabilities, -2, axis=-1)
-        return np.asarray(best[..., -1] - best[..., -2])
-    return confidence
-
-
-def _shaped(logits: NDArray[np.float64], options: GenerationOptions) -> NDArray[np.float64]:
-    """Tempered logits [B, R, V], -inf where `top_k` or `top_p` of the whole row rules a token out (Dream)."""
-    tempered = logits / options.temperature if options.temperature > 0 else logits
-    least = np.full((*tempered.shape[:-1], 1), -np.inf)
-    if options.top_k is not None and options.top_k < tempered.shape[-1]:
-        least = np.partition(tempered, -options.top_k, axis=-1)[..., -options.top_k, None]
-    if options.top_p is not None:
-        least = np.maximum(least, _nucleus(tempered, options.top_p))
-    return np.where(tempered < least, -np.inf, tempered)
-
-
-def _nucleus(logits: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
-    """The least logit [B, R, 1] of the smallest set of tokens whose probability reaches `top_p`; ties are in."""
-    total, size = np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True), logits.shape[-1]
-    for count in (min(_LIKELY, size), size):  # sorting a whole vocabulary takes ten times as long
-        best = -np.sort(-np.partition(logits, size - count, axis=-1)[..., size - count :], axis=-1)
-        reached = np.exp(best - best[..., :1]).cumsum(axis=-1) >= top_p * total
-        if reached[..., -1].all():
-            break
-    last = np.where(reached[..., -1:], reached.argmax(axis=-1, keepdims=True), count - 1)  # unless rounding falls short
-    return np.take_along_axis(best, last, axis=-1)
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+        likely, confidence = None, certainty * float(np.exp(logits[token] - logits.max()))
+    if options.decoder == "entropy":
+        return token, (likely or Likely.of(logits)).entropy(), confidence
+    if options.decoder == "margin":
+        return token, (likely or Likely.of(logits)).margin(), confidence
+    return token, confidence, confidence
 
 
 def _checked(choice: Choice) -> Choice:

@@ -20,10 +20,10 @@ import growth  # noqa: E402
 import loop_overhead  # noqa: E402
 import measure  # noqa: E402
 import plots  # noqa: E402
+import sampling  # noqa: E402
 import step_floor  # noqa: E402
 import tables  # noqa: E402
 from dpad.models.checkpoint import parse_config  # noqa: E402
-from dpad.runtime.bundle import Bundle  # noqa: E402
 from dpad.runtime.contract import StepContract  # noqa: E402
 
 COMMANDS = {
@@ -188,6 +188,16 @@ def test_loop_overhead(folder: Path) -> None:
     assert found["goal"]["met"] is all(result["overhead"]["median"] < loop_overhead.GOAL for result in found["results"])
 
 
+def test_sampling(folder: Path) -> None:
+    """Fails if a decoder or a vocabulary is missing, or what is chosen from is not what decoders see."""
+    found = run(sampling.main, f"--rows 2 --rounds 1 --out {folder / 'sampling.json'}")
+    told = [(one["vocabulary"], one["setting"]) for one in found["results"]]
+    assert told == [(size, name) for size in sampling.VOCABULARIES.values() for name in sampling.SETTINGS]
+    assert all(one["choose_ms"]["median"] > 0 for one in found["results"])
+    outputs = sampling.outputs_of(32, 5000, seed=1)
+    assert outputs.confidence.min() < 0.5 < 0.9 < outputs.confidence.max()
+
+
 def test_results_as_tables(folder: Path) -> None:
     """Fails if a number of the documents is lost, a missed goal looks met, or an excuse outlives its goal."""
     ran = CliRunner().invoke(tables.main, [str(folder)], catch_exceptions=False)
@@ -225,42 +235,6 @@ def test_figures(folder: Path, tmp_path: Path) -> None:
     assert ran.exit_code == 0 and "growth.json is not there" in ran.stderr
 
 
-def test_turns_rotate_and_the_first_round_is_dropped() -> None:
-    """Fails if one contender always runs first, or the warm-up counts."""
-    order: list[str] = []
-    calls = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}  # type: ignore[misc]
-    results = measure.interleaved(calls, rounds=3)
-    assert "".join(order) == "abcbcacababc"
-    assert results == {"a": [6, 8, 10], "b": [4, 9, 11], "c": [5, 7, 12]}
-
-
-def test_spread_and_ratios_of_known_numbers() -> None:
-    """Fails if quartiles are off, or ratios are taken of medians and not round by round."""
-    assert measure.spread([5.0, 1.0, 4.0, 2.0, 3.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
-    assert measure.spread([1.23456, 1.23456]) == {"median": 1.235, "q1": 1.235, "q3": 1.235}
-    slow, base = [2.0, 30.0, 8.0], [1.0, 10.0, 8.0]
-    assert measure.paired(slow, base) == {"median": 2.0, "q1": 1.5, "q3": 2.5}
-    with pytest.raises(ValueError, match="shorter"):
-        measure.paired([1.0, 2.0], [1.0])
-
-
-def test_timed_takes_the_median_of_its_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a turn's pause is timed, or one slow repetition decides."""
-    clock = iter([0.0, 9.0, 10.0, 11.0, 20.0, 22.0])
-    slept: list[float] = []
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(measure.time, "sleep", slept.append)
-    assert measure.timed(lambda: None, repeat=3, pause=0.5)() == 2.0
-    assert slept == [0.5]
-
-
-def test_memory_of_a_fresh_process() -> None:
-    """Fails if memory is not in bytes, or a child begins at its parent's peak, which hides what it takes itself."""
-    np.ones(400 << 20, dtype=np.uint8)
-    assert measure.peak_memory() > 400 << 20
-    assert measure.in_child(measure.peak_memory) < 300 << 20
-
-
 def test_a_killed_process_is_a_skipped_point(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a point that takes all memory ends the benchmark, or vanishes from it."""
     in_child = measure.in_child
@@ -275,14 +249,6 @@ def test_errors_of_the_project_are_one_line(tmp_path: Path) -> None:
     ran = CliRunner().invoke(step_floor.main, ["--bundle", str(tmp_path / "nothing")])
     assert ran.exit_code == 1
     assert "MissingFile" in ran.stderr and "Traceback" not in ran.output
-
-
-def test_a_bundle_of_its_own(tmp_path: Path) -> None:
-    """Fails if the limits asked for do not reach the export, or the bundle outlives its use."""
-    with measure.bundle_for(None, str(write_source(tmp_path / "source")), max_batch=9, max_length=5000) as directory:
-        contract = Bundle.open(directory).manifest.contract
-    assert (contract.max_batch, contract.max_length) == (9, 5000)
-    assert not directory.exists()
 
 
 def test_make_bench_runs_files_that_are_there() -> None:

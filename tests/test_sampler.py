@@ -75,13 +75,13 @@ def test_orders_of_entropy_and_margin(seed: int) -> None:
     for decoder, wanted in (("entropy", -entropy), ("margin", best[..., -1] - best[..., -2])):
         choice = choose(outputs_of(logits), GenerationOptions(decoder=decoder), [])
         np.testing.assert_allclose(choice.scores, wanted, atol=1e-7)
-        np.testing.assert_allclose(choice.confidence, best[..., -1], atol=1e-12)
+        np.testing.assert_allclose(choice.confidence, best[..., -1], rtol=1e-6)
         assert choice.tokens.tolist() == logits.argmax(axis=-1).tolist()
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_gumbel_frequencies_are_the_tempered_softmax(temperature: float) -> None:
-    """Fails if the noise is not Gumbel, or the temperature scales the noise and not the logits."""
+def test_frequencies_are_the_tempered_softmax(temperature: float) -> None:
+    """Fails if a draw is not from the softmax of logits over temperature, or its confidence not from its own."""
     rows = 40_000
     logits = np.repeat(logits_of(3, 1, 1), rows, axis=1)
     choice = draw(logits, [11], temperature=temperature)
@@ -181,15 +181,15 @@ def test_each_family_has_its_authors_confidence(family: str) -> None:
     np.testing.assert_allclose(event.confidences, wanted, rtol=1e-6)
 
 
-def test_a_nucleus_of_more_tokens_than_are_sorted_at_first() -> None:
-    """Fails if the shortcut for large vocabularies cuts a flat distribution short, or keeps all of a steep one."""
-    flat = np.zeros((1, 1, 5000), dtype=np.float32)
-    flat[..., :4000] = np.linspace(1.0, 0.9, 4000)
-    for logits, top_p in ((flat, 0.9), (40 * flat, 0.5)):
-        drawn = draw(np.repeat(logits, 300, axis=1), [3], top_p=top_p)
-        may = allowed(logits[0, 0], None, top_p, 1.0)
-        assert set(drawn.tokens[0].tolist()) <= may
-        assert max(drawn.tokens[0]) > 0.9 * max(may)
+@pytest.mark.parametrize("steepness,top_k,top_p", [(1, None, 0.9), (40, None, 0.5), (1, 15, None), (1, 700, None)])
+def test_filters_of_a_large_vocabulary(steepness: float, top_k: int | None, top_p: float | None) -> None:
+    """Fails if the shortcuts for large vocabularies cut a flat distribution short, or keep all of a steep one."""
+    logits = np.zeros((1, 1, 5000), dtype=np.float32)
+    logits[..., :4000] = steepness * np.linspace(1.0, 0.9, 4000)
+    drawn = draw(np.repeat(logits, 300, axis=1), [3], top_k=top_k, top_p=top_p)
+    may = allowed(logits[0, 0], top_k, top_p, 1.0)
+    assert set(drawn.tokens[0].tolist()) <= may
+    assert max(drawn.tokens[0]) > 0.9 * max(may)
 
 
 def test_each_row_has_its_own_generator() -> None:
@@ -250,7 +250,7 @@ def test_missing_logits() -> None:
 @pytest.mark.parametrize("temperature", [1e-3])
 def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
     """Fails if logits over a tiny temperature overflow into NaN or into the wrong token."""
-    logits = logits_of(8)
+    logits = logits_of(8, scale=200)
     for filters in ({}, {"top_k": 3}, {"top_p": 0.9}):
         choice = draw(logits, [1, 2], temperature=temperature, **filters)
         assert choice.tokens.tolist() == logits.argmax(axis=-1).tolist()
