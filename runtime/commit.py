@@ -40,7 +40,7 @@ def commit_count(
 
 def _planned(options: GenerationOptions, step: int) -> int:
     """Block length over steps a block, the remainder spread over the first steps (LLaDA), or as `_by_noise`."""
-    if options.plan == "noise":
+    if options.pace == "noise":
         counts = _by_noise(options.block_length, options.steps_per_block)
         return counts[min(step, len(counts) - 1)]
     base, remainder = divmod(options.block_length, options.steps_per_block)

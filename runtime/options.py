@@ -22,9 +22,9 @@ _COLDEST = 1e-3  # below, tempered logits leave the range of numbers
 _WHOLE = ("gen_length", "block_length", "seed", "steps", "top_k")
 _NUMBERS = ("threshold", "factor", "temperature", "top_p")
 
-PLANNED = ("fixed", "entropy", "margin")  # these read `steps` and `plan`
+PLANNED = ("fixed", "entropy", "margin")  # these read `steps` and `pace`
 DECODERS = ("threshold", "factor", *PLANNED)
-PLANS = ("even", "noise")  # how steps share the masks of a block
+PACES = ("even", "noise")  # how steps share the masks of a block
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class GenerationOptions:
             entropy, or of the largest gap between the two best probabilities.
         steps: total steps of `fixed`, `entropy` and `margin`, for them a multiple of the number
             of blocks; None is one token a step.
-        plan: how these share the masks of a block among its steps: `even` (LLaDA), or `noise`, as Dream's schedule
+        pace: how these share the masks of a block among its steps: `even` (LLaDA), or `noise`, as Dream's schedule
             has it, few at first; its steps that would commit nothing are not made.
         cache: `none`, `prefix`, `dual` or `extend`; what is kept between the steps of a block, or from block to block.
             Block-causal models have their own, `blocks`.
@@ -58,7 +58,7 @@ class GenerationOptions:
     threshold: float = 0.9
     factor: float = 1.0
     steps: int | None = None
-    plan: str = "even"
+    pace: str = "even"
     cache: str = "prefix"
     schedule: SuffixSchedule = field(default_factory=Gaussian)
     temperature: float = 0.0
@@ -119,7 +119,7 @@ class GenerationOptions:
                 raise InvalidRequest(f"{name} {value!r} is not a number")
         if not isinstance(self.early_termination, (bool, np.bool_)):
             raise InvalidRequest(f"early_termination {self.early_termination!r} is neither True nor False")
-        for name in ("decoder", "plan", "cache"):
+        for name in ("decoder", "pace", "cache"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidRequest(f"{name} {getattr(self, name)!r} is no name; give one as text")
         check_is_schedule(self.schedule)
@@ -136,7 +136,7 @@ class GenerationOptions:
             (not positive, f"gen_length {self.gen_length} and block_length {self.block_length} must be 1 or more"),
             (not divides, f"block_length {self.block_length} does not divide gen_length {self.gen_length}"),
             (self.decoder not in DECODERS, f"decoder {self.decoder!r} is not one of {', '.join(DECODERS)}"),
-            (self.plan not in PLANS, f"plan {self.plan!r} is not one of {', '.join(PLANS)}"),
+            (self.pace not in PACES, f"pace {self.pace!r} is not one of {', '.join(PACES)}"),
             *self._mode_problems(contract),
             (self.steps is not None and self.steps < 1, f"steps {self.steps} must be 1 or more"),
             (not steps_whole, f"steps {self.steps} must be a multiple of the {divides and self.blocks} blocks"),
@@ -187,7 +187,7 @@ class Options(TypedDict, total=False):
     threshold: float
     factor: float
     steps: int | None
-    plan: str
+    pace: str
     cache: str
     schedule: SuffixSchedule
     temperature: float

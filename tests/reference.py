@@ -31,7 +31,7 @@ class Rules:
     eos: int
     shift: int
     steps: int = 0
-    plan: str = "even"
+    pace: str = "even"
     threshold: float = 0.9
     factor: float = 1.0
     early_termination: bool = True
@@ -103,7 +103,7 @@ def fixed_budget(rules: Rules) -> list[int]:
     if rules.decoder in ("threshold", "factor"):
         return []
     steps = rules.steps // (rules.gen_length // rules.block_length)
-    if rules.plan == "noise":
+    if rules.pace == "noise":
         return [count for count in noise_budget(rules.block_length, steps) if count]
     base, remainder = rules.block_length // steps, rules.block_length % steps
     return [base + 1 if step < remainder else base for step in range(steps)]

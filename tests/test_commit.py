@@ -89,9 +89,9 @@ def test_the_published_plan(steps: int, plan: list[int]) -> None:
 
 
 @given(masks=st.integers(1, 256), steps=st.integers(1, 256))
-def test_dreams_plan(masks: int, steps: int) -> None:
+def test_dreams_pace(masks: int, steps: int) -> None:
     """Fails if steps commit other numbers than Dream's do, those left out that commit nothing."""
-    options = GenerationOptions(masks, masks, "fixed", steps=steps, plan="noise")
+    options = GenerationOptions(masks, masks, "fixed", steps=steps, pace="noise")
     left, counts = masks, []
     while left:
         [count] = commit_count(options, lambda: np.full((1, masks), 0.5), np.array([left]), len(counts))

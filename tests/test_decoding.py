@@ -93,7 +93,7 @@ def reference_of(make_bundle: Callable[..., Any]) -> Callable[..., Result]:
             eos=eos,
             shift=1 if family == "dream" else 0,
             steps=options.steps or options.gen_length,
-            plan=options.plan,
+            pace=options.pace,
             threshold=options.threshold,
             factor=options.factor,
             early_termination=options.early_termination,
@@ -130,9 +130,9 @@ def test_decodes_as_published(
 @each_engine
 @each_cache
 @pytest.mark.parametrize("decoder", PLANNED)
-def test_dreams_plan(engine_of: Any, reference_of: Any, engine: str, cache_mode: str, decoder: str) -> None:
-    """Fails if `plan="noise"` is not what Dream's sampler does, or does what the even plan does."""
-    options = options_for(decoder, cache_mode, Full(), plan="noise")
+def test_dreams_pace(engine_of: Any, reference_of: Any, engine: str, cache_mode: str, decoder: str) -> None:
+    """Fails if `pace="noise"` is not what Dream's sampler does, or does what the even pace does."""
+    options = options_for(decoder, cache_mode, Full(), pace="noise")
     theirs = reference_of("dream", options)
     assert theirs.committed != reference_of("dream", options_for(decoder, cache_mode, Full())).committed
     [ours] = run(engine_of(engine, "dream"), [Request(PROMPT)], options)

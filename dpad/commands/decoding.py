@@ -13,13 +13,13 @@ import click
 
 from dpad import DiffusionModel
 from dpad.runtime.cache import BLOCKS, CACHES
-from dpad.runtime.options import DECODERS, PLANNED, PLANS, GenerationOptions
+from dpad.runtime.options import DECODERS, PACES, PLANNED, GenerationOptions
 from dpad.runtime.presets import SCHEDULES, name_of, schedule_named
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Which decoders, or schedules, read an option that others leave unread.
-_OF_DECODERS = {"threshold": ("threshold",), "factor": ("factor",), "steps": PLANNED, "plan": PLANNED}
+_OF_DECODERS = {"threshold": ("threshold",), "factor": ("factor",), "steps": PLANNED, "pace": PLANNED}
 _OF_SCHEDULES = {"window": ("gaussian", "uniform"), "k": ("gaussian",), "scale": ("gaussian",), "count": ("uniform",)}
 
 
@@ -56,7 +56,7 @@ _OPTIONS = (
     click.option(
         "--steps", type=int, help="Total steps of the fixed, entropy and margin decoders. Default: one a token."
     ),
-    _option("--plan", "even", "How --steps share the masks: evenly, or by Dream's noise.", type=click.Choice(PLANS)),
+    _option("--pace", "even", "How --steps share the masks: evenly, or by Dream's noise.", type=click.Choice(PACES)),
     _option("--schedule", "gaussian", "Suffix dropout; none keeps the whole suffix.", type=click.Choice([*SCHEDULES])),
     click.option("--window", type=int, help="Suffix tokens that may survive. Default: 256, at most --gen-length."),
     _option("--k", 4.0, "Standard deviations that the Gaussian window spans."),
