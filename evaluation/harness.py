@@ -169,7 +169,7 @@ class DpadLM(LM):
 
     def _is_greedy(self, context: Sequence[int], target: Sequence[int]) -> bool:
         options = vars(whole(self.contract, self.options, len(target)))
-        options |= {"decoder": "fixed", "temperature": 0.0, "top_k": None, "top_p": None}
+        options |= {"decoder": "fixed", "pace": "even", "temperature": 0.0, "top_k": None, "top_p": None}
         if not self.contract.block_causal:
             options["cache"] = "none"
         answer = self.model.generate(Request(tuple(context)), **options)
