@@ -27,7 +27,7 @@ class Likely(NamedTuple):
 
     @classmethod
     def of(cls, logits: NDArray[np.float32], temperature: float = 1.0) -> Self:
-        """The softmax of `logits` [V] over `temperature`; one of them must be finite, and none NaN or infinite."""
+        """The softmax of `logits` [V] over `temperature`; the largest of them must be finite."""
         best = float(logits.max())
         tokens = np.flatnonzero(logits >= max(best - _REACH * temperature, _LOWEST))
         return cls(tokens, np.exp((logits.take(tokens).astype(np.float64) - best) / temperature))
