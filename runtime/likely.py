@@ -1,7 +1,7 @@
 """`Likely`: one row of logits as the tokens that matter in it, and their probabilities.
 
-    likely = Likely.of(logits, temperature=0.2).filtered(top_k=None, top_p=0.95)
-    token = likely.draw(rng)
+    likely = Likely.of(logits, temperature=0.2)
+    token = likely.filtered(top_k=None, top_p=0.95).draw(rng)
     likely.probability(token)
 
 A vocabulary of 150 thousand has few tokens that any decoder could write, fewer at low temperatures. What lies so far
