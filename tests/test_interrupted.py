@@ -35,6 +35,7 @@ STAGES = {  # the beginning of what a stage calls itself, and what else it takes
     "hash files": {},
     "parity": {"parity": True},
 }
+_FULL = "(Export|EngineBuild)Error: .+"
 FORKS = """
     import json, os, resource, signal, sys
     from contextlib import contextmanager
@@ -107,9 +108,10 @@ FORKS = """
     ("how", "words", "ended", "stages"),
     [
         ("SIGKILL", "", signal.SIGKILL, ("copy", "trace", "hash files")),  # nothing of ours runs then, in any stage
+        ("disk", _FULL, 0, ("hash checkpoint", "copy", "convert", "pack", "trace", "build", "hash files")),
         pytest.param("SIGKILL", "", signal.SIGKILL, tuple(STAGES), marks=pytest.mark.slow),
         pytest.param("SIGINT", "KeyboardInterrupt", 0, tuple(STAGES), marks=pytest.mark.slow),  # as a full disk does
-        ("disk", "(Export|EngineBuild)Error: .+", 0, tuple(STAGES)),
+        pytest.param("disk", _FULL, 0, tuple(STAGES), marks=pytest.mark.slow),
     ],
 )
 def test_a_stage_that_is_stopped_leaves_the_old_bundle(
