@@ -17,6 +17,7 @@ G key/value heads (H is a multiple of G), D head size.
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -136,10 +137,10 @@ def _on_cuda(*arguments: Any) -> torch.Tensor:
 
 def _check_once(cache_indices: torch.Tensor, gather_indices: torch.Tensor, slots: int) -> None:
     """Check indices on a GPU, which waits for them, in the first layer only: all layers share them."""
-    seen = (id(gather_indices), slots)
-    if getattr(cache_indices, "_dpad_checked", None) != seen:
+    seen = getattr(cache_indices, "_dpad_checked", None)
+    if seen is None or seen[0]() is not gather_indices or seen[1] != slots:
         checks.check_indices(cache_indices, gather_indices, slots)
-        cache_indices._dpad_checked = seen  # type: ignore[attr-defined]
+        cache_indices._dpad_checked = (ref(gather_indices), slots)  # type: ignore[attr-defined]
 
 
 @sparse_suffix_attention.register_fake
