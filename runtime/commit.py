@@ -54,10 +54,11 @@ def _by_noise(masks: int, steps: int) -> tuple[int, ...]:
     They are rounded down, in float32 as there, and the last step takes the rest. Steps that would decide nothing are
     left out: the one after computes the same.
     """
-    counts: list[int] = []
+    counts, left = [], masks
     for before, after in pairwise(np.linspace(1, 1e-3, steps + 1, dtype=np.float32)[:-1]):
-        counts.append(int(np.float32(masks - sum(counts)) * (1 - after / before)))
-    return tuple(count for count in (*counts, masks - sum(counts)) if count)
+        counts.append(int(np.float32(left) * (1 - after / before)))
+        left -= counts[-1]
+    return tuple(count for count in (*counts, left) if count)
 
 
 def _factor(ranked: NDArray[np.float64], factor: float) -> NDArray[np.int64]:

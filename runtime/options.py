@@ -41,7 +41,7 @@ class GenerationOptions:
         steps: total steps of `fixed`, `entropy` and `margin`, for them a multiple of the number
             of blocks; None is one token a step.
         pace: how these share the masks of a block among its steps: `even` (LLaDA), or `noise`, as Dream's schedule
-            has it, few at first; its steps that would commit nothing are not made.
+            has it, few at first; its steps that would commit nothing are not made, and `steps` is at most `gen_length`.
         cache: `none`, `prefix`, `dual` or `extend`; what is kept between the steps of a block, or from block to block.
             Block-causal models have their own, `blocks`.
         schedule: which suffix positions take part (DPad).
@@ -139,6 +139,10 @@ class GenerationOptions:
             (self.pace not in PACES, f"pace {self.pace!r} is not one of {', '.join(PACES)}"),
             *self._mode_problems(contract),
             (self.steps is not None and self.steps < 1, f"steps {self.steps} must be 1 or more"),
+            (
+                self.pace == "noise" and self.decoder in PLANNED and (self.steps or 0) > self.gen_length,
+                f"steps {self.steps} must be at most gen_length {self.gen_length} with pace 'noise'",
+            ),
             (not steps_whole, f"steps {self.steps} must be a multiple of the {divides and self.blocks} blocks"),
             (not 0 <= self.threshold <= 1, f"threshold {self.threshold} must be between 0 and 1"),
             (not self.factor > 0, f"factor {self.factor} must be above 0"),
