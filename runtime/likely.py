@@ -20,7 +20,7 @@ _LOWEST = float(np.finfo(np.float32).min)
 
 
 class Likely(NamedTuple):
-    """`tokens` [n] in ascending order, and their probabilities over that of the likeliest, `powers` float64 [n]."""
+    """`tokens` int64 [n], ascending, and `powers` float64 [n], their probabilities over that of the likeliest."""
 
     tokens: NDArray[np.int64]
     powers: NDArray[np.float64]
@@ -58,7 +58,10 @@ class Likely(NamedTuple):
         return float(ranked[min(reached, len(ranked) - 1)])  # rounding may leave the sum short
 
     def draw(self, rng: np.random.Generator) -> int:
-        """A token, as likely as it is, from one number of `rng`: engines that differ by rounding draw the same."""
+        """A token, as likely as it is, from one number of `rng`.
+
+        Engines that differ by rounding draw the same, but where that number falls between two tokens.
+        """
         heights = self.powers.cumsum()
         place = np.searchsorted(heights, rng.random() * heights[-1], side="right")
         return int(self.tokens[min(place, len(heights) - 1)])
@@ -67,8 +70,8 @@ class Likely(NamedTuple):
         """Of one of `tokens`."""
         return float(self.powers[np.searchsorted(self.tokens, token)] / self.powers.sum())
 
-    def entropy(self) -> float:
-        """Dream's order `entropy`, in which the surest is first: the negative entropy."""
+    def negative_entropy(self) -> float:
+        """Dream's order `entropy`: of the surest row it is the highest, 0."""
         probabilities = self.powers / self.powers.sum()
         return float((probabilities * np.log(probabilities + 1e-10)).sum())
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeGuard, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,11 +116,11 @@ class DiffusionModel:
             ids = self.codec.encode_chat([{"role": "user", "content": prompt}]) if chat else self.codec.encode(prompt)
         elif not _is_list(prompt):
             raise InvalidRequest(f"{_PROMPT}, not {type(prompt).__name__}")
-        elif all(isinstance(part, Mapping) for part in prompt) and len(prompt):
-            self.check_size(*(part for message in prompt for part in message.values()))  # type: ignore[union-attr]
-            ids = self.codec.encode_chat(prompt)  # type: ignore[arg-type]
-        elif all(map(is_integer, prompt)):
-            ids = [int(part) for part in prompt]  # type: ignore[arg-type]
+        elif _is_chat(prompt):
+            self.check_size(*(part for message in prompt for part in message.values()))
+            ids = self.codec.encode_chat(prompt)
+        elif _is_ids(prompt):
+            ids = [int(part) for part in prompt]
         else:
             raise InvalidRequest(_PROMPT)
         return Request(tuple(ids), tuple(self.codec.encode_plain(suffix)) if suffix else ())
@@ -262,6 +262,14 @@ def _is_list(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim > 0
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+
+
+def _is_chat(prompt: Sequence[object]) -> TypeGuard[Sequence[Message]]:
+    return len(prompt) > 0 and all(isinstance(part, Mapping) for part in prompt)
+
+
+def _is_ids(prompt: Sequence[object]) -> TypeGuard[Sequence[int]]:
+    return all(map(is_integer, prompt))
 
 
 def tokenizer_directory(bundle_directory: Path) -> Path:

@@ -52,41 +52,45 @@ def choose(
         return _checked(Choice(outputs.token_ids, confidence, confidence))
     if outputs.logits is None:
         raise EngineError("the engine gave no logits though they were asked for")
-    certainty = 1.0 / (1.0 + outputs.odds_against.astype(np.float64))
-    tokens, scores, confidence = outputs.token_ids.copy(), np.empty_like(certainty), np.empty_like(certainty)
+    best_probability = 1.0 / (1.0 + outputs.odds_against.astype(np.float64))
+    tokens, scores, confidence = (
+        outputs.token_ids.copy(),
+        np.empty_like(best_probability),
+        np.empty_like(best_probability),
+    )
     for row, column in np.ndindex(tokens.shape):
         rng = generators[row] if options.temperature > 0 else None
         tokens[row, column], scores[row, column], confidence[row, column] = _proposal(
-            outputs.logits[row, column], float(certainty[row, column]), options, rng, banned, tempered
+            outputs.logits[row, column], float(best_probability[row, column]), options, rng, banned, tempered
         )
     return _checked(Choice(tokens, scores, confidence))
 
 
 def _proposal(
     logits: NDArray[np.float32],
-    certainty: float,
+    best_probability: float,
     options: GenerationOptions,
     rng: np.random.Generator | None,
     banned: int | None,
     tempered: bool,
 ) -> tuple[int, float, float]:
-    """Token, score and confidence of one row [V], whose best token has probability `certainty`."""
+    """Token, score and confidence of one row [V], whose likeliest token has `best_probability`."""
     allowed = logits
     if banned is not None:
         allowed = logits.copy()
         allowed[banned] = -np.inf
-    if not np.isfinite(allowed.max()):
+    likely, token = None, int(allowed.argmax())  # of NaN, if there is one
+    if not np.isfinite(allowed[token]):
         raise EngineError(_BROKEN)
-    likely, token = None, int(allowed.argmax())
     if options.shapes:
         likely = Likely.of(allowed, options.temperature or 1.0).filtered(options.top_k, options.top_p)
         token = token if rng is None else likely.draw(rng)
     if likely is not None and tempered:
         confidence = likely.probability(token)
     else:
-        likely, confidence = None, certainty * float(np.exp(logits[token] - logits.max()))
+        likely, confidence = None, best_probability * float(np.exp(logits[token] - logits.max()))
     if options.decoder == "entropy":
-        return token, (likely or Likely.of(logits)).entropy(), confidence
+        return token, (likely or Likely.of(logits)).negative_entropy(), confidence
     if options.decoder == "margin":
         return token, (likely or Likely.of(logits)).margin(), confidence
     return token, confidence, confidence

@@ -186,10 +186,9 @@ def _sample(out: Path, prompt: str) -> dict[str, Any]:
 def _sample_lines(out: Path, sample: dict[str, Any]) -> list[str]:
     if "obstacle" in sample:
         return [f"no sample: {sample['obstacle']}"]
-    passes = f"{sample['nfe']} forward pass{'' if sample['nfe'] == 1 else 'es'}"
     return [
         f"\n> {sample['prompt']}\n{sample['text']}\n",
-        f"{sample['tokens']} tokens in {passes}, {sample['seconds']:.2f} s, {sample['engine']}",
+        f"tokens {sample['tokens']}, forward passes {sample['nfe']}, {sample['seconds']:.2f} s, {sample['engine']}",
         f"bundle: {out}\nmore:   dpad generate {out} 'What is 53 + 34?' --show-steps",
     ]
 

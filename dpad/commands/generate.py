@@ -67,9 +67,9 @@ def command(
         click.echo(json.dumps(_document(result, name)))
         return
     click.echo(result.text)
-    timings, passes = result.timings, f"{result.nfe} pass{'' if result.nfe == 1 else 'es'}"
+    timings = result.timings
     click.echo(
-        f"[{name}: {len(result.token_ids)} tokens in {passes}, {timings.total:.2f} s: "
+        f"[{name}: tokens {len(result.token_ids)}, forward passes {result.nfe}, {timings.total:.2f} s: "
         f"refresh {timings.refresh:.2f}, denoise {timings.denoise:.2f}, loop {timings.loop:.2f}]",
         err=True,
     )
