@@ -27,9 +27,9 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 
 # gpu-check installs nothing: the virtual environment if there is one, else the machine's own Python.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=build/types:benchmarks:tests
+GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
-.PHONY: help export test test-slow test-full-width lint types check links bench gpu-check gpu-sanitize clean
+.PHONY: help export test test-slow test-full-width lint types check bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
@@ -59,13 +59,8 @@ lint: $(BIN)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy cannot follow the installed mapping of dpad.export to export/, so it is given links.
-types: $(BIN)/.lint $(BIN)/.test links
+types: $(BIN)/.lint $(BIN)/.test
 	$(BIN)/mypy
-
-links:
-	rm -rf build/types && mkdir -p build/types/dpad
-	ln -s $(addprefix $(CURDIR)/,$(wildcard dpad/*.py) dpad/commands evaluation export models plugins runtime) build/types/dpad/
 
 bench: $(BIN)/.bench | bundles/tiny/manifest.json
 	set -e; for name in $(BENCH); do \
@@ -77,17 +72,17 @@ bench: $(BIN)/.bench | bundles/tiny/manifest.json
 bundles/tiny/manifest.json: | $(BIN)/.bench
 	$(BIN)/dpad export tiny --out bundles/tiny
 
-gpu-check: links
+gpu-check:
 	$(GPU_RUN) $(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS)
 
-gpu-sanitize: links
+gpu-sanitize:
 	$(GPU_RUN) compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU_PYTHON) -m pytest -q -p no:cacheprovider \
 		tests/test_kernel.py -k "tile or splits or past or strided or nothing" $(ARGS)
 
 check: lint types test
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }

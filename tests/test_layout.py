@@ -88,12 +88,23 @@ def test_the_wheel_holds_every_module_and_no_generic_name(wheel: Path) -> None:
     """Fails if a sub-package is left out (an editable install hides that) or `runtime` becomes top-level."""
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names} == {"dpad", f"dpad-{dpad.__version__}.dist-info"}
-    for folder in (*FOLDERS, "dpad", "dpad/commands"):
-        prefix = folder if folder.startswith("dpad") else f"dpad/{folder}"
+    for folder in (*FOLDERS, "src/dpad", "src/dpad/commands"):
+        prefix = folder.removeprefix("src/") if folder.startswith("src") else f"dpad/{folder}"
         for path in (ROOT / folder).glob("*.py"):
             assert f"{prefix}/{path.name}" in names
     assert {"dpad/py.typed", "dpad/models/tiny/config.json", "dpad/models/tiny/model.safetensors"} <= names
     assert "dpad/models/tiny-dream/model.safetensors" in names
+
+
+@pytest.mark.parametrize("where", [ROOT, ROOT / "tests", ROOT.parent])
+def test_the_checkout_hides_nothing(where: Path) -> None:
+    """Fails if a folder of the checkout shadows the package, or type checkers need an import hook to find it."""
+    code = (
+        "import dpad.export.pipeline, dpad.runtime.model; from importlib.machinery import PathFinder; "
+        "assert PathFinder.find_spec('dpad').origin == dpad.__file__; print(dpad.load)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=where)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_the_wheel_imports_on_its_own(wheel: Path, tmp_path: Path) -> None:
@@ -208,6 +219,6 @@ def test_the_tree_of_the_readme_is_true(folder: str) -> None:
 
 def test_files_stay_readable() -> None:
     """Fails if a source file grows past 300 lines: a second noun hides in it."""
-    for folder in (*FOLDERS, "dpad", "dpad/commands", "tests"):
+    for folder in (*FOLDERS, "src/dpad", "src/dpad/commands", "tests"):
         for path in (ROOT / folder).glob("*.py"):
             assert len(path.read_text().splitlines()) <= 300, path
