@@ -29,12 +29,13 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
-.PHONY: help export test test-slow test-full-width lint types check bench gpu-check gpu-sanitize clean
+.PHONY: help export test test-slow test-full-width fuzz lint types check bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
 	@echo "make test        run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
+	@echo "make fuzz        run the long form of the fuzz tests; counts in docs/fuzzing.json"
 	@echo "make test-full-width  two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
 	@echo "make lint types  ruff, mypy --strict"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
@@ -47,10 +48,13 @@ export: $(BIN)/.export
 	$(BIN)/dpad export $(MODEL) --out $(OUT) $(addprefix --target ,$(TARGETS)) --sample "$(PROMPT)" $(ARGS)
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz" $(ARGS)
 
 test-slow: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+fuzz: $(BIN)/.test
+	$(BIN)/python -m pytest -m fuzz --fuzz-report docs/fuzzing.json $(ARGS)
 
 test-full-width: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow tests/test_full_width.py -k whole_way $(ARGS)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from bundles import export, write_source
 from checkpoints import OPENERS, Weights, export_step, random_weights, raw_config, write_checkpoint
+from fuzzing import Tally, write_report
 from host_trt import opened as simulated
 from hypothesis import settings
 
@@ -25,6 +26,29 @@ assert interpreter.DEVICE
 # The same examples on every run and no clock: a failure here is a failure anywhere.
 settings.register_profile("dpad", derandomize=True, deadline=None, database=None)
 settings.load_profile("dpad")
+
+_tallies: list[Tally] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the fuzz tests write what came out."""
+    parser.addoption("--fuzz-report", type=Path, help="JSON file of the fuzz tests' counts")
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """The counts of one fuzz test; they get into the report if it passes."""
+    counts = Tally(f"{Path(request.node.path).stem}.{getattr(request.node, 'originalname', request.node.name)}")
+    yield counts
+    _tallies.append(counts)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the counts where --fuzz-report says, unless a test failed."""
+    path = session.config.getoption("--fuzz-report")
+    if path and exitstatus == 0:
+        write_report(_tallies, path)
+
 
 # Builds the checkpoint of a family, its step.onnx beside it: (family, dtype, seed, edit) -> folder.
 MakeBundle = Callable[..., Path]

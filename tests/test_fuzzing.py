@@ -1,0 +1,28 @@
+"""The tally of the fuzz tests counts, and lets nothing pass that is no error of this package."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fuzzing import Tally, write_report
+
+from dpad.runtime.errors import CheckpointError
+
+
+def test_a_tally_counts_and_lets_other_errors_through(tmp_path: Path) -> None:
+    """Fails if a refusal is not counted by its type, or an untyped error is taken for one."""
+    tally = Tally("kind")
+
+    def refuse() -> None:
+        raise CheckpointError("no")
+
+    assert tally.attempt("a", lambda: 3) == 3 and tally.attempt("b", refuse) is None
+    with pytest.raises(ZeroDivisionError) as caught:
+        tally.attempt("c", lambda: 1 // 0)
+    assert caught.value.__notes__ == ["kind: c"]
+    path = tmp_path / "report.json"
+    path.write_text('{"another": {}}')
+    write_report([tally], path)
+    told = json.loads(path.read_text())
+    assert list(told) == ["another", "kind"]
+    assert (told["kind"]["attempts"], told["kind"]["refused"]) == (2, {"CheckpointError": 1})
