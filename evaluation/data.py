@@ -2,7 +2,7 @@
 
     rows = read_lines(Path("gsm8k_test.jsonl"), ("question", "answer"))
 
-Data files are input from outside; nothing is downloaded.
+Data files are input from outside: only regular files are read, and only so much. Nothing is downloaded.
 """
 
 import gzip
@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpad.evaluation.errors import DataError
+from dpad.runtime.bundle import sha256
+from dpad.runtime.files import open_file
+
+_MOST = 1 << 27  # bytes of a data file, unpacked; as Python's text and objects it is several times as large
 
 
 def read_lines(path: Path, fields: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -21,15 +25,38 @@ def read_lines(path: Path, fields: Sequence[str], optional: Sequence[str] = ()) 
     without samples.
     """
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        text = _unpacked(path).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; give a file of JSON lines, plain or gzipped") from None
     lines = enumerate(text.split("\n"), 1)
     rows = [_row(line, f"{path}, line {number}", fields, optional) for number, line in lines if line.strip()]
     if not rows:
         raise DataError(f"{path} holds no samples; give one JSON object a line with {', '.join(fields)}")
     return rows
+
+
+def digests(files: Sequence[Path]) -> dict[str, str]:
+    """Name -> SHA-256 of data files; the folder they lie in does not matter, and two of one name are told apart."""
+    found: dict[str, str] = {}
+    for number, path in enumerate(files, 1):
+        try:
+            digest = sha256(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {error}; give a file of JSON lines") from None
+        found[f"{path.name} ({number})" if path.name in found else path.name] = digest
+    return found
+
+
+def _unpacked(path: Path) -> bytes:
+    """All of a data file, unpacked if it is gzipped; raises `ValueError` beyond the limit, before it is in memory."""
+    with open_file(path) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.GzipFile(fileobj=file) if packed else file as stream:
+            data: bytes = stream.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise ValueError(f"it holds more than {_MOST >> 20} MiB; split it")
+    return data
 
 
 def _row(line: str, where: str, fields: Sequence[str], optional: Sequence[str]) -> dict[str, str]:

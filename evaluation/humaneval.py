@@ -17,10 +17,10 @@ import re
 import textwrap
 from pathlib import Path
 
-from dpad.evaluation.data import read_lines
+from dpad.evaluation.data import digests, read_lines
 from dpad.evaluation.sandbox import Sandbox
 from dpad.evaluation.scoring import cut
-from dpad.evaluation.tasks import Sample, Task, digests
+from dpad.evaluation.tasks import Sample, Task
 
 _FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 _CODE = re.compile(r"^(?:from|import|def|class|async def|@)\b|^@", re.MULTILINE)

@@ -15,12 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from dpad.evaluation.errors import DataError, ResumeError
+from dpad.evaluation.errors import DataError, EvaluationError, ResumeError
+from dpad.evaluation.spelled import shown
 from dpad.runtime.checks import is_number
 
 Record = dict[str, Any]
 
 _NUMBERS = ("nfe", "tokens", "seconds")  # of a record, beside its `key` and `scores`
+_LARGEST = 1 << 53  # of these and the scores: their squares and sums are still numbers
 
 
 class Journal:
@@ -41,10 +43,10 @@ class Journal:
         """
         if path is None:
             return cls({}, None)
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path} is not a regular file; remove it or give another --out")
         file: IO[bytes] | None = None
         try:
+            if path.exists() and not path.is_file():
+                raise DataError(f"{path} is not a regular file; remove it or give another --out")
             file = path.open("a+b")
             return cls._go_on(file, path, settings)
         except BlockingIOError:
@@ -53,7 +55,7 @@ class Journal:
             error = DataError(f"{path} cannot be written: {failed}; give another --out")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as failed:
             error = DataError(f"{path} is not a file of samples ({failed!r}); remove it or give another --out")
-        except ResumeError as failed:
+        except EvaluationError as failed:
             error = failed
         if file is not None:
             with suppress(OSError):  # what could not be written
@@ -81,9 +83,14 @@ class Journal:
         return journal
 
     def add(self, record: Record) -> None:
-        """Keep a finished sample, found again by its `key`."""
+        """Keep a finished sample, found again by its `key`; raises `DataError` where the disk does not take it."""
+        try:
+            self._write(_line(record))
+        except OSError as error:
+            raise DataError(
+                f"a sample cannot be written: {error}; make room, and the same command goes on behind the last one"
+            ) from error
         self.records[record["key"]] = record
-        self._write(_line(record))
 
     def _write(self, line: bytes) -> None:
         if self._file is not None:
@@ -97,7 +104,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written, and was said
+                self._file.close()
 
 
 def _line(content: dict[str, Any]) -> bytes:
@@ -109,7 +117,8 @@ def _check_record(record: Record) -> None:
     numbers = [*record["scores"].values(), *(record[name] for name in _NUMBERS)]
     if not isinstance(record["key"], str) or not all(map(is_number, numbers)):
         raise TypeError("a sample needs a text for its key, and numbers for scores, nfe, tokens and seconds")
-    sum(map(float, numbers))  # OverflowError for what no float holds
+    if not all(abs(number) <= _LARGEST for number in numbers) or min(numbers[-len(_NUMBERS) :]) < 0:
+        raise ValueError("a number of a sample is out of all range")
 
 
 def _require_same(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
@@ -123,6 +132,6 @@ def _require_same(kept: dict[str, Any], settings: dict[str, Any], path: Path) ->
                         name, before, after = f"{name}.{key}", before.get(key), after.get(key)
                         break
             raise ResumeError(
-                f"{path} was made with {name} {before!r}, this run has {after!r}; "
+                f"{path} was made with {name} {shown(before)}, this run has {shown(after)}; "
                 "repeat the earlier settings to go on, or give another --out"
             )

@@ -7,6 +7,7 @@ Both are bounds by `likelihood.bounds` on the same masks, so their difference is
 """
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -22,6 +23,8 @@ from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.model import DiffusionModel
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.suffix import Full
+
+_LARGEST = sys.float_info.max  # what lies beyond has no spelling in JSON
 
 
 def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, draws: int, raw: bool = False) -> Work:
@@ -73,15 +76,17 @@ def perplexities(records: Sequence[Record]) -> Metrics:
     """Nats a token and perplexity of each kind of suffix, over all tokens of the records.
 
     Standard errors are over the texts, which includes the noise of the draws. The error of a perplexity
-    is that of its logarithm times the perplexity.
+    is that of its logarithm times the perplexity. Raises `DataError` for records of another task.
     """
     sizes = [record["tokens"] for record in records]
+    if not sum(sizes) or "full" not in records[0]["scores"]:
+        raise DataError("the file of samples is not one of texts with tokens; remove it, or give another --out")
     metrics: Metrics = {}
     for name in records[0]["scores"]:
         nats, error = ratio([record["scores"][name] for record in records], sizes)
         perplexity = math.exp(min(nats, 700.0))  # beyond, a float overflows
         metrics[f"nats_per_token_{name}"] = nats, error
-        metrics[f"perplexity_{name}"] = perplexity, None if error is None else perplexity * error
+        metrics[f"perplexity_{name}"] = perplexity, None if error is None else min(perplexity * error, _LARGEST)
     if "dpad" in records[0]["scores"]:
         gaps = [record["scores"]["dpad"] - record["scores"]["full"] for record in records]
         metrics["nats_per_token_difference"] = ratio(gaps, sizes)

@@ -7,16 +7,20 @@ save(document, Path("results.json"))
 
 import json
 import os
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Record
 from dpad.evaluation.scoring import mean
+from dpad.runtime.files import read_bytes
 from dpad.runtime.machine import Machine
 
 SCHEMA_VERSION = 1
+_LARGEST = 1 << 24  # bytes of a document, which takes thousands
 
 # name -> value and standard error (None: one sample only)
 Metrics = dict[str, tuple[float, float | None]]
@@ -53,7 +57,8 @@ def check_replaceable(path: Path) -> None:
     try:
         if not path.exists() or (path.is_file() and not path.stat().st_size):
             return
-        kept = json.loads(path.read_bytes()) if path.is_file() else None
+        small = path.is_file() and path.stat().st_size <= _LARGEST
+        kept = json.loads(read_bytes(path)) if small else None
     except (OSError, ValueError, RecursionError):
         kept = None
     if not isinstance(kept, dict) or not {"schema_version", "task", "metrics"} <= kept.keys():
@@ -62,18 +67,23 @@ def check_replaceable(path: Path) -> None:
 
 def save(document: dict[str, Any], path: Path) -> None:
     """Put the document in place of `path` in one step; raises `DataError`, and then `path` is what it was before."""
-    path = path.resolve()  # where it is a link, what that leads to
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = None
     try:
-        with part.open("w", encoding="utf-8") as file:
+        path = Path(os.path.realpath(path))  # where it is a link, what that leads to
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a regular file; give another --out")
+        part = path.with_name(f".{secrets.token_hex(8)}.part")
+        with part.open("x", encoding="utf-8") as file:
             file.write(json.dumps(document, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be written: {error}; make room, and run the same command again") from None
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            with suppress(OSError):  # it is in place, or was never made
+                part.unlink()
 
 
 def machine_line() -> str:

@@ -11,17 +11,16 @@ question's number, so that a sample does not depend on how many are measured.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dpad.evaluation.data import read_lines
+from dpad.evaluation.data import digests, read_lines
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.scoring import STOPS, cut, grade_numbers, grade_text
 from dpad.models.training import corpus
 from dpad.models.training.problems import PROBLEMS, Example
 from dpad.models.training.routines import LONG
-from dpad.runtime.bundle import sha256
 from dpad.runtime.errors import InvalidRequest
 
 LIMIT = 100  # samples of the tasks that make their own
@@ -120,11 +119,6 @@ def texts(data: Path, limit: int | None = None) -> Task:
 def answers(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
     """The answers of `problems` as texts to measure perplexity on."""
     return replace(problems(limit, shots, seed), name="perplexity")
-
-
-def digests(files: Sequence[Path]) -> dict[str, str]:
-    """Name -> SHA-256 of data files; the folder they lie in does not matter."""
-    return {path.name: sha256(path) for path in files}
 
 
 def _check_counts(limit: int | None, shots: int) -> None:

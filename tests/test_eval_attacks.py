@@ -101,11 +101,13 @@ def test_ordinary_programs_run(sandbox: Sandbox, program: str) -> None:
     assert sandbox.run(program).passed, sandbox.run(program)
 
 
-def test_files_and_sockets_of_the_user_are_out_of_reach(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_files_and_sockets_of_the_user_are_out_of_reach(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fails if a program reads a file of whoever runs it, or talks to a server by its socket in the file system."""
     (tmp_path / "secret").write_text("secret")
     with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(tmp_path)  # the path of a socket is short
+        monkeypatch.chdir(tmp_path)  # the path of a socket is short
         server.bind("socket")
         server.listen()
         for program in (

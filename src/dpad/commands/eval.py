@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,17 @@ def _samples_beside(out: Path, directory: Path, inputs: list[Path]) -> Path:
     """Where samples go; raises a typed error where these or the results have no place, or would take another's."""
     if out == Path():
         raise DataError("--out names no file; give one, or leave --out out")
-    if not out.parent.is_dir():
-        raise DataError(f"{out.parent} is no folder; make it, or give another --out")
-    if out.resolve().is_relative_to(directory.resolve()):
-        raise InvalidRequest(f"{out} lies in the bundle, which opens only with its own files; give another --out")
     kept = out.with_name(f"{out.name}.samples.jsonl")
-    for path in (out, kept):
-        if path.exists() and any(data.exists() and path.samefile(data) for data in inputs):
-            raise InvalidRequest(f"{path} is what the task reads, and would be written over; give another --out")
+    try:
+        if not out.parent.is_dir():
+            raise DataError(f"{out.parent} is no folder; make it, or give another --out")
+        if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(directory)):
+            raise InvalidRequest(f"{out} lies in the bundle, which opens only with its own files; give another --out")
+        for path in (out, kept):
+            if path.exists() and any(data.exists() and path.samefile(data) for data in inputs):
+                raise InvalidRequest(f"{path} is what the task reads, and would be written over; give another --out")
+    except OSError as error:  # a name that is too long, a folder that is closed
+        raise DataError(f"{out} cannot be written: {error}; give another --out") from None
     check_replaceable(out)
     return kept
 
