@@ -83,6 +83,12 @@ class Reader:
         options = replace(self._options, **wanted.options, gen_length=length)
         options.check(self._contract)
         row = Request(tuple(self._encode(context, options.gen_length)))
+        if (length := row.canvas_length(options)) > self._contract.max_length:
+            raise InvalidRequest(
+                f"a canvas of {length} tokens ({len(row.prompt_ids)} prompt, {options.gen_length} new) is over this "
+                f"bundle's {self._contract.max_length}; shorten it (--gen_kwargs max_gen_toks=N the answer, the model "
+                "argument truncation=True the context), or export with a larger --max-length"
+            )
         row.check(options, self._contract)
         return Answer(wanted, options, row)
 

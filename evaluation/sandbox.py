@@ -82,6 +82,8 @@ class Sandbox:
 
         Raises `SandboxError` if a part is refused and not `weak`, or a program that does nothing fails.
         """
+        if sys.platform != "linux":
+            raise SandboxError(f"candidate code cannot be isolated on {sys.platform}; run it on Linux 5.13 or later")
         self.limits = limits
         self.left: list[str] = []
         self._weak = weak
