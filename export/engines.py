@@ -19,7 +19,7 @@ from dpad.export.forecast import building
 from dpad.export.plan import build_plan, check_capability, profiles
 from dpad.export.plan import capabilities as capabilities_of
 from dpad.export.progress import Progress
-from dpad.models.checkpoint import read_headers
+from dpad.models.headers import read_headers
 from dpad.plugins.checks import check_kernel
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract

@@ -17,7 +17,10 @@ from typing import Any
 import onnx_ir as ir
 
 from dpad.export import trace, weights, writer
+from dpad.export.agreement import check_agreement
+from dpad.export.assumptions import assumptions, contradiction
 from dpad.export.engines import HALF, EngineRecipe, build_engines, default_capability
+from dpad.export.hazards import beyond_training
 from dpad.export.hub import Source, published_id, resolve
 from dpad.export.pack import Packing, place_packed
 from dpad.export.packed_graph import unpack_weights
@@ -26,11 +29,12 @@ from dpad.export.provenance import describe
 from dpad.export.quantize import quantize_step
 from dpad.export.rehearsal import rehearse
 from dpad.export.tokenizer import place_tokenizer
-from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
+from dpad.models.checkpoint import FAMILIES, Checkpoint
+from dpad.models.headers import read_headers
 from dpad.models.presets import presets_of
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
-from dpad.runtime.errors import BundleError, ExportError
+from dpad.runtime.errors import BundleError, CheckpointError, ExportError
 from dpad.runtime.manifest import BuildFlags, Manifest, StepEntry
 from dpad.runtime.precision import DYNAMIC, FULL, PACKED, ROWS, rows_dtype, step_name, weights_of
 
@@ -142,13 +146,17 @@ def export_bundle(
         The bundle, and whether it was made now (False: it was up to date).
     """
     source = resolve(model)
-    checkpoint = Checkpoint.open(source.directory)
+    checkpoint = Checkpoint.open(source.directory, own=source.embedded)
+    if told := contradiction(checkpoint.raw_config, checkpoint.config, source.label, source.directory):
+        raise CheckpointError(told)
     settings = settings.resolved(checkpoint)
     wanted = {**asdict(settings), "parity": check is not None}
     provenance = describe(source, checkpoint, wanted, progress)
     previous = _previous(out)
     if previous and not force and previous.manifest.provenance.get("key") == provenance["key"]:
         return previous, False
+    for note in _notes(checkpoint, settings):
+        progress.say(note)
     for shard in checkpoint.shards:
         weights.check_finite(shard, progress)
     weights.check_tied(checkpoint)
@@ -157,6 +165,7 @@ def export_bundle(
         tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)
         presets = _presets(source, checkpoint, progress)
         rehearse(checkpoint.directory, stage / "tokenizer", presets, contract)
+        check_agreement(checkpoint, stage / "tokenizer", presets, progress)
         place = partial(
             _export_step, source, checkpoint, stage, settings.group, progress, _tracer(checkpoint, contract, progress)
         )
@@ -208,10 +217,20 @@ def make_contract(checkpoint: Checkpoint, settings: ExportSettings) -> StepContr
     )
 
 
+def _notes(checkpoint: Checkpoint, settings: ExportSettings) -> list[str]:
+    """What of the directory is left aside, what is assumed, and what a canvas beyond the trained length means."""
+    assert settings.max_length is not None
+    return [
+        *checkpoint.notes,
+        *assumptions(checkpoint.raw_config),
+        *beyond_training(checkpoint.config, [settings.max_length]),
+    ]
+
+
 def _presets(source: Source, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
     """What the checkpoint brings, which is said: a local directory is only taken for a published one."""
     hub_id = published_id(source, checkpoint.raw_config)
-    presets = presets_of(hub_id, checkpoint.directory, checkpoint.config.eos_token_id)
+    presets = presets_of(hub_id, checkpoint.directory, *checkpoint.eos_token_ids)
     taken = f" (the checkpoint is taken for {hub_id})" if hub_id != source.label else ""
     if presets:
         progress.say(f"presets: {', '.join(presets)}{taken}")
