@@ -19,18 +19,18 @@ from tokenizers import Encoding, Tokenizer
 
 from dpad.runtime.chat_template import ChatTemplate, Message, check_messages
 from dpad.runtime.errors import BundleError, InvalidRequest
-from dpad.runtime.files import read_text
 from dpad.runtime.special_tokens import named_tokens
+from dpad.runtime.tokenizer_file import UNKNOWN, WORK, Growth, open_tokenizer
 
 
 class TextCodec:
     """A tokenizer.json with its optional chat template and special tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, growth: Growth = UNKNOWN) -> None:
         tokenizer.encode_special_tokens = True  # as text, that is
         tokenizer.no_truncation()  # files keep what their training cut and padded to
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._growth = tokenizer, growth
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = {token.content: (number, token) for number, token in added if token.special and token.content}
         self._reserved = {number for number, _ in self._special.values()}
@@ -42,15 +42,20 @@ class TextCodec:
     def open(cls, directory: Path) -> "TextCodec":
         """Read tokenizer.json, its special tokens' names and the chat template; raises `BundleError`."""
         with _library(f"{directory / 'tokenizer.json'} cannot be read"):
-            tokenizer = Tokenizer.from_str(read_text(directory / "tokenizer.json"))
+            tokenizer, growth = open_tokenizer(directory / "tokenizer.json")
             padding = tokenizer.padding
         variables = named_tokens(directory, padding["pad_token"] if padding else None)
-        return cls(tokenizer, ChatTemplate.open(directory, variables))
+        return cls(tokenizer, ChatTemplate.open(directory, variables), growth)
 
     @property
     def has_chat_template(self) -> bool:
         """Whether prompts are wrapped as chat by default."""
         return self._template is not None
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are; their ids may go on beyond."""
+        return int(self._tokenizer.get_vocab_size())
 
     @cached_property
     def longest_token(self) -> int:
@@ -68,6 +73,11 @@ class TextCodec:
         return list(self._encode(text).ids)
 
     def _encode(self, text: str) -> Encoding:
+        if isinstance(text, str) and (size := len(text) * self._growth.encoding) > WORK:
+            raise InvalidRequest(
+                f"a text of {len(text)} characters may become {size} bytes on its way to tokens, over the limit of "
+                f"{WORK}; encode it in parts"
+            )
         # What it is given and cannot take is half of a surrogate pair, as JSON may spell it.
         with _library("tokenizer.json cannot encode this text", "the text is not valid Unicode"):
             encoded = self._tokenizer.encode(text, add_special_tokens=False)
@@ -126,7 +136,12 @@ class TextCodec:
 
     def _decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         with _library("tokenizer.json cannot decode these tokens", "token ids are whole numbers from 0 to 2**32 - 1"):
-            return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+            listed = list(ids)
+            if len(listed) * self._growth.token * self._growth.decoding > WORK:
+                size = sum(len(self._tokenizer.id_to_token(number) or "") for number in listed)
+                if (size := size * self._growth.decoding) > WORK:
+                    raise ValueError(f"they may become {size} bytes, over the limit of {WORK}")
+            return str(self._tokenizer.decode(listed, skip_special_tokens=skip_special_tokens))
 
     @property
     def _chat(self) -> ChatTemplate:
@@ -147,5 +162,6 @@ def _library(fault: str, refused: str = "") -> Iterator[None]:
         raise InvalidRequest(f"{refused}: {error}") from None
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
-            raise BundleError(f"{fault}: {error}; mend it, and export the bundle again") from error
+            said = str(error) or type(error).__name__
+            raise BundleError(f"{fault}: {said}; mend it, and export the bundle again") from error
         raise
