@@ -8,18 +8,26 @@ harness's own command line with all its options. In Python, import it before `si
 """
 
 import hashlib
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import dpad
-from dpad.evaluation.likelihood import bounds, whole
+from dpad.evaluation.arguments import check_names, decoding
+from dpad.evaluation.asked import Answer, Reader
+from dpad.evaluation.likelihood import MOST_DRAWS, bounds, whole
 from dpad.evaluation.scoring import cut
+from dpad.evaluation.spelled import flag, integer, is_none
 from dpad.runtime.bundle import Bundle
-from dpad.runtime.errors import InvalidRequest, MissingExtra
+from dpad.runtime.errors import DpadError, InvalidRequest, MissingExtra
 from dpad.runtime.extras import needed_by
+from dpad.runtime.options import GenerationOptions
 from dpad.runtime.presets import name_of, schedule_named
 from dpad.runtime.request import Request
 
@@ -29,9 +37,8 @@ with needed_by("dpad.evaluation.harness", MissingExtra):
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given counts
-_SAMPLING = ("temperature", "top_k", "top_p")
-_KNOWN = {*_LENGTHS, *_SAMPLING, "until", "do_sample"}
+_OWN = ("bundle", "engine", "threads", "mc_samples", "mc_seed", "check_greedy", "preset", "truncation")
+_SCHEDULE = ("window", "k", "scale", "count")
 
 
 @register_model("dpad")
@@ -39,9 +46,13 @@ class DpadLM(LM):
     """A bundle behind the harness's three kinds of request.
 
     Model arguments are `bundle`, `engine`, `threads`, `mc_samples` (draws of a likelihood, 128 as in LLaDA's
-    evaluation), `mc_seed`, `check_greedy`, `preset`, and all fields of `GenerationOptions`, `schedule` by its name
-    with `window`, `k`, `scale` and `count`. `batch_size` is the harness's own option; `auto` is the most that
-    the bundle takes. `device`, which the harness always sets, means nothing here: `engine` decides.
+    evaluation), `mc_seed`, `check_greedy`, `truncation`, `preset`, and all fields of `GenerationOptions`, `schedule`
+    by its name with `window`, `k`, `scale` and `count`; numbers may be text. `batch_size` is the harness's own option;
+    `auto` is the most that the bundle takes. `device`, which the harness always sets, means nothing here: `engine`
+    decides.
+
+    All requests of a call are checked before the first of them is decoded. One whose context is too long is refused,
+    or with `truncation` cut at its beginning, as the harness's other models do.
 
     A likelihood is the Monte-Carlo bound with one block as long as the text, so no suffix and no schedule
     takes part: the number LLaDA's evaluation reports.
@@ -49,53 +60,74 @@ class DpadLM(LM):
 
     def __init__(
         self,
-        bundle: str,
+        bundle: str | Path = "",
         engine: str = "auto",
-        threads: int = 0,
-        mc_samples: int = 128,
-        mc_seed: int = 0,
-        check_greedy: bool = True,
-        batch_size: int | str = 1,
-        max_batch_size: int | None = None,
+        threads: int | str = 0,
+        mc_samples: int | str = 128,
+        mc_seed: int | str = 0,
+        check_greedy: bool | str = True,
+        batch_size: int | str | None = 1,
+        max_batch_size: int | str | None = None,
         device: str | None = None,
         preset: str | None = None,
+        truncation: bool | str = False,
         **options: Any,
     ) -> None:
         super().__init__()
-        self.bundle = Bundle.open(Path(bundle))
-        self.model = dpad.load(bundle, engine=engine, threads=threads, verify_hashes=False)
+        check_names(options, (*_OWN, *_SCHEDULE))
+        if bundle in ("", None):
+            raise InvalidRequest("no bundle is named; give --model_args bundle=DIR, made by dpad export")
+        self.draws, self.seed = integer("mc_samples", mc_samples), integer("mc_seed", mc_seed)
+        if not 1 <= self.draws <= MOST_DRAWS or self.seed < 0:
+            raise InvalidRequest(
+                f"mc_samples {self.draws} must be 1 to {MOST_DRAWS}, and mc_seed {self.seed} must be 0 or more"
+            )
+        self.check_greedy = flag("check_greedy", check_greedy, True)
+        self.bundle = Bundle.open(Path(str(bundle)))
+        threads = integer("threads", threads)
+        self.model = dpad.load(str(bundle), engine=str(engine), threads=threads, verify_hashes=False)
         self.contract = self.model.engine.contract
-        parameters = {name: options.pop(name) for name in ("window", "k", "scale", "count") if name in options}
+        self.options = self._options(preset, decoding(options))
+        self.options.check(self.contract)
+        most = self.contract.max_batch
+        largest = most if is_none(max_batch_size) else _at_least_one("max_batch_size", max_batch_size)
+        self.batch_size = min(_batch_size(batch_size, most), largest, most)
+        self._reader = Reader(self.model, self.options, flag("truncation", truncation, False))
+
+    def _options(self, preset: str | None, options: dict[str, Any]) -> GenerationOptions:
+        parameters = {name: options.pop(name) for name in _SCHEDULE if name in options}
         if "schedule" in options or parameters:
             base = self.model.options(preset=preset).schedule
-            options["schedule"] = schedule_named(options.get("schedule", name_of(base)), base, **parameters)
-        self.options = self.model.options(preset=preset, **options)
-        self.options.check(self.contract)
-        self.draws, self.seed, self.check_greedy = mc_samples, mc_seed, check_greedy
-        most = self.contract.max_batch
-        wanted = most if str(batch_size).startswith("auto") else int(batch_size)
-        self.batch_size = min(wanted, max_batch_size or most, most)
-        self._templated = False
+            name = options.get("schedule", name_of(base))
+            options["schedule"] = schedule_named(name, base, **parameters) if isinstance(name, str) else name
+        return self.model.options(preset=preset, **options)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts in the order of the requests, each cut before its stop strings.
 
         `max_gen_toks` is rounded up to whole blocks for the canvas and the text cut back to it; without
-        it the option `gen_length` counts. Sampling needs `do_sample`, or a temperature without it.
-        Unknown generation arguments raise `InvalidRequest`.
+        it the option `gen_length` counts. Sampling needs `do_sample`, or a temperature without it; the same request
+        once more is sampled with the next seed. What cannot be served raises `InvalidRequest`, with the
+        number of the request, before anything is decoded.
         """
+        asked = self._reader.read(requests, self._reader.answer)
         texts = [""] * len(requests)
-        wanted = [_Wanted(request.args[1], self.options.gen_length) for request in requests]
-        length = self.options.block_length
-        for rows in _groups([(each.tokens, each.sampling) for each in wanted], self.batch_size):
-            first = wanted[rows[0]]
-            options = dict(first.sampling, gen_length=-(-first.tokens // length) * length)
-            prompts = [Request(tuple(self._encode(requests[row].args[0]))) for row in rows]
-            answers = self.model.generate_batch(prompts, **(vars(self.options) | options))
-            for row, answer in zip(rows, answers):
-                text = self.model.codec.decode(answer.token_ids[: first.tokens])
-                texts[row] = cut(text, wanted[row].stops)
-                self.cache_hook.add_partial("generate_until", requests[row].args, texts[row])
+        seen: Counter[tuple[object, ...]] = Counter()
+        for index, (wanted, options, prompt) in enumerate(asked):
+            same = (prompt.prompt_ids, wanted.tokens, repr(options), *wanted.stops)
+            if options.temperature > 0 and seen[same]:
+                asked[index] = Answer(wanted, options, replace(prompt, seed=options.seed + seen[same]))
+            seen[same] += 1
+        with self._told(len(requests)) as finished:
+            for rows in _groups([(each.wanted.tokens, repr(each.options)) for each in asked], self.batch_size):
+                first = asked[rows[0]]
+                answers = self.model.generate_batch([asked[row].row for row in rows], **vars(first.options))
+                for row, answer in zip(rows, answers):
+                    text = self.model.codec.decode(answer.token_ids[: first.wanted.tokens])
+                    texts[row] = cut(text, asked[row].wanted.stops)
+                    self._keep("generate_until", requests[row], texts[row])
+                self._commit()
+                finished += rows
         return texts
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -106,23 +138,24 @@ class DpadLM(LM):
         `check_greedy=False` saves these steps and answers False.
         """
         answers = []
-        for request in requests:
-            context, target = self._pair(*request.args)
-            greedy = self.check_greedy and self._is_greedy(context, target)
-            answers.append((self._loglikelihood(context, target), greedy))
-            self.cache_hook.add_partial("loglikelihood", request.args, answers[-1])
+        with self._told(len(requests)) as finished:
+            for request, (context, target) in zip(requests, self._reader.read(requests, self._reader.pair)):
+                greedy = self.check_greedy and self._is_greedy(context, target)
+                answers.append((self._loglikelihood(context, target), greedy))
+                self._keep("loglikelihood", request, answers[-1])
+                self._commit()
+                finished.append(len(answers))
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The bound of each text's log-likelihood; longer ones in pieces as long as a canvas, each on its own."""
         answers = []
-        for request in requests:
-            target = self.model.codec.encode_plain(request.args[0])
-            start = self.model.codec.encode("")  # what the tokenizer puts before every text
-            size = self.contract.max_length - len(start)
-            pieces = [target[at : at + size] for at in range(0, len(target), size)]
-            answers.append(sum(self._loglikelihood(start, piece) for piece in pieces))
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answers[-1])
+        with self._told(len(requests)) as finished:
+            for request, pieces in zip(requests, self._reader.read(requests, self._reader.pieces)):
+                answers.append(float(sum(self._loglikelihood(*piece) for piece in pieces)))
+                self._keep("loglikelihood_rolling", request, answers[-1])
+                self._commit()
+                finished.append(len(answers))
         return answers
 
     @property
@@ -138,29 +171,37 @@ class DpadLM(LM):
             return None
         if isinstance(chat_template, str):
             raise InvalidRequest(f"a bundle has one chat template and none named {chat_template!r}")
-        self._templated = True
+        self._reader.templated = True
         return self.model.codec.template
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as the bundle's template writes it; raises `InvalidRequest` where it has none."""
-        self._templated = True
+        self._reader.templated = True
         return self.model.codec.render(chat_history, add_generation_prompt=add_generation_prompt)
 
-    def _encode(self, text: str) -> list[int]:
-        """Token ids of a context; a templated one holds its special tokens already."""
-        return self.model.codec.encode_rendered(text) if self._templated else self.model.codec.encode(text)
+    @contextmanager
+    def _told(self, count: int) -> Iterator[list[int]]:
+        """Where to list what is finished: a failure, Ctrl-C among them, is noted with what becomes of it."""
+        finished: list[int] = []
+        try:
+            yield finished
+        except BaseException as error:
+            kept = "kept: run the same again" if self._cached else "lost: with --use_cache FILE they would be kept"
+            error.add_note(f"{len(finished)} of {count} answers were finished, and are {kept}")
+            raise
 
-    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of both; spaces at the context's end belong to the continuation.
+    @property
+    def _cached(self) -> bool:
+        return self.cache_hook.dbdict is not None
 
-        Both are encoded together and split behind the context's tokens, unless the two do not part there.
-        """
-        stem = context.rstrip()
-        continuation = context[len(stem) :] + continuation
-        before, together = self._encode(stem), self._encode(stem + continuation)
-        if together[: len(before)] == before and len(together) > len(before):
-            return before, together[len(before) :]
-        return before, self.model.codec.encode_plain(continuation)
+    def _keep(self, kind: str, request: Instance, answer: object) -> None:
+        """Into the harness's cache, where there is one."""
+        self.cache_hook.add_partial(kind, request.args, answer)
+
+    def _commit(self) -> None:
+        """Wait until what was kept is on disk, so that a kill does not cost it."""
+        if self.cache_hook.dbdict is not None:
+            self.cache_hook.dbdict.commit()
 
     def _loglikelihood(self, context: Sequence[int], target: Sequence[int]) -> float:
         options = whole(self.contract, self.options, len(target))
@@ -176,30 +217,31 @@ class DpadLM(LM):
         return bool(np.array_equal(answer.canvas[len(context) :][: len(target)], target))
 
 
-class _Wanted:
-    """Generation arguments of one request, read: `tokens`, `sampling` options and `stops`."""
+def _batch_size(asked: int | str | None, most: int) -> int:
+    """`auto` and `auto:4` are the most that the bundle takes, as is anything larger."""
+    if isinstance(asked, str) and asked.partition(":")[0].strip() == "auto":
+        return most
+    return 1 if is_none(asked) else _at_least_one("batch_size", asked)
 
-    def __init__(self, arguments: dict[str, Any], default_tokens: int) -> None:
-        if unknown := sorted(arguments.keys() - _KNOWN):
-            raise InvalidRequest(
-                f"generation argument {unknown[0]!r} is not known; known are {', '.join(sorted(_KNOWN))}"
-            )
-        self.tokens = next((int(arguments[name]) for name in _LENGTHS if arguments.get(name)), default_tokens)
-        until = arguments.get("until") or []
-        self.stops = [until] if isinstance(until, str) else list(until)
-        given = {name: arguments[name] for name in _SAMPLING if arguments.get(name) is not None}
-        sampled = arguments.get("do_sample", True) and given.get("temperature", 0) > 0
-        self.sampling = given if sampled else {"temperature": 0.0, "top_k": None, "top_p": None}
+
+def _at_least_one(name: str, value: object) -> int:
+    count = integer(name, value)
+    if count < 1:
+        raise InvalidRequest(f"{name} {count} must be 1 or more, or auto for the most that the bundle takes")
+    return count
 
 
 def _groups(keys: Sequence[object], size: int) -> Iterator[list[int]]:
     """Indices of equal keys together, at most `size` at once."""
-    left = list(range(len(keys)))
-    while left:
-        same = [index for index in left if keys[index] == keys[left[0]]][:size]
-        left = [index for index in left if index not in same]
-        yield same
+    same: dict[object, list[int]] = {}
+    for index, key in enumerate(keys):
+        same.setdefault(key, []).append(index)
+    for indices in same.values():
+        yield from (indices[at : at + size] for at in range(0, len(indices), size))
 
 
 if __name__ == "__main__":
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except DpadError as error:
+        sys.exit("\n".join([f"dpad: {type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))

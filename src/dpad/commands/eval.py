@@ -177,6 +177,12 @@ def _task(
     sandbox = Sandbox(Limits(seconds=time_limit), weak=weak_sandbox)
     if sandbox.refused:
         click.echo(f"not isolated: {sandbox.refused}", err=True)
+
+    def tell() -> None:
+        for left in sandbox.left:
+            click.echo(f"dpad: {left}", err=True)
+
+    click.get_current_context().call_on_close(tell)
     return humaneval(data, sandbox, limit, raw), {"time_limit": time_limit, "not_isolated": sandbox.refused}
 
 
