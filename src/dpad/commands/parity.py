@@ -71,9 +71,7 @@ def command(
 
 def put_report(bundle: Bundle, report: dict[str, Any], progress: Progress) -> None:
     """Replace the bundle by one that holds `report`, in one step; the other files are shared."""
-    with writer.stage_bundle(bundle.directory) as stage:
-        writer.link_tree(bundle.directory, stage)
-        (stage / "parity.json").unlink(missing_ok=True)  # the old file stays as it is in the old bundle
-        (stage / "manifest.json").unlink()
+    with writer.stage_bundle(bundle.directory, bundle.manifest) as stage:
+        writer.link_tree(bundle.directory, stage, bundle.manifest.files.keys() - {"parity.json"})
         write_report(stage, report)
         writer.write_manifest(stage, replace(bundle.manifest, parity="parity.json"), progress)
