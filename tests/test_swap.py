@@ -1,11 +1,12 @@
 """A bundle is put in place of another: nothing that a user put there is lost, and exports do not meet each other."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from test_export import contents
 
 from dpad.commands.parity import put_report
 from dpad.export import swap, writer
-from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.export.synthetic import write_checkpoint
 from dpad.runtime import errors
@@ -33,7 +33,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def make(whole: Bundle, out: Path, meanwhile: Callable[[], object] = lambda: None) -> Path:
     """Put a bundle at `out` as an export does, which does something else at its end."""
     with writer.stage_bundle(out) as stage:
-        writer.link_tree(whole.directory, stage, [FILE_NAME, *whole.manifest.files])
+        writer.link_tree(whole.directory, stage, whole.manifest.files)
+        shutil.copy(whole.directory / FILE_NAME, stage)
         meanwhile()
     return out
 
@@ -47,8 +48,7 @@ def _link(out: Path) -> None:
     (out / "mine").symlink_to("/")
 
 
-def _deep(out: Path) -> None:
-    folder = out
+def _deep(folder: Path) -> None:
     for _ in range(1500):
         folder /= "d"
         folder.mkdir()
@@ -66,16 +66,23 @@ INTO: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A directory that is removed at once: what cleans up behind the tests cannot go 1,500 folders deep."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
+
+
 @pytest.mark.parametrize("kind", INTO)
 @pytest.mark.parametrize("when", ["early", "late"])
 def test_what_comes_into_the_destination_meanwhile_is_not_lost(
-    whole: Bundle, tmp_path: Path, kind: str, when: str, monkeypatch: pytest.MonkeyPatch
+    whole: Bundle, deep: Path, kind: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails if a file that is put into --out during an export is deleted, or the new bundle is lost for it.
 
     Late is between the last look and the moment in which the directories change places.
     """
-    out = make(whole, tmp_path / "out")
+    out = make(whole, deep / "out")
     exchange, left = swap._exchange, [lambda: INTO[kind](out)]
 
     def late(a: Path, b: Path) -> bool:
@@ -87,12 +94,11 @@ def test_what_comes_into_the_destination_meanwhile_is_not_lost(
         monkeypatch.setattr(swap, "_exchange", late)
     with pytest.raises(errors.ExportError, match="would be lost.*is as it was, and what was made lies in .*out.new"):
         make(whole, out, left.pop() if when == "early" else lambda: None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.new"]
-    Bundle.open(tmp_path / "out.new")
+    assert sorted(path.name for path in deep.iterdir()) == ["out", "out.new"]
+    Bundle.open(deep / "out.new")
     with pytest.raises(errors.BundleError, match="move it out of the bundle|symbolic link"):
         Bundle.open(out)
     assert (out / FILE_NAME).is_file()
-    subprocess.run(["rm", "-rf", out], check=True)  # what cleans up behind the tests cannot go so deep
 
 
 def test_a_directory_that_appears_meanwhile_is_not_lost(whole: Bundle, tmp_path: Path) -> None:
@@ -238,10 +244,12 @@ def test_exports_with_one_process_id_do_not_wipe_each_others_stage(tmp_path: Pat
 def test_two_exports_to_one_destination_both_succeed(whole: Bundle, tmp_path: Path) -> None:
     """Fails if the one that ends first is in the other's way, or either leaves something behind."""
     out = tmp_path / "out"
-    source = str(whole.directory.parent / "model")
-    inner = Meanwhile("check float32", lambda: export_bundle(source, out, ExportSettings(max_batch=2), Progress()))
-    export_bundle(source, out, ExportSettings(), inner)
-    assert Bundle.open(out).manifest.contract.max_batch == 4
+
+    def other() -> None:
+        edit(make(whole, out), lambda data: data.update(name="first"))
+
+    make(whole, out, other)
+    assert Bundle.open(out).manifest == whole.manifest
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
