@@ -54,8 +54,6 @@ class EngineRecipe:
         flags = self.flags
         if self.attention not in ATTENTIONS:
             raise ExportError(f"attention {self.attention!r} is not one of {', '.join(ATTENTIONS)}")
-        if flags.workspace is not None and flags.workspace < 1:
-            raise ExportError(f"a workspace of {flags.workspace} MiB is under 1")
         if self.attention == "plugin" and flags.hardware_compatible:
             raise ExportError(
                 "the plugin's kernel is compiled for one compute capability; leave --hardware-compatible out"

@@ -29,10 +29,12 @@ from dpad.export.provenance import describe
 from dpad.export.quantize import quantize_step
 from dpad.export.rehearsal import rehearse
 from dpad.export.tokenizer import place_tokenizer
+from dpad.export.tryout import try_out
 from dpad.models.checkpoint import FAMILIES, Checkpoint
 from dpad.models.headers import read_headers
 from dpad.models.presets import presets_of
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError, ExportError
 from dpad.runtime.manifest import BuildFlags, Manifest, StepEntry
@@ -41,6 +43,8 @@ from dpad.runtime.precision import DYNAMIC, FULL, PACKED, ROWS, rows_dtype, step
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
 DTYPES = (*ROWS, DYNAMIC)
 WEIGHTS = (FULL, *PACKED)
+# Positions are float32 where they are rotated, which counts to 2**24 and no further; a workspace is in MiB.
+LARGEST = {"max_batch": 2**16, "max_length": 2**24, "block_length": 2**24, "window": 2**24, "workspace": 2**24}
 
 Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
 
@@ -97,6 +101,7 @@ class ExportSettings:
         ):
             if unknown := [value for value in values if value not in known]:
                 raise ExportError(f"{kind} {unknown[0]!r} is not one of {', '.join(known)}")
+        self._check_numbers()
         self._check_weights(checkpoint)
         self.recipe().check()
         compiled = [target for target in self.targets if target != "onnx"]
@@ -108,14 +113,20 @@ class ExportSettings:
         if DYNAMIC in dtypes and "float32" not in dtypes:
             dtypes = (*dtypes, "float32")
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
-        if min(self.max_batch, longest, self.block_length, self.window) < 1:
-            raise ExportError("max_batch, max_length, block_length and window must be 1 or more")
         if longest < checkpoint.config.block_length:
             raise ExportError(f"max_length {longest} is under one block of the model, {checkpoint.config.block_length}")
         capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
         settings = replace(self, dtypes=dtypes, capabilities=capabilities, max_length=longest)
         settings.recipe().check_builders()
         return settings
+
+    def _check_numbers(self) -> None:
+        for name, most in LARGEST.items():
+            value = self.flags.workspace if name == "workspace" else getattr(self, name)
+            if value is None and name in ("max_length", "workspace"):
+                continue
+            if not is_integer(value) or not 1 <= value <= most:
+                raise ExportError(f"{name} {value!r} must be 1 or more, and at most {most}")
 
     def _check_weights(self, checkpoint: Checkpoint) -> None:
         for form in (form for form in self.weights if form != FULL):
@@ -189,6 +200,7 @@ def export_bundle(
         if check is not None:
             write_report(stage, check(stage, manifest, progress))
             manifest = writer.write_manifest(stage, replace(manifest, parity="parity.json"), progress)
+        try_out(stage, progress)
     return Bundle(out, manifest), True
 
 
