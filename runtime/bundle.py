@@ -26,9 +26,10 @@ from dpad.runtime.errors import (
     TruncatedFile,
     UnlistedFile,
 )
-from dpad.runtime.export_command import export_command
+from dpad.runtime.export_command import export_command, first_export
 from dpad.runtime.files import open_file, read_json
 from dpad.runtime.manifest import FileEntry, Manifest
+from dpad.runtime.show import shown
 
 _CHUNK = 4 << 20
 _MANIFEST_LIMIT = 64 << 20
@@ -44,7 +45,9 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, directory: str | Path, *, hashes: bool = True, advance: Advance | None = None) -> "Bundle":
+    def open(
+        cls, directory: str | os.PathLike[str], *, hashes: bool = True, advance: Advance | None = None
+    ) -> "Bundle":
         """Check the directory against its manifest.
 
         Args:
@@ -55,14 +58,13 @@ class Bundle:
         Raises:
             BundleError: one of its subclasses, naming the file and the way out.
         """
-        if not isinstance(directory, (str, os.PathLike)):
-            raise BundleError(f"a bundle is opened by its path, and {directory!r} is none")
-        directory = Path(directory)
+        try:
+            directory = Path(directory)
+        except Exception:  # a path-like object runs code of its own
+            raise BundleError(f"a bundle is opened by its path, and {shown(directory)} is none") from None
         try:
             if not directory.is_dir():
-                raise MissingFile(
-                    f"{directory} is not a directory; make a bundle with: dpad export MODEL --out {directory}"
-                )
+                raise MissingFile(first_export(directory))
             bundle = cls(directory, read_manifest(directory))
             bundle._check_files(hashes, advance)
         except OSError as error:
@@ -109,7 +111,7 @@ def read_manifest(directory: Path) -> Manifest:
             raise ManifestError(f"{path} is over {_MANIFEST_LIMIT} bytes; this is no manifest")
         data = read_json(path)
     except FileNotFoundError:
-        raise MissingFile(f"{path} is missing: {directory} is not a bundle (make one with: dpad export)") from None
+        raise MissingFile(f"{path} is missing: {first_export(directory)}") from None
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path} cannot be read as JSON: {error}; export the bundle again") from None
     try:
