@@ -30,9 +30,10 @@ from dpad.runtime.errors import (
     TruncatedFile,
     UnlistedFile,
 )
-from dpad.runtime.export_command import export_command
+from dpad.runtime.export_command import export_command, first_export
 from dpad.runtime.files import open_file, read_json
 from dpad.runtime.manifest import FileEntry, Manifest
+from dpad.runtime.show import escaped, shown
 from dpad.runtime.tree import walk
 
 _CHUNK = 4 << 20
@@ -49,7 +50,9 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, directory: str | Path, *, hashes: bool = True, advance: Advance | None = None) -> "Bundle":
+    def open(
+        cls, directory: str | os.PathLike[str], *, hashes: bool = True, advance: Advance | None = None
+    ) -> "Bundle":
         """Check the directory against its manifest.
 
         Args:
@@ -60,12 +63,13 @@ class Bundle:
         Raises:
             BundleError: one of its subclasses, naming the file and the way out.
         """
-        if not isinstance(directory, (str, os.PathLike)):
-            raise BundleError(f"a bundle is opened by its path, and {directory!r} is none")
-        directory = Path(directory)
+        try:
+            directory = Path(directory)
+        except Exception:  # a path-like object runs code of its own
+            raise BundleError(f"a bundle is opened by its path, and {shown(directory)} is none") from None
         try:
             if not directory.is_dir():
-                raise MissingFile(_no_directory(directory))
+                raise MissingFile(_no_bundle(directory))
             bundle = cls(directory, read_manifest(directory))
             bundle._check_files(hashes, advance)
         except OSError as error:
@@ -150,8 +154,7 @@ def read_manifest(directory: Path) -> Manifest:
             raise ManifestError(f"{path} is over {_MANIFEST_LIMIT} bytes; this is no manifest")
         data = read_json(path)
     except FileNotFoundError:
-        where = travel.nearby(directory) or " (make one with: dpad export)"
-        raise MissingFile(f"{path} is missing: {directory} is not a bundle{where}") from None
+        raise MissingFile(f"{path} is missing: {_no_bundle(directory)}") from None
     except (OSError, ValueError) as error:
         found = f"{path} cannot be read as JSON: {error}; export the bundle again"
         raise ManifestError(travel.told(path) or found) from None
@@ -193,8 +196,8 @@ def _check_link(directory: Path, name: str, copy: str) -> None:
     )
 
 
-def _no_directory(directory: Path) -> str:
-    """What to say of a path that is none."""
+def _no_bundle(directory: Path) -> str:
+    """What to say of a path where no bundle lies."""
     if where := travel.nearby(directory):
-        return f"{directory} is not the directory of a bundle{where}"
-    return f"{directory} is not a directory; make a bundle with: dpad export MODEL --out {directory}"
+        return f"{escaped(str(directory))} is not the directory of a bundle{where}"
+    return first_export(directory)

@@ -92,7 +92,7 @@ def is_unfinished(directory: Path) -> bool:
 
 
 def nearby(directory: Path) -> str:
-    """Where a bundle lies above or below a directory that is none, as the end of a message; else what it is."""
+    """Where a bundle lies above or below a directory that is none, as the end of a message; empty if none does."""
     with suppress(OSError):
         if above := [path for path in list(directory.absolute().parents)[:3] if _is_bundle(path)]:
             return f"; the bundle is {above[0]}"
@@ -102,8 +102,6 @@ def nearby(directory: Path) -> str:
         if below:
             more = f" and {len(below) - 3} more" if len(below) > 3 else ""
             return f"; bundles lie in it: {', '.join(str(path) for path in below[:3])}{more}"
-        if (directory / "config.json").is_file():
-            return f"; it looks like a checkpoint: {shlex.join(['dpad', 'export', str(directory), '--out', 'DIR'])}"
     return ""
 
 

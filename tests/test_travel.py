@@ -321,5 +321,5 @@ def test_a_path_above_bundles_says_where_they_are(bundle: Path, tmp_path: Path) 
     with pytest.raises(errors.MissingFile, match="dpad export") as refused:
         Bundle.open(tmp_path / "app/src")
     assert "bundle is" not in str(refused.value)
-    with pytest.raises(errors.MissingFile, match=r"looks like a checkpoint: dpad export .*source --out DIR"):
+    with pytest.raises(errors.MissingFile, match=r"is a checkpoint and not a bundle; make one with: dpad"):
         Bundle.open(write_source(tmp_path / "source"))
