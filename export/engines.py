@@ -19,7 +19,7 @@ from dpad.export.forecast import building
 from dpad.export.plan import build_plan, check_capability, profiles
 from dpad.export.plan import capabilities as capabilities_of
 from dpad.export.progress import Progress
-from dpad.models.checkpoint import read_headers
+from dpad.models.headers import read_headers
 from dpad.plugins.checks import check_kernel
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.contract import StepContract
@@ -54,8 +54,6 @@ class EngineRecipe:
         flags = self.flags
         if self.attention not in ATTENTIONS:
             raise ExportError(f"attention {self.attention!r} is not one of {', '.join(ATTENTIONS)}")
-        if flags.workspace is not None and flags.workspace < 1:
-            raise ExportError(f"a workspace of {flags.workspace} MiB is under 1")
         if self.attention == "plugin" and flags.hardware_compatible:
             raise ExportError(
                 "the plugin's kernel is compiled for one compute capability; leave --hardware-compatible out"

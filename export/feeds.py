@@ -34,8 +34,8 @@ def random_feeds(contract: StepContract, dtype: str, count: int, seed: int) -> I
 
 
 def _feed(contract: StepContract, dtype: str, policy: str, refresh: bool, batch: int, rng: np.random.Generator) -> Feed:
-    block = min(contract.block_length, contract.max_length)
-    length = int(min(contract.max_length, 256))
+    length = min(contract.max_length, max(256, contract.block_length if contract.block_causal else 0))
+    block = min(contract.block_length, length)
     starts = rng.integers(0, length - block + 1, size=batch)
     views = [_view(contract, policy, refresh, int(start), block, length, rng) for start in starts]
     gather = _padded([view.queries for view in views])

@@ -29,7 +29,7 @@ def hazards(
         *_dtype(stored, rows_dtype(step)),
         *_weights(weights_of(step)),
         *_heads(config, rows_dtype(step)),
-        *_lengths(config, loads),
+        *beyond_training(config, [load.length for load in loads]),
         *_narrow(config),
         *_targets(gpus),
         *_room(config, sizes, step, loads, gpus),
@@ -74,10 +74,11 @@ def _heads(config: Config, dtype: str) -> list[str]:
     return found
 
 
-def _lengths(config: Config, loads: list[Load]) -> list[str]:
+def beyond_training(config: Config, lengths: list[int]) -> list[str]:
+    """One line for each of `lengths` of a canvas that the checkpoint has never seen."""
     return [
         f"length {length}: the checkpoint was trained up to {config.max_length} tokens; take shorter canvases"
-        for length in sorted({load.length for load in loads})
+        for length in sorted(set(lengths))
         if length > config.max_length
     ]
 

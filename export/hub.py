@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dpad.export.layouts import LAYOUTS
-from dpad.models.checkpoint import find_shards, read_json
+from dpad.models.checkpoint import read_config as read_config_of
+from dpad.models.folder import CONFIG, FILES, check_folder
+from dpad.models.shards import find_shards
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import CheckpointError
 from dpad.runtime.manifest import FILE_NAME
@@ -37,18 +39,6 @@ HUB_IDS = {
     "fast-dllm-7b": "Efficient-Large-Model/Fast_dLLM_v2_7B",
 }
 EMBEDDED = ("tiny", "tiny-dream")
-
-_FILES = [
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "*.jinja",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "presets.json",
-]
 
 
 @dataclass(frozen=True)
@@ -98,13 +88,15 @@ def read_config(model: str) -> dict[str, Any]:
         return dict(Bundle.open(bundle.parent, hashes=False).manifest.model_config)
     if not Path(model).is_dir() and (name := model.removesuffix("-base")) in LAYOUTS:
         return dict(LAYOUTS[name].config)
-    return read_json(resolve(model, weights=False).directory / "config.json")
+    directory = resolve(model, weights=False).directory
+    check_folder(directory, (CONFIG,))
+    return read_config_of(directory)
 
 
 def _snapshot(hub_id: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    files = _FILES if weights else ["config.json"]
+    files = list(FILES) if weights else [CONFIG]
     try:
         found = Path(snapshot_download(hub_id, allow_patterns=files, local_files_only=True))
         if _is_whole(found, weights):
@@ -128,6 +120,6 @@ def _is_whole(directory: Path, weights: bool) -> bool:
     try:
         if weights:
             find_shards(directory)
-        return (directory / "config.json").is_file()
+        return (directory / CONFIG).is_file()
     except CheckpointError:
         return False

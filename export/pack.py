@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 from onnxruntime.quantization.quant_utils import QuantFormat, quantize_nparray
-from safetensors import safe_open
 from torch import nn
 
 from dpad.export.progress import Progress
 from dpad.export.weights import convert, write_shard
 from dpad.models.checkpoint import Checkpoint, meta_model
+from dpad.models.headers import read_header, read_tensors
 from dpad.models.packed import SCALE, Packed
 from dpad.runtime.errors import ExportError
 from dpad.runtime.precision import PACKED
@@ -121,19 +121,16 @@ def place_packed(checkpoint: Checkpoint, folder: Path, dtype: str, packing: Pack
     lost = whole = 0.0
     for shard in checkpoint.shards:
         tensors: dict[str, torch.Tensor] = {}
-        with safe_open(shard, framework="pt") as file:
-            names = list(file.keys())
-            with progress.task(f"pack {shard.name} in {packing.format}", len(names)) as advance:
-                for name in names:
-                    tensor = file.get_tensor(name)
-                    if name in chosen:
-                        packed = packing.pack(tensor, rows)
-                        tensors[f"{name}.{packed.format}"], tensors[f"{name}.{SCALE}"] = packed.codes, packed.scale
-                        lost += _squares(packed.unpack(torch.float32) - tensor)
-                        whole += _squares(tensor)
-                    else:
-                        tensors[name] = convert(name, tensor, other)
-                    advance(1)
+        with progress.task(f"pack {shard.name} in {packing.format}", len(read_header(shard))) as advance:
+            for name, tensor in read_tensors(shard):
+                if name in chosen:
+                    packed = packing.pack(tensor, rows)
+                    tensors[f"{name}.{packed.format}"], tensors[f"{name}.{SCALE}"] = packed.codes, packed.scale
+                    lost += _squares(packed.unpack(torch.float32) - tensor)
+                    whole += _squares(tensor)
+                else:
+                    tensors[name] = convert(name, tensor, other)
+                advance(1)
         write_shard(tensors, folder / shard.name)
     progress.say(
         f"{packing.format} weights: {len(chosen)} matrices, {(lost / whole) ** 0.5:.2%} off (root mean square)"

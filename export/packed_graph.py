@@ -9,7 +9,7 @@ into its MatMulNBits (but for fp8, which it unpacks in every step), TensorRT rea
 import onnx_ir as ir
 
 from dpad.export.trace import external
-from dpad.models.checkpoint import TensorEntry
+from dpad.models.headers import TensorEntry
 from dpad.models.packed import SCALE
 from dpad.runtime.errors import ExportError
 from dpad.runtime.precision import PACKED

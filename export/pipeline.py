@@ -17,7 +17,10 @@ from typing import Any
 import onnx_ir as ir
 
 from dpad.export import trace, weights, writer
+from dpad.export.agreement import check_agreement
+from dpad.export.assumptions import assumptions, contradiction
 from dpad.export.engines import HALF, EngineRecipe, build_engines, default_capability
+from dpad.export.hazards import beyond_training
 from dpad.export.hub import Source, published_id, resolve
 from dpad.export.pack import Packing, place_packed
 from dpad.export.packed_graph import unpack_weights
@@ -26,17 +29,22 @@ from dpad.export.provenance import describe
 from dpad.export.quantize import quantize_step
 from dpad.export.rehearsal import rehearse
 from dpad.export.tokenizer import place_tokenizer
-from dpad.models.checkpoint import FAMILIES, Checkpoint, read_headers
+from dpad.export.tryout import try_out
+from dpad.models.checkpoint import FAMILIES, Checkpoint
+from dpad.models.headers import read_headers
 from dpad.models.presets import presets_of
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
-from dpad.runtime.errors import BundleError, ExportError
+from dpad.runtime.errors import BundleError, CheckpointError, ExportError
 from dpad.runtime.manifest import BuildFlags, Manifest, StepEntry
 from dpad.runtime.precision import DYNAMIC, FULL, PACKED, ROWS, rows_dtype, step_name, weights_of
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
 DTYPES = (*ROWS, DYNAMIC)
 WEIGHTS = (FULL, *PACKED)
+# Positions are float32 where they are rotated, which counts to 2**24 and no further; a workspace is in MiB.
+LARGEST = {"max_batch": 2**16, "max_length": 2**24, "block_length": 2**24, "window": 2**24, "workspace": 2**24}
 
 Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
 
@@ -59,6 +67,7 @@ class ExportSettings:
         weights: how the weights of the layers are stored, each with every dtype: `full`, or packed in `int8`,
             `int4`, `fp8`.
         group: inputs that share a scale in int4 and int8.
+        chat_template: name of the chat template, where the checkpoint has several; None is the default.
     """
 
     targets: tuple[str, ...] = ("onnx",)
@@ -72,6 +81,7 @@ class ExportSettings:
     flags: BuildFlags = field(default_factory=BuildFlags)
     weights: tuple[str, ...] = (FULL,)
     group: int = 32
+    chat_template: str | None = None
 
     def steps(self) -> tuple[str, ...]:
         """Names of the steps: every dtype with all weights, those that are made from another step last."""
@@ -91,6 +101,7 @@ class ExportSettings:
         ):
             if unknown := [value for value in values if value not in known]:
                 raise ExportError(f"{kind} {unknown[0]!r} is not one of {', '.join(known)}")
+        self._check_numbers()
         self._check_weights(checkpoint)
         self.recipe().check()
         compiled = [target for target in self.targets if target != "onnx"]
@@ -102,14 +113,20 @@ class ExportSettings:
         if DYNAMIC in dtypes and "float32" not in dtypes:
             dtypes = (*dtypes, "float32")
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
-        if min(self.max_batch, longest, self.block_length, self.window) < 1:
-            raise ExportError("max_batch, max_length, block_length and window must be 1 or more")
         if longest < checkpoint.config.block_length:
             raise ExportError(f"max_length {longest} is under one block of the model, {checkpoint.config.block_length}")
         capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
         settings = replace(self, dtypes=dtypes, capabilities=capabilities, max_length=longest)
         settings.recipe().check_builders()
         return settings
+
+    def _check_numbers(self) -> None:
+        for name, most in LARGEST.items():
+            value = self.flags.workspace if name == "workspace" else getattr(self, name)
+            if value is None and name in ("max_length", "workspace"):
+                continue
+            if not is_integer(value) or not 1 <= value <= most:
+                raise ExportError(f"{name} {value!r} must be 1 or more, and at most {most}")
 
     def _check_weights(self, checkpoint: Checkpoint) -> None:
         for form in (form for form in self.weights if form != FULL):
@@ -142,21 +159,26 @@ def export_bundle(
         The bundle, and whether it was made now (False: it was up to date).
     """
     source = resolve(model)
-    checkpoint = Checkpoint.open(source.directory)
+    checkpoint = Checkpoint.open(source.directory, own=source.embedded)
+    if told := contradiction(checkpoint.raw_config, checkpoint.config, source.label, source.directory):
+        raise CheckpointError(told)
     settings = settings.resolved(checkpoint)
     wanted = {**asdict(settings), "parity": check is not None}
     provenance = describe(source, checkpoint, wanted, progress)
     previous = _previous(out)
     if previous and not force and previous.manifest.provenance.get("key") == provenance["key"]:
         return previous, False
+    for note in _notes(checkpoint, settings):
+        progress.say(note)
     for shard in checkpoint.shards:
         weights.check_finite(shard, progress)
     weights.check_tied(checkpoint)
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
-        tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)
+        tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress, settings.chat_template)
         presets = _presets(source, checkpoint, progress)
         rehearse(checkpoint.directory, stage / "tokenizer", presets, contract)
+        check_agreement(checkpoint, stage / "tokenizer", presets, progress)
         place = partial(
             _export_step, source, checkpoint, stage, settings.group, progress, _tracer(checkpoint, contract, progress)
         )
@@ -178,6 +200,7 @@ def export_bundle(
         if check is not None:
             write_report(stage, check(stage, manifest, progress))
             manifest = writer.write_manifest(stage, replace(manifest, parity="parity.json"), progress)
+        try_out(stage, progress)
     return Bundle(out, manifest), True
 
 
@@ -208,10 +231,20 @@ def make_contract(checkpoint: Checkpoint, settings: ExportSettings) -> StepContr
     )
 
 
+def _notes(checkpoint: Checkpoint, settings: ExportSettings) -> list[str]:
+    """What of the directory is left aside, what is assumed, and what a canvas beyond the trained length means."""
+    assert settings.max_length is not None
+    return [
+        *checkpoint.notes,
+        *assumptions(checkpoint.raw_config),
+        *beyond_training(checkpoint.config, [settings.max_length]),
+    ]
+
+
 def _presets(source: Source, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
     """What the checkpoint brings, which is said: a local directory is only taken for a published one."""
     hub_id = published_id(source, checkpoint.raw_config)
-    presets = presets_of(hub_id, checkpoint.directory, checkpoint.config.eos_token_id)
+    presets = presets_of(hub_id, checkpoint.directory, *checkpoint.eos_token_ids)
     taken = f" (the checkpoint is taken for {hub_id})" if hub_id != source.label else ""
     if presets:
         progress.say(f"presets: {', '.join(presets)}{taken}")

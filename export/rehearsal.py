@@ -3,19 +3,18 @@
     rehearse(checkpoint.directory, stage / "tokenizer", presets, contract)
 
 It asks what a service will ask: a bundle that cannot be opened, wraps no message or refuses its own preset is no
-use, and it is the checkpoint's files that have to be mended.
+use, and it is the checkpoint's files that have to be mended. Text is tried in a process of its own first.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpad.export.text_check import wrap_a_message
+from dpad.export.trial import try_text
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError, InvalidRequest
 from dpad.runtime.presets import read_presets, resolve
-from dpad.runtime.text import TextCodec
-
-_MESSAGE = {"role": "user", "content": "What is 53 + 34?"}
 
 
 def rehearse(source: Path, tokenizer: Path, presets: Mapping[str, Any], contract: StepContract) -> None:
@@ -24,7 +23,8 @@ def rehearse(source: Path, tokenizer: Path, presets: Mapping[str, Any], contract
     Raises `CheckpointError` with the cause, naming the file of the checkpoint `source`.
     """
     if tokenizer.exists():
-        _wrap_a_message(source, tokenizer)
+        try_text(source, tokenizer)
+        wrap_a_message(source, tokenizer)
     origin = f"{source}, presets.json or generation_config.json"
     try:
         read = read_presets(presets)
@@ -35,18 +35,3 @@ def rehearse(source: Path, tokenizer: Path, presets: Mapping[str, Any], contract
             resolve(read, contract, {"preset": name}).check(contract)
         except InvalidRequest as error:
             raise CheckpointError(f"{origin}: preset {name!r}: {error}; mend it, and export again") from error
-
-
-def _wrap_a_message(source: Path, tokenizer: Path) -> None:
-    try:
-        codec = TextCodec.open(tokenizer)
-    except BundleError as error:
-        raise CheckpointError(str(error).replace(str(tokenizer), str(source))) from error
-    if not codec.has_chat_template:
-        return
-    files = ("chat_template.jinja", "tokenizer_config.json")
-    origin = source / next(name for name in files if (tokenizer / name).exists())
-    try:
-        codec.render([_MESSAGE])
-    except (BundleError, InvalidRequest) as error:
-        raise CheckpointError(f"{origin}: {error}") from error

@@ -23,7 +23,8 @@ import torch
 from onnxscript import optimizer
 from torch._subclasses import FakeTensorMode
 
-from dpad.models.checkpoint import FAMILIES, Config, TensorEntry
+from dpad.models.checkpoint import FAMILIES, Config
+from dpad.models.headers import TensorEntry
 from dpad.models.step import Step
 from dpad.plugins import onnx_face
 from dpad.runtime.contract import StepContract, TensorSpec

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dpad.export.progress import Progress
-from dpad.models.checkpoint import FAMILIES, Checkpoint, TensorEntry, read_header
+from dpad.models.checkpoint import FAMILIES, Checkpoint
+from dpad.models.headers import TensorEntry, read_header, read_tensors
 from dpad.runtime.errors import ExportError
 
 _CHUNK = 4 << 20
@@ -106,12 +106,10 @@ def copy_file(source: Path, target: Path, advance: Callable[[int], None]) -> Non
 def convert_shard(source: Path, target: Path, dtype: str, progress: Progress) -> None:
     """Rewrite one shard in `dtype`; refuses, naming the tensor, values that it cannot hold."""
     tensors: dict[str, torch.Tensor] = {}
-    with safe_open(source, framework="pt") as file:
-        names = list(file.keys())
-        with progress.task(f"convert {source.name} to {dtype}", len(names)) as advance:
-            for name in names:
-                tensors[name] = convert(name, file.get_tensor(name), getattr(torch, dtype))
-                advance(1)
+    with progress.task(f"convert {source.name} to {dtype}", len(read_header(source))) as advance:
+        for name, tensor in read_tensors(source):
+            tensors[name] = convert(name, tensor, getattr(torch, dtype))
+            advance(1)
     write_shard(tensors, target)
 
 

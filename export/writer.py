@@ -5,65 +5,89 @@
         write_manifest(stage, manifest, progress)
     # bundles/tiny is now the new bundle; on an exception it is what it was before
 
-An interrupted export leaves nothing half-made: the stage is a hidden sibling, removed on
-failure and, after a kill, by the next export.
+An interrupted export leaves nothing half-made: the stage lies in a hidden sibling, removed on failure and, after a
+kill, by the next export. What others put into the destination meanwhile is never lost: it is looked for before
+the two directories change places, and after.
 """
 
-import ctypes
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dpad.export.digest import digest
 from dpad.export.progress import Progress
-from dpad.models.checkpoint import read_json
+from dpad.export.swap import put_in_place, rescue
+from dpad.export.workspace import workspace
 from dpad.runtime import manifest as manifests
-from dpad.runtime.errors import CheckpointError, ExportError
+from dpad.runtime.bundle import read_manifest
+from dpad.runtime.companions import is_litter
+from dpad.runtime.errors import BundleError, ExportError
+from dpad.runtime.files import read_json
 from dpad.runtime.manifest import FileEntry, Manifest
-
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+from dpad.runtime.tree import walk
 
 
-def stage_bundle(destination: Path) -> AbstractContextManager[Path]:
-    """`stage_directory` for a bundle, which may take the place of another bundle."""
-    return stage_directory(destination, replaces_bundle=True)
+def stage_bundle(destination: Path, instead_of: Manifest | None = None) -> AbstractContextManager[Path]:
+    """`stage_directory` for a bundle, which may take the place of another bundle: of any, or of that one only."""
+
+    def check(directory: Path) -> None:
+        if instead_of is not None and _manifest_of(directory) != instead_of:
+            raise ExportError(f"{destination} was replaced by another bundle meanwhile; run this again for that one")
+
+    return stage_directory(destination, _files_of_bundle, check)
 
 
 @contextmanager
-def stage_directory(destination: Path, replaces_bundle: bool = False) -> Iterator[Path]:
+def stage_directory(
+    destination: Path,
+    listed: Callable[[Path], set[str]] = lambda directory: set(),
+    check: Callable[[Path], object] = lambda directory: None,
+) -> Iterator[Path]:
     """A fresh directory that becomes `destination` when the block ends without an exception.
 
-    Where `destination` is a link, what it leads to is replaced. Raises `ExportError` if that holds files, of a
-    bundle where `replaces_bundle` excepted, or if writing fails.
+    Where `destination` is a link, what it leads to is replaced, if it passes `check`. `listed` tells the files of a
+    directory that may be replaced with it, none by default. Raises `ExportError` if it holds others, at the start or
+    at the end, or if writing fails. If they come in between, what was built is kept beside it.
     """
     destination = Path(os.path.realpath(destination))
+    replaceable = partial(_replaceable, destination=destination, listed=listed)
     if destination.exists():
-        _check_replaceable(destination, replaces_bundle)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(destination)
-        stage = destination.parent / f".{destination.name}.stage-{os.getpid()}"
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir()
-    except OSError as error:
-        raise ExportError(f"cannot write beside {destination}: {error}") from error
-    try:
-        yield stage
-        _put_in_place(stage, destination)
-    except OSError as error:
-        raise ExportError(f"writing {destination} failed: {error}; it is unchanged") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        _check_movable(destination)
+        check(destination)
+        replaceable(destination)
+    with ExitStack() as opened:
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            saved = partial(rescue, destination=destination, replaceable=replaceable)
+            folder = opened.enter_context(workspace(destination.parent, f".{destination.name}.stage-", saved))
+            stage = folder / "new"
+            stage.mkdir()
+        except OSError as error:
+            raise ExportError(f"cannot write beside {destination}: {error}") from error
+        try:
+            yield stage
+            put_in_place(stage, destination, replaceable, check)
+        except OSError as error:
+            raise ExportError(f"writing {destination} failed: {error}; it is unchanged") from error
+
+
+def check_replaceable(destination: Path) -> None:
+    """Raise `ExportError` now for what `stage_bundle` would refuse at its end: a directory with files of others."""
+    destination = Path(os.path.realpath(destination))
+    if destination.exists():
+        _check_movable(destination)
+        _replaceable(destination, destination, _files_of_bundle)
 
 
 def write_manifest(stage: Path, manifest: Manifest, progress: Progress) -> Manifest:
     """List every file below `stage` with size and SHA-256, and write manifest.json, synced to disk."""
-    paths = sorted(path for path in stage.rglob("*") if path.is_file() and path.name != manifests.FILE_NAME)
+    paths = sorted(path for path in stage.rglob("*") if path.is_file() and path != stage / manifests.FILE_NAME)
     total = sum(path.stat().st_size for path in paths)
     with progress.task("hash files", total) as advance:
         files = {
@@ -78,80 +102,64 @@ def write_manifest(stage: Path, manifest: Manifest, progress: Progress) -> Manif
     return manifest
 
 
-def link_tree(source: Path, target: Path) -> None:
-    """Populate `target` with the files of the bundle `source`, sharing storage where possible."""
-    for path in source.rglob("*"):
-        if path.is_file():
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, copy)
-            except OSError:
-                shutil.copy2(path, copy)
+def link_tree(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Populate `target` with the files `names` of the bundle `source`, sharing storage where possible."""
+    for name in names:
+        path, copy = source / name, target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)
 
 
-def _check_replaceable(destination: Path, replaces_bundle: bool) -> None:
-    """Raise `ExportError`, naming the first, if files would be lost with `destination` that are no bundle's."""
+def _check_movable(destination: Path) -> None:
+    """Raise `ExportError` for what could not be replaced at the end of all the work."""
     if not destination.is_dir():
         raise ExportError(f"{destination} exists and is no directory; choose another, or move it away")
-    listed = _files_of_bundle(destination) if replaces_bundle else set()
-    wanted = "just a bundle" if replaces_bundle else "empty"
-    for path in destination.rglob("*"):
-        if not path.is_dir() and (name := path.relative_to(destination).as_posix()) not in listed:
-            raise ExportError(
-                f"{destination} exists and is not {wanted}: {name} would be lost; choose another directory, or move "
-                "the file away"
-            )
+    if destination.is_mount():
+        raise ExportError(f"{destination} is a mount point, which cannot be replaced; choose a directory in it")
+    if not os.access(destination, os.W_OK | os.X_OK):
+        raise ExportError(f"{destination} exists and may not be written to; choose another directory")
+
+
+def _replaceable(directory: Path, destination: Path, listed: Callable[[Path], set[str]]) -> list[str]:
+    """Names of all that lies in `directory`, folders before their contents.
+
+    Raises `ExportError`, naming the first, if files would be lost with it that nobody `listed`.
+    """
+    known = listed(directory)
+    wanted = "just a bundle" if listed is _files_of_bundle else "empty"
+    names = []
+    try:
+        for name, mode in walk(directory):
+            if not stat.S_ISDIR(mode) and name not in known and not is_litter(name):
+                raise ExportError(
+                    f"{destination} exists and is not {wanted}: {name} would be lost; choose another directory, or "
+                    "move the file away"
+                )
+            names.append(name)
+    except OSError as error:
+        raise ExportError(f"{destination} cannot be looked through: {error}; choose another directory") from error
+    return names
 
 
 def _files_of_bundle(directory: Path) -> set[str]:
     """Names of all files of a bundle, of any schema; none where manifest.json is another program's, as of web apps."""
     try:
         data = read_json(directory / manifests.FILE_NAME)
-    except CheckpointError:
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(data, dict) or type(data.get("schema_version")) is not int:
         return set()
     files = data.get("files")
-    ours = type(data.get("schema_version")) is int and isinstance(data.get("contract"), dict)
-    return {manifests.FILE_NAME, *files} if ours and isinstance(files, dict) else set()
+    if isinstance(files, dict) and isinstance(data.get("contract"), dict):
+        return {manifests.FILE_NAME, *files}
+    return set()
 
 
-def _put_in_place(stage: Path, destination: Path) -> None:
-    """Swap the two directories atomically where the kernel can, else by two renames."""
-    if not destination.exists():
-        os.rename(stage, destination)
-    elif not _exchange(stage, destination):
-        old = stage.with_name(stage.name + ".old")
-        os.rename(destination, old)
-        try:
-            os.rename(stage, destination)
-        except OSError:
-            os.rename(old, destination)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Linux renameat2 with RENAME_EXCHANGE; False where libc or the file system lacks it."""
+def _manifest_of(directory: Path) -> Manifest | None:
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)
-
-
-def _remove_stale(destination: Path) -> None:
-    """Remove stages of exports that were killed."""
-    for stage in destination.parent.glob(f".{destination.name}.stage-*"):
-        pid = stage.name.rsplit("-", 1)[1].removesuffix(".old")
-        if not (pid.isdigit() and _alive(int(pid))):
-            shutil.rmtree(stage, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return read_manifest(directory)
+    except (BundleError, OSError):
+        return None

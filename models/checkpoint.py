@@ -8,22 +8,25 @@ costs the headers only: every tensor is known by file, offset and length, so tha
 exporter can point at it without reading it.
 """
 
-import json
-import struct
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from dpad.models import dream, fast_dllm, llada, qwen, sdar
+from dpad.models.fields import read_json as read_json
+from dpad.models.fields import tokens
+from dpad.models.folder import CONFIG, check_folder
+from dpad.models.headers import DTYPES, TensorEntry, read_headers, read_tensors
+from dpad.models.names import check_tensors, common_dtype
 from dpad.models.packed import Unpack, take_packed
-from dpad.runtime import files
+from dpad.models.remains import check_adapter, no_config
+from dpad.models.shards import find_weights
 from dpad.runtime.errors import CheckpointError
 
 Config = llada.Config | qwen.Config
@@ -39,24 +42,13 @@ FAMILIES: dict[str, ModuleType] = {
 
 _EXPERTS = {"LLaDAMoEModelLM": "LLaDA-MoE", "LLaDA2MoeModelLM": "LLaDA2", "SDARMoeForCausalLM": "SDAR-MoE"}
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CODES = {"I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn"}  # of packed weights, which bundles hold
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies: byte `offset` from the start of `file`, `length` bytes."""
-
-    file: Path
-    offset: int
-    length: int
-    dtype: str
-    shape: tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint: every tensor the family needs is there, in one dtype, with its shape."""
+    """A checked checkpoint: every tensor the family needs is there, in one dtype, with its shape.
+
+    `eos_token_ids` are all that config.json names; `notes` say what of the directory was left aside.
+    """
 
     directory: Path
     architecture: str
@@ -65,32 +57,37 @@ class Checkpoint:
     shards: tuple[Path, ...]
     tensors: dict[str, TensorEntry]
     dtype: str
+    eos_token_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, directory: Path) -> "Checkpoint":
-        """Read and check the headers; raises `CheckpointError` naming the file, key or tensor."""
-        raw = read_json(directory / "config.json")
+    def open(cls, directory: Path, *, own: bool = False) -> "Checkpoint":
+        """Read and check the headers; raises `CheckpointError` naming the file, key or tensor.
+
+        `own` is for checkpoints of this package, which an installer may have made of links.
+        """
+        if not own:
+            check_folder(directory)
+        check_adapter(directory)
+        raw = read_config(directory)
         architecture, config = parse_config(raw)
-        shards = find_shards(directory)
-        tensors = read_headers(shards)
-        check_tensors(tensors, meta_model(architecture, config))
-        dtypes = {entry.dtype for entry in tensors.values()}
-        if len(dtypes) != 1:
-            raise CheckpointError(f"{directory}: tensors of several dtypes {sorted(dtypes)}; convert them to one")
-        return cls(directory, architecture, raw, config, tuple(shards), tensors, dtypes.pop())
+        weights = find_weights(directory)
+        try:
+            tensors = read_headers(weights.shards)
+            check_tensors(tensors, meta_model(architecture, config))
+            dtype = common_dtype(tensors)
+        except CheckpointError as error:
+            raise CheckpointError("; ".join([str(error), *weights.notes])) from None
+        ends = tokens(raw, "eos_token_id")
+        return cls(directory, architecture, raw, config, weights.shards, tensors, dtype, ends, weights.notes)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises `CheckpointError` naming the file."""
-    try:
-        data = files.read_json(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint directory?") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return data
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory; raises `CheckpointError` with what the directory is that has none."""
+    if not (path := directory / CONFIG).exists():
+        told = no_config(directory) or f"is {directory} a checkpoint directory?"
+        raise CheckpointError(f"{path} is missing; {told}")
+    return read_json(path)
 
 
 def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
@@ -101,78 +98,40 @@ def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
         experts = _EXPERTS.get(name) if isinstance(name, str) else None
         why = f"{experts}, a mixture of experts, is not supported yet" if experts else "is not supported"
         raise CheckpointError(f"config.json: architectures {architectures!r}: {why} (only {', '.join(FAMILIES)})")
+    _check_quantised(raw)
     config: Config = FAMILIES[name].Config.from_json(raw)
     if config.heads % config.kv_heads:
         raise CheckpointError(f"config.json: {config.heads} heads do not divide into {config.kv_heads} key/value heads")
     if config.head_size % 2:
         raise CheckpointError(f"config.json: head size {config.head_size} is odd, rotation pairs the halves of a head")
-    for key in ("mask_token_id", "eos_token_id"):
-        if getattr(config, key) >= config.vocab_size:
-            raise CheckpointError(f"config.json: {key} {getattr(config, key)} is outside the vocabulary")
-    if config.mask_token_id == config.eos_token_id:
+    ends = tokens(raw, "eos_token_id")
+    for key, ids in (("mask_token_id", (config.mask_token_id,)), ("eos_token_id", ends)):
+        if max(ids) >= config.vocab_size:
+            raise CheckpointError(f"config.json: {key} {max(ids)} is outside the vocabulary")
+    if config.mask_token_id in ends:
         raise CheckpointError(f"config.json: mask_token_id and eos_token_id are both {config.mask_token_id}")
     return name, config
 
 
-def find_shards(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order; raises `CheckpointError` if one is missing."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index}: shard {name!r} is not a plain file name")
-        if not (directory / name).is_file():
-            raise CheckpointError(_missing_weights(directory / name, index))
-    return [directory / name for name in names]
+def assumed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that the config.json of a supported model leaves out, and what is taken for them."""
+    (name,) = raw["architectures"]
+    defaults: dict[str, Any] = getattr(FAMILIES[name], "DEFAULTS", {})
+    return {key: value for key, value in defaults.items() if raw.get(key) is None}
 
 
-def _missing_weights(shard: Path, index: Path) -> str:
-    if index.exists():
-        return f"{shard} is missing, and {index.name} names it: download it again"
-    pickles = sorted(p.name for p in shard.parent.glob("*.bin"))
-    pickled = f"{pickles[0]} is pickle, which is never loaded: convert it to safetensors" if pickles else ""
-    return f"{shard} is missing: {pickled or 'download it again'}"
-
-
-def read_headers(shards: Sequence[Path], packed: bool = False) -> dict[str, TensorEntry]:
-    """Tensors of all shards by name; raises `CheckpointError` if two shards hold the same one."""
-    tensors: dict[str, TensorEntry] = {}
-    for shard in shards:
-        for name, entry in read_header(shard, packed).items():
-            if name in tensors:
-                raise CheckpointError(f"tensor {name} is in both {tensors[name].file.name} and {shard.name}")
-            tensors[name] = entry
-    return tensors
-
-
-def read_header(path: Path, packed: bool = False) -> dict[str, TensorEntry]:
-    """Tensors of one safetensors file by name; raises `CheckpointError` on a bad or truncated file.
-
-    Checkpoints hold floating-point tensors only, bundles also the codes of `packed` weights.
-    """
-    dtypes = _DTYPES | (_CODES if packed else {})
-    try:
-        with safe_open(path, framework="np"):  # not "pt", which maps the whole file
-            pass  # the library checks that offsets, shapes and file size agree
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-    except (SafetensorError, OSError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}; download it again") from None
-    header.pop("__metadata__", None)
-    entries = {}
-    for name, info in header.items():
-        if info["dtype"] not in dtypes:
-            raise CheckpointError(f"{path}: tensor {name} has dtype {info['dtype']} (only {', '.join(dtypes)})")
-        begin, end = info["data_offsets"]
-        entries[name] = TensorEntry(path, 8 + size + begin, end - begin, dtypes[info["dtype"]], tuple(info["shape"]))
-    return entries
+def _check_quantised(raw: Mapping[str, Any]) -> None:
+    """Refuse weights in formats that are not read; of bitsandbytes a config may say that it was not used."""
+    for key in ("quantization_config", "quantization", "compression_config"):
+        given = raw.get(key)
+        loads = [given.get(f"load_in_{bits}bit") for bits in (4, 8)] if isinstance(given, dict) else []
+        if not given or (loads and False in loads and not any(loads)):
+            continue
+        method = given.get("quant_method") if isinstance(given, dict) else None
+        raise CheckpointError(
+            f"config.json: {key} says that the checkpoint is quantised ({method or 'method not named'}), which is not "
+            "supported: take the one that it was made from (dpad export has --weights int8, int4 and fp8)"
+        )
 
 
 def meta_model(architecture: str, config: Config) -> Model:
@@ -185,22 +144,6 @@ def meta_model(architecture: str, config: Config) -> Model:
     return model.eval()
 
 
-def check_tensors(tensors: dict[str, TensorEntry], model: Model) -> None:
-    """Raise `CheckpointError` unless `tensors` are exactly those of `model`, in name and shape.
-
-    A tied head may be there as a copy too, as some published files have it. It is never read; an export compares it.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if model.config.tied and model.head in tensors:
-        wanted[model.head] = wanted[model.embedding]
-    for kind, names in (("missing", wanted.keys() - tensors.keys()), ("unexpected", tensors.keys() - wanted.keys())):
-        if names:
-            raise CheckpointError(f"{len(names)} {kind} tensors, the first is {min(names)}; check config.json")
-    for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise CheckpointError(f"tensor {name} has shape {tensors[name].shape}, config.json implies {shape}")
-
-
 def _unpacked(tensors: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
     """The weights that `tensors` make, packed ones in the shape that they are unpacked to: tried without their data."""
     state = {name: torch.empty(e.shape, dtype=getattr(torch, e.dtype), device="meta") for name, e in tensors.items()}
@@ -210,7 +153,7 @@ def _unpacked(tensors: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
         raise CheckpointError(f"packed weights and their scales do not fit: {error}; export the bundle again") from None
     whole = {name: replace(tensors[f"{name}.{form}"], shape=shape) for name, (form, shape) in shapes.items()}
     for name in state:
-        if tensors[name].dtype not in _DTYPES.values():
+        if tensors[name].dtype not in DTYPES.values():
             raise CheckpointError(f"tensor {name} is {tensors[name].dtype}, and not packed; export the bundle again")
         whole[name] = tensors[name]
     return whole
@@ -236,8 +179,7 @@ def load_model(architecture: str, config: Config, shards: tuple[Path, ...], dtyp
     check_tensors(_unpacked(read_headers(shards, packed=True)), model)
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
-        with safe_open(shard, framework="pt") as file:
-            state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        state |= dict(read_tensors(shard))
     if config.tied:
         state.pop(model.head, None)
     packed = take_packed(state)

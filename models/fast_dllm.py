@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from dpad.models import qwen
-from dpad.models.fields import filled, integer
+from dpad.models.fields import block, filled
 
 Model = qwen.Model
 
 # The authors' config.json names no mask: its id is an argument of their generation code.
-_DEFAULTS = {"bd_size": 32, "mask_token_id": 151665}
+DEFAULTS = {"bd_size": 32, "mask_token_id": 151665}
 
 
 class Config(qwen.Config):
@@ -26,5 +26,6 @@ class Config(qwen.Config):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read the authors' keys; raises `CheckpointError` naming a key that is missing or unsupported."""
-        data = filled(data, _DEFAULTS)
-        return cls.read(data, logit_shift=1, qkv_bias=True, block_length=integer(data, "bd_size"))
+        length = block(data, "bd_size", DEFAULTS["bd_size"])
+        data = filled(data, DEFAULTS)
+        return cls.read(data, logit_shift=1, qkv_bias=True, block_length=length)

@@ -8,12 +8,16 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from dpad.models.damage import damage
+from dpad.runtime import files
 from dpad.runtime.errors import CheckpointError
 
 MAX_LAYERS = 1024
 MAX_SIZE = 1 << 24  # no width, vocabulary or context of a real model comes near
+BLOCKS = ("block_size", "block_length", "bd_size")  # what families and their trainers call the tokens of a block
 
 
 def integer(raw: Mapping[str, Any], *keys: str, low: int = 1, high: int = MAX_SIZE) -> int:
@@ -34,9 +38,42 @@ def number(raw: Mapping[str, Any], key: str) -> float:
 
 
 def token(raw: Mapping[str, Any], key: str) -> int:
-    """A token id; of a list of them, as generation configs have it, the first."""
+    """A token id; of a list of them, the first."""
+    return tokens(raw, key)[0]
+
+
+def tokens(raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """Token ids, of which there may be one or a list."""
     value = raw.get(key)
-    return integer({**raw, key: value[0]} if isinstance(value, list) and value else raw, key, low=0)
+    told = value if isinstance(value, list) and value else [value]
+    return tuple(integer({**raw, key: one} if key in raw else raw, key, low=0) for one in told)
+
+
+def block(raw: Mapping[str, Any], key: str, default: int) -> int:
+    """Tokens of a block, `default` where config.json does not say; other names of the same thing may not differ."""
+    said = raw.get(key) is not None
+    length = integer(raw, key) if said else default
+    for other in BLOCKS:
+        if raw.get(other) is not None and raw[other] != length:
+            known = f"{key}={length}" if said else f"{key} is missing, which means {length}"
+            raise CheckpointError(
+                f"config.json: {other}={raw[other]!r}, but {known}; set {key} to the block length that the model was "
+                f"trained with, and take {other} out"
+            )
+    return length
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises `CheckpointError` naming the file."""
+    try:
+        data = files.read_json(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint directory?") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {damage(path) or error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return data
 
 
 def rope_base(raw: Mapping[str, Any]) -> float:

@@ -1,11 +1,11 @@
 """Decoding presets of known checkpoints, and those that a checkpoint brings itself.
 
-    presets_of("GSAI-ML/LLaDA-1.5", directory, eos_token_id)
+    presets_of("GSAI-ML/LLaDA-1.5", directory, *eos_token_ids)
 
 The table is that of the DPad paper (arXiv 2508.14148): k, scale and window of the suffix dropout for each task
 and length, blocks of 32, greedy, threshold 0.9. SDAR's chat template ends a turn with <|im_end|>, which its config.json
-does not count as EOS; other checkpoints say so in generation_config.json. A file `presets.json` beside config.json
-adds to both; its format is that of `dpad.runtime.presets`.
+does not count as EOS; other checkpoints say so in generation_config.json, or with a list in config.json. A file
+`presets.json` beside config.json adds to both; its format is that of `dpad.runtime.presets`.
 """
 
 from pathlib import Path
@@ -49,16 +49,17 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def presets_of(hub_id: str, directory: Path, eos_token_id: int) -> dict[str, Any]:
+def presets_of(hub_id: str, directory: Path, *eos_token_ids: int) -> dict[str, Any]:
     """Presets by name of the checkpoint `hub_id` in `directory`; its own file counts last.
 
-    Where generation_config.json ends text at other tokens than `eos_token_id`, that of config.json, every preset
-    has them that names none itself, and so has `default`. Raises `CheckpointError` for files that cannot be read.
+    A contract has one EOS, the first of `eos_token_ids`, those of config.json. Where text ends at others too, every
+    preset has them that names none itself, and so has `default`; what generation_config.json says of them goes before
+    config.json. Raises `CheckpointError` for files that cannot be read.
     """
     own = directory / FILE_NAME
     presets = {**PUBLISHED.get(hub_id, {}), **(read_json(own) if own.exists() else {})}
-    ends = _ends_of_text(directory / ENDS)
-    if set(ends) <= {eos_token_id}:
+    ends = _ends_of_text(directory / ENDS) or list(eos_token_ids)
+    if set(ends) <= {*eos_token_ids[:1]}:
         return presets
     return {
         name: {"eos_token_ids": ends, **preset} if isinstance(preset, dict) else preset

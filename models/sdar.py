@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from dpad.models import qwen
-from dpad.models.fields import filled, integer, require
+from dpad.models.fields import block, filled, require
 
 Model = qwen.Model
 
 _ONLY = {"attention_bias": False}
 
 # The authors' config.json names neither: both are arguments of their generation code.
-_DEFAULTS = {"block_size": 4, "mask_token_id": 151669}
+DEFAULTS = {"block_size": 4, "mask_token_id": 151669}
 
 
 class Config(qwen.Config):
@@ -29,5 +29,6 @@ class Config(qwen.Config):
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read the authors' keys; raises `CheckpointError` naming a key that is missing or unsupported."""
         require(data, _ONLY)
-        data = filled(data, _DEFAULTS)
-        return cls.read(data, logit_shift=0, qk_norm=True, block_length=integer(data, "block_size"))
+        length = block(data, "block_size", DEFAULTS["block_size"])
+        data = filled(data, DEFAULTS)
+        return cls.read(data, logit_shift=0, qk_norm=True, block_length=length)

@@ -19,6 +19,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import Engine, StepInputs
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
+from dpad.runtime.thinning import survivors
 
 
 class Masks(NamedTuple):
@@ -121,9 +122,9 @@ class Batch:
         options = self.options
         gen_end = len(request.prompt_ids) + options.gen_length
         seed = options.seed if request.seed is None else request.seed
-        schedule = request.schedule or options.schedule
+        schedule = options.schedule if request.schedule is None else request.schedule
         rng = np.random.default_rng((seed, block, 0))
-        distances = schedule.keep(block, gen_end - end, options.gen_length, rng)
+        distances = survivors(schedule, block, gen_end - end, options.gen_length, rng)
         return np.concatenate([end + distances, np.arange(gen_end, gen_end + len(request.suffix_ids))])
 
     def generators(self, step: int, lines: NDArray[np.int64]) -> list[np.random.Generator]:

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.arguments import plain
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engine import StepInputs
 from dpad.runtime.errors import EngineError, InvalidRequest
@@ -41,9 +42,10 @@ def as_integer(value: Any, name: str = "a number") -> Any:
 
     Raises `InvalidRequest` for one that is larger than anything it could be good for.
     """
+    value = plain(value)
     if not is_integer(value):
         return value
-    number = int(value)
+    number = int.__index__(value) if isinstance(value, int) else int(value)  # a class of integers may have its own
     if number.bit_length() > _BITS:
         raise InvalidRequest(f"{name} of {number.bit_length()} bits is too large; {_BITS} bits are the most")
     return number
@@ -51,12 +53,15 @@ def as_integer(value: Any, name: str = "a number") -> Any:
 
 def as_number(value: Any) -> Any:
     """A number as Python's float, infinite where it is larger than any float; all else as it is."""
+    value = plain(value)
     if not is_number(value):
         return value
     try:
-        return float(value)
+        if isinstance(value, int):
+            return int.__float__(value)
+        return float.__float__(value) if isinstance(value, float) else float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if int.__index__(value) > 0 else -math.inf
 
 
 def check_step(inputs: StepInputs, contract: StepContract, *, extends: bool = False) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dpad.runtime.manifest import Manifest
 from dpad.runtime.precision import FULL
+from dpad.runtime.show import escaped
 
 # Name of the setting: its option of `dpad export`, and the default.
 _OPTIONS: dict[str, tuple[str, Any]] = {
@@ -20,6 +21,7 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
     "dtypes": ("--dtype", []),
     "weights": ("--weights", [FULL]),
     "group": ("--group", 32),
+    "chat_template": ("--chat-template", None),
     "capabilities": ("--compute-capability", []),
     "max_batch": ("--max-batch", 4),
     "max_length": ("--max-length", None),
@@ -68,3 +70,17 @@ def _settings(provenance: dict[str, Any]) -> dict[str, Any]:
 
 def _table(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {}
+
+
+def first_export(directory: Path) -> str:
+    """What lies at `directory`, where no bundle does, and the command that makes one of it."""
+    name, model, out = escaped(str(directory)), "MODEL", directory
+    if directory.is_file():
+        return f"{name} is a file and not the directory of a bundle"
+    if (directory / "config.json").is_file():
+        what, model, out = "is a checkpoint and not a bundle", str(directory), Path("bundles", directory.resolve().name)
+    elif directory.is_dir():
+        what = "is not a bundle"
+    else:
+        what = "is not a directory"
+    return f"{name} {what}; make one with: {escaped(shlex.join(['dpad', 'export', model, '--out', str(out)]))}"

@@ -24,6 +24,7 @@ from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
 from dpad.runtime.sampler import Choice, choose
+from dpad.runtime.show import shown
 
 # Rows whose block is finished wait for the others. Once they are more than a quarter, an engine whose steps cost by
 # the row computes the busy ones only, for one copy of these rows' keys and values. On a GPU a step of few rows costs
@@ -74,7 +75,7 @@ def generate(engine: Engine, requests: list[Request], options: GenerationOptions
         )
     if options.cache not in engine.caches:
         way_out = " or ".join(engine.caches) or "a compiled engine, ONNX Runtime on the CPU, or eager PyTorch"
-        raise InvalidRequest(f"cache {options.cache!r} does not run in {engine.name}; use {way_out}")
+        raise InvalidRequest(f"cache {shown(options.cache)} does not run in {engine.name}; use {way_out}")
     for request in requests:
         request.check(options, contract)
     return _blocks(engine, Batch(requests, options, contract), options)

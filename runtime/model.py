@@ -12,29 +12,30 @@ Options are `preset`, the name of some that the bundle brings, and the fields of
 Names it does not know are an error.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self, TypeGuard, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.arguments import listed, reading
 from dpad.runtime.checks import is_integer
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.generate import Events, StepEvent, generate
 from dpad.runtime.options import GenerationOptions, Options
 from dpad.runtime.presets import read_presets, resolve
+from dpad.runtime.prompts import Prompt, Prompts, read_batch, read_prompt, read_suffix
 from dpad.runtime.request import Request
-from dpad.runtime.text import Message, TextCodec
+from dpad.runtime.show import counted, shown
+from dpad.runtime.text import TextCodec
 
 OnStep = Callable[[StepEvent], None]
-Prompt = str | Sequence[int] | Sequence[Message] | Request
 _DROPPED = 2  # how much shorter a tokenizer may make a text: spaces between words, accents apart from their letters
-_PROMPT = "a prompt is text, a list of chat messages, a list of token ids, or a Request"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Generation:
 
     text: str
     token_ids: list[int]
-    canvas: NDArray[np.int64]
-    commit_steps: NDArray[np.int64]
+    canvas: NDArray[np.int64] = field(repr=False)
+    commit_steps: NDArray[np.int64] = field(repr=False)
     nfe: int
     timings: Timings
 
@@ -92,6 +93,7 @@ class DiffusionModel:
             raise InvalidRequest("this bundle has no tokenizer; pass token ids and read `token_ids`")
         return self._codec
 
+    @reading("an option")
     def options(self, **options: Unpack[Options]) -> GenerationOptions:
         """Options from keyword arguments over those of their `preset`, else over the bundle's preset `default`.
 
@@ -106,32 +108,26 @@ class DiffusionModel:
         Text is wrapped by the chat template unless `raw` or there is none. `suffix` is text
         that stands behind the generated text (infill).
         """
-        if isinstance(prompt, Request):
-            if suffix:
+        given, behind = read_prompt(prompt), read_suffix(suffix)
+        if isinstance(given, Request):
+            if behind:
                 raise InvalidRequest("a Request holds its own suffix_ids; leave suffix out")
-            return prompt
-        self.check_size(prompt, suffix)
-        if isinstance(prompt, str):
+            return given
+        self.check_size(given, behind)
+        if isinstance(given, str):
             chat = self.codec.has_chat_template and not raw
-            ids = self.codec.encode_chat([{"role": "user", "content": prompt}]) if chat else self.codec.encode(prompt)
-        elif not _is_list(prompt):
-            raise InvalidRequest(f"{_PROMPT}, not {type(prompt).__name__}")
-        elif _is_chat(prompt):
-            self.check_size(*(part for message in prompt for part in message.values()))
-            ids = self.codec.encode_chat(prompt)
-        elif _is_ids(prompt):
-            ids = [int(part) for part in prompt]
+            messages = [{"role": "user", "content": given}]
+            ids = self.codec.encode_chat(messages, self.check_size) if chat else self.codec.encode(given)
+        elif given and isinstance(given[0], dict):
+            self.check_size(*(part for message in given for part in message.values()))
+            ids = self.codec.encode_chat(given, self.check_size)
         else:
-            raise InvalidRequest(_PROMPT)
-        return Request(tuple(ids), tuple(self.codec.encode_plain(suffix)) if suffix else ())
+            ids = given
+        return Request(tuple(ids), tuple(self.codec.encode_plain(behind)) if behind else ())
 
-    def _requests(self, prompts: Sequence[Prompt], raw: bool) -> list[Request]:
+    def _requests(self, prompts: Prompts, raw: bool) -> list[Request]:
         """The prompts of a batch as token ids."""
-        if not _is_list(prompts):
-            raise InvalidRequest(
-                f"a batch is a list of prompts, not {type(prompts).__name__}; for one prompt use generate or stream"
-            )
-        return [self.request(prompt, raw=raw) for prompt in prompts]
+        return [self.request(prompt, raw=raw) for prompt in read_batch(prompts)]
 
     def check_size(self, *texts: object) -> None:
         """Raise `InvalidRequest` for text that no canvas could hold, before time and memory go into its tokens.
@@ -154,7 +150,7 @@ class DiffusionModel:
 
     def generate_batch(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         *,
         raw: bool = False,
         on_step: OnStep | None = None,
@@ -165,7 +161,7 @@ class DiffusionModel:
         `on_step` is called with the `StepEvent` of every forward pass.
         """
         if on_step is not None and not callable(on_step):
-            raise InvalidRequest(f"on_step {on_step!r} cannot be called; give a function of one StepEvent")
+            raise InvalidRequest(f"on_step {shown(on_step)} cannot be called; give a function of one StepEvent")
         began = perf_counter()
         resolved = self.options(**options)
         requests = self._requests(prompts, raw)
@@ -195,7 +191,7 @@ class DiffusionModel:
         """
         return self.stream_batch([prompt], raw=raw, **options)
 
-    def stream_batch(self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[Options]) -> Events:
+    def stream_batch(self, prompts: Prompts, *, raw: bool = False, **options: Unpack[Options]) -> Events:
         """One `StepEvent` a forward pass, for several prompts together."""
         resolved = self.options(**options)
         return generate(self.engine, self._requests(prompts, raw), resolved)
@@ -207,9 +203,10 @@ class DiffusionModel:
 
         `prompt`, `raw` and `options` are those of the call that wrote the canvas.
         """
-        request = self.request(prompt, raw=raw)
+        request, resolved = self.request(prompt, raw=raw), self.options(**options)
+        canvas = _checked_canvas(canvas, request.canvas_length(resolved), self.engine.contract.vocab_size)
         generated = canvas[len(request.prompt_ids) : len(canvas) - len(request.suffix_ids)]
-        eos = self.options(**options).ends_of_text(self.engine.contract.eos_token_id)
+        eos = resolved.ends_of_text(self.engine.contract.eos_token_id)
         ends = np.flatnonzero(np.isin(generated, eos))
         token_ids = generated[: ends[0] if ends.size else None].tolist()
         return self._codec.decode(token_ids) if self._codec else "", token_ids
@@ -257,19 +254,19 @@ class _Collector:
         return nfe, commit_steps
 
 
-def _is_list(value: object) -> bool:
-    """Whether `value` has an order and may be read twice; text and bytes are values of their own."""
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
-
-
-def _is_chat(prompt: Sequence[object]) -> TypeGuard[Sequence[Message]]:
-    return len(prompt) > 0 and all(isinstance(part, Mapping) for part in prompt)
-
-
-def _is_ids(prompt: Sequence[object]) -> TypeGuard[Sequence[int]]:
-    return all(map(is_integer, prompt))
+def _checked_canvas(canvas: Any, length: int, vocab_size: int) -> NDArray[np.int64]:
+    """A canvas to read, [length]; raises `InvalidRequest` for what cannot be one of the request that it is read for."""
+    tokens = listed(canvas)
+    if tokens is None or not all(map(is_integer, tokens)):
+        raise InvalidRequest(f"a canvas is a list of token ids, as StepEvent.canvases holds them, not {shown(canvas)}")
+    if len(tokens) != length:
+        raise InvalidRequest(
+            f"a canvas of {counted(len(tokens), 'token')} is not of this prompt and these options, whose canvas has "
+            f"{length}; give those of the call that wrote it"
+        )
+    if wrong := [token for token in tokens if not 0 <= token < vocab_size]:
+        raise InvalidRequest(f"the canvas holds {shown(wrong[0])}, outside the vocabulary of {vocab_size}")
+    return np.asarray(tokens, dtype=np.int64)
 
 
 def tokenizer_directory(bundle_directory: Path) -> Path:

@@ -210,7 +210,8 @@ def open_session(path: Path, provider: str, threads: int = 0, model: bytes | Non
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry(*_PACKED_PRODUCTS)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    if model is not None:  # else it knows the folder, and that where a link leads to: a hub's cache is all links
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     wanted = PROVIDERS[provider]
     size = sum(file.stat().st_size for file in path.parent.iterdir())
     roomy = provider != "cpu" or _PREPARED * size < available_memory()

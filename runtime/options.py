@@ -12,13 +12,17 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from dpad.runtime.arguments import listed, reading
 from dpad.runtime.cache import BLOCKS, CACHES
 from dpad.runtime.checks import as_integer, as_number, is_integer, is_number
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.suffix import NOTHING, Gaussian, SuffixSchedule, check_is_schedule
+from dpad.runtime.show import counted, shown
+from dpad.runtime.suffix import NOTHING, Gaussian, SuffixSchedule
+from dpad.runtime.thinning import check_is_schedule, check_schedule, drops_all
 
 _COLDEST = 1e-3  # below, tempered logits leave the range of numbers
+_NAMES = ("decoder", "pace", "cache")
 _WHOLE = ("gen_length", "block_length", "seed", "steps", "top_k")
 _NUMBERS = ("threshold", "factor", "temperature", "top_p")
 
@@ -68,12 +72,19 @@ class GenerationOptions:
     early_termination: bool = True
     eos_token_ids: tuple[int, ...] | None = None
 
+    @reading("an option")
     def __post_init__(self) -> None:
-        """Numbers become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
+        """Numbers and names become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
         for name in _WHOLE:
             object.__setattr__(self, name, as_integer(getattr(self, name), name))
         for name in _NUMBERS:
             object.__setattr__(self, name, as_number(getattr(self, name)))
+        for name in _NAMES:
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, str.__str__(value))
+        if (eos := listed(self.eos_token_ids)) is not None:
+            tokens = [as_integer(token, "a token id") for token in eos]
+            object.__setattr__(self, "eos_token_ids", tokens if isinstance(self.eos_token_ids, list) else tuple(tokens))
 
     @property
     def blocks(self) -> int:
@@ -101,31 +112,32 @@ class GenerationOptions:
 
     def check(self, contract: StepContract) -> None:
         """Raise `InvalidRequest` for the first option that cannot be served, naming value and limit."""
-        self._check_types()
+        with reading("an option"):
+            self._check_types(CACHES if not contract.block_causal else (BLOCKS,))
         for problem, message in self._problems(contract):
             if problem:
                 raise InvalidRequest(message)
-        self.schedule.check(self.gen_length, self.block_length)
+        check_schedule(self.schedule, self.gen_length, self.block_length)
 
-    def _check_types(self) -> None:
-        """Whole numbers must be whole, numbers numbers, and names text."""
+    def _check_types(self, caches: Sequence[str]) -> None:
+        """Whole numbers must be whole, numbers numbers, and names text; `caches` are those to choose from."""
         for name in _WHOLE:
             value = getattr(self, name)
             if not is_integer(value) and not (value is None and name in ("steps", "top_k")):
-                raise InvalidRequest(f"{name} {value!r} is not an integer")
+                raise InvalidRequest(f"{name} {shown(value)} is not an integer")
         for name in _NUMBERS:
             value = getattr(self, name)
             if not is_number(value) and not (value is None and name == "top_p"):
-                raise InvalidRequest(f"{name} {value!r} is not a number")
+                raise InvalidRequest(f"{name} {shown(value)} is not a number")
         if not isinstance(self.early_termination, (bool, np.bool_)):
-            raise InvalidRequest(f"early_termination {self.early_termination!r} is neither True nor False")
-        for name in ("decoder", "pace", "cache"):
-            if not isinstance(getattr(self, name), str):
-                raise InvalidRequest(f"{name} {getattr(self, name)!r} is no name; give one as text")
+            raise InvalidRequest(f"early_termination {shown(self.early_termination)} is neither True nor False")
+        for name, known in zip(_NAMES, (DECODERS, PACES, caches)):
+            if not isinstance(value := getattr(self, name), str):
+                raise InvalidRequest(f"{name} {shown(value)} is no name; give one as text: {', '.join(known)}")
         check_is_schedule(self.schedule)
         eos = self.eos_token_ids
-        if eos is not None and (not isinstance(eos, Sequence) or not eos or not all(map(is_integer, eos))):
-            raise InvalidRequest(f"eos_token_ids {eos!r} must be one or more integers, or None")
+        if eos is not None and (not isinstance(eos, (list, tuple)) or not eos or not all(map(is_integer, eos))):
+            raise InvalidRequest(f"eos_token_ids {shown(eos)} must be a list of one or more integers, or None")
 
     def _problems(self, contract: StepContract) -> list[tuple[bool, str]]:
         positive = self.gen_length >= 1 and self.block_length >= 1
@@ -135,48 +147,60 @@ class GenerationOptions:
         return [
             (not positive, f"gen_length {self.gen_length} and block_length {self.block_length} must be 1 or more"),
             (not divides, f"block_length {self.block_length} does not divide gen_length {self.gen_length}"),
-            (self.decoder not in DECODERS, f"decoder {self.decoder!r} is not one of {', '.join(DECODERS)}"),
-            (self.pace not in PACES, f"pace {self.pace!r} is not one of {', '.join(PACES)}"),
+            (self.decoder not in DECODERS, f"decoder {shown(self.decoder)} is not one of {', '.join(DECODERS)}"),
+            (self.pace not in PACES, f"pace {shown(self.pace)} is not one of {', '.join(PACES)}"),
             *self._mode_problems(contract),
             (self.steps is not None and self.steps < 1, f"steps {self.steps} must be 1 or more"),
             (
                 self.pace == "noise" and self.decoder in PLANNED and (self.steps or 0) > self.gen_length,
                 f"steps {self.steps} must be at most gen_length {self.gen_length} with pace 'noise'",
             ),
-            (not steps_whole, f"steps {self.steps} must be a multiple of the {divides and self.blocks} blocks"),
+            (
+                not steps_whole,
+                f"steps {self.steps} must be a multiple of the {counted(divides and self.blocks, 'block')}",
+            ),
             (not 0 <= self.threshold <= 1, f"threshold {self.threshold} must be between 0 and 1"),
             (not self.factor > 0, f"factor {self.factor} must be above 0"),
             (
                 self.temperature != 0 and not _COLDEST <= self.temperature < float("inf"),
                 f"temperature {self.temperature} must be 0 (greedy) or at least {_COLDEST}",
             ),
-            (self.top_k is not None and self.top_k < 1, f"top_k {self.top_k} must be 1 or more"),
-            (self.top_p is not None and not 0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1"),
+            (
+                self.top_k is not None and self.top_k < 1,
+                f"top_k {self.top_k} must be 1 or more; for no limit leave it out, or give None",
+            ),
+            (
+                self.top_p is not None and not 0 < self.top_p <= 1,
+                f"top_p {self.top_p} must be above 0 and at most 1; for no limit leave it out, or give None",
+            ),
             (
                 self.temperature == 0 and self.shapes and not contract.tempers_confidence,
                 "top_k and top_p do nothing at temperature 0 in this family; set a temperature or leave them out",
             ),
             (self.seed < 0, f"seed {self.seed} must be 0 or more"),
-            (contract.mask_token_id in eos, f"eos_token_ids {eos} hold the mask id {contract.mask_token_id}"),
+            (contract.mask_token_id in eos, f"eos_token_ids {shown(eos)} hold the mask id {contract.mask_token_id}"),
             (
                 any(not 0 <= token < contract.vocab_size for token in eos),
-                f"eos_token_ids {eos} must lie in the vocabulary of {contract.vocab_size}",
+                f"eos_token_ids {shown(eos)} must lie in the vocabulary of {contract.vocab_size}",
             ),
         ]
 
     def _mode_problems(self, contract: StepContract) -> list[tuple[bool, str]]:
         if not contract.block_causal:
-            return [(self.cache not in CACHES, f"cache {self.cache!r} is not one of {', '.join(CACHES)}")]
+            return [(self.cache not in CACHES, f"cache {shown(self.cache)} is not one of {', '.join(CACHES)}")]
         why = f"this {contract.family} model is causal between blocks of {contract.block_length} tokens"
         return [
             (
                 self.block_length != contract.block_length,
                 f"block_length {self.block_length} cannot be served: {why}; leave it out",
             ),
-            (self.cache != BLOCKS, f"cache {self.cache!r} cannot be served: {why}; leave it out, or use {BLOCKS!r}"),
             (
-                self.schedule != NOTHING,
-                f"schedule {self.schedule} keeps a suffix, but {why} and attends none; leave it out",
+                self.cache != BLOCKS,
+                f"cache {shown(self.cache)} cannot be served: {why}; leave it out, or use {BLOCKS!r}",
+            ),
+            (
+                not drops_all(self.schedule),
+                f"schedule {shown(self.schedule)} keeps a suffix, but {why} and attends none; leave it out",
             ),
         ]
 

@@ -16,8 +16,10 @@ from typing import Any
 
 from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
+from dpad.runtime.elsewhere import instead_of
 from dpad.runtime.errors import InvalidRequest, ManifestError
 from dpad.runtime.options import GenerationOptions, Options, defaults
+from dpad.runtime.show import escaped, shown
 from dpad.runtime.suffix import Full, Gaussian, SuffixSchedule, Uniform
 
 DEFAULT = "default"
@@ -37,9 +39,11 @@ def read_presets(data: Mapping[str, Any]) -> dict[str, Preset]:
     for name, preset in data.items():
         if not isinstance(preset, Mapping) or (unknown := sorted(preset.keys() - known)):
             wrong = (
-                f"holds {unknown[0]!r}, which is no decoding option" if isinstance(preset, Mapping) else "is no object"
+                f"holds {shown(unknown[0])}, which is no decoding option"
+                if isinstance(preset, Mapping)
+                else "is no object"
             )
-            raise ManifestError(f"preset {name!r} {wrong}; mend it, and export the bundle again")
+            raise ManifestError(f"preset {shown(name)} {wrong}; mend it, and export the bundle again")
         schedule = {"schedule": _schedule(name, preset["schedule"])} if "schedule" in preset else {}
         presets[name] = {**preset, **schedule}
     return presets
@@ -54,8 +58,10 @@ def resolve(presets: Mapping[str, Preset], contract: StepContract, options: Mapp
     _check_names(options)
     given = dict(options)
     preset = given.pop("preset", None)
+    preset = str.__str__(preset) if isinstance(preset, str) else preset
     if preset is not None and (not isinstance(preset, str) or preset not in presets):
-        raise InvalidRequest(f"preset {preset!r} is not one of this bundle's: {', '.join(presets) or 'none'}")
+        known = ", ".join(map(escaped, presets)) or "none"
+        raise InvalidRequest(f"preset {shown(preset)} is not one of this bundle's: {known}")
     base = {**defaults(contract), **presets.get(preset or DEFAULT, {})}
     length, schedule = given.get("gen_length", base.get("gen_length")), base.get("schedule")
     if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and is_integer(length):
@@ -70,7 +76,7 @@ def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: 
     Raises `InvalidRequest` for another name.
     """
     if name not in SCHEDULES:
-        raise InvalidRequest(f"schedule {name!r} is not one of {', '.join(SCHEDULES)}")
+        raise InvalidRequest(f"schedule {shown(name)} is not one of {', '.join(SCHEDULES)}")
     kind = SCHEDULES[name]
     own = {field.name for field in fields(kind)}
     given = vars(base) if isinstance(base, kind) else {}
@@ -92,8 +98,11 @@ def _check_names(names: Iterable[str]) -> None:
                 "pass model.request(prompt, suffix=...) as the prompt"
             )
         if name not in known:
-            close = "".join(f" (did you mean {match}?)" for match in get_close_matches(name, known, 1))
-            raise InvalidRequest(f"{name} is no decoding option{close}; these are known: {', '.join(known)}")
+            meant = instead_of(name) or "".join(f"did you mean {m}?" for m in get_close_matches(name[:40], known, 1))
+            hint = f" ({meant})" if meant else ""
+            raise InvalidRequest(
+                f"{shown(name)[1:-1]} is no decoding option{hint}; these are known: {', '.join(known)}"
+            )
 
 
 def _schedule(preset: str, value: Any) -> SuffixSchedule:
@@ -107,5 +116,5 @@ def _schedule(preset: str, value: Any) -> SuffixSchedule:
                 schedule = SCHEDULES[name](**parameters)
                 schedule.check(sys.maxsize, 1)  # the window is compared with a canvas when there is one
                 return schedule
-    told = f"preset {preset!r} has a schedule that cannot be read: {value!r}"
+    told = f"preset {shown(preset)} has a schedule that cannot be read: {shown(value)}"
     raise ManifestError(f"{told}; mend it, and export the bundle again")

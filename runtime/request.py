@@ -4,16 +4,16 @@ Request(prompt_ids=(1, 2, 3), seed=7)
 Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in between
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from dpad.runtime.arguments import listed, reading
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
-from dpad.runtime.suffix import NOTHING, Explicit, SuffixSchedule, check_is_schedule
+from dpad.runtime.show import counted, shown
+from dpad.runtime.suffix import Explicit, SuffixSchedule
+from dpad.runtime.thinning import check_is_schedule, check_schedule, drops_all
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Request:
     seed: int | None = None
     schedule: SuffixSchedule | None = None
 
+    @reading("a request")
     def __post_init__(self) -> None:
-        """Token ids become tuples; raises `InvalidRequest` for no list of them, and for numbers beyond all use."""
+        """Lists of token ids become tuples; raises `InvalidRequest` for no list, and for numbers beyond all use."""
         for name in ("prompt_ids", "suffix_ids"):
-            ids = getattr(self, name)
-            if not isinstance(ids, Sequence) and not (isinstance(ids, np.ndarray) and ids.ndim):
-                raise InvalidRequest(f"{name} {ids!r} is no list of token ids")
+            ids = listed(getattr(self, name))
+            if ids is None:
+                raise InvalidRequest(f"{name} {shown(getattr(self, name))} is no list of token ids")
             object.__setattr__(self, name, tuple(as_integer(token, "a token id") for token in ids))
         object.__setattr__(self, "seed", as_integer(self.seed, "seed"))
 
@@ -50,7 +51,7 @@ class Request:
         """Raise `InvalidRequest` if the row cannot be served, naming the value and the limit."""
         for token in (*self.prompt_ids, *self.suffix_ids):
             if not is_integer(token) or not 0 <= token < contract.vocab_size:
-                raise InvalidRequest(f"token id {token!r} is outside the vocabulary of {contract.vocab_size}")
+                raise InvalidRequest(f"token id {shown(token)} is outside the vocabulary of {contract.vocab_size}")
             if token == contract.mask_token_id:
                 raise InvalidRequest(
                     f"the prompt contains the mask id {token}, which marks blanks to fill; "
@@ -61,19 +62,22 @@ class Request:
         length = self.canvas_length(options)
         if length > contract.max_length:
             raise InvalidRequest(
-                f"a canvas of {length} tokens ({len(self.prompt_ids)} prompt, {options.gen_length} new, "
+                f"a canvas of {counted(length, 'token')} ({len(self.prompt_ids)} prompt, {options.gen_length} new, "
                 f"{len(self.suffix_ids)} suffix) is over this bundle's {contract.max_length}; "
                 "shorten it, or export with a larger --max-length"
             )
-        if contract.block_causal and (self.suffix_ids or self.schedule not in (None, NOTHING)):
-            what = f"schedule {self.schedule}" if self.schedule else f"a suffix of {len(self.suffix_ids)} tokens"
+        own = self.schedule is not None and not drops_all(self.schedule)
+        if contract.block_causal and (self.suffix_ids or own):
+            what = (
+                f"schedule {shown(self.schedule)}" if own else f"a suffix of {counted(len(self.suffix_ids), 'token')}"
+            )
             raise InvalidRequest(
                 f"{what} cannot be served: this {contract.family} model is causal between blocks and attends nothing "
                 "behind the block it decodes; leave it out"
             )
-        schedule = self.schedule or options.schedule
-        schedule.check(options.gen_length, options.block_length)
+        schedule = options.schedule if self.schedule is None else self.schedule
+        check_schedule(schedule, options.gen_length, options.block_length)
         if isinstance(schedule, Explicit):
             schedule.check_prompt(len(self.prompt_ids))
         if self.seed is not None and (not is_integer(self.seed) or self.seed < 0):
-            raise InvalidRequest(f"seed {self.seed!r} must be an integer, 0 or more")
+            raise InvalidRequest(f"seed {shown(self.seed)} must be an integer, 0 or more")

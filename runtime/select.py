@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dpad.runtime.bundle import Bundle
-from dpad.runtime.checks import is_integer
+from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import EngineMismatch, EngineUnavailable, InvalidRequest
 from dpad.runtime.export_command import export_command
@@ -31,6 +31,7 @@ from dpad.runtime.precision import (
     step_name,
     suffix,
 )
+from dpad.runtime.show import shown
 
 AUTO = "auto"
 _THREADS = 4  # at most for each processor: with many more, they wait for each other
@@ -134,9 +135,11 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
     Quantized steps have to be asked for by name, unless the bundle has no other.
     """
     most = _THREADS * (os.cpu_count() or 1)
+    threads = as_integer(threads, "threads")
     if not is_integer(threads) or not 0 <= threads <= most:
-        raise InvalidRequest(f"threads {threads!r} must be an integer from 0 to {most}, {_THREADS} a processor here")
-    threads = int(threads)
+        raise InvalidRequest(
+            f"threads {shown(threads)} must be an integer from 0 to {most}, {_THREADS} a processor here"
+        )
     machine = Machine.current()
     found = candidates(bundle, machine)
     if name == AUTO:
@@ -148,7 +151,7 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
     chosen = next((candidate for candidate in found if candidate.name == name), None)
     if chosen is None:
         known = ", ".join([AUTO, *(candidate.name for candidate in found)])
-        raise EngineUnavailable(f"{bundle.directory} has no engine {name!r} (it has {known})")
+        raise EngineUnavailable(f"{bundle.directory} has no engine {shown(name)} (it has {known})")
     if chosen.entry is not None and _missing(chosen.entry, machine) is None:
         require_match(chosen.entry, bundle, machine)
     if chosen.obstacle is not None:

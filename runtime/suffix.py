@@ -12,14 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from operator import index
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.arguments import listed, reading
 from dpad.runtime.checks import as_integer, as_number, is_integer, is_number
 from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.show import counted, shown
 
 
 class SuffixSchedule(Protocol):
@@ -69,7 +70,7 @@ class Gaussian:
         """Raise `InvalidRequest` for a window outside 1…gen_length or a negative parameter."""
         _check_window(self.window, gen_length)
         if not (is_number(self.k) and is_number(self.scale)):
-            raise InvalidRequest(f"k {self.k!r} and scale {self.scale!r} must be numbers")
+            raise InvalidRequest(f"k {shown(self.k)} and scale {shown(self.scale)} must be numbers")
         if not (0 <= self.k < math.inf and 0 <= self.scale < math.inf):
             raise InvalidRequest(f"k {self.k} and scale {self.scale} must be finite and 0 or more")
 
@@ -103,7 +104,7 @@ class Uniform:
         _check_window(self.window, gen_length)
         window = _window(self.window, gen_length)
         if not (is_integer(self.count) and 0 <= self.count <= window):
-            raise InvalidRequest(f"count {self.count!r} must be an integer between 0 and the window {window}")
+            raise InvalidRequest(f"count {shown(self.count)} must be an integer between 0 and the window {window}")
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """`count` distances, or all of the window if it holds fewer."""
@@ -120,14 +121,26 @@ class Explicit:
 
     `distances[b]` are the distances kept while block b is decoded (canvas position minus
     the position behind the block's end). See `from_positions` for canvas positions.
-    `prompt_length` and `block_length` are what they are for; None is any.
+    `prompt_length` and `block_length` are what they are for; None is any. Blocks that were not decoded, because the
+    text ended early, may be left out at the end: should decoding reach one, it stops with `InvalidRequest`.
     """
 
     distances: tuple[tuple[int, ...], ...]
     prompt_length: int | None = field(default=None, compare=False)
     block_length: int | None = field(default=None, compare=False)
 
+    @reading("suffix distances")
+    def __post_init__(self) -> None:
+        """Lists of any kind become tuples; raises `InvalidRequest` for numbers beyond all use."""
+        blocks = [listed(kept) for kept in listed(self.distances) or ()]
+        if listed(self.distances) is not None and None not in blocks:
+            found = tuple(tuple(as_integer(d, "a suffix distance") for d in kept or ()) for kept in blocks)
+            object.__setattr__(self, "distances", found)
+        for name in ("prompt_length", "block_length"):
+            object.__setattr__(self, name, as_integer(getattr(self, name), name))
+
     @classmethod
+    @reading("suffix positions")
     def from_positions(cls, positions: Sequence[Sequence[int]], prompt_length: int, block_length: int) -> "Explicit":
         """From absolute canvas positions per block, for a prompt of `prompt_length` tokens.
 
@@ -135,54 +148,87 @@ class Explicit:
         position prompt_length + (b + 1) · block_length. Requests of other lengths are refused. Positions are whole
         numbers of any kind, elements of arrays and tensors too; others raise `InvalidRequest`.
         """
-        try:
-            prompt_length, block_length = index(prompt_length), index(block_length)
-            ends = [prompt_length + (b + 1) * block_length for b in range(len(positions))]
-            distances = tuple(tuple(index(p) - end for p in kept) for kept, end in zip(positions, ends))
-        except TypeError as error:
+        refused = "suffix positions must be lists of integers, one for each block, and lengths integers"
+        prompt_length = as_integer(prompt_length, "prompt_length")
+        block_length = as_integer(block_length, "block_length")
+        blocks = listed(positions)
+        if blocks is None:
+            raise InvalidRequest(f"{refused}, not {shown(positions)}")
+        if not (is_integer(prompt_length) and is_integer(block_length) and prompt_length >= 0 and block_length >= 1):
             raise InvalidRequest(
-                f"suffix positions must be lists of integers, one for each block, and lengths integers: {error}"
-            ) from None
-        return cls(distances, prompt_length, block_length)
+                f"{refused}; prompt_length {shown(prompt_length)} and block_length {shown(block_length)} cannot be"
+            )
+        distances = []
+        for block, given in enumerate(blocks):
+            kept = listed(given)
+            if kept is None:
+                raise InvalidRequest(f"{refused}; block {block} has {shown(given)}")
+            kept = [as_integer(position, "a suffix position") for position in kept]
+            if not all(map(is_integer, kept)):
+                wrong = next(position for position in kept if not is_integer(position))
+                raise InvalidRequest(f"{refused}; {shown(wrong)} of block {block} is none")
+            end = prompt_length + (block + 1) * block_length
+            distances.append(tuple(position - end for position in kept))
+        return cls(tuple(distances), prompt_length, block_length)
 
     def check_prompt(self, length: int) -> None:
         """Raise `InvalidRequest` if the positions are for a prompt of another length, in tokens."""
         if self.prompt_length not in (None, length):
             raise InvalidRequest(
-                f"the suffix positions are for a prompt of {self.prompt_length} tokens, and this one has {length}; "
-                "its chat template and special tokens count: len(model.request(prompt).prompt_ids)"
+                f"the suffix positions are for a prompt of {shown(self.prompt_length)} tokens, and this one has "
+                f"{length}; its chat template and special tokens count: len(model.request(prompt).prompt_ids)"
             )
 
+    @reading("suffix distances")
     def check(self, gen_length: int, block_length: int) -> None:
-        """Raise `InvalidRequest` unless every block has distances that ascend and end on the canvas."""
+        """Raise `InvalidRequest` unless the distances given for a block ascend and end on the canvas."""
         if self.block_length not in (None, block_length):
             raise InvalidRequest(
-                f"the suffix positions are for blocks of {self.block_length} tokens, and block_length is {block_length}"
+                f"the suffix positions are for blocks of {shown(self.block_length)} tokens, and block_length is "
+                f"{block_length}"
             )
-        given = self.distances
-        if not isinstance(given, Sequence) or not all(isinstance(kept, Sequence) for kept in given):
-            raise InvalidRequest(f"suffix distances {given!r} must be lists of integers, one for each block")
-        for block in range(gen_length // block_length - 1):
-            length = gen_length - (block + 1) * block_length
-            if block >= len(self.distances):
-                raise InvalidRequest(f"suffix positions are given for {block} blocks, block {block} has none")
-            kept = self.distances[block]
-            if not all(map(is_integer, kept)):
-                raise InvalidRequest(f"suffix positions of block {block} are not all integers")
-            if any(b <= a for a, b in pairwise(kept)) or (kept and kept[0] < 0):
-                raise InvalidRequest(f"suffix distances of block {block} must be 0 or more and ascend")
-            if kept and kept[-1] >= length:
-                raise InvalidRequest(f"suffix distance {kept[-1]} of block {block} is past the canvas end ({length})")
+        given, blocks = self.distances, gen_length // block_length
+        if not isinstance(given, tuple) or not all(isinstance(kept, tuple) for kept in given):
+            raise InvalidRequest(f"suffix distances {shown(given)} must be lists of integers, one for each block")
+        if len(given) > blocks:
+            raise InvalidRequest(
+                f"suffix positions are given for {counted(len(given), 'block')}, and gen_length {gen_length} has "
+                f"{blocks} of {block_length}; leave the others out"
+            )
+        if blocks > 1 and not given:
+            raise InvalidRequest("suffix positions are given for no block; give a list for each, [] to keep nothing")
+        for block, kept in enumerate(given):
+            self._check_block(block, kept, gen_length - (block + 1) * block_length)
+
+    def _check_block(self, block: int, kept: tuple[int, ...], length: int) -> None:
+        """Compare with the `length` masks behind `block`; messages speak in what was given, positions or distances."""
+        what, first = "distance", 0
+        if self.prompt_length is not None and self.block_length is not None:
+            what, first = "position", self.prompt_length + (block + 1) * self.block_length
+        for distance in kept:
+            if not is_integer(distance):
+                raise InvalidRequest(f"suffix positions of block {block} are not all integers: {shown(distance)}")
+            value = f"suffix {what} {first + distance} of block {block}"
+            if not length:
+                raise InvalidRequest(f"{value} is past the canvas end: nothing is behind the last block")
+            if not 0 <= distance < length:
+                side = "not behind the block" if distance < 0 else "past the canvas end"
+                raise InvalidRequest(f"{value} is {side}; the suffix there is {first} to {first + length - 1}")
+        for before, distance in pairwise(kept):
+            if distance <= before:
+                raise InvalidRequest(
+                    f"suffix {what}s of block {block} must ascend, and {first + distance} stands behind "
+                    f"{first + before}"
+                )
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The given distances; none behind the last block."""
+        if length and block >= len(self.distances):
+            raise InvalidRequest(
+                f"suffix positions are given for {counted(len(self.distances), 'block')}, the text goes on, and block "
+                f"{block} has none; give it a list too, [] to keep nothing"
+            )
         return np.asarray(self.distances[block] if length else (), dtype=np.int64)
-
-
-def check_is_schedule(value: object) -> None:
-    """Raise `InvalidRequest` for what has not the methods of a `SuffixSchedule`, a class among them."""
-    if isinstance(value, type) or not all(callable(getattr(value, name, None)) for name in ("check", "keep")):
-        raise InvalidRequest(f"schedule {value!r} is no suffix schedule, such as dpad.Gaussian(k=4) is")
 
 
 def _window(window: int | None, gen_length: int) -> int:
@@ -192,4 +238,4 @@ def _window(window: int | None, gen_length: int) -> int:
 
 def _check_window(window: int | None, gen_length: int) -> None:
     if window is not None and not (is_integer(window) and 1 <= window <= gen_length):
-        raise InvalidRequest(f"window {window!r} must be an integer between 1 and gen_length {gen_length}")
+        raise InvalidRequest(f"window {shown(window)} must be an integer between 1 and gen_length {gen_length}")

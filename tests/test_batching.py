@@ -247,7 +247,7 @@ def test_refusals_come_before_any_work(engine_of: Any, engine: str) -> None:
         ([good, Request(prompt(1, 6), suffix_ids=(VOCAB,))], options_for("none"), str(VOCAB)),
         ([good, Request(prompt(1, 465))], options_for("none"), "513"),
         ([good], options_for("none", schedule=Gaussian(window=GEN + 1)), str(GEN + 1)),
-        ([good], options_for("none", schedule=Explicit(((0,),))), "1 block"),
+        ([good], options_for("none", schedule=Explicit(())), "no block"),
         ([good], options_for("none", schedule=Explicit(((0, 40), (), ()))), "40"),
     ]:
         with pytest.raises(InvalidRequest, match=words):

@@ -13,7 +13,9 @@ from checkpoints import FAMILIES, random_weights, raw_config, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpad.models.checkpoint import Checkpoint, check_tensors, meta_model, parse_config, read_header, read_json
+from dpad.models.checkpoint import Checkpoint, meta_model, parse_config, read_json
+from dpad.models.headers import read_header
+from dpad.models.names import check_tensors
 from dpad.runtime.errors import CheckpointError
 
 # tmp_path is shared by the examples of a test, which rewrite the same file each time
@@ -167,6 +169,7 @@ def test_any_index(tmp_path: Path, weight_map: object) -> None:
     """Fails if any shard index raises anything but `CheckpointError`, or reads outside the folder."""
     raw = raw_config("llada", layers=1)
     write_checkpoint(tmp_path, raw, random_weights(raw))
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError):
         Checkpoint.open(tmp_path)

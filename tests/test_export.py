@@ -1,6 +1,7 @@
 """Export: what it makes, what it reuses, and that a failure leaves everything as it was."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from safetensors.torch import load_file
 
 import dpad
 from dpad.commands.parity import put_report
+from dpad.export import pipeline
+from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.progress import Progress
+from dpad.models.checkpoint import Checkpoint
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.contract import StepContract
+from dpad.runtime.manifest import BuildFlags, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +212,61 @@ def test_a_link_to_a_bundle_stays_a_link(source: Path, tmp_path: Path, monkeypat
         ({"dtypes": ("float64",)}, "float64.*float32, float16, bfloat16, int8"),
         ({"targets": ("onnx", "coreml")}, "coreml.*tensorrt-rtx"),
         ({"targets": ("tensorrt-rtx",), "dtypes": ("float32",)}, "needs float16 or bfloat16"),
-        ({"max_batch": 0}, "must be 1 or more"),
+        ({"max_batch": 0}, "max_batch 0 must be 1 or more"),
+        ({"max_batch": 2**16 + 1}, "max_batch 65537 .*at most 65536"),
+        ({"max_length": 0}, "max_length 0 must be 1 or more"),
+        ({"max_length": 2**31}, "max_length 2147483648 .*at most 16777216"),
+        ({"block_length": 10**30}, "block_length 1000.*at most"),
+        ({"window": -1}, "window -1 "),
+        ({"window": "256"}, "window '256' "),
+        ({"max_batch": True}, "max_batch True "),
+        ({"max_length": 512.0}, "max_length 512.0 "),
+        ({"flags": BuildFlags(workspace=2**40)}, "workspace 1099511627776 .*at most"),
+        ({"flags": BuildFlags(workspace=0)}, "workspace 0 must be 1 or more"),
     ],
 )
 def test_settings_that_cannot_work(source: Path, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     """Fails if a wrong setting is noticed only after minutes of work."""
     with pytest.raises(errors.ExportError, match=said):
         export(source, tmp_path / "out", **settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_length": 2**24, "max_batch": 2**16, "window": 2**24, "block_length": 2**24}, {"max_length": 1}]
+)
+def test_the_widest_settings_make_a_bundle_that_opens(source: Path, tmp_path: Path, settings: dict[str, int]) -> None:
+    """Fails if an export succeeds, with parity, whose bundle a service cannot load."""
+
+    def check(stage: Path, manifest: Manifest, progress: Progress) -> dict[str, Any]:
+        return require_passed(compare_bundle(Bundle(stage, manifest), progress, steps=1, trajectories=False))
+
+    export_bundle(str(source), tmp_path / "out", ExportSettings(**settings), Progress(), check=check)
+    with dpad.load(tmp_path / "out") as model:
+        assert model.generate([], gen_length=1, block_length=1).nfe == 1
+
+
+def test_a_bundle_that_cannot_be_loaded_is_not_put_in_place(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if an export ends well without opening what it made, as `dpad.load` does, and letting it write."""
+    old = export(source, tmp_path / "out")
+    made = pipeline.make_contract
+
+    def wrong(checkpoint: Checkpoint, settings: ExportSettings) -> StepContract:
+        return replace(made(checkpoint, settings), max_length=2**31)
+
+    monkeypatch.setattr(pipeline, "make_contract", wrong)
+    with pytest.raises(errors.ExportError, match="new bundle cannot be used: manifest.json: contract.max_length"):
+        export(source, tmp_path / "out", max_batch=2)
+    monkeypatch.undo()
+    raw = raw_config("llada")
+    weights = random_weights(raw)
+    weights["model.transformer.ln_f.weight"][:] = 3e38  # finite, and its products are not
+    write_tokenizer(write_checkpoint(tmp_path / "source", raw, weights))
+    with pytest.raises(errors.ExportError, match="new bundle cannot be used: the engine produced NaN"):
+        export(tmp_path / "source", tmp_path / "out")
+    assert Bundle.open(tmp_path / "out").manifest == old.manifest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_a_checkpoint_without_tokenizer_takes_token_ids(source: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from dpad.export.gpus import GPUS
 from dpad.export.hub import HUB_IDS
 from dpad.export.layouts import LAYOUTS
 from dpad.models.checkpoint import FAMILIES as MODULES
-from dpad.models.checkpoint import Checkpoint, parse_config, read_headers
+from dpad.models.checkpoint import Checkpoint, parse_config
+from dpad.models.headers import read_headers
 from dpad.models.step import Step
 from dpad.runtime.generate import generate
 from dpad.runtime.options import GenerationOptions, defaults

@@ -21,8 +21,11 @@ def test_a_tally_counts_and_lets_other_errors_through(tmp_path: Path) -> None:
         tally.attempt("c", lambda: 1 // 0)
     assert caught.value.__notes__ == ["kind: c"]
     path = tmp_path / "report.json"
-    path.write_text('{"another": {}}')
+    path.write_text('{"another": {"attempts": 5, "accepted": 5, "refused": {}, "slowest_seconds": 1}}')
     write_report([tally], path)
     told = json.loads(path.read_text())
     assert list(told) == ["another", "kind"]
     assert (told["kind"]["attempts"], told["kind"]["refused"]) == (2, {"CheckpointError": 1})
+    page = path.with_suffix(".md").read_text()
+    assert "| `kind` | 2 | 1 | CheckpointError 1 |" in page and "| `another` | 5 | 5 | none |" in page
+    assert "\n7 attempts: " in page

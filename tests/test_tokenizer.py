@@ -16,7 +16,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2Tokenizer
 
 import dpad
-from dpad.export.tokenizer import from_parts
+from dpad.export.vocabulary_files import from_parts
 from dpad.models.training import corpus
 from dpad.runtime import errors
 
@@ -49,7 +49,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(parts: Path) -> tuple[Tokenizer, Qwen2Tokenizer]:
     """This project's tokenizer and that of transformers."""
-    return from_parts(parts), Qwen2Tokenizer.from_pretrained(parts)
+    return Tokenizer.from_str(json.dumps(from_parts(parts))), Qwen2Tokenizer.from_pretrained(parts)
 
 
 @settings(deadline=None, max_examples=300)

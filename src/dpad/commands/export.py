@@ -13,7 +13,7 @@ from dpad.commands.terminal import TerminalProgress, fit_threads
 from dpad.export.engines import ATTENTIONS
 from dpad.export.pack import GROUPS
 from dpad.export.parity import compare_bundle, require_passed
-from dpad.export.pipeline import DTYPES, TARGETS, WEIGHTS, ExportSettings, export_bundle
+from dpad.export.pipeline import DTYPES, LARGEST, TARGETS, WEIGHTS, ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
 from dpad.runtime.bundle import Bundle
@@ -66,15 +66,27 @@ from dpad.runtime.precision import FULL
     metavar="X.Y",
     help="Compute capability of engines, such as 8.9; repeat for several. Default: this machine's GPU, or 8.9.",
 )
-@click.option("--max-batch", default=4, show_default=True, type=click.IntRange(1), help="Largest batch.")
 @click.option(
-    "--max-length", type=click.IntRange(1), help="Longest canvas in tokens. Default: the checkpoint's, at most 4096."
+    "--max-batch", default=4, show_default=True, type=click.IntRange(1, LARGEST["max_batch"]), help="Largest batch."
 )
 @click.option(
-    "--block-length", default=32, show_default=True, type=click.IntRange(1), help="Block that engines are tuned for."
+    "--max-length",
+    type=click.IntRange(1, LARGEST["max_length"]),
+    help="Longest canvas in tokens. Default: the checkpoint's, at most 4096.",
 )
 @click.option(
-    "--window", default=256, show_default=True, type=click.IntRange(1), help="Suffix window that engines are tuned for."
+    "--block-length",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, LARGEST["block_length"]),
+    help="Block that engines are tuned for.",
+)
+@click.option(
+    "--window",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1, LARGEST["window"]),
+    help="Suffix window that engines are tuned for.",
 )
 @click.option(
     "--attention",
@@ -90,7 +102,14 @@ from dpad.runtime.precision import FULL
     is_flag=True,
     help="Plans that later versions of the library can run, within a major version (target tensorrt only).",
 )
-@click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Limit of the builder's workspace.")
+@click.option(
+    "--chat-template",
+    metavar="NAME",
+    help="The chat template of this name, where the checkpoint has several. Default: the one called default.",
+)
+@click.option(
+    "--workspace", type=click.IntRange(1, LARGEST["workspace"]), metavar="MIB", help="Limit of the builder's workspace."
+)
 @click.option(
     "--parity/--no-parity",
     default=True,
@@ -116,6 +135,7 @@ def command(
     strip_weights: bool,
     hardware_compatible: bool,
     version_compatible: bool,
+    chat_template: str | None,
     workspace: int | None,
     parity: bool,
     force: bool,
@@ -131,7 +151,18 @@ def command(
     began = time.perf_counter()
     flags = BuildFlags(strip_weights, hardware_compatible, version_compatible, workspace)
     settings = ExportSettings(
-        targets, dtypes, capabilities, max_batch, max_length, block_length, window, attention, flags, weights, group
+        targets,
+        dtypes,
+        capabilities,
+        max_batch,
+        max_length,
+        block_length,
+        window,
+        attention,
+        flags,
+        weights,
+        group,
+        chat_template,
     )
     progress = TerminalProgress()
     bundle, made = export_bundle(model, out, settings, progress, check=_check if parity else None, force=force)

@@ -14,6 +14,8 @@ from dpad.export.pipeline import write_report
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.errors import ExportError
+from dpad.runtime.travel import copy_command
 
 
 @click.command("parity")
@@ -55,6 +57,8 @@ def command(
     """
     progress = TerminalProgress()
     bundle = Bundle.open(directory)
+    if write and not engines:
+        _check_writable(bundle)
     fit_threads(bundle)
     report = compare_bundle(
         bundle, progress, engines=engines, steps=steps, seed=seed, trajectories=trajectories, emulate=emulate
@@ -69,11 +73,20 @@ def command(
     require_passed(report)
 
 
+def _check_writable(bundle: Bundle) -> None:
+    """Raise `ExportError` before the work if the report could not be put into the bundle after it."""
+    if bundle.is_linked:
+        copy = copy_command(bundle.directory, bundle.manifest.name)
+        raise ExportError(f"{bundle.directory} belongs to a hub's cache; add --no-write, or compare a copy: {copy}")
+    try:
+        writer.check_replaceable(bundle.directory)
+    except ExportError as error:
+        raise ExportError(f"the report cannot be put into the bundle (--no-write leaves it out): {error}") from error
+
+
 def put_report(bundle: Bundle, report: dict[str, Any], progress: Progress) -> None:
     """Replace the bundle by one that holds `report`, in one step; the other files are shared."""
-    with writer.stage_bundle(bundle.directory) as stage:
-        writer.link_tree(bundle.directory, stage)
-        (stage / "parity.json").unlink(missing_ok=True)  # the old file stays as it is in the old bundle
-        (stage / "manifest.json").unlink()
+    with writer.stage_bundle(bundle.directory, bundle.manifest) as stage:
+        writer.link_tree(bundle.directory, stage, bundle.manifest.files.keys() - {"parity.json"})
         write_report(stage, report)
         writer.write_manifest(stage, replace(bundle.manifest, parity="parity.json"), progress)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dpad.export import forecast
+from dpad.export.assumptions import assumptions, contradiction
 from dpad.export.forecast import BLOCK_CAUSAL, MODES, Load, Sizes
 from dpad.export.gpus import GPUS, GpuModel
 from dpad.export.hazards import fits, hazards
@@ -80,7 +81,8 @@ def command(
     block_length = config.block_length or block_length
     loads = [Load(batch, length, block_length, window) for batch in batches for length in lengths]
     gpus = {name: GPUS[name] for name in names or GPUS}
-    found = hazards(config, sizes, stored, step, loads, gpus)
+    told = contradiction(raw, config, model, Path(model) if Path(model).is_dir() else None)
+    found = [*assumptions(raw), *([told] if told else []), *hazards(config, sizes, stored, step, loads, gpus)]
     document = _document(config, sizes, step, loads, gpus) | {"hazards": found}
     if as_json:
         click.echo(json.dumps({"model": model, "architecture": architecture, **document}))

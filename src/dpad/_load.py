@@ -1,0 +1,87 @@
+"""`load`: a bundle, opened with the best engine this machine has.
+
+model = dpad.load("bundles/tiny")
+"""
+
+from collections.abc import Iterable
+from os import PathLike
+from typing import TypedDict, Unpack
+from warnings import warn
+
+from dpad.runtime.arguments import reading
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.checks import as_integer
+from dpad.runtime.elsewhere import instead_of
+from dpad.runtime.engine import Engine
+from dpad.runtime.errors import EngineUnavailable, InvalidRequest
+from dpad.runtime.extras import needed_by
+from dpad.runtime.model import DiffusionModel, tokenizer_directory
+from dpad.runtime.select import open_engine
+from dpad.runtime.show import escaped, shown
+from dpad.runtime.text import TextCodec
+
+
+class _Nothing(TypedDict):
+    """No further options: other tools' are told what to give instead."""
+
+
+def load(
+    directory: str | PathLike[str],
+    *,
+    engine: str = "auto",
+    threads: int = 0,
+    verify_hashes: bool = True,
+    **unknown: Unpack[_Nothing],
+) -> DiffusionModel:
+    """Open a bundle with the best engine this machine has.
+
+    Args:
+        directory: a bundle made by `dpad export`.
+        engine: `auto`, a name from `dpad inspect` (such as `onnxruntime-cpu`), `torch` for
+            the eager reference, or `torch-cuda` for it on a GPU, with the Triton kernel.
+        threads: of ONNX Runtime on a CPU; 0 is every core. Those of `torch` are the whole process's: set them
+            with `torch.set_num_threads`.
+        verify_hashes: compare SHA-256 of every file; sizes and names are always compared.
+        unknown: there are no others; they raise `InvalidRequest`.
+
+    Raises:
+        InvalidRequest: an argument is unknown or of a wrong kind, or `threads` is no such number or given to `torch`.
+        BundleError: the directory is not what its manifest says.
+        EngineError: no engine, or not this one, can run here.
+    """
+    engine, eager = _checked(engine, threads, verify_hashes, unknown)
+    bundle = Bundle.open(directory, hashes=verify_hashes)
+    if bundle.manifest.is_random:
+        warn(f"{directory} holds random weights (dpad synth): all text is noise", stacklevel=2)
+    codec = TextCodec.open(tokenizer_directory(bundle.directory)) if bundle.manifest.tokenizer else None
+    opened: Engine
+    if eager:
+        with needed_by(f"engine {engine}", EngineUnavailable):
+            from dpad.models.torch_engine import open_torch_engine
+
+        opened = open_torch_engine(bundle, device="cuda" if engine == "torch-cuda" else "cpu")
+    else:
+        opened = open_engine(bundle, engine, threads)
+    return DiffusionModel(opened, codec, bundle.manifest.presets)
+
+
+@reading("an argument of load")
+def _checked(engine: object, threads: object, verify_hashes: object, unknown: Iterable[str]) -> tuple[str, bool]:
+    """The engine's name, and whether it is eager; raises `InvalidRequest` for what is no argument of `load`."""
+    for name in unknown:
+        hint = "".join(f" ({meant})" for meant in [instead_of(name, load=True)] if meant)
+        raise InvalidRequest(f"{escaped(name)} is no argument of load{hint}; these are: engine, threads, verify_hashes")
+    if not isinstance(engine, str):
+        raise InvalidRequest(
+            f"engine {shown(engine)} is no name; dpad inspect lists those of a bundle, or leave it out"
+        )
+    if not isinstance(verify_hashes, bool):
+        raise InvalidRequest(f"verify_hashes {shown(verify_hashes)} is neither True nor False")
+    engine = str.__str__(engine)
+    eager = engine in ("torch", "torch-cuda")
+    if eager and as_integer(threads, "threads") != 0:
+        raise InvalidRequest(
+            f"threads {shown(threads)} cannot be given to engine {engine}: torch has one number for the whole process; "
+            "leave threads out, and call torch.set_num_threads, or set OMP_NUM_THREADS"
+        )
+    return engine, eager

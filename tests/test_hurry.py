@@ -1,0 +1,298 @@
+"""What people type in a hurry: served where there is one meaning, else answered with what to type."""
+
+import pickle
+from collections import UserDict, deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundles import export, write_source
+from test_requests import Untouched
+
+import dpad
+from dpad import DiffusionModel, Explicit, InvalidRequest, Request
+from dpad.runtime.errors import BundleError
+from dpad.runtime.generate import generate
+from dpad.runtime.options import GenerationOptions, Options
+
+IDS = [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, `source`, and its bundle, `bundle`."""
+    folder = tmp_path_factory.mktemp("hurry")
+    export(write_source(folder / "source"), folder / "bundle")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Iterator[DiffusionModel]:
+    with dpad.load(folder / "bundle") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tuple,
+        deque,
+        np.array,
+        torch.tensor,
+        lambda ids: np.array(ids, np.uint8),
+        lambda ids: torch.tensor(ids, dtype=torch.int32),
+        lambda ids: [torch.tensor(i) for i in ids],
+        lambda ids: [np.array(i) for i in ids],
+    ],
+)
+def test_ids_of_any_kind_are_a_prompt(model: DiffusionModel, kind: Any) -> None:
+    """Fails if token ids in an array, a tensor or another sequence have to be converted by hand."""
+    assert model.request(kind(IDS)) == Request((5, 6, 7)) == Request(kind(IDS))
+    if kind in (np.array, torch.tensor):
+        (one, two) = model.generate_batch(kind([IDS, IDS]), gen_length=32)
+        assert one.canvas.tolist() == two.canvas.tolist() == model.generate(IDS, gen_length=32).canvas.tolist()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ([IDS], "generate_batch"),
+        (np.array([IDS]), "an array of 2 axes; .*generate_batch"),
+        (torch.tensor([IDS]), "an array of 2 axes; .*generate_batch"),
+        (["w5"], "generate_batch"),
+        ([Request((5,))], "generate_batch"),
+        (UserDict(input_ids=[IDS]), "pass its input_ids"),
+        ({"role": "user", "content": "w5"}, r"as \[message\]"),
+        (b"w5", "not bytes; decode it first"),
+        ((i for i in IDS), "make a list of it"),
+        (np.array([5.5]), "5.5, which is no token id"),
+        (torch.tensor([True]), "True, which is no token id"),
+        (range(10**12), "longer than any canvas"),
+        (Path("w5"), "not PosixPath"),
+    ],
+)
+@pytest.mark.parametrize("method", ["generate", "stream", "request"])
+def test_what_is_no_prompt_points_at_what_was_meant(model: DiffusionModel, method: str, prompt: Any, said: str) -> None:
+    """Fails if a batch, an encoding or a message given as a prompt leaves its owner to guess."""
+    with pytest.raises(InvalidRequest, match=said):
+        getattr(model, method)(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [(IDS, "holds token ids"), (np.array(IDS), "holds token ids"), ([{"role": "user"}] * 2, "holds chat messages")],
+)
+def test_what_is_one_prompt_points_at_generate(model: DiffusionModel, prompts: Any, said: str) -> None:
+    """Fails if each token becomes a prompt, or each message a conversation."""
+    with pytest.raises(InvalidRequest, match=f"{said}; for one prompt use generate or stream"):
+        model.generate_batch(prompts)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("max_new_tokens", "here: gen_length"),
+        ("max_tokens", "here: gen_length"),
+        ("max_length", "here: gen_length"),
+        ("do_sample", "here: temperature"),
+        ("stop", "here: eos_token_ids"),
+        ("num_steps", "here: steps, .* decoder="),
+        ("alg", 'here: decoder; .*topk_margin is "margin"'),
+        ("remasking", 'here: decoder; low_confidence .*"fixed"'),
+        ("mask_id", "here: nothing: the mask is the bundle's own"),
+        ("cfg_scale", "here: nothing"),
+        ("use_cache", 'here: cache="none", "prefix" or "dual"'),
+        ("dual_cache", 'here: cache="none", "prefix" or "dual"'),
+        ("sigma", r"here: schedule=dpad.Gaussian\(k"),
+        ("scale", r"here: schedule=dpad.Gaussian\(k"),
+        ("window_size", r"here: schedule=dpad.Gaussian\(k"),
+        ("preserved_tokens", r"here: schedule=dpad.Uniform\(count"),
+        ("positions", "here: schedule=dpad.Explicit.from_positions"),
+        ("messages", "here: the prompt"),
+        ("generation_config", r"here: its fields as keywords, as \*\*vars\(options\)"),
+        ("temprature", "did you mean temperature"),
+        ("x" * 5000, "is no decoding option; these"),
+        ("\x1b[2J", r"^\\x1b\[2J is no decoding option"),
+    ],
+)
+def test_other_tools_options_point_at_ours(model: DiffusionModel, name: str, said: str) -> None:
+    """Fails if an option that another tool calls otherwise is refused without the name that it has here."""
+    with pytest.raises(InvalidRequest, match=said) as caught:
+        model.generate(IDS, **{name: 1})  # type: ignore[misc]
+    assert len(str(caught.value)) < 900
+
+
+def test_no_option_of_ours_is_said_to_be_anothers() -> None:
+    """Fails if an option that exists is listed as one that is called otherwise."""
+    from dpad.runtime.elsewhere import instead_of
+
+    assert [name for name in Options.__annotations__ if instead_of(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cache": True}, "cache True is no name; give one as text: none, prefix, dual, extend"),
+        ({"cache": False}, "cache False is no name; give one as text: none, prefix, dual, extend"),
+        ({"cache": None}, "cache None is no name; give one as text: none, prefix, dual, extend"),
+        ({"cache": "DUAL"}, "cache 'DUAL' is not one of none, prefix, dual, extend"),
+        ({"cache": "none "}, "cache 'none ' is not one of none, prefix, dual, extend"),
+        ({"decoder": 1}, "threshold, factor, fixed, entropy, margin"),
+        ({"temperature": 0.7, "top_k": 0}, "top_k 0 .*for no limit leave it out"),
+        ({"temperature": 0.7, "top_k": -1}, "top_k -1 .*for no limit leave it out"),
+        ({"temperature": 0.7, "top_p": 0}, "top_p 0.0 .*for no limit leave it out"),
+        ({"schedule": [[37], [69]]}, r"dpad\.Explicit\.from_positions\(positions"),
+        ({"schedule": np.zeros((2, 2), int)}, r"dpad\.Explicit\.from_positions\(positions"),
+        ({"schedule": None}, r"dpad\.Full\(\) drops nothing"),
+        ({"eos_token_ids": 5}, "must be a list"),
+    ],
+)
+def test_values_of_a_wrong_kind_name_the_choices(model: DiffusionModel, options: dict[str, Any], said: str) -> None:
+    """Fails if a user who gives the right option another tool's value is not told the values."""
+    with pytest.raises(InvalidRequest, match=said):
+        model.generate(IDS, **options)
+
+
+def test_ends_of_text_may_be_an_array(model: DiffusionModel) -> None:
+    """Fails if an array of token ids is an error of numpy's, or other tokens count."""
+    for ends in (np.array([3, 9]), torch.tensor([3, 9]), [3, 9]):
+        given = model.generate(IDS, gen_length=64, eos_token_ids=ends)  # type: ignore[arg-type]
+        assert given.token_ids == model.generate(IDS, gen_length=64, eos_token_ids=(3, 9)).token_ids
+
+
+# positions of a prompt of 3 tokens, blocks of 32 and 128 new tokens -> what the message must say
+POSITIONS: dict[str, tuple[Any, str]] = {
+    "before the block's end": ([[34]], "position 34 of block 0 is not behind the block; the suffix there is 35 to 130"),
+    "past the canvas": ([[], [131]], "position 131 of block 1 is past the canvas end; the suffix there is 67 to 130"),
+    "descending": ([[40, 38]], "positions of block 0 must ascend, and 38 stands behind 40"),
+    "twice": ([[], [], [100, 100]], "positions of block 2 must ascend, and 100 stands behind 100"),
+    "more lists than blocks": ([[]] * 5, "for 5 blocks, and gen_length 128 has 4 of 32; leave the others out"),
+    "behind the last block": ([[], [], [], [131]], "position 131 of block 3 .*nothing is behind the last block"),
+    "no list": ([], "for no block"),
+}
+
+
+@pytest.mark.parametrize("case", POSITIONS)
+def test_messages_about_positions_speak_in_positions(case: str) -> None:
+    """Fails if wrong positions get to the engine, or the message names distances, which the caller never gave."""
+    given, said = POSITIONS[case]
+    schedule = Explicit.from_positions(given, prompt_length=3, block_length=32)
+    with pytest.raises(InvalidRequest, match=said):
+        generate(Untouched(), [Request((5, 6, 7))], GenerationOptions(schedule=schedule))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (([[35], 36], 3, 32), "block 1 has 36"),
+        (([[35], ["36"]], 3, 32), "'36' of block 1 is none"),
+        (([[True]], 3, 32), "True of block 0"),
+        (([[35.0]], 3, 32), "35.0 of block 0"),
+        (([[35]], -3, 32), "prompt_length -3"),
+        (([[35]], 3, 0), "block_length 0"),
+        ((iter([[35]]), 3, 32), "lists of integers"),
+        (([range(10**12)], 3, 32), "longer than any canvas"),
+    ],
+)
+def test_what_is_no_position_is_named(values: Any, said: str) -> None:
+    """Fails if True counts as 1, or the message leaves out which value of which block is meant."""
+    with pytest.raises(InvalidRequest, match=said):
+        Explicit.from_positions(*values)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "extend"])
+@pytest.mark.parametrize("ending", [[], [[]]])
+def test_positions_of_blocks_that_were_decoded_repeat_a_run(
+    model: DiffusionModel, cache: str, ending: list[list[int]]
+) -> None:
+    """Fails if a recorded run that ended early cannot be repeated, or what is missing is assumed where it goes on."""
+    end = int(model.generate(IDS, gen_length=128, early_termination=False).canvas[3 + 40])  # ends in the second block
+    options: Any = {"gen_length": 128, "eos_token_ids": (end,), "cache": cache}
+    kept = [[40, 50, 60], [70, 130]]
+    whole = Explicit.from_positions([*kept, [], []], 3, 32)
+    full = model.generate(IDS, schedule=whole, **options)
+    blocks = -(-int(np.count_nonzero(full.commit_steps)) // 32)
+    decoded = Explicit.from_positions([*kept, [], *ending][:blocks], 3, 32)
+    assert model.generate(IDS, schedule=decoded, **options).canvas.tolist() == full.canvas.tolist()
+    early = Explicit.from_positions(kept[:1], 3, 32)
+    options["early_termination"] = False
+    with pytest.raises(InvalidRequest, match="given for 1 block, the text goes on, and block 1 has none"):
+        model.generate(IDS, schedule=early, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"device": "cuda"}, "here: engine="),
+        ({"dtype": "float16"}, "here: --dtype, an option of dpad export"),
+        ({"torch_dtype": "float16"}, "here: --dtype"),
+        ({"load_in_4bit": True}, "here: --weights"),
+        ({"trust_remote_code": True}, "no code of a checkpoint"),
+        ({"num_threads": 2}, "here: threads"),
+        ({"anything": 2}, "anything is no argument of load; these are: engine, threads, verify_hashes"),
+        ({"engine": ["torch"]}, "is no name; dpad inspect"),
+        ({"engine": None}, "is no name; dpad inspect"),
+        ({"verify_hashes": "no"}, "'no' is neither True nor False"),
+    ],
+)
+def test_arguments_of_load_are_told(folder: Path, options: Any, said: str) -> None:
+    """Fails if an argument of another tool's is Python's own error, or a wrong kind is taken for True."""
+    with pytest.raises(InvalidRequest, match=said):
+        dpad.load(folder / "bundle", **options)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("source", r"is a checkpoint and not a bundle; make one with: dpad export .*source --out bundles/source"),
+        ("bundle/manifest.json", r"is not the directory of a bundle; the bundle is .*bundle$"),
+        ("nowhere", "is not a directory; make one with: dpad export MODEL --out .*nowhere"),
+        (".", "bundles lie in it: .*bundle"),
+        ("a\0b", r"a\\x00b is not a directory"),
+    ],
+)
+def test_what_is_no_bundle_is_named(folder: Path, path: str, said: str) -> None:
+    """Fails if a user who gives a checkpoint, a file or a typing error to `load` is not told what it is."""
+    with pytest.raises(BundleError, match=said):
+        dpad.load(folder / path)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"bundle", ["bundle"], type("P", (), {"__fspath__": lambda self: 1 / 0})()])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    """Fails if what is no path is an error of Python's."""
+    with pytest.raises(BundleError, match="is opened by its path"):
+        dpad.load(path)
+
+
+def test_results_are_shown_short_and_pickled(model: DiffusionModel) -> None:
+    """Fails if a result fills the screen, or cannot be sent to another process."""
+    result = model.generate(IDS, gen_length=128)
+    assert "array" not in repr(result) and "nfe=" in repr(result)
+    again = pickle.loads(pickle.dumps(result))
+    assert (again.token_ids, again.canvas.tolist()) == (result.token_ids, result.canvas.tolist())
+
+
+@pytest.mark.parametrize("canvas", [None, 5, "w5", [1.5], [1, 2], np.zeros((2, 67), int), [999] * 67])
+def test_read_refuses_what_is_no_canvas(model: DiffusionModel, canvas: Any) -> None:
+    """Fails if something else than the canvas of this prompt is read as text, or is an error of Python's."""
+    with pytest.raises(InvalidRequest, match="canvas"):
+        model.read(IDS, canvas, gen_length=64)
+    whole = model.generate(IDS, gen_length=64)
+    assert model.read(IDS, whole.canvas.tolist(), gen_length=64) == (whole.text, whole.token_ids)  # type: ignore[arg-type]
+
+
+def test_a_suffix_is_text(model: DiffusionModel) -> None:
+    """Fails if token ids as a suffix are an error of the tokenizer's."""
+    with pytest.raises(InvalidRequest, match="go into a Request"):
+        model.request("w5", suffix=[5, 6])  # type: ignore[arg-type]
+
+
+def test_counts_are_in_the_singular() -> None:
+    """Fails if a message says "1 blocks"."""
+    with pytest.raises(InvalidRequest, match="for 2 blocks, and gen_length 32 has 1 of 32"):
+        Explicit(((), ())).check(32, 32)
+    with pytest.raises(InvalidRequest, match="for 1 block,"):
+        Explicit(((),)).keep(1, 32, 96, np.random.default_rng(0))

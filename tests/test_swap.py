@@ -1,0 +1,299 @@
+"""A bundle is put in place of another: nothing that a user put there is lost, and exports do not meet each other."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import edit, export, write_source
+from test_export import contents
+
+from dpad.commands.parity import put_report
+from dpad.export import swap, writer
+from dpad.export.progress import Progress
+from dpad.export.synthetic import write_checkpoint
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+from dpad.runtime.manifest import FILE_NAME
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("source")
+    return export(write_source(folder / "model"), folder / "out")
+
+
+def make(whole: Bundle, out: Path, meanwhile: Callable[[], object] = lambda: None) -> Path:
+    """Put a bundle at `out` as an export does, which does something else at its end."""
+    with writer.stage_bundle(out) as stage:
+        writer.link_tree(whole.directory, stage, whole.manifest.files)
+        shutil.copy(whole.directory / FILE_NAME, stage)
+        meanwhile()
+    return out
+
+
+def _folder(out: Path) -> None:
+    (out / "notes").mkdir()
+    (out / "notes/a.txt").write_text("mine")
+
+
+def _link(out: Path) -> None:
+    (out / "mine").symlink_to("/")
+
+
+def _deep(folder: Path) -> None:
+    for _ in range(1500):
+        folder /= "d"
+        folder.mkdir()
+    (folder / "x").write_text("mine")
+
+
+INTO: dict[str, Callable[[Path], Any]] = {
+    "file": lambda out: (out / "notes.txt").write_text("mine"),
+    "file in a folder of the bundle": lambda out: (out / "float32/notes.txt").write_text("mine"),
+    "folder": _folder,
+    "link": _link,
+    "pipe": lambda out: os.mkfifo(out / "pipe"),
+    "1,500 folders": _deep,
+    "name that is no text": lambda out: Path(os.fsdecode(os.fsencode(out) + b"/\xff")).write_text("mine"),
+}
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A directory that is removed at once: what cleans up behind the tests cannot go 1,500 folders deep."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("kind", INTO)
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_what_comes_into_the_destination_meanwhile_is_not_lost(
+    whole: Bundle, deep: Path, kind: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a file that is put into --out during an export is deleted, or the new bundle is lost for it.
+
+    Late is between the last look and the moment in which the directories change places.
+    """
+    out = make(whole, deep / "out")
+    exchange, left = swap._exchange, [lambda: INTO[kind](out)]
+
+    def late(a: Path, b: Path) -> bool:
+        if left:
+            left.pop()()
+        return exchange(a, b)
+
+    if when == "late":
+        monkeypatch.setattr(swap, "_exchange", late)
+    with pytest.raises(errors.ExportError, match="would be lost.*is as it was, and what was made lies in .*out.new"):
+        make(whole, out, left.pop() if when == "early" else lambda: None)
+    assert sorted(path.name for path in deep.iterdir()) == ["out", "out.new"]
+    Bundle.open(deep / "out.new")
+    with pytest.raises(errors.BundleError, match="move it out of the bundle|symbolic link"):
+        Bundle.open(out)
+    assert (out / FILE_NAME).is_file()
+
+
+def test_a_directory_that_appears_meanwhile_is_not_lost(whole: Bundle, tmp_path: Path) -> None:
+    """Fails if an export into a new directory replaces one that somebody made before its end; synth is the same."""
+    out = tmp_path / "out"
+
+    def appear() -> None:
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+
+    with pytest.raises(errors.ExportError, match=r"thesis.txt would be lost.*lies in .*out\.new"):
+        make(whole, out, appear)
+    assert contents(out) == {"thesis.txt": b"mine"}
+    Bundle.open(tmp_path / "out.new")
+    with pytest.raises(errors.ExportError, match=r"thesis.txt would be lost"), writer.stage_directory(tmp_path / "b"):
+        out.rename(tmp_path / "b")
+    assert contents(tmp_path / "b") == {"thesis.txt": b"mine"}
+
+
+def test_a_file_written_into_the_old_bundle_after_the_swap_is_kept(whole: Bundle, tmp_path: Path) -> None:
+    """Fails if who works inside the old directory, as a shell that stands in it, loses what it writes there."""
+    out = make(whole, tmp_path / "out")
+    inside = os.open(out, os.O_RDONLY)
+    discard = swap._discard
+
+    def write_first(old: Path, names: list[str]) -> None:
+        with open(os.open("late.txt", os.O_WRONLY | os.O_CREAT, dir_fd=inside), "w") as file:
+            file.write("mine")
+        discard(old, names)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(errors.ExportError, match=r"lie in .*out\.old"):
+        patch.setattr(swap, "_discard", write_first)
+        make(whole, out)
+    os.close(inside)
+    assert contents(tmp_path / "out.old") == {"late.txt": b"mine"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.old"]
+
+
+def test_where_directories_cannot_change_places_they_are_renamed(
+    whole: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a file system without an exchange loses the old bundle or what came into it."""
+    out = make(whole, tmp_path / "out")
+    monkeypatch.setattr(swap, "_exchange", lambda a, b: False)
+    Bundle.open(make(whole, out))
+    with pytest.raises(errors.ExportError, match="notes.txt would be lost"):
+        make(whole, out, lambda: INTO["file"](out))
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_killed_swap_is_mended(whole: Bundle, tmp_path: Path) -> None:
+    """Fails if the old bundle, which a killed process had moved away, is deleted, or a file that came into it."""
+    out = make(whole, tmp_path / "out")
+    left = tmp_path / ".out.stage-0123456789abcdef"
+    left.mkdir()
+    (left / "dpad.lock").touch()
+    out.rename(left / "old")
+    with pytest.raises(errors.ExportError), writer.stage_bundle(out):
+        assert Bundle.open(out)
+        raise errors.ExportError("stopped")
+    left.mkdir()
+    (left / "dpad.lock").touch()
+    (left / "old").mkdir()
+    (left / "old/late.txt").write_text("mine")
+    make(whole, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.old"]
+    assert contents(tmp_path / "out.old") == {"late.txt": b"mine"}
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+NEIGHBOURS: dict[str, Callable[[Path], Any]] = {
+    "a file": lambda path: path.write_text("mine"),
+    "an empty folder": lambda path: path.mkdir(),
+    "a folder of others": lambda path: (path.mkdir(), (path / "thesis.txt").write_text("mine")),
+    "a link to a folder": lambda path: (path.with_name("x").mkdir(), path.symlink_to("x")),
+    "a broken link": lambda path: path.symlink_to("nothing"),
+    "a pipe": os.mkfifo,
+    "a socket": _socket,
+    "a folder with a pipe for a lock": lambda path: (path.mkdir(), os.mkfifo(path / "dpad.lock")),
+    "a folder with a link for a lock": lambda path: (path.mkdir(), (path / "dpad.lock").symlink_to("/etc/passwd")),
+    "a folder with a folder for a lock": lambda path: (path / "dpad.lock").mkdir(parents=True),
+    "a folder that may not be read": lambda path: path.mkdir(mode=0),
+}
+
+
+@pytest.mark.parametrize("name", [".out.stage-0123456789abcdef", ".out.stage-x", ".out.stage-1", ".out.stage--.old"])
+@pytest.mark.parametrize("kind", NEIGHBOURS)
+def test_odd_neighbours_stop_no_stage_and_stay(tmp_path: Path, kind: str, name: str) -> None:
+    """Fails if something whose name looks like a stage's stops an export, or is deleted though it is not ours."""
+    NEIGHBOURS[kind](tmp_path / name)
+    before = (tmp_path / name).lstat()
+    held = sorted(tmp_path.rglob("*"))
+    with writer.stage_bundle(tmp_path / "out") as stage:
+        (stage / "a").write_text("1")
+    assert contents(tmp_path / "out") == {"a": b"1"}
+    assert os.path.samestat((tmp_path / name).lstat(), before)
+    assert [path for path in sorted(tmp_path.rglob("*")) if "out" not in path.relative_to(tmp_path).parts] == held
+
+
+EXPORTS = """
+    import os, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    os.getpid = lambda: 7  # as in containers, each of which counts its processes from 1
+    from dpad.export import writer
+    stage = writer.stage_bundle(Path(sys.argv[2]))
+    folder = stage.__enter__()
+    (folder / "who").write_text(sys.argv[3])
+    print("begun", flush=True)
+    sys.stdin.readline()
+    assert (folder / "who").read_text() == sys.argv[3]
+    stage.__exit__(None, None, None)
+"""
+
+
+def _begin(out: Path, who: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", textwrap.dedent(EXPORTS), str(Path(__file__).parent), str(out), who]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_exports_with_one_process_id_do_not_wipe_each_others_stage(tmp_path: Path) -> None:
+    """Fails if a stage is told to be stale by a process id, which two containers share, or a killed one stays."""
+    out = tmp_path / "out"
+    running = [_begin(out, who) for who in ("first", "second", "killed")]
+    for process in running:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    running[2].kill()
+    running[2].communicate()
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(errors.ExportError, match="stopped"), writer.stage_bundle(out):
+        assert len(list(tmp_path.iterdir())) == 3  # the killed one is gone, this one is there
+        raise errors.ExportError("stopped")
+    told = [process.communicate("\n") for process in running[:2]]
+    assert [process.returncode for process in running[:2]] == [0, 1], told
+    assert "who would be lost" in told[1][1]  # what the first put there is no bundle
+    assert contents(tmp_path) == {"out/who": b"first", "out.new/who": b"second"}
+
+
+def test_two_exports_to_one_destination_both_succeed(whole: Bundle, tmp_path: Path) -> None:
+    """Fails if the one that ends first is in the other's way, or either leaves something behind."""
+    out = tmp_path / "out"
+
+    def other() -> None:
+        edit(make(whole, out), lambda data: data.update(name="first"))
+
+    make(whole, out, other)
+    assert Bundle.open(out).manifest == whole.manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_report_does_not_bring_a_bundle_back(whole: Bundle, tmp_path: Path) -> None:
+    """Fails if parity, which takes long, puts the bundle that it compared in the place of one exported meanwhile."""
+    out = make(whole, tmp_path / "out")
+    old = Bundle.open(out)
+    edit(out, lambda data: data.update(name="newer"))
+    with pytest.raises(errors.ExportError, match="replaced by another bundle"):
+        put_report(old, {"passed": True}, Progress())
+    replaces = Meanwhile("hash files", lambda: edit(out, lambda data: data.update(name="newest")))
+    with pytest.raises(errors.ExportError, match="replaced by another bundle"):
+        put_report(Bundle.open(out), {"passed": True}, replaces)
+    assert Bundle.open(out).manifest.name == "newest"
+
+
+class Meanwhile(Progress):
+    """Does something once, when a task begins."""
+
+    def __init__(self, task: str, action: Callable[[], object]) -> None:
+        self._task, self._actions = task, [action]
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Any:
+        if self._actions and description.startswith(self._task):
+            self._actions.pop()()
+        yield lambda amount: None
+
+
+def test_a_name_as_long_as_a_name_may_be(tmp_path: Path) -> None:
+    """Fails if the stage's longer name does not fit beside a destination whose own does."""
+    for letter in ("n", "é"):
+        out = tmp_path / (letter * (255 // len(letter.encode())))
+        for text in ("1", "2"):
+            with writer.stage_directory(out) as stage:
+                (stage / "a").write_text(text)
+            (out / "a").unlink()
+        assert [path.name for path in tmp_path.iterdir()] == [out.name]
+        out.rmdir()
+
+
+def test_what_cannot_be_replaced_is_refused_before_the_work(whole: Bundle, tmp_path: Path) -> None:
+    """Fails if an export finds out at its end that a mount point cannot be renamed."""
+    with pytest.raises(errors.ExportError, match="mount point.*choose a directory in it"):
+        make(whole, Path("/proc"))
+    with pytest.raises(errors.ExportError, match="mount point|would be lost"):
+        write_checkpoint("llada", Path("/dev/shm"), 1, 0, Progress())

@@ -1,0 +1,325 @@
+"""Bundles that travelled: through a hub, git, an archive or a copy by wire. They open, or say what happened."""
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from hashlib import sha1, sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import edit, export, write_source
+from click.testing import CliRunner
+
+import dpad
+from dpad.cli import main
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+
+WEIGHTS, STEP, TOKENIZER = "float32/model.safetensors", "float32/step.onnx", "tokenizer/tokenizer.json"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 823976\n"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    return export(write_source(folder / "source"), folder / "bundle").directory
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A copy that travels."""
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Makes 1,500 folders in each other, and removes them: what cleans up behind the tests cannot go so deep."""
+
+    def make(folder: Path) -> None:
+        for _ in range(1500):
+            folder /= "d"
+            folder.mkdir()
+        (folder / "x").touch()
+
+    yield make
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
+
+
+def to_hub_cache(bundle: Path, repository: Path, *, below: str = "", absolute: bool = False) -> Path:
+    """As snapshot_download leaves it: every file a link to a blob named by a hash, small ones by git's."""
+    root = repository / "snapshots/0a1b2c"
+    (repository / "blobs").mkdir(parents=True)
+    (bundle / "README.md").write_text("# a page")
+    (bundle / ".gitattributes").write_text("*.onnx filter=lfs")
+    for path in (path for path in sorted(bundle.rglob("*")) if path.is_file()):
+        data = path.read_bytes()
+        kind = sha256 if len(data) > 10_000 else sha1
+        blob = repository / "blobs" / kind(data).hexdigest()
+        blob.write_bytes(data)
+        link = root / below / path.relative_to(bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob if absolute else os.path.relpath(blob, link.parent))
+    return root / below
+
+
+def text_of(directory: Path, **options: Any) -> list[int]:
+    with dpad.load(directory, **options) as model:
+        return model.generate("w5 w6", gen_length=32).token_ids
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("below", ["", "bundles/tiny"])
+def test_a_hub_cache_is_opened_as_it_is(whole: Path, bundle: Path, tmp_path: Path, below: str, absolute: bool) -> None:
+    """Fails if what snapshot_download leaves must be copied first, or gives other text."""
+    snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny", below=below, absolute=absolute)
+    for engine in ("onnxruntime-cpu", "torch"):
+        assert text_of(snapshot, engine=engine) == text_of(whole, engine=engine)
+    (tmp_path / "current").symlink_to(snapshot)
+    assert text_of(tmp_path / "current", verify_hashes=False) == text_of(whole)
+    ran = CliRunner().invoke(main, ["inspect", str(snapshot)])
+    assert ran.exit_code == 0, ran.stderr
+    ran = CliRunner().invoke(main, ["parity", str(snapshot)])
+    assert ran.exit_code == 1 and "--no-write" in ran.stderr and "cp -rL" in ran.stderr
+    assert Bundle.open(snapshot)
+
+
+def _blob(snapshot: Path) -> Path:
+    return (snapshot / WEIGHTS).resolve()
+
+
+def _relink(snapshot: Path, target: Path, name: str = WEIGHTS) -> None:
+    (snapshot / name).unlink()
+    (snapshot / name).symlink_to(target)
+
+
+def _outside(snapshot: Path) -> None:
+    shutil.move(_blob(snapshot), snapshot.parents[3] / "elsewhere")
+    _relink(snapshot, snapshot.parents[3] / "elsewhere")
+
+
+def _other_repository(snapshot: Path) -> None:
+    blobs = snapshot.parents[2] / "models--b--other/blobs"
+    blobs.mkdir(parents=True)
+    shutil.move(_blob(snapshot), blobs / _blob(snapshot).name)
+    _relink(snapshot, blobs / sha256((snapshot.parents[2] / "x").name.encode()).hexdigest())
+
+
+def _through_blobs(snapshot: Path) -> None:
+    blob, secret = _blob(snapshot), snapshot.parents[3] / "secret"
+    shutil.move(blob, secret)
+    blob.symlink_to(secret)
+
+
+def _own_name(snapshot: Path) -> None:
+    shutil.move(_blob(snapshot), _blob(snapshot).with_name("weights"))
+    _relink(snapshot, snapshot.parents[1] / "blobs/weights")
+
+
+def _folder(snapshot: Path) -> None:
+    shutil.move(snapshot / "float32", snapshot.parents[1] / "blobs" / ("0" * 40))
+    (snapshot / "float32").symlink_to(snapshot.parents[1] / "blobs" / ("0" * 40))
+
+
+def _one_file(snapshot: Path) -> None:
+    data = (snapshot / STEP).read_bytes()
+    (snapshot / STEP).unlink()
+    (snapshot / STEP).write_bytes(data)
+
+
+def _manifest(snapshot: Path) -> None:
+    shutil.copy(snapshot / "manifest.json", snapshot.parents[3] / "manifest.json")
+    _relink(snapshot, snapshot.parents[3] / "manifest.json", "manifest.json")
+
+
+LEAVES = {
+    "a file elsewhere": _outside,
+    "another repository": _other_repository,
+    "a blob that is a link": _through_blobs,
+    "a blob of another name": _own_name,
+    "a folder": _folder,
+    "a blob that is gone": lambda snapshot: _blob(snapshot).unlink(),
+    "a manifest elsewhere": _manifest,
+    "one file that is none": _one_file,
+    "a companion elsewhere": lambda snapshot: _relink(snapshot, Path("/etc/passwd"), "README.md"),
+    "a loop": lambda snapshot: _relink(snapshot, snapshot / WEIGHTS),
+}
+
+
+@pytest.mark.parametrize("case", LEAVES)
+@pytest.mark.parametrize("hashes", [True, False])
+def test_links_out_of_the_cache_are_refused(bundle: Path, tmp_path: Path, case: str, hashes: bool) -> None:
+    """Fails if a link reads a file that is no blob of the bundle's own repository, or the way out is not told."""
+    snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
+    LEAVES[case](snapshot)
+    with pytest.raises(errors.SymlinkedFile, match=r"link.*cp -rL"):
+        dpad.load(snapshot, verify_hashes=hashes)
+
+
+def test_the_copy_that_the_message_names_opens(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the one command does not mend it: here links into a cache elsewhere, as older hub libraries left."""
+    (tmp_path / "cache").mkdir()
+    for name in (WEIGHTS, STEP):
+        shutil.move(bundle / name, tmp_path / "cache" / Path(name).name)
+        (bundle / name).symlink_to(tmp_path / "cache" / Path(name).name)
+    with pytest.raises(errors.SymlinkedFile) as refused:
+        dpad.load(bundle)
+    monkeypatch.chdir(tmp_path)
+    Path("bundles").mkdir()
+    words = shlex.split("cp -rL" + str(refused.value).partition("cp -rL")[2])
+    subprocess.run(words, check=True)
+    assert Bundle.open(words[-1])
+
+
+def test_blobs_are_hashed(bundle: Path, tmp_path: Path) -> None:
+    """Fails if a damaged blob is taken for what its name says."""
+    snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
+    data = bytearray(_blob(snapshot).read_bytes())
+    data[-1] ^= 1
+    _blob(snapshot).write_bytes(data)
+    with pytest.raises(errors.AlteredFile, match="model.safetensors"):
+        dpad.load(snapshot)
+
+
+def _git(bundle: Path) -> None:
+    subprocess.run(["git", "init", "-q", bundle], check=True)
+
+
+COMPANIONS: dict[str, Callable[[Path], Any]] = {
+    "--local-dir": lambda b: (b / ".cache/huggingface/download").mkdir(parents=True),
+    "--local-dir's files": lambda b: _write(b / ".cache/huggingface/download/float32/step.onnx.metadata"),
+    "page": lambda b: [_write(b / name) for name in ("README.md", "LICENSE", ".gitattributes", ".gitignore", "NOTICE")],
+    "clone": _git,
+    "worktree": lambda b: _write(b / ".git"),
+    "finder": lambda b: [_write(b / name) for name in (".DS_Store", "float32/.DS_Store", "desktop.ini", "Thumbs.db")],
+    "nfs": lambda b: _write(b / "float32/.nfs000000000123456700000001"),
+}
+
+
+def _write(path: Path, text: str = "x") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("case", COMPANIONS)
+def test_what_tools_put_beside_a_bundle_is_no_obstacle(whole: Path, bundle: Path, case: str) -> None:
+    """Fails if a download, a clone or a file manager makes a whole bundle unusable; an export still keeps the files."""
+    COMPANIONS[case](bundle)
+    assert text_of(bundle) == text_of(whole)
+    names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    foreign = sorted(names - {"manifest.json", *Bundle.open(bundle).manifest.files})
+    if case not in ("finder", "nfs", "--local-dir"):
+        ran = CliRunner().invoke(main, ["parity", str(bundle)])
+        assert ran.exit_code == 1 and "would be lost" in ran.stderr and "--no-write" in ran.stderr
+        assert all((bundle / name).is_file() for name in foreign)
+
+
+REFUSED: dict[str, Callable[[Path], Any]] = {
+    "page in a step's folder": lambda b: _write(b / "float32/README.md"),
+    "git's folder elsewhere": lambda b: _write(b / "float32/.git/x"),
+    "other cache": lambda b: _write(b / ".cache/other/x"),
+    "cache in a step's folder": lambda b: _write(b / "float32/.cache/huggingface/x"),
+    "other file": lambda b: _write(b / "notes.txt"),
+    "linked git folder": lambda b: (b / ".git").symlink_to(b.parent),
+    "linked page": lambda b: (b / "README.md").symlink_to("/etc/passwd"),
+    "linked cache": lambda b: [(b / ".cache").mkdir(), (b / ".cache/huggingface").symlink_to("/etc")],
+    "page that is a pipe": lambda b: os.mkfifo(b / "README.md"),
+    "socket": lambda b: _listen(b / "socket"),
+    "name that is no text": lambda b: _write(Path(os.fsdecode(os.fsencode(b) + b"/\xff\xfe"))),
+}
+
+
+def _listen(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(path))
+
+
+@pytest.mark.parametrize("case", [*REFUSED, "1,500 folders"])
+def test_what_is_no_companion_is_refused(bundle: Path, case: str, deep: Callable[[Path], None]) -> None:
+    """Fails if more is let in than what tools put there, or what lies there gives an error that is not typed."""
+    REFUSED.get(case, deep)(bundle)
+    with pytest.raises((errors.UnlistedFile, errors.SymlinkedFile), match="move it out|cp -rL") as refused:
+        dpad.load(bundle)
+    assert "\n" not in str(refused.value)
+
+
+def _crlf(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+
+def _listed_with_crlf(bundle: Path) -> None:
+    path = bundle / TOKENIZER
+    _crlf(path)
+    data = path.read_bytes()
+    entry = {"size": len(data), "sha256": sha256(data).hexdigest()}
+    edit(bundle, lambda manifest: manifest["files"].update({TOKENIZER: entry}))
+    path.write_bytes(data.replace(b"\r\n", b"\n"))
+
+
+def _unfinished(bundle: Path) -> None:
+    (bundle / WEIGHTS).unlink()
+    _write(bundle / ".cache/huggingface/download/float32/x.123.incomplete")
+
+
+HAPPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "pointer": (lambda b: _write(b / WEIGHTS, POINTER), "safetensors is a pointer.*git lfs pull"),
+    "pointer as manifest": (lambda b: _write(b / "manifest.json", POINTER), "is a pointer.*lfs pull"),
+    "CRLF": (lambda b: _crlf(b / TOKENIZER), "tokenizer.json had its line ends converted to CRLF.*autocrlf"),
+    "CRLF lost": (_listed_with_crlf, "tokenizer.json had its line ends converted from CRLF"),
+    "text of a link": (lambda b: _write(b / WEIGHTS, f"../../../blobs/{'a' * 64}"), "text of a link.*cp -rL"),
+    "upper case": (lambda b: (b / STEP).rename(b / "float32/STEP.ONNX"), "STEP.ONNX was renamed.*float32/step.onnx"),
+    "upper case folder": (lambda b: (b / "float32").rename(b / "FLOAT32"), "FLOAT32/.* was renamed"),
+    "rsync": (
+        lambda b: (b / STEP).rename(b / "float32/.step.onnx.a1B2c3"),
+        "interrupted copy of float32/step.onnx.*rsync again",
+    ),
+    "hf download": (_unfinished, "not finished: run the same hf download again"),
+    "half a copy": (lambda b: _write(b / WEIGHTS, "half"), "has 4 bytes.*copy it again.*again: dpad export"),
+    "lost": (lambda b: (b / STEP).unlink(), "step.onnx is missing; copy it again.*make the bundle again: dpad export"),
+}
+
+
+@pytest.mark.parametrize("case", HAPPENED)
+def test_what_happened_on_the_way_is_named(bundle: Path, case: str) -> None:
+    """Fails if a user is sent to export again for a file that one command brings back."""
+    happen, said = HAPPENED[case]
+    happen(bundle)
+    with pytest.raises(errors.BundleError, match=said):
+        dpad.load(bundle)
+
+
+def test_a_manifest_with_other_line_ends_is_the_same(whole: Path, bundle: Path) -> None:
+    """Fails if white space in manifest.json counts."""
+    _crlf(bundle / "manifest.json")
+    assert text_of(bundle) == text_of(whole)
+
+
+@pytest.mark.parametrize("place", ["float32", "manifest.json", "float32/step.onnx", "nothing", "tokenizer/deeper"])
+def test_a_path_below_a_bundle_says_where_it_is(bundle: Path, place: str) -> None:
+    """Fails if who names a file or a folder of a bundle is told to make a bundle there."""
+    for command in ("inspect", "generate"):
+        ran = CliRunner().invoke(main, [command, str(bundle / place), *(["w5"] if command == "generate" else [])])
+        assert ran.exit_code == 1 and f"the bundle is {bundle}" in ran.stderr.replace("\n", " ")
+
+
+def test_a_path_above_bundles_says_where_they_are(bundle: Path, tmp_path: Path) -> None:
+    """Fails if who names the folder of the bundles, or a repository of the hub's cache, is not told them."""
+    for number in range(5):
+        shutil.copytree(bundle, tmp_path / f"many/{number}")
+    with pytest.raises(errors.MissingFile, match=f"bundles lie in it: {tmp_path}/many/0, .*/2 and 2 more"):
+        Bundle.open(tmp_path / "many")
+    snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
+    with pytest.raises(errors.MissingFile, match=f"bundles lie in it: {snapshot}"):
+        Bundle.open(tmp_path / "hub/models--a--tiny")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/manifest.json").write_text(json.dumps({"name": "a web app"}))
+    (tmp_path / "app/src").mkdir()
+    with pytest.raises(errors.MissingFile, match="dpad export") as refused:
+        Bundle.open(tmp_path / "app/src")
+    assert "bundle is" not in str(refused.value)
+    with pytest.raises(errors.MissingFile, match=r"is a checkpoint and not a bundle; make one with: dpad"):
+        Bundle.open(write_source(tmp_path / "source"))
