@@ -13,9 +13,10 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from dpad.evaluation.spelled import flag, integer, is_none, number, shown
+from dpad.evaluation.spelled import flag, integer, is_none, number
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.options import GenerationOptions
+from dpad.runtime.show import shown
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given counts
 STOPS = ("until", "stop", "stop_sequences", "stop_strings")  # all of them count

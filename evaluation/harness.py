@@ -30,6 +30,7 @@ from dpad.runtime.extras import needed_by
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.presets import name_of, schedule_named
 from dpad.runtime.request import Request
+from dpad.runtime.show import escaped
 
 with needed_by("dpad.evaluation.harness", MissingExtra):
     from lm_eval.__main__ import cli_evaluate
@@ -244,4 +245,4 @@ if __name__ == "__main__":
     try:
         cli_evaluate()
     except DpadError as error:
-        sys.exit("\n".join([f"dpad: {type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
+        sys.exit("\n".join([escaped(f"dpad: {type(error).__name__}: {error}"), *getattr(error, "__notes__", ())]))

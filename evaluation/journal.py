@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from dpad.evaluation.errors import DataError, EvaluationError, ResumeError
-from dpad.evaluation.spelled import shown
 from dpad.runtime.checks import is_number
+from dpad.runtime.show import shown
 
 Record = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Values that YAML or a command line may spell as text: numbers, truths, nothing; and any value in a message.
+"""Values that YAML or a command line may spell as text: numbers, truths, nothing.
 
 integer("max_gen_toks", "256"), number("temperature", "1e-3"), flag("do_sample", "false", True)
 """
@@ -8,6 +8,7 @@ from typing import Any
 
 from dpad.runtime.checks import as_integer, is_integer, is_number
 from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.show import shown
 
 _YES, _NO = ("true", "yes", "on", "1", "1.0"), ("false", "no", "off", "0", "0.0")
 _NONE = ("", "none", "null")
@@ -50,15 +51,6 @@ def flag(name: str, value: Any, default: bool) -> bool:
 def is_none(value: Any) -> bool:
     """Whether `value` says that there is none, perhaps as text."""
     return value is None or (isinstance(value, str) and value.strip().lower() in _NONE)
-
-
-def shown(value: Any) -> str:
-    """`value` as a message shows it: short, whatever it is."""
-    try:
-        text = repr(value)
-    except Exception as error:  # of a stranger's class; an integer of 5,000 digits has none either
-        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
-    return text if len(text) <= 80 else f"{text[:60]}… ({type(value).__name__})"
 
 
 def _is_bit(value: Any) -> bool:
