@@ -257,7 +257,7 @@ def _commands(marks: list[bytes]) -> list[bytes]:
     return found
 
 
-@fuzz(short=6, long=400)
+@fuzz(short=6, long=200)
 def test_mixed_attacks(
     mutants: int, tally: Tally, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

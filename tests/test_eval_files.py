@@ -220,7 +220,7 @@ def mutated(text: bytes, rng: random.Random) -> bytes:
     return text
 
 
-@fuzz(short=300, long=30_000)
+@fuzz(short=200, long=20_000)
 def test_mutated_data_files(mutants: int, tally: Tally, tmp_path: Path) -> None:
     """Fails if a data file gives anything but samples or a typed error."""
     rows = [{"question": f"w{n}", "answer": "#### 1", "text": "w1", "prompt": "w2"} for n in range(3)]
@@ -237,7 +237,7 @@ def test_mutated_data_files(mutants: int, tally: Tally, tmp_path: Path) -> None:
             assert sample.key and found.grade(sample, sample.prompt) is not None
 
 
-@fuzz(short=300, long=30_000)
+@fuzz(short=200, long=5_000)
 def test_mutated_samples(mutants: int, tally: Tally, tmp_path: Path) -> None:
     """Fails if a file of samples gives anything but results that JSON can spell, or a typed error; or is changed."""
     path, out = tmp_path / "kept", tmp_path / "out"
