@@ -230,10 +230,10 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["mounted"]
 
 
-def test_a_killed_evaluation_leaves_no_programs(sandbox: Sandbox) -> None:
+def test_a_killed_evaluation_leaves_no_programs(sandbox: Sandbox, tmp_path: Path) -> None:
     """Fails if a program goes on for as long as it likes when whoever started it is gone."""
     code = "from dpad.evaluation.sandbox import *\nSandbox(Limits(seconds=99)).run('import time; time.sleep(99)')"
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}) as process:
         marks = [b"launcher.py", f'"parent": {process.pid},'.encode()]
         until = time.monotonic() + 60
         while len(_commands(marks)) < 3:  # the launcher, the first process, the program
