@@ -41,7 +41,7 @@ class Child:
         if not select.select([stdout], [], [], seconds)[0]:
             self._process.kill()
         answer = stdout.readline()
-        if answer:
+        if answer.endswith("\n"):
             return dict(json.loads(answer))
         self.__exit__(None, None, None)
         code = self._process.returncode
