@@ -37,7 +37,11 @@ def workspace(parent: Path, prefix: str, rescue: Rescue | None = None) -> Iterat
     _remove_left(parent, prefix, rescue)
     folder = parent / (prefix + secrets.token_hex(8))
     folder.mkdir()
-    lock = _lock(folder)
+    try:
+        lock = _lock(folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         yield folder
     finally:
@@ -60,8 +64,8 @@ def _lock(folder: Path) -> int:
 
 def _remove_left(parent: Path, prefix: str, rescue: Rescue | None) -> None:
     """Remove the workspaces of processes that have ended; everything else stays, and stops nobody."""
-    ours = re.compile(re.escape(prefix) + _DRAWN)
-    with os.scandir(parent) as entries:
+    ours, left = re.compile(re.escape(prefix) + _DRAWN), []
+    with suppress(OSError), os.scandir(parent) as entries:  # a folder may be writable and not readable
         left = [parent / e.name for e in entries if ours.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     for folder in left:
         with suppress(OSError):

@@ -55,7 +55,7 @@ def stage_directory(
     directory that may be replaced with it, none by default. Raises `ExportError` if it holds others, at the start or
     at the end, or if writing fails. If they come in between, what was built is kept beside it.
     """
-    destination = Path(os.path.realpath(destination))
+    destination = _resolved(destination)
     replaceable = partial(_replaceable, destination=destination, listed=listed)
     if destination.exists():
         _check_movable(destination)
@@ -79,7 +79,7 @@ def stage_directory(
 
 def check_replaceable(destination: Path) -> None:
     """Raise `ExportError` now for what `stage_bundle` would refuse at its end: a directory with files of others."""
-    destination = Path(os.path.realpath(destination))
+    destination = _resolved(destination)
     if destination.exists():
         _check_movable(destination)
         _replaceable(destination, destination, _files_of_bundle)
@@ -111,6 +111,13 @@ def link_tree(source: Path, target: Path, names: Iterable[str]) -> None:
             os.link(path, copy)
         except OSError:
             shutil.copy2(path, copy)
+
+
+def _resolved(destination: Path) -> Path:
+    try:
+        return Path(os.path.realpath(destination))
+    except ValueError as error:  # as of a name with a zero byte
+        raise ExportError(f"{str(destination)!r} is no name of a directory: {error}") from error
 
 
 def _check_movable(destination: Path) -> None:

@@ -12,8 +12,9 @@ hub's cache, where every file is a link to a blob of the same repository.
 
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -37,6 +38,7 @@ from dpad.runtime.show import escaped, shown
 from dpad.runtime.tree import walk
 
 _CHUNK = 4 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
 _MANIFEST_LIMIT = 4 << 20  # bytes: a thousand times what one takes, and 100 MB while it is read
 
 Advance = Callable[[int], None]
@@ -90,8 +92,7 @@ class Bundle:
     def _check_files(self, hashes: bool, advance: Advance | None) -> None:
         for name in sorted(self.manifest.references() - self.manifest.files.keys()):
             raise UnlistedFile(f"the manifest refers to {name} but does not list it; {self._way_out()}")
-        for name in self.manifest.files:
-            _check_inside(name, self._way_out())
+        _check_names(self.manifest.files, self._way_out())
         self._check_tree()
         for name, entry in self.manifest.files.items():
             self._check_file(name, entry, hashes, advance)
@@ -175,12 +176,23 @@ def sha256(path: Path, advance: Advance | None = None) -> str:
     return digest.hexdigest()
 
 
+def _check_names(files: Mapping[str, FileEntry], way_out: str) -> None:
+    """Refuse names that leave the bundle, or that are not one file each in every file system."""
+    spelled: dict[str, str] = {}
+    for name, entry in files.items():
+        _check_inside(name, way_out)
+        if (other := spelled.setdefault(name.casefold(), name)) != name:
+            raise ManifestError(f"the manifest lists {other} and {name}, which are one where case does not count")
+        if not _SHA256.fullmatch(entry.sha256):
+            raise ManifestError(f"the manifest has {entry.sha256[:80]!r} for the SHA-256 of {name}; {way_out}")
+
+
 def _check_inside(name: str, way_out: str) -> None:
     """Refuse absolute paths, `..`, backslashes and other spellings that could leave the bundle."""
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
         raise OutOfTreeFile(f"the manifest lists {name!r}, which leaves the bundle; {way_out}")
-    if str(path) != name:
+    if str(path) != name or not name.isprintable() or hides(name):
         raise OutOfTreeFile(f"the manifest lists {name!r}, which is not a plain relative path; {way_out}")
 
 

@@ -3,9 +3,11 @@
     is_integer(True)                    # False
     as_integer(np.uint8(5))             # 5, of which -5 is no 251
     check_step(inputs, contract)        # raises EngineError naming the value and its limit
+    check_outputs(outputs, inputs, contract, engine.name)
 
 Every engine calls `check_step` before it launches anything: compiled engines follow a wrong
-index into foreign memory instead of refusing it.
+index into foreign memory instead of refusing it. The decode loop calls `check_outputs` after every step: an engine
+is a file from outside, and what it answers wrongly is not the caller's fault.
 """
 
 import math
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from dpad.runtime.arguments import plain
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engine import StepInputs
+from dpad.runtime.engine import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, InvalidRequest
 
 _INT64 = np.dtype(np.int64)
@@ -92,6 +94,33 @@ def check_step(inputs: StepInputs, contract: StepContract, *, extends: bool = Fa
             raise EngineError(
                 f"a step that writes the cache attends slot {highest} of it; refresh with no cached slots"
             )
+
+
+def check_outputs(outputs: StepOutputs, inputs: StepInputs, contract: StepContract, engine: str) -> None:
+    """Raise `EngineError`, naming the `engine`, unless `outputs` answer `inputs` as `contract` says.
+
+    It takes some 10 microseconds. NaN is found where the confidence is computed, which reads the odds and the logits.
+    """
+    shape = inputs.decode_rows.shape
+    wanted = [("token_ids", shape), ("confidence", shape), ("odds_against", shape)]
+    wanted += [("logits", (*shape, contract.vocab_size))] if inputs.want_logits else []
+    for name, sizes in wanted:
+        array: Any = getattr(outputs, name, None)
+        if not isinstance(array, np.ndarray):
+            raise _broken(engine, f"gave {_kind(array)} for {name}")
+        is_kind = array.dtype == _INT64 if name == "token_ids" else array.dtype.kind == "f"
+        if array.shape != sizes or not is_kind:
+            raise _broken(engine, f"gave {_kind(array)} of shape {array.shape} for {name}, and {sizes} was asked for")
+    tokens, odds = outputs.token_ids, outputs.odds_against
+    if tokens.size and tokens.view(np.uint64).max() >= contract.vocab_size:  # read so, what is below 0 is huge
+        wrong = tokens[(tokens < 0) | (tokens >= contract.vocab_size)][0]
+        raise _broken(engine, f"predicted token {wrong}, outside the vocabulary of {contract.vocab_size}")
+    if odds.size and odds.min() < 0:
+        raise _broken(engine, f"gave odds of {odds.min():.4g} against a token, which cannot be below 0")
+
+
+def _broken(engine: str, fault: str) -> EngineError:
+    return EngineError(f"engine {engine} {fault}: it is not the step of this bundle; export the bundle again")
 
 
 def check_cache(inputs: StepInputs, batch: int, slots: int) -> None:

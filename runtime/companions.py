@@ -10,11 +10,12 @@ only: a step names the files beside it, and there none may lie that is not liste
 
 import re
 
-_FOLDERS = (".git", ".cache/huggingface")
+_FOLDERS = (".git", ".cache/huggingface", ".huggingface", "lost+found")
 _TOP = re.compile(
-    r"\.git(attributes|ignore)?|\.cache|README\.md|(LICEN[CS]E|NOTICE|COPYING)(\.(md|txt))?", re.IGNORECASE
+    r"\.git(attributes|ignore)?|\.cache|\.(msc|mdl|mv)|README\.md|(LICEN[CS]E|NOTICE|COPYING)(\.(md|txt))?",
+    re.IGNORECASE,
 )
-_LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]{8,}")
+_LITTER = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]{8,}")
 
 
 def is_companion(name: str) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dpad.runtime.batch import Batch, Masks
 from dpad.runtime.cache import GROWING
+from dpad.runtime.checks import check_outputs
 from dpad.runtime.commit import commit_count
 from dpad.runtime.engine import Engine, StepOutputs
 from dpad.runtime.errors import InvalidRequest
@@ -112,6 +113,7 @@ def _steps(
         began = perf_counter()
         outputs = engine.step(inputs, cache)
         seconds = perf_counter() - began
+        check_outputs(outputs, inputs, batch.contract, engine.name)
         outputs = outputs.first_rows(masks.offsets.shape[1])
         choice = _choose(outputs, options, batch, masks.lines, step, stuck)
         rows, columns, tokens = _select(choice, masks, options, step - batch.first_step, batch.contract.mask_token_id)

@@ -89,7 +89,10 @@ class OnnxEngine(Engine):
         self.contract, self.dtype, self._device = contract, rows_dtype(dtype), provider
         self.extends = self.narrows = provider == "cpu"  # rows are joined, and taken out, on the host
         self.session = open_session(path, provider, threads, model)
-        self._check_signature(path)
+        try:
+            self._check_signature(path)
+        except UnicodeDecodeError as error:
+            raise EngineError(f"{path}: a name in it is no UTF-8 text: {error}; export the bundle again") from error
         self._cache_names = [name for pair in contract.cache_names() for name in pair]
         self._new_names = [name for pair in contract.new_names() for name in pair]
 
@@ -166,12 +169,22 @@ class OnnxEngine(Engine):
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed in a step: {error}") from error
         values = binding.get_outputs()
+        if inputs.write_back:
+            self._check_rows(values[len(names) :], inputs)
         if inputs.write_back and attends:
             self._extend(cache, values[len(names) :], inputs)
         elif inputs.write_back:
             self._keep(cache, values[len(names) :], inputs.gather_indices)
         arrays = [value.numpy() for value in values[: len(names)]]
         return StepOutputs(arrays[0], arrays[1], arrays[2], arrays[3] if inputs.want_logits else None)
+
+    def _check_rows(self, new: list[ort.OrtValue], inputs: StepInputs) -> None:
+        """Raise `EngineError` unless the rows to cache are those of `inputs`: later steps find them by their place."""
+        wanted = [*inputs.gather_indices.shape, self.contract.kv_heads, self.contract.head_size]
+        for name, value in zip(self._new_names, new):
+            if value.shape() != wanted:
+                told = f"engine {self.name} gave {name} of shape {value.shape()}, and {wanted} was asked for"
+                raise EngineError(f"{told}: it is not the step of this bundle; export the bundle again")
 
     def _bind_inputs(self, inputs: StepInputs, cache: OnnxCache, attends: bool) -> None:
         """Bind all but the caches, which stay bound from one refresh to the next."""
@@ -213,7 +226,7 @@ def open_session(path: Path, provider: str, threads: int = 0, model: bytes | Non
     if model is not None:  # else it knows the folder, and that where a link leads to: a hub's cache is all links
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     wanted = PROVIDERS[provider]
-    size = sum(file.stat().st_size for file in path.parent.iterdir())
+    size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     roomy = provider != "cpu" or _PREPARED * size < available_memory()
     if not roomy:
         warn(

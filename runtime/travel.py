@@ -60,9 +60,10 @@ def told(path: Path, sha256: str | None = None) -> str | None:
         unix = data.replace(b"\r\n", b"\n")
         for kind, other in (("to CRLF", unix), ("from CRLF", unix.replace(b"\n", b"\r\n"))):
             if hashlib.sha256(other).hexdigest() == sha256:
+                name = shlex.quote(path.name)
                 return (
-                    f"{path} had its line ends converted {kind}, as git and editors do: copy the file again as it is; "
-                    "in a clone: git config core.autocrlf false && git rm -rq --cached . && git reset --hard"
+                    f"{path} had its line ends converted {kind}, as git and editors do: copy it again as it is; in a "
+                    f"clone: rm {name} && git -c core.autocrlf=false checkout {name}"
                 )
     return None
 

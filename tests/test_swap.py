@@ -295,5 +295,7 @@ def test_what_cannot_be_replaced_is_refused_before_the_work(whole: Bundle, tmp_p
     """Fails if an export finds out at its end that a mount point cannot be renamed."""
     with pytest.raises(errors.ExportError, match="mount point.*choose a directory in it"):
         make(whole, Path("/proc"))
+    with pytest.raises(errors.ExportError, match="no name of a directory"):
+        make(whole, tmp_path / "a\0b")
     with pytest.raises(errors.ExportError, match="mount point|would be lost"):
         write_checkpoint("llada", Path("/dev/shm"), 1, 0, Progress())

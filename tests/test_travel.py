@@ -194,8 +194,12 @@ COMPANIONS: dict[str, Callable[[Path], Any]] = {
     "--local-dir's files": lambda b: _write(b / ".cache/huggingface/download/float32/step.onnx.metadata"),
     "page": lambda b: [_write(b / name) for name in ("README.md", "LICENSE", ".gitattributes", ".gitignore", "NOTICE")],
     "clone": _git,
+    "other downloads": lambda b: [_write(b / name) for name in (".huggingface/download/x", ".msc", ".mdl", ".mv")],
+    "root of a volume": lambda b: (b / "lost+found").mkdir(mode=0),
     "worktree": lambda b: _write(b / ".git"),
-    "finder": lambda b: [_write(b / name) for name in (".DS_Store", "float32/.DS_Store", "desktop.ini", "Thumbs.db")],
+    "finder": lambda b: [
+        _write(b / name) for name in (".DS_Store", "float32/.DS_Store", "float32/._step.onnx", "desktop.ini")
+    ],
     "nfs": lambda b: _write(b / "float32/.nfs000000000123456700000001"),
 }
 
@@ -212,7 +216,7 @@ def test_what_tools_put_beside_a_bundle_is_no_obstacle(whole: Path, bundle: Path
     assert text_of(bundle) == text_of(whole)
     names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     foreign = sorted(names - {"manifest.json", *Bundle.open(bundle).manifest.files})
-    if case not in ("finder", "nfs", "--local-dir"):
+    if case not in ("finder", "nfs", "--local-dir", "root of a volume"):
         ran = CliRunner().invoke(main, ["parity", str(bundle)])
         assert ran.exit_code == 1 and "would be lost" in ran.stderr and "--no-write" in ran.stderr
         assert all((bundle / name).is_file() for name in foreign)

@@ -3,11 +3,11 @@
 import json
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 
 from dpad.commands.terminal import TerminalProgress
+from dpad.export.workspace import workspace
 from dpad.plugins.tiling import CAPABILITIES, DTYPES, HEAD_SIZES
 from dpad.runtime.errors import ExportError
 from dpad.runtime.extras import needed_by
@@ -61,8 +61,9 @@ def compile_command(
     out.mkdir(parents=True, exist_ok=True)
     progress = TerminalProgress()
     kernels = []
-    with TemporaryDirectory(dir=out, prefix=".compile-") as folder, progress.task("compile kernels") as advance:
-        stage = Path(folder)
+    with workspace(out, ".compile-") as folder, progress.task("compile kernels") as advance:
+        stage = folder / "new"
+        stage.mkdir()
         for kernel in compile_all(capabilities, dtypes, [int(size) for size in head_sizes]):
             (stage / f"{kernel.name}.ptx").write_text(kernel.ptx)
             (stage / f"{kernel.name}.cubin").write_bytes(kernel.cubin)

@@ -1,0 +1,120 @@
+"""What an engine returns is compared with the contract: a wrong answer is the engine's fault, and told as that."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from bundles import export, write_source
+from sealed import STEP, answer, edit_graph, reseal
+
+import dpad
+from dpad.runtime import errors
+from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    return export(write_source(folder / "source"), folder / "bundle").directory
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def _bytes(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        data = (bundle / STEP).read_bytes()
+        assert old in data and len(old) == len(new)
+        (bundle / STEP).write_bytes(data.replace(old, new))
+        reseal(bundle)
+
+    return change
+
+
+def _graph(*arguments: Any, **attributes: Any) -> Callable[[Path], None]:
+    return lambda bundle: edit_graph(bundle, lambda model: answer(model, *arguments, **attributes))
+
+
+def _drop_output(model: onnx.ModelProto) -> None:
+    del model.graph.output[-1]
+
+
+GRAPHS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "token beyond the vocabulary": (_graph("token_ids", "Add", 10**9), "predicted token 1000000"),
+    "token below 0": (_graph("token_ids", "Sub", 10**12), "predicted token -9999"),
+    "more tokens": (_graph("token_ids", "Concat", axis=1, repeats=True), "gave .* for token_ids, and"),
+    "more rows": (_graph("confidence", "Concat", axis=0, repeats=True), "gave .* for confidence, and"),
+    "odds below 0": (_graph("odds_against", "Sub", 1e9), "gave odds of -"),
+    "odds that are NaN": (_graph("odds_against", "Mul", float("nan")), "produced NaN"),
+    "another axis": (_graph("odds_against", "Flatten", axis=0), "gave .* for odds_against"),
+    "more logits": (_graph("logits", "Concat", axis=2, repeats=True), "output logits is"),
+    "logits that are NaN": (_graph("logits", "Mul", float("nan")), "produced NaN"),
+    "more keys": (_graph("new_key.0", "Concat", axis=1, repeats=True), "gave new_key.0 of shape"),
+    "more heads": (_graph("new_value.1", "Concat", axis=2, repeats=True), "gave new_value.1 of shape"),
+    "more of a batch": (_graph("new_key.1", "Concat", axis=0, repeats=True), "gave new_key.1 of shape"),
+    "name that is no text": (_bytes(b"confidence", b"confid\xff\xfece"), "step.onnx"),
+    "input that is no text": (_bytes(b"gather_indices", b"gather_\xff\xfe\xfd\xfc\xfb\xfa\xf9"), "step.onnx"),
+    "one output less": (lambda bundle: edit_graph(bundle, _drop_output), "outputs are not those of the contract"),
+}
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_a_sealed_graph_that_lies_is_an_engine_error(bundle: Path, case: str) -> None:
+    """Fails if a step of another contract gives text, blames the caller, or ends in numpy's own errors."""
+    change, said = GRAPHS[case]
+    change(bundle)
+    decoders: list[dict[str, Any]] = [{}, {"cache": "extend"}, {"decoder": "entropy"}]
+    with pytest.raises(errors.EngineError, match=said) as caught, dpad.load(bundle) as model:
+        for options in decoders:
+            model.generate_batch(["w5 w6", "w7"], gen_length=64, **options)
+    assert type(caught.value) is errors.EngineError
+
+
+class Liar(Engine):
+    """Another engine whose outputs are passed through `lie`."""
+
+    def __init__(self, engine: Engine, lie: Callable[[StepOutputs], Any]) -> None:
+        self.name, self.contract, self.dtype = "liar", engine.contract, engine.dtype
+        self._engine, self._lie = engine, lie
+
+    def new_cache(self, batch: int, slots: int) -> Any:
+        return self._engine.new_cache(batch, slots)
+
+    def step(self, inputs: StepInputs, cache: Any) -> StepOutputs:
+        told: StepOutputs = self._lie(self._engine.step(inputs, cache))
+        return told
+
+
+LIES: dict[str, Callable[[StepOutputs], Any]] = {
+    "nothing": lambda outputs: None,
+    "a tuple": lambda outputs: (outputs.token_ids, outputs.confidence),
+    "lists": lambda outputs: replace(outputs, token_ids=outputs.token_ids.tolist()),
+    "fewer rows": lambda outputs: replace(outputs, token_ids=outputs.token_ids[:, :-1]),
+    "no rows": lambda outputs: replace(outputs, odds_against=outputs.odds_against[:, :0]),
+    "one axis": lambda outputs: replace(outputs, confidence=outputs.confidence[0]),
+    "tokens in 32 bit": lambda outputs: replace(outputs, token_ids=outputs.token_ids.astype(np.int32)),
+    "tokens that are numbers": lambda outputs: replace(outputs, token_ids=outputs.token_ids.astype(np.float32)),
+    "odds that are objects": lambda outputs: replace(outputs, odds_against=outputs.odds_against.astype(object)),
+    "a token too large": lambda outputs: replace(outputs, token_ids=outputs.token_ids + 2**62),
+    "a token below 0": lambda outputs: replace(outputs, token_ids=outputs.token_ids - 2**40),
+    "odds below 0": lambda outputs: replace(outputs, odds_against=-1 - outputs.odds_against),
+    "odds that are NaN": lambda outputs: replace(outputs, odds_against=outputs.odds_against * np.float32("nan")),
+    "no logits": lambda outputs: replace(outputs, logits=None),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_an_engine_that_lies_is_named(whole: Path, case: str) -> None:
+    """Fails if an engine of somebody's own, or a compiled one, makes a traceback or an error about the prompt."""
+    with dpad.load(whole) as model:
+        liar = dpad.DiffusionModel(Liar(model.engine, LIES[case]), model.codec)
+        with pytest.raises(errors.EngineError, match="engine liar gave|engine liar predicted|the engine produced NaN"):
+            liar.generate("w5 w6", gen_length=32, decoder="margin" if case == "no logits" else "threshold")
