@@ -13,7 +13,6 @@ from dpad.models.folder import CONFIG, listing
 from dpad.runtime import files
 from dpad.runtime.errors import CheckpointError
 
-
 ADAPTER, MANIFEST = "adapter_config.json", "manifest.json"  # the latter is a bundle's
 UNFINISHED = (".aria2", ".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".!qB")
 
