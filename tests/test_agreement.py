@@ -99,6 +99,10 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
         both(added("<new>"), template("<new>" + TEMPLATE)),
         ("'<new>'", str(VOCAB), "template"),
     ),
+    "the template goes beyond, for a system": (
+        both(added("<new>"), template("{% if messages[0]['role'] == 'system' %}<new>{% endif %}" + TEMPLATE)),
+        ("'<new>'", str(VOCAB), "template, with all roles"),
+    ),
     "the tokenizer goes beyond": (both(added("<new>"), begins("<new>", VOCAB)), ("'<new>'", str(VOCAB), "tokenizer")),
     "the template writes masks": (template("<mask>" + TEMPLATE), ("'<mask>'", "template", "take it out")),
     "the tokenizer writes masks": (begins("<mask>", MASK), ("'<mask>'", "tokenizer", "take it out")),

@@ -39,6 +39,17 @@ def test_what_is_assumed_is_said(tmp_path: Path, family: str) -> None:
     assert not [line for line in heard(said) if "is assumed," in line]
 
 
+@each_family
+def test_generation_config_may_say_otherwise(tmp_path: Path, family: str) -> None:
+    """Fails if the block length of the authors' decoding is written beside config.json, and another one is taken."""
+    source = write(tmp_path / "model", family)
+    (source / "generation_config.json").write_text('{"block_length": 16}')
+    with pytest.raises(CheckpointError, match=r"generation_config.json says block_length=16.*put \"b"):
+        heard(source)
+    (source / "generation_config.json").write_text(json.dumps({"block_length": LENGTHS[family][1], "bd_size": None}))
+    assert heard(source)
+
+
 NAMES = [
     "SDAR-4B-Chat-b64",
     "SDAR-4B-Chat-b64-sft",
@@ -61,7 +72,7 @@ def test_a_name_that_says_otherwise_stops_the_export(tmp_path: Path, family: str
             continue
         with pytest.raises(CheckpointError) as caught:
             heard(source)
-        assert all(word in str(caught.value) for word in ("says blocks of", f'"{key}"', str(length), "config.json"))
+        assert all(word in str(caught.value) for word in ("says blocks of", f'"{key}"', f"means {length}"))
         assert str(caught.value) in CliRunner().invoke(main, ["plan", str(source)]).output
     sure = write(tmp_path / name, family, **{key: length})
     assert not [line for line in heard(sure) if "blocks of" in line], "config.json has the last word"

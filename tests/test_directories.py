@@ -96,6 +96,18 @@ def quantised(directory: Path) -> None:
     safetensors.torch.save_file(weights, directory / SINGLE)
 
 
+def emptied(directory: Path) -> None:
+    """What ZeRO-3 saves of parameters that lie on several machines."""
+    names = safetensors.torch.load_file(directory / SINGLE)
+    safetensors.torch.save_file({name: torch.zeros(0) for name in names}, directory / SINGLE)
+
+
+def headed(directory: Path) -> None:
+    """A head that only training needed."""
+    weights = safetensors.torch.load_file(directory / SINGLE)
+    safetensors.torch.save_file(weights | {"value_head.weight": torch.zeros(1, 64)}, directory / SINGLE)
+
+
 ADAPTER = put("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "Dream-org/Dream-7B"}')
 LORA = put("adapter_model.safetensors", b"x")
 BLOB = f"../../blobs/{'0' * 64}"
@@ -167,6 +179,16 @@ ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a folder below": (move(SINGLE, "weights/model.safetensors"), ("weights", "pass", "!again")),
     "DeepSpeed": (both(put("zero_to_fp32.py", instead=True), put("optimizer.pt")), ("DeepSpeed", "zero_to_fp32.py")),
     "DeepSpeed's step": (put("global_step500/mp_rank_00_model_states.pt", instead=True), ("DeepSpeed", "!again")),
+    "ZeRO-3's empty tensors": (emptied, ("(0,)", "zero_to_fp32.py")),
+    "FSDP, flattened": (renamed(lambda n: f"{n}._flat_param" if "up_proj" in n else n), ("FSDP", "FULL_STATE_DICT")),
+    "another file named": (configured(transformers_weights="ema.safetensors"), ("transformers_weights", "ema")),
+    "a head too many": (headed, ("value_head.weight", "check config.json", "without them")),
+    "shards of another name": (
+        both(move(SINGLE, "part-1.safetensors"), put("part-2.safetensors")),
+        ("part-1.safetensors and others", "no index", "!rename"),
+    ),
+    "a copy's leftovers": (both(put("._model.safetensors"), remove(SINGLE)), ("no weights are there", "!._model")),
+    "config by another name": (move("config.json", "config (1).json"), ("config (1).json", "rename")),
     "FSDP": (put("pytorch_model_fsdp_0/__0_0.distcp", instead=True), (".distcp", "merge-weights", "!again")),
     "no config": (remove("config.json"), ("config.json is missing", "put the config.json", "!again")),
     "shards, not all": (move(SINGLE, FIRST), (INDEX, SECOND, "1 of 2", "again")),

@@ -119,6 +119,15 @@ def test_an_export_says_what_it_leaves_aside(tmp_path: Path) -> None:
     assert any(f"{SINGLE} is taken" in line and INDEX in line for line in heard(tmp_path))
 
 
+def test_a_matrix_of_zeros_is_said(tmp_path: Path) -> None:
+    """Fails if the part of a file that a download never reached becomes a bundle without a word."""
+    weights = random_weights(RAW)
+    weights["model.layers.0.mlp.up_proj.weight"].zero_()
+    weights["model.layers.0.self_attn.q_proj.bias"].zero_()
+    [line] = [line for line in heard(write_checkpoint(tmp_path, RAW, weights)) if "but zeros" in line]
+    assert "up_proj.weight" in line and SINGLE in line
+
+
 BUFFERS = ("model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq")
 
 
