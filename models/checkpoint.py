@@ -68,7 +68,6 @@ class Checkpoint:
         """
         if not own:
             check_folder(directory)
-        check_adapter(directory)
         raw = read_config(directory)
         architecture, config = parse_config(raw)
         weights = find_weights(directory)
@@ -84,6 +83,7 @@ class Checkpoint:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory; raises `CheckpointError` with what the directory is that has none."""
+    check_adapter(directory)
     if not (path := directory / CONFIG).exists():
         told = no_config(directory) or f"is {directory} a checkpoint directory?"
         raise CheckpointError(f"{path} is missing; {told}")
