@@ -7,6 +7,7 @@ at the first user. What cannot be right is refused, what is doubtful is said.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dpad.runtime.files import read_text
 from dpad.runtime.text import TextCodec
 
 _TEXT = "What is 53 + 34?"
+_TURNS = [{"role": role, "content": _TEXT} for role in ("system", "user", "assistant", "user")]
 _SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 
 
@@ -135,7 +137,10 @@ def _check_prompts(checkpoint: Checkpoint, codec: TextCodec) -> None:
     config = checkpoint.config
     ways: dict[str, Callable[[], list[int]]] = {"tokenizer.json": lambda: codec.encode(_TEXT)}
     if codec.has_chat_template:
-        ways["chat template"] = lambda: codec.encode_chat([{"role": "user", "content": _TEXT}])
+        ways["chat template"] = lambda: codec.encode_chat(_TURNS[1:2])
+        with suppress(InvalidRequest):  # many templates know no system's turn
+            codec.render(_TURNS)
+            ways["chat template, with all roles"] = lambda: codec.encode_chat(_TURNS)
     for part, encode in ways.items():
         try:
             ids = encode()

@@ -16,6 +16,7 @@ from typing import Any
 from dpad.export.layouts import LAYOUTS
 from dpad.models.checkpoint import read_config as read_config_of
 from dpad.models.folder import CONFIG, FILES, check_folder
+from dpad.models.remains import ADAPTER
 from dpad.models.shards import find_shards
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import CheckpointError
@@ -89,7 +90,7 @@ def read_config(model: str) -> dict[str, Any]:
     if not Path(model).is_dir() and (name := model.removesuffix("-base")) in LAYOUTS:
         return dict(LAYOUTS[name].config)
     directory = resolve(model, weights=False).directory
-    check_folder(directory, (CONFIG,))
+    check_folder(directory, (CONFIG, ADAPTER))
     return read_config_of(directory)
 
 

@@ -48,12 +48,20 @@ def place_weights(
 
 
 def check_finite(shard: Path, progress: Progress) -> None:
-    """Raise `ExportError`, naming the tensor, if a weight is NaN or infinite: linked ones are not looked at again."""
+    """Raise `ExportError`, naming the tensor, if a weight is NaN or infinite: linked ones are not looked at again.
+
+    A matrix of zeros is said: so look the parts of a file that a download or a copy has not reached.
+    """
     entries = read_header(shard)
     with progress.task(f"check the values of {shard.name}", shard.stat().st_size) as advance:
         for name, entry in entries.items():
             bits, exponent = _EXPONENTS[entry.dtype]
             words = _mapped(entry, bits)
+            if len(entry.shape) == 2 and not any(words[i : i + _CHUNK].any() for i in range(0, len(words), _CHUNK)):
+                progress.say(
+                    f"tensor {name} of the checkpoint holds nothing but zeros; if the model was not trained so, "
+                    f"{shard.name} is damaged"
+                )
             for start in range(0, len(words), _CHUNK):
                 piece = words[start : start + _CHUNK]
                 if ((piece & exponent) == exponent).any():

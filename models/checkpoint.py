@@ -20,13 +20,13 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from dpad.models import dream, fast_dllm, llada, qwen, sdar
 from dpad.models.fields import read_json as read_json
-from dpad.models.fields import tokens
+from dpad.models.fields import require, tokens
 from dpad.models.folder import CONFIG, check_folder
 from dpad.models.headers import DTYPES, TensorEntry, read_headers, read_tensors
 from dpad.models.names import check_tensors, common_dtype
 from dpad.models.packed import Unpack, take_packed
 from dpad.models.remains import check_adapter, no_config
-from dpad.models.shards import find_weights
+from dpad.models.shards import SINGLE, find_weights
 from dpad.runtime.errors import CheckpointError
 
 Config = llada.Config | qwen.Config
@@ -68,7 +68,6 @@ class Checkpoint:
         """
         if not own:
             check_folder(directory)
-        check_adapter(directory)
         raw = read_config(directory)
         architecture, config = parse_config(raw)
         weights = find_weights(directory)
@@ -84,6 +83,7 @@ class Checkpoint:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory; raises `CheckpointError` with what the directory is that has none."""
+    check_adapter(directory)
     if not (path := directory / CONFIG).exists():
         told = no_config(directory) or f"is {directory} a checkpoint directory?"
         raise CheckpointError(f"{path} is missing; {told}")
@@ -99,6 +99,7 @@ def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
         why = f"{experts}, a mixture of experts, is not supported yet" if experts else "is not supported"
         raise CheckpointError(f"config.json: architectures {architectures!r}: {why} (only {', '.join(FAMILIES)})")
     _check_quantised(raw)
+    require(raw, {"transformers_weights": SINGLE})  # which transformers reads first
     config: Config = FAMILIES[name].Config.from_json(raw)
     if config.heads % config.kv_heads:
         raise CheckpointError(f"config.json: {config.heads} heads do not divide into {config.kv_heads} key/value heads")

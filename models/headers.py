@@ -65,6 +65,8 @@ def read_header(path: Path, packed: bool = False) -> dict[str, TensorEntry]:
         with safe_open(path, framework="np"):  # not "pt", which maps the whole file
             pass  # the library checks that offsets, shapes and file size agree
         start, header = _header(path)
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; give yourself the right to") from None
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path} is not a complete safetensors file: {_why(path, error)}") from None
     entries = {}

@@ -44,10 +44,13 @@ def check_tensors(tensors: Mapping[str, TensorEntry], model: llada.Model | qwen.
     for kind, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             told = _known(wanted, tensors) or _head(model, missing, unexpected) or "check config.json"
+            if not missing:
+                told += ", or save the model without them"
             raise CheckpointError(f"{len(names)} {kind} tensors, the first is {min(names)}; {told}")
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
-            raise CheckpointError(f"tensor {name} has shape {tensors[name].shape}, config.json implies {shape}")
+            empty = "; ZeRO-3 leaves such where it does not gather: run zero_to_fp32.py" * (0 in tensors[name].shape)
+            raise CheckpointError(f"tensor {name} has shape {tensors[name].shape}, config.json implies {shape}{empty}")
 
 
 def common_dtype(tensors: Mapping[str, TensorEntry]) -> str:
@@ -74,6 +77,8 @@ def _known(wanted: Iterable[str], tensors: Mapping[str, TensorEntry]) -> str:
         )
     if found := next(filter(_QUANTISED.search, names), ""):
         return f"{found} is of a quantised checkpoint, which is not supported: take the one that it was made from"
+    if found := next((name for name in names if "_flat_param" in name), ""):
+        return f"{found} is of FSDP, flattened: save the full state, as with state_dict_type FULL_STATE_DICT"
     wanted = frozenset(wanted)
     for name in names:
         if (parts := _PART.findall(name)) and _PART.sub("", name) in wanted:

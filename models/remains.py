@@ -66,11 +66,14 @@ def remains(directory: Path) -> str:
         return found
     if found := _trainers(directory, names):
         return found
-    if others := [name for name in names if name.endswith(".safetensors")]:
+    others = [name for name in names if _is_weights(name) and (directory / name).is_file()]
+    if len(others) == 1:
         return (
             f"{others[0]} is not what transformers looks for either; if it holds the weights, rename it to "
             "model.safetensors"
         )
+    if others:
+        return f"{others[0]} and others are there, and no index says which count; fetch or save that too"
     for name in names:
         if (told := _format(name)) and not name.startswith(_STATE):
             return f"{name} is {told}"
@@ -95,6 +98,8 @@ def no_config(directory: Path) -> str:
         return found
     if "params.json" in names:
         return "params.json is of Meta's own format: take the repository's files for transformers"
+    if found := next((name for name in names if re.fullmatch(r"config\b.*json.*", name, re.I)), ""):
+        return f"{found} is there: rename it"
     if any(map(_is_weights, names)):
         return "the weights are there: put the config.json of the model beside them that they were trained from"
     return next((f"{name} is {told}" for name in names if (told := _format(name))), "")
@@ -157,7 +162,7 @@ def _inside(directory: Path) -> list[str]:
 
 
 def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors") and not name.startswith(_STATE)
+    return name.endswith(".safetensors") and not name.startswith((".", *_STATE))
 
 
 def _format(name: str) -> str:

@@ -51,7 +51,7 @@ def find_weights(directory: Path) -> Weights:
     for name in names:
         if kind := next((kind for kind in UNFINISHED if f"{name}{kind}" in here and kind == ".aria2"), ""):
             raise CheckpointError(f"{directory / name} is an unfinished download: {name}{kind} is there; finish it")
-    unread = [name for name in here if name.endswith(".safetensors") and name not in names]
+    unread = [name for name in here if name.endswith(".safetensors") and name[0] != "." and name not in names]
     if unread and not notes:
         notes.append(f"{unread[0]} is not read{f', nor {len(unread) - 1} more' * (len(unread) > 1)}: not in {INDEX}")
     return Weights(tuple(directory / name for name in names), tuple(notes))
