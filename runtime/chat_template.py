@@ -6,7 +6,7 @@
 A template is a program from a stranger: it runs in a sandbox, and no longer than `STEPS`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class ChatTemplate:
         """The conversation as text, the assistant's turn opened at its end; raises `InvalidRequest`."""
         return self._render(messages, None, add_generation_prompt)
 
-    def render_disguised(self, messages: Sequence[Message], spellings: Iterable[str]) -> tuple[str, Disguise | None]:
+    def render_disguised(self, messages: Sequence[Message], spellings: Collection[str]) -> tuple[str, Disguise | None]:
         """... and for messages that spell special tokens, these under a disguise; raises `InvalidRequest`.
 
         It must show what the messages give as they are.

@@ -11,7 +11,7 @@ stands there, and pieces of it stay disguised.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dpad.runtime.errors import InvalidRequest
@@ -23,7 +23,7 @@ _ANSWERS = frozenset({"count", "endswith", "find", "index", "rfind", "rindex", "
 
 
 class Disguise:
-    """Characters that stand for the first ones of special tokens: `marks` has one for each of them."""
+    """Characters that stand for the first ones of special tokens: `marks` has the one for each of these."""
 
     def __init__(self, spellings: Iterable[str], marks: Mapping[str, str]) -> None:
         tokens = "|".join(map(re.escape, sorted(spellings, key=len, reverse=True)))
@@ -32,11 +32,13 @@ class Disguise:
         self._shown = str.maketrans({mark: character for character, mark in marks.items()})
 
     @classmethod
-    def of(cls, spellings: Iterable[str], messages: Sequence[Mapping[str, str]], taken: str) -> "Disguise | None":
+    def of(cls, spellings: Collection[str], messages: Sequence[Mapping[str, str]], taken: str) -> "Disguise | None":
         """For what `messages` say, beside a template `taken`; None where they spell no special token.
 
         Raises `InvalidRequest` where every character is taken.
         """
+        if any(spelling in key for message in messages for key in message for spelling in spellings):
+            raise InvalidRequest("the name of a field of a chat message spells a special token; take it out")
         told = "".join(value for message in messages for value in message.values())
         spelled = [spelling for spelling in spellings if spelling in told]
         if not spelled:
@@ -55,6 +57,12 @@ class Disguise:
     def show(self, text: str) -> str:
         """What stands behind a disguise."""
         return text.translate(self._shown)
+
+    def unescape(self, text: str) -> str:
+        """`text` with the characters back that JSON, or Python for what is in a list, wrote as their numbers."""
+        for mark in self.marks.values():
+            text = re.sub(rf"(?<!\\)((?:\\\\)*)\\u{ord(mark):04x}", rf"\g<1>{mark}", text)
+        return text
 
     def method(self, name: str, text: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`text.name(*args, **kwargs)`, found on what stands there, and the pieces still disguised."""

@@ -29,6 +29,7 @@ from dpad.runtime.template_globals import GLOBALS, TemplateDict
 from dpad.runtime.template_meter import metered
 
 SOURCE = 200_000  # characters of a template, which take seconds to compile
+_SCOPE = ("_block_vars", "_loop_vars")  # what Jinja's code adds to the arguments of a call
 
 
 class GenerationTag(Extension):
@@ -110,10 +111,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             finally:
                 run.budget.leave()
         args = tuple(map(settled, args))
-        run.budget.spend(__self._cost(__obj, args, kwargs))
+        given = {name: value for name, value in kwargs.items() if name not in _SCOPE}
+        run.budget.spend(__self._cost(__obj, args, given))
         owner = getattr(__obj, "__self__", None)
         if run.disguise is not None and type(owner) is str:
-            return run.disguise.method(__obj.__name__, owner, args, kwargs)
+            return run.disguise.method(__obj.__name__, owner, args, given)
         return super().call(__context, __obj, *args, **kwargs)
 
     def _cost(self, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

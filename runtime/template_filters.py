@@ -5,7 +5,6 @@ with rendering(Budget(), disguise=None):       # what filters count in, and whos
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +19,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup, escape, soft_str
 
 from dpad.runtime.disguise import Disguise
-from dpad.runtime.template_budget import CHARACTERS, Budget
+from dpad.runtime.template_budget import CHARACTERS, NESTS, Budget
 from dpad.runtime.template_costs import FILTERS, TESTS, Cost, constant
 from dpad.runtime.template_meter import MADE, READ, TICK, WRITTEN
 
@@ -59,9 +58,7 @@ def rendering(budget: Budget, disguise: Disguise | None) -> Iterator[None]:
 @pass_context
 def written(context: Context, value: Any) -> Any:
     """`value`, about to be written; that it wants a context keeps Jinja from computing it as it compiles."""
-    budget = _now.get().budget
-    budget.spend(8 + budget.weigh_text(value))
-    return value
+    return _as_text(value)
 
 
 def settled(value: Any) -> Any:
@@ -84,10 +81,17 @@ def _read(value: Any) -> Any:
     return value
 
 
-def _weighed_text(value: Any) -> Any:
-    budget = _now.get().budget
-    budget.spend(budget.weigh_text(value))
+def _as_text(value: Any) -> Any:
+    """`value`, about to be written, and as text if that has to be set right under a disguise."""
+    run = _now.get()
+    run.budget.spend(8 + run.budget.weigh_text(value))
+    if run.disguise is not None and isinstance(value, NESTS):
+        return run.disguise.unescape(str(value))
     return value
+
+
+def _string(value: Any) -> str:
+    return soft_str(_as_text(value))
 
 
 def _made(value: Any) -> Any:
@@ -154,7 +158,7 @@ def _sum(context: Context, iterable: Iterable[Any], attribute: Any = None, start
 def _escape(value: Any) -> Markup:
     """`value` for HTML; a character under a disguise is escaped as what it stands for."""
     escaped, disguise = escape(value), _now.get().disguise
-    for mark, character in disguise.marks.items() if disguise else ():
+    for character, mark in disguise.marks.items() if disguise else ():
         if escape(character) != character:
             escaped = escaped.replace(mark, escape(character))
     return escaped
@@ -166,18 +170,24 @@ def _tojson(
     """JSON as transformers writes it: nothing is escaped for HTML."""
     text = json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     disguise = _now.get().disguise
-    for mark in disguise.marks if disguise and ensure_ascii else ():
-        text = re.sub(rf"(?<!\\)((?:\\\\)*)\\u{ord(mark):04x}", rf"\g<1>{mark}", text)
-    return text
+    return disguise.unescape(text) if disguise else text
 
 
-_OWN = {"tojson": _tojson, "replace": _replace, "trim": _trim, "sum": _sum, "e": _escape, "escape": _escape}
+_OWN = {
+    "tojson": _tojson,
+    "replace": _replace,
+    "trim": _trim,
+    "sum": _sum,
+    "e": _escape,
+    "escape": _escape,
+    "string": _string,
+}
 
 
 def counted_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `filters` that have a cost, with the ones that differ, and the ones that only count."""
     known = {name: _counted(name, _OWN.get(name, filters[name]), cost) for name, cost in FILTERS.items()}
-    return {**known, TICK: _tick, READ: _read, MADE: _made, WRITTEN: _weighed_text}
+    return {**known, TICK: _tick, READ: _read, MADE: _made, WRITTEN: _as_text}
 
 
 def counted_tests(tests: Mapping[str, Any]) -> dict[str, Any]:
