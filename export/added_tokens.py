@@ -35,12 +35,14 @@ class Declared:
 
     Attributes:
         config: tokenizer_config.json, with the named tokens of special_tokens_map.json where these count.
+        source: the checkpoint's directory.
         tokens: tokens that have an id there, sorted by it, with the file that says so.
         named: tokens that have a name there, and are special.
         notes: what is said there and does not count.
     """
 
     config: dict[str, Any]
+    source: Path
     tokens: tuple[tuple[Token, Path], ...]
     named: tuple[Token, ...]
     notes: tuple[str, ...]
@@ -72,7 +74,7 @@ class Declared:
             paths = [source / ADDED] * len(tokens)
         _compare([*((token, source / "tokenizer.json") for token in own), *zip(tokens, paths), *_legacy(source, added)])
         pairs = sorted(zip(tokens, paths), key=lambda pair: pair[0]["id"])
-        return cls(config, tuple(pairs), tuple(_named(config)), tuple(notes))
+        return cls(config, source, tuple(pairs), tuple(_named(config)), tuple(notes))
 
     def added_to(self, own: Sequence[Token], vocabulary: Mapping[str, int]) -> list[Token]:
         """All added tokens over a `vocabulary` and the `own` ones of its tokenizer.json, sorted by id.
@@ -86,7 +88,7 @@ class Declared:
             got = vocabulary.get(content, tokens[content]["id"] if content in tokens else free)
             if got != number:
                 raise CheckpointError(
-                    f"{path.name} gives token {content!r} the id {number}, but the vocabulary and the tokens before it "
+                    f"{path} gives token {content!r} the id {number}, but the vocabulary and the tokens before it "
                     f"make it {got}; is the vocabulary complete?"
                 )
             tokens[content] = dict(token)
@@ -97,7 +99,10 @@ class Declared:
         holders: dict[int, str] = {number: content for content, number in vocabulary.items()}
         for content, token in tokens.items():
             if (other := holders.setdefault(token["id"], content)) != content:
-                raise CheckpointError(f"tokens {other!r} and {content!r} have one id, {token['id']}; give each its own")
+                raise CheckpointError(
+                    f"{self.source}: its tokenizer's tokens {other!r} and {content!r} have one id, {token['id']}; "
+                    "give each its own"
+                )
         return sorted(tokens.values(), key=lambda token: int(token["id"]))
 
     @staticmethod

@@ -20,20 +20,21 @@ from tokenizers import Encoding, Tokenizer
 from dpad.runtime.chat_template import ChatTemplate, Message, check_messages
 from dpad.runtime.errors import BundleError, InvalidRequest
 from dpad.runtime.special_tokens import named_tokens
-from dpad.runtime.tokenizer_file import UNKNOWN, WORK, Growth, open_tokenizer
+from dpad.runtime.tokenizer_file import UNSEEN, WORK, Traits, open_tokenizer
 
 
 class TextCodec:
     """A tokenizer.json with its optional chat template and special tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, growth: Growth = UNKNOWN) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, traits: Traits = UNSEEN) -> None:
         tokenizer.encode_special_tokens = True  # as text, that is
         tokenizer.no_truncation()  # files keep what their training cut and padded to
         tokenizer.no_padding()
-        self._tokenizer, self._growth = tokenizer, growth
+        self._tokenizer, self._traits = tokenizer, traits
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = {token.content: (number, token) for number, token in added if token.special and token.content}
-        self._reserved = {number for number, _ in self._special.values()}
+        # A text may hold what is unknown, and no other special token.
+        self._reserved = {number for spelled, (number, _) in self._special.items() if spelled != traits.unknown}
         spellings = "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)"
         self._spelled = re.compile(f"({spellings})")
         self._template = template
@@ -42,10 +43,10 @@ class TextCodec:
     def open(cls, directory: Path) -> "TextCodec":
         """Read tokenizer.json, its special tokens' names and the chat template; raises `BundleError`."""
         with _library(f"{directory / 'tokenizer.json'} cannot be read"):
-            tokenizer, growth = open_tokenizer(directory / "tokenizer.json")
+            tokenizer, traits = open_tokenizer(directory / "tokenizer.json")
             padding = tokenizer.padding
         variables = named_tokens(directory, padding["pad_token"] if padding else None)
-        return cls(tokenizer, ChatTemplate.open(directory, variables), growth)
+        return cls(tokenizer, ChatTemplate.open(directory, variables), traits)
 
     @property
     def has_chat_template(self) -> bool:
@@ -73,7 +74,7 @@ class TextCodec:
         return list(self._encode(text).ids)
 
     def _encode(self, text: str) -> Encoding:
-        if isinstance(text, str) and (size := len(text) * self._growth.encoding) > WORK:
+        if isinstance(text, str) and (size := len(text) * self._traits.encoding) > WORK:
             raise InvalidRequest(
                 f"a text of {len(text)} characters may become {size} bytes on its way to tokens, over the limit of "
                 f"{WORK}; encode it in parts"
@@ -137,9 +138,9 @@ class TextCodec:
     def _decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         with _library("tokenizer.json cannot decode these tokens", "token ids are whole numbers from 0 to 2**32 - 1"):
             listed = list(ids)
-            if len(listed) * self._growth.token * self._growth.decoding > WORK:
+            if len(listed) * self._traits.token * self._traits.decoding > WORK:
                 size = sum(len(self._tokenizer.id_to_token(number) or "") for number in listed)
-                if (size := size * self._growth.decoding) > WORK:
+                if (size := size * self._traits.decoding) > WORK:
                     raise ValueError(f"they may become {size} bytes, over the limit of {WORK}")
             return str(self._tokenizer.decode(listed, skip_special_tokens=skip_special_tokens))
 

@@ -1,6 +1,6 @@
 """A tokenizer.json, looked at before the tokenizers library reads it: that aborts on some, and eats memory on others.
 
-    tokenizer, growth = open_tokenizer(directory / "tokenizer.json")     # OSError or ValueError
+    tokenizer, traits = open_tokenizer(directory / "tokenizer.json")     # OSError or ValueError
 
 The library is native code. What it does not expect ends in a Rust panic, which can be caught, and now and then in an
 abort, which cannot: merges without their model's prefix, a token so long that freeing it overflows the stack, or
@@ -39,25 +39,32 @@ _GROWS |= {"BertNormalizer": 12, "Bert": 12, "WordPiece": 2}
 
 
 @dataclass(frozen=True)
-class Growth:
-    """How many times longer than a text what is encoded may be, and than its tokens, of at most `token` characters."""
+class Traits:
+    """What is seen of a tokenizer.json.
+
+    Attributes:
+        encoding, decoding: how many times longer than a text what is encoded may be, and than its tokens their text.
+        token: characters of the longest token.
+        unknown: the token for what the vocabulary has not.
+    """
 
     encoding: int = 1
     decoding: int = 1
     token: int = _TOKEN
+    unknown: str | None = None
 
 
-UNKNOWN = Growth()
+UNSEEN = Traits()
 
 
-def open_tokenizer(path: Path) -> tuple[Tokenizer, Growth]:
-    """The tokenizer of a tokenizer.json, and how much it may make of a text.
+def open_tokenizer(path: Path) -> tuple[Tokenizer, Traits]:
+    """The tokenizer of a tokenizer.json, and what is seen of it.
 
     Raises `OSError` or `ValueError` for a file that cannot be read, or that the library must not be given; what the
     library itself raises goes on. Dropout, which draws the merges of a text, is for training, and turned off.
     """
     text, data = read_tokenizer(path)
-    growth = check(data)
+    traits = check(data)
     tokenizer = Tokenizer.from_str(text)
     for token in data.get("added_tokens") or ():
         given, wanted = tokenizer.token_to_id(token["content"]), token["id"]
@@ -68,7 +75,7 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, Growth]:
             )
     if isinstance(tokenizer.model, models.BPE):
         tokenizer.model.dropout = None
-    return tokenizer, growth
+    return tokenizer, traits
 
 
 def read_tokenizer(path: Path) -> tuple[str, dict[str, Any]]:
@@ -80,7 +87,7 @@ def read_tokenizer(path: Path) -> tuple[str, dict[str, Any]]:
     return text, data
 
 
-def check(data: dict[str, Any]) -> Growth:
+def check(data: dict[str, Any]) -> Traits:
     """Look for what the library aborts on; raises `ValueError` with the cause.
 
     What has another form than the library's own is left to it: it refuses that without harm.
@@ -88,11 +95,11 @@ def check(data: dict[str, Any]) -> Growth:
     longest = _check_model(model) if isinstance(model := data.get("model"), dict) else 1
     longest = max(longest, _check_added(data.get("added_tokens")))
     encoding = _growth(data.get("normalizer"), "normalizer") * _growth(data.get("pre_tokenizer"), "pre_tokenizer")
-    growth = Growth(encoding, _growth(data.get("decoder"), "decoder"), longest)
-    if max(growth.encoding, growth.decoding) > _GROWTH:
+    traits = Traits(encoding, _growth(data.get("decoder"), "decoder"), longest, _unknown(data.get("model")))
+    if max(traits.encoding, traits.decoding) > _GROWTH:
         raise ValueError(f"its normalizer, pre_tokenizer or decoder may make a text over {_GROWTH} times longer")
     _check_post_processor(data.get("post_processor"))
-    return growth
+    return traits
 
 
 def _check_model(model: dict[str, Any]) -> int:
@@ -111,6 +118,16 @@ def _check_model(model: dict[str, Any]) -> int:
             if not right.startswith(prefix):
                 raise ValueError(f"its model has continuing_subword_prefix {prefix!r}, and merges {right!r} without it")
     return widest
+
+
+def _unknown(model: Any) -> str | None:
+    if not isinstance(model, dict):
+        return None
+    number, vocab = model.get("unk_id"), model.get("vocab")
+    token = model.get("unk_token")
+    if isinstance(vocab, list) and isinstance(number, int) and 0 <= number < len(vocab):
+        token = vocab[number][0] if isinstance(vocab[number], list) and vocab[number] else None
+    return token if isinstance(token, str) else None
 
 
 def _right_parts(merges: Any) -> Iterator[str]:

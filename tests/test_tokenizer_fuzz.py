@@ -1,0 +1,23 @@
+"""No tokenizer.json that passes the look of a load ends the process that uses it."""
+
+from pathlib import Path
+
+from fuzzing import Tally, fuzz
+from tokenizer_mutants import fates
+
+from dpad.runtime import errors
+
+
+@fuzz(short=400, long=60_000)
+def test_mutated_tokenizers(mutants: int, tally: Tally, tmp_path: Path) -> None:
+    """Fails if a mutant aborts the library, hangs, fills the memory or raises what is no error of this package."""
+
+    def judge(fate: str) -> None:
+        kind, _, words = fate.partition(" ")
+        assert kind == "used" or issubclass(getattr(errors, kind, type(None)), errors.DpadError), fate
+        if kind != "used":
+            raise getattr(errors, kind)(words)
+
+    for number, fate in fates(range(mutants), tmp_path):
+        tally.attempt(f"mutant {number}", lambda fate=fate: judge(fate))  # type: ignore[misc]
+    assert tally.accepted > mutants / 10 and tally.refused

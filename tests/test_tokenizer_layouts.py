@@ -1,0 +1,156 @@
+"""Every state in which checkpoints bring a tokenizer: the ids are those of transformers' AutoTokenizer."""
+
+import re
+from pathlib import Path
+
+import pytest
+from checkpoints import random_weights, raw_config, write_checkpoint
+from tokenizer_layouts import (
+    DECODER,
+    FAST,
+    FIRST,
+    IDS,
+    LAYOUTS,
+    MERGES,
+    OWN,
+    QWEN_CLASS,
+    TEXTS,
+    VOCAB,
+    WHOLE,
+    Files,
+    parts,
+    place,
+    whole,
+    write,
+)
+from transformers import AutoTokenizer
+
+from dpad.models.checkpoint import Checkpoint
+from dpad.runtime import errors
+
+
+@pytest.fixture(scope="module")
+def dream(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    raw = raw_config("dream") | {"vocab_size": 400, "mask_token_id": IDS["<|mask|>"], "eos_token_id": FIRST}
+    return Checkpoint.open(write_checkpoint(tmp_path_factory.mktemp("dream"), raw, random_weights(raw)))
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    raw = raw_config("llada")
+    return Checkpoint.open(write_checkpoint(tmp_path_factory.mktemp("llada"), raw, random_weights(raw)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ids_are_those_of_transformers(dream: Checkpoint, tmp_path: Path, layout: str) -> None:
+    """Fails if a text or a rendered prompt gets other ids, or tokens another text, than transformers gives them."""
+    source = write(tmp_path / "source", LAYOUTS[layout])
+    oracle = AutoTokenizer.from_pretrained(source)
+    codec = place(dream, source)
+    for text in TEXTS:
+        ids = oracle.encode(text, add_special_tokens=False)
+        assert codec.encode_rendered(text) == ids
+        assert codec.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
+        if "<" not in text:
+            assert codec.encode(text) == oracle.encode(text)
+
+
+CONTRADICTIONS: dict[str, tuple[Files, str]] = {
+    "two ids": (
+        parts(QWEN_CLASS | {"added_tokens_decoder": DECODER}, added_tokens=IDS | {"<|mask|>": FIRST + 9}),
+        r"'<\|mask|>' has the id .* in .*added_tokens.json",
+    ),
+    "two ids, whole": (whole({}, added_tokens={"<|mask|>": FIRST}), r"'<\|mask|>' has the id"),
+    "ids of another vocabulary": (
+        whole({"added_tokens_decoder": {str(FIRST + 7): {"content": "<new>"}}}),
+        "gives token '<new>' the id",
+    ),
+    "a gap": (
+        parts(QWEN_CLASS, added_tokens=IDS | {"<new>": FIRST + 9}),
+        "added_tokens.json gives token '<new>' the id",
+    ),
+    "a word's id": (parts(QWEN_CLASS, added_tokens={"<new>": 5}), "gives token '<new>' the id 5"),
+    "one id for two": (parts(QWEN_CLASS, added_tokens={"<a>": FIRST, "<b>": FIRST}), "gives token '<b>'"),
+    "own ids that are not": (
+        whole({}, own=[*OWN[:3], OWN[3] | {"id": FIRST + 8}]),
+        r"gives the added token '<\|mask|>'",
+    ),
+    "no id": (parts(QWEN_CLASS, added_tokens={"<new>": "x"}), "'<new>' has the id 'x'"),
+    "no tokens": (whole({}) | {"added_tokens.json": []}, "added_tokens.json is not a JSON object"),
+    "own tokens that are none": (whole({}, own=[5]), "added_tokens are no list"),  # type: ignore[list-item]
+    "spaces before words": (parts(QWEN_CLASS | {"add_prefix_space": True}), "add_prefix_space"),
+    "half a merge": (parts(QWEN_CLASS, merges="#version: 0.2\na\n"), "line 2 of merges.txt"),
+    "a merge of no token": (parts(QWEN_CLASS, merges="H \u0120many\n"), "needs the token 'H\u0120many'"),
+    "ids that are none": (parts(QWEN_CLASS) | {"vocab.json": {"a": 0.5}}, "no whole number"),
+    "one id for two words": (parts(QWEN_CLASS, merges="") | {"vocab.json": {"a": 0, "b": 0}}, "two tokens one id"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_files_that_contradict_are_refused(dream: Checkpoint, tmp_path: Path, case: str) -> None:
+    """Fails if a token gets the row of the embedding that another file gives to another, in silence."""
+    files, said = CONTRADICTIONS[case]
+    with pytest.raises(
+        (errors.CheckpointError, errors.BundleError), match=said.replace("<|", r"<\|").replace("|>", r"\|>")
+    ):
+        place(dream, write(tmp_path / "source", files))
+
+
+NOTES: dict[str, tuple[Files, str]] = {
+    "made": (parts(QWEN_CLASS), "made from vocab.json and merges.txt by the rules of Qwen2Tokenizer"),
+    "added": (whole(FAST, own=OWN[:3]), r"1 added token.*<\|mask\|>"),
+    "left out": (parts(QWEN_CLASS | {"added_tokens_decoder": {}, "mask_token": None, "eos_token": None}
+        | {"pad_token": None}, added_tokens=IDS), "added_tokens.json: .*and 3 more"),
+    "another name": (
+        parts(QWEN_CLASS | {"added_tokens_decoder": DECODER}, special_tokens_map={"eos_token": "<|im_end|>"}),
+        r"special_tokens_map.json: eos_token '<\|im_end\|>' does not count",
+    ),
+    "rules of the class": (whole(QWEN_CLASS), "names Qwen2Tokenizer, and tokenizer.json parts words by other rules"),
+    "clean up": (LAYOUTS["words"] | {"tokenizer_config.json": {"clean_up_tokenization_spaces": True}}, "clean_up"),
+    "dropout": (whole(FAST, sections={"model": WHOLE["model"] | {"dropout": 0.5}}), "dropout 0.5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_what_an_export_decides_is_said(dream: Checkpoint, tmp_path: Path, case: str) -> None:
+    """Fails if a file is left out, or followed where transformers does not, without a word."""
+    files, said = NOTES[case]
+    lines: list[str] = []
+    codec = place(dream, write(tmp_path / "source", files), lines.append)
+    assert re.search(said, "\n".join(lines))
+    assert codec.encode(TEXTS[0]) == codec.encode(TEXTS[0])
+
+
+def test_merges_may_have_blank_lines(dream: Checkpoint, tmp_path: Path) -> None:
+    """Fails if lines that mean nothing to Dream's own code stop an export, or change an id."""
+    config = QWEN_CLASS | {"added_tokens_decoder": DECODER}
+    blank = "\ufeff#version: 0.2\n\n" + MERGES.replace("\n", " \n\n", 3) + "\n\n"
+    plain, other = (
+        place(dream, write(tmp_path / name, parts(config, merges=merges)))
+        for name, merges in (("plain", MERGES), ("blank", blank))
+    )
+    assert [plain.encode(text) for text in TEXTS] == [other.encode(text) for text in TEXTS]
+
+
+OTHERS: dict[str, tuple[Files, str]] = {
+    "sentencepiece": ({"tokenizer.model": "x", "tokenizer_config.json": FAST}, r"tokenizer.model \(sentencepiece\)"),
+    "tiktoken": ({"qwen.tiktoken": "x"}, r"qwen.tiktoken \(tiktoken\)"),
+    "parts of a class that is not known": (parts(FAST), "vocab.json and merges.txt"),
+    "a vocabulary alone": ({"vocab.json": VOCAB, "tokenizer_config.json": QWEN_CLASS}, "vocab.json"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_tokenizer_is_named_with_the_way_out(llada: Checkpoint, tmp_path: Path, case: str) -> None:
+    """Fails if a tokenizer that is there, in another form, is passed over as if there were none."""
+    files, said = OTHERS[case]
+    lines: list[str] = []
+    with pytest.raises(errors.BundleError):
+        place(llada, write(tmp_path / "source", files), lines.append)
+    assert re.search(f"token ids only.*to make one of {said}.*save_pretrained", lines[0])
+
+
+def test_the_family_does_not_matter_where_a_class_is_named(llada: Checkpoint, tmp_path: Path) -> None:
+    """Fails if LLaDA's checkpoints lose a tokenizer that others bring in the same files."""
+    source = write(tmp_path / "source", LAYOUTS["parts of GPT-2"])
+    assert place(llada, source).encode(TEXTS[0]) == AutoTokenizer.from_pretrained(source).encode(TEXTS[0])
