@@ -87,10 +87,17 @@ class DiffusionModel:
         self.presets = read_presets(presets or {})
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is text at all: without, prompts and results are token ids."""
+        return self._codec is not None
+
+    @property
     def codec(self) -> TextCodec:
         """The tokenizer; raises `InvalidRequest` if the checkpoint came without one."""
         if self._codec is None:
-            raise InvalidRequest("this bundle has no tokenizer; pass token ids and read `token_ids`")
+            raise InvalidRequest(
+                "this bundle has no tokenizer; pass token ids (to dpad generate as --ids) and read `token_ids`"
+            )
         return self._codec
 
     @reading("an option")

@@ -4,18 +4,23 @@ Commands live one a file in `dpad.commands` and are imported when they are calle
 `dpad generate` never loads torch.
 """
 
+import io
 import json
 import os
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import click
 
+from dpad import __version__
 from dpad.runtime.errors import DpadError, InvalidRequest, MissingExtra
 from dpad.runtime.extras import needed_by
+from dpad.runtime.show import escaped
 
 _COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
@@ -47,20 +52,60 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command and end the program, with `--help` and `--version` as with all that is written."""
+        run: Callable[[], Any] = partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
+        if not standalone_mode:
+            return run()
         try:
-            if sys.stdout is None:  # click would print nothing, and the command end as if it had
-                raise InvalidRequest("standard output is closed; open it, or send it to /dev/null")
-            return super().invoke(ctx)
-        except (DpadError, OSError) as error:
-            if isinstance(error, BrokenPipeError):  # click ends quietly where nobody reads on
-                raise
-            if "--json" in sys.argv:
+            _check_streams()
+            status = run()
+        except click.ClickException as error:
+            usage = io.StringIO()
+            error.show(usage)
+            _tell(escaped(usage.getvalue().rstrip(), lines=True))
+            status = error.exit_code
+        except click.Abort:  # what click makes of Ctrl-C
+            _tell("dpad: stopped")
+            status = 130
+        except (DpadError, OSError, MemoryError) as error:
+            told = escaped(str(error), lines=True) or "there is not enough memory"
+            if "--json" in (sys.argv if args is None else args):
                 with suppress(OSError):  # as where standard output is what failed
                     click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
-            click.echo(f"dpad: {type(error).__name__}: {error}", err=True)
+            _tell(f"dpad: {type(error).__name__}: {told}".replace("\n", "\n  "))
             _drop_unwritable()
-            ctx.exit(1)
+            status = 1
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _check_streams() -> None:
+    """Give closed streams a place, so that no file that is opened later takes it and gets what libraries print.
+
+    Raises `InvalidRequest` without a standard output: click would print nothing, and the command end as if it had.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        raise InvalidRequest("standard output is closed; open it, or send it to /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what its encoding cannot spell
+
+
+def _tell(message: str) -> None:
+    """What went wrong, on standard error, where that can be written."""
+    with suppress(OSError):
+        click.echo(message, err=True)
 
 
 def _drop_unwritable() -> None:
@@ -72,8 +117,12 @@ def _drop_unwritable() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _one_line(message: Warning | str, *place: Any, **more: Any) -> str:
+    return f"warning: {escaped(str(message), lines=True)}\n"
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="dpad")
+@click.version_option(__version__)
 def main() -> None:
     """Masked-diffusion language models with suffix dropout (DPad): checkpoint, engine, text."""
-    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"
+    warnings.formatwarning = _one_line

@@ -9,6 +9,7 @@ from rich.text import Text
 from dpad.runtime.generate import StepEvent
 from dpad.runtime.options import GenerationOptions
 from dpad.runtime.request import Request
+from dpad.runtime.show import escaped
 from dpad.runtime.text import TextCodec
 
 _MASK, _EOS = "░", "·"
@@ -17,7 +18,7 @@ _MASK, _EOS = "░", "·"
 class CanvasView:
     """A live view on a terminal; elsewhere one line a forward pass. A context manager: the cursor is hidden in it."""
 
-    def __init__(self, codec: TextCodec, request: Request, options: GenerationOptions, eos: int) -> None:
+    def __init__(self, codec: TextCodec | None, request: Request, options: GenerationOptions, eos: int) -> None:
         self._codec = codec
         self._eos = options.ends_of_text(eos)
         self._start = len(request.prompt_ids)
@@ -40,7 +41,7 @@ class CanvasView:
         """Show the tokens that `event` committed."""
         fresh = [position - self._start for position in event.positions.tolist()]
         for index, token in zip(fresh, event.tokens.tolist()):
-            self._pieces[index] = _EOS if token in self._eos else self._codec.token_text(token)
+            self._pieces[index] = _EOS if token in self._eos else self._text(token)
         self._blocks = max(self._blocks, event.block + 1)  # one more where a block holds the end of the prompt
         head = f"block {event.block + 1}/{self._blocks} step {event.step + 1} pass {event.nfe}"
         if self._live.is_started:
@@ -48,6 +49,10 @@ class CanvasView:
         else:
             committed = " ".join(f"{i}:{self._pieces[i]!r}" for i in fresh)
             self._console.print(f"{head}: {committed}", soft_wrap=True, markup=False)
+
+    def _text(self, token: int) -> str:
+        """One token as a terminal may see it; without a tokenizer its number."""
+        return escaped(self._codec.token_text(token), lines=True) if self._codec else f"{token} "
 
     def _canvas(self, fresh: set[int]) -> Text:
         text = Text()

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dpad import load
+from dpad.commands.lines import print_text, say
 from dpad.commands.terminal import TerminalProgress, fit_threads
 from dpad.export.engines import ATTENTIONS
 from dpad.export.pack import GROUPS
@@ -16,11 +17,14 @@ from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.pipeline import DTYPES, LARGEST, TARGETS, WEIGHTS, ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
+from dpad.export.tokenizer import FILES, PARTS
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import EngineUnavailable
 from dpad.runtime.export_command import export_command
 from dpad.runtime.manifest import BuildFlags, Manifest
 from dpad.runtime.precision import FULL
+
+_TOKENIZERS = (FILES[0], PARTS[0])  # the files of which a tokenizer can be made
 
 
 @click.command("export")
@@ -165,6 +169,8 @@ def command(
         chat_template,
     )
     progress = TerminalProgress()
+    if sample is not None and Path(model).is_dir() and not any((Path(model) / name).exists() for name in _TOKENIZERS):
+        progress.say(f"no sample will be written: {model} has no tokenizer, and its bundle takes token ids only")
     bundle, made = export_bundle(model, out, settings, progress, check=_check if parity else None, force=force)
     seconds = time.perf_counter() - began
     if as_json:
@@ -179,10 +185,10 @@ def command(
         click.echo(json.dumps(document))
     else:
         state = "exported" if made else "up to date"
-        click.echo(f"{out}: {state}, {len(bundle.manifest.files)} files, {seconds:.1f} s")
+        say(f"{out}: {state}, {len(bundle.manifest.files)} files, {seconds:.1f} s")
         if sample is not None:
             for line in _sample_lines(out, _sample(out, sample)):
-                click.echo(line)
+                print_text(line)
         if _nothing_compared(bundle):
             click.echo(
                 f"parity: nothing could be compared here; {shlex.join(['dpad', 'parity', str(out)])} --emulate, "
@@ -203,6 +209,8 @@ def _sample(out: Path, prompt: str) -> dict[str, Any]:
     except EngineUnavailable as error:
         return {"prompt": prompt, "obstacle": str(error)}
     with model:
+        if not model.has_tokenizer:
+            return {"prompt": prompt, "obstacle": "the bundle has no tokenizer; try dpad generate with --ids"}
         result = model.generate(prompt)
     return {
         "prompt": prompt,

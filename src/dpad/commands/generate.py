@@ -1,6 +1,7 @@
 """`dpad generate DIR PROMPT`."""
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +11,24 @@ import click
 
 from dpad import Generation, load
 from dpad.commands.decoding import chosen, decoding_options, without_schedule
+from dpad.commands.lines import print_text
 from dpad.runtime.checks import is_integer
 from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.files import open_file
+from dpad.runtime.show import shown, told
 from dpad.runtime.suffix import Explicit
+
+_LARGEST = 64 << 20  # bytes of suffix positions
 
 
 @click.command("generate")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @decoding_options
+@click.option(
+    "--ids",
+    help="Instead of PROMPT: token ids with blanks or commas between them, or a JSON list; - reads standard input.",
+)
 @click.option(
     "--positions",
     metavar="JSON",
@@ -31,9 +41,10 @@ from dpad.runtime.suffix import Explicit
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     directory: Path,
-    prompt: str,
+    prompt: str | None,
     engine: str,
     threads: int,
+    ids: str | None,
     positions: str | None,
     suffix: str | None,
     raw: bool,
@@ -42,13 +53,23 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write text with the bundle DIR. PROMPT - reads standard input."""
+    """Write text with the bundle DIR. PROMPT - reads standard input.
+
+    Without a tokenizer the new token ids are printed. On a terminal, control characters in the text are escaped.
+    """
+    if (prompt is None) == (ids is None):
+        raise click.UsageError(
+            "Missing argument 'PROMPT', or --ids." if ids is None else "Give PROMPT or --ids, not both."
+        )
+    token_ids = None if ids is None else _token_ids(_standard_input("--ids") if ids == "-" else ids)
     if prompt == "-":
-        prompt = _standard_input()
+        prompt = _standard_input("PROMPT")
     with load(directory, engine=engine, threads=threads) as model:
         options = chosen(model, options if positions is None else without_schedule(options, "--positions"))
-        model.check_size(prompt)
-        given = model.codec.encode_rendered(prompt) if parse_special else prompt
+        given: str | list[int] = prompt if token_ids is None else token_ids  # type: ignore[assignment]
+        if parse_special and prompt is not None:
+            model.check_size(prompt)
+            given = model.codec.encode_rendered(prompt)
         request = model.request(given, raw=raw, suffix=suffix)
         if positions is not None:
             options["schedule"] = _explicit(positions, len(request.prompt_ids), model.options(**options).block_length)
@@ -58,15 +79,16 @@ def command(
             contract, resolved = model.engine.contract, model.options(**options)
             resolved.check(contract)
             request.check(resolved, contract)
-            with CanvasView(model.codec, request, resolved, contract.eos_token_id) as view:
+            codec = model.codec if model.has_tokenizer else None
+            with CanvasView(codec, request, resolved, contract.eos_token_id) as view:
                 result = model.generate(request, on_step=view.update, **options)
         else:
             result = model.generate(request, **options)
-        name = model.engine.name
+        name, has_text = model.engine.name, model.has_tokenizer
     if as_json:
         click.echo(json.dumps(_document(result, name)))
         return
-    click.echo(result.text)
+    print_text(result.text if has_text else " ".join(map(str, result.token_ids)))
     timings = result.timings
     click.echo(
         f"[{name}: tokens {len(result.token_ids)}, forward passes {result.nfe}, {timings.total:.2f} s: "
@@ -75,25 +97,46 @@ def command(
     )
 
 
-def _standard_input() -> str:
+def _standard_input(what: str) -> str:
     if sys.stdin is None:
-        raise InvalidRequest("PROMPT - reads standard input, which is closed; open it, or give the text itself")
+        raise InvalidRequest(f"{what} - reads standard input, which is closed; open it, or give the {what} itself")
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"standard input is no text: {error}") from None
 
 
+def _token_ids(text: str) -> list[int]:
+    """Token ids as people write them; raises `InvalidRequest` for anything else among them."""
+    try:
+        if text.lstrip().startswith("["):
+            data = json.loads(text)
+            if isinstance(data, list) and all(map(is_integer, data)):
+                return data
+        else:
+            return [int(part) for part in re.split(r"[\s,]+", text) if part]
+    except (ValueError, RecursionError):
+        pass
+    raise InvalidRequest(
+        f"--ids {shown(text)} must be integers, with blanks or commas between them, or a JSON list of them"
+    )
+
+
 def _explicit(positions: str, prompt_length: int, block_length: int) -> Explicit:
     """`positions` is JSON, or a file that holds it: for each block, canvas positions."""
     try:
-        given = positions.lstrip().startswith("[")
-        data = json.loads(positions if given else Path(positions).read_text(encoding="utf-8"))
+        data = json.loads(positions if positions.lstrip().startswith("[") else _read(Path(positions)))
     except (OSError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"--positions is neither JSON nor a readable file of it: {error}") from None
-    if not isinstance(data, list) or not all(isinstance(kept, list) and all(map(is_integer, kept)) for kept in data):
-        raise InvalidRequest("--positions must be a list of blocks, each a list of canvas positions")
+        raise InvalidRequest(f"--positions is neither JSON nor a readable file of it: {told(error)}") from None
     return Explicit.from_positions(data, prompt_length, block_length)
+
+
+def _read(path: Path) -> str:
+    with open_file(path) as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise ValueError(f"{path} has over {_LARGEST} bytes")
+    return data.decode("utf-8")
 
 
 def _document(result: Generation, engine: str) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from typing import Any
 
 import click
 
+from dpad.commands.lines import say
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import BundleError
 from dpad.runtime.files import read_json
 from dpad.runtime.machine import Machine
 from dpad.runtime.select import candidates
+from dpad.runtime.show import escaped
 
 
 @click.command("inspect")
@@ -27,7 +29,7 @@ def command(directory: Path, as_json: bool) -> None:
         click.echo(json.dumps({"bundle": str(directory), "engines": engines, "manifest": bundle.manifest.to_json()}))
         return
     for line in _lines(bundle, engines):
-        click.echo(line)
+        say(escaped(line))
 
 
 def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
@@ -44,6 +46,7 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
         if contract.block_causal
         else f"tuned for blocks of {contract.block_length}, window {contract.window}",
         f"made with {versions}",
+        *([] if manifest.tokenizer else ["tokenizer none: prompts are token ids, dpad generate DIR --ids '1 2 3'"]),
         f"presets   {', '.join(manifest.presets) or 'none'}",
         "files",
         *(f"  {entry.size:>12,}  {entry.sha256[:12]}  {name}" for name, entry in manifest.files.items()),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from dpad.commands.lines import say
 from dpad.commands.terminal import TerminalProgress, fit_threads
 from dpad.export import writer
 from dpad.export.parity import compare_bundle, require_passed
@@ -69,7 +70,7 @@ def command(
         click.echo(json.dumps(report))
     else:
         for line in parity_lines(report):
-            click.echo(line)
+            say(line)
     require_passed(report)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from dpad.commands.lines import say
 from dpad.export import forecast
 from dpad.export.assumptions import assumptions, contradiction
 from dpad.export.forecast import BLOCK_CAUSAL, MODES, Load, Sizes
@@ -17,6 +18,7 @@ from dpad.models.checkpoint import Config, parse_config
 from dpad.runtime.errors import CheckpointError
 from dpad.runtime.machine import available_memory
 from dpad.runtime.precision import FULL, PACKED, step_name
+from dpad.runtime.show import shown
 
 _LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no model's comes near
 
@@ -75,7 +77,7 @@ def command(
     key = "torch_dtype" if raw.get("dtype") is None else "dtype"  # its newer name
     stored = str(raw.get(key) or "bfloat16")
     if stored not in forecast.ITEM_BYTES:
-        raise CheckpointError(f"config.json: {key} {stored!r} is not one of {', '.join(forecast.ITEM_BYTES)}")
+        raise CheckpointError(f"config.json: {key} {shown(stored)} is not one of {', '.join(forecast.ITEM_BYTES)}")
     step = step_name(dtype or ("float16" if stored == "float32" else stored), weights)
     sizes = Sizes.of(architecture, config)
     block_length = config.block_length or block_length
@@ -87,17 +89,17 @@ def command(
     if as_json:
         click.echo(json.dumps({"model": model, "architecture": architecture, **document}))
         return
-    click.echo(
+    say(
         f"{Path(model).name}: {architecture}, {config.layers} layers, {_count(sizes.weights)} weights, {config.heads} "
         f"heads ({config.kv_heads} key/value) of {config.head_size}, vocabulary {config.vocab_size}"
     )
     plan = document["plan"]
-    click.echo(
+    say(
         f"plan in {step}: {_gb(plan['bytes'])} on disk; TensorRT-RTX makes it in about {_gb(plan['build_memory'])} of "
         f"memory ({_gb(available_memory())} are available here)\n"
     )
     for line in [*_memory_lines(document), "", *_floor_lines(document), "", *_hazard_lines(found)]:
-        click.echo(line)
+        say(line)
 
 
 def _document(config: Config, sizes: Sizes, step: str, loads: list[Load], gpus: dict[str, GpuModel]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
+from dpad.commands.lines import say
 from dpad.commands.terminal import TerminalProgress
 from dpad.export.layouts import LAYOUTS
 from dpad.export.synthetic import write_checkpoint
 from dpad.models.fields import MAX_LAYERS
+from dpad.runtime.show import counted
 
 
 @click.command("synth")
@@ -31,8 +33,8 @@ def command(model: str, directory: Path, layers: int | None, seed: int, as_json:
     if as_json:
         click.echo(json.dumps({"directory": str(directory), "seconds": round(seconds, 3), **asdict(summary)}))
         return
-    click.echo(
+    say(
         f"{directory}: {summary.architecture}, {summary.layers} layers, {summary.weights / 1e9:.2f} billion random "
-        f"weights in {summary.shards} file(s), {summary.size / 1e9:.1f} GB, {seconds:.1f} s\n"
+        f"weights in {counted(summary.shards, 'file')}, {summary.size / 1e9:.1f} GB, {seconds:.1f} s\n"
         f"next: dpad export {directory} --out bundles/{directory.resolve().name}"
     )

@@ -10,6 +10,7 @@ from rich.progress import Progress as Bars
 
 from dpad.export.progress import Advance, Progress
 from dpad.runtime.bundle import Bundle
+from dpad.runtime.show import escaped
 
 _SMALL = 64 << 20  # bytes of weights
 
@@ -17,7 +18,8 @@ _SMALL = 64 << 20  # bytes of weights
 class TerminalProgress(Progress):
     """Draws tasks with rich; without a terminal, names those that took over a second.
 
-    What is told is text: rich would take `dpad[rtx]` and paths with brackets for its markup, and `:x:` for a picture.
+    What is told is text: rich would take `dpad[rtx]` and paths with brackets for its markup, and `:x:` for a picture;
+    a terminal would obey control characters.
     """
 
     def __init__(self) -> None:
@@ -26,6 +28,7 @@ class TerminalProgress(Progress):
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
         """A bar while the task runs, of which nothing stays; without a terminal, one line at its end."""
+        description = escaped(description)
         if self._console.is_terminal:
             columns = (
                 SpinnerColumn(),
@@ -44,7 +47,7 @@ class TerminalProgress(Progress):
 
     def say(self, message: str) -> None:
         """One line that stays."""
-        self._console.print(message, soft_wrap=True)
+        self._console.print(escaped(message, lines=True), soft_wrap=True)
 
 
 def fit_threads(bundle: Bundle) -> None:
