@@ -17,14 +17,15 @@ from dpad.export.parity import compare_bundle, require_passed
 from dpad.export.pipeline import DTYPES, LARGEST, TARGETS, WEIGHTS, ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
-from dpad.export.tokenizer import FILES, PARTS
+from dpad.export.tokenizer import TOKENIZER
+from dpad.export.vocabulary_files import PARTS
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import EngineUnavailable
 from dpad.runtime.export_command import export_command
 from dpad.runtime.manifest import BuildFlags, Manifest
 from dpad.runtime.precision import FULL
 
-_TOKENIZERS = (FILES[0], PARTS[0])  # the files of which a tokenizer can be made
+_TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be made
 
 
 @click.command("export")
