@@ -7,6 +7,7 @@ The local hub cache is used first; else the files are downloaded (config, safete
 tokenizer and presets only, never code); else the error says exactly which command to run.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -57,7 +58,7 @@ def resolve(model: str, weights: bool = True) -> Source:
     if model in EMBEDDED:
         return Source(model, model, Path(str(resources.files("dpad.models") / model)), embedded=True)
     path = Path(model)
-    if model and path.is_dir():
+    if model and os.path.isdir(path):
         return Source(path.resolve().name, str(path), path)
     hub_id = HUB_IDS.get(model, model)
     if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
@@ -85,9 +86,9 @@ def read_config(model: str) -> dict[str, Any]:
 
     Published repositories that `dpad synth` knows need no network. Raises `CheckpointError` as `resolve` does.
     """
-    if (bundle := Path(model) / FILE_NAME).is_file():
+    if os.path.isfile(bundle := Path(model) / FILE_NAME):
         return dict(Bundle.open(bundle.parent, hashes=False).manifest.model_config)
-    if not Path(model).is_dir() and (name := model.removesuffix("-base")) in LAYOUTS:
+    if not os.path.isdir(model) and (name := model.removesuffix("-base")) in LAYOUTS:
         return dict(LAYOUTS[name].config)
     directory = resolve(model, weights=False).directory
     check_folder(directory, (CONFIG, ADAPTER))

@@ -8,6 +8,7 @@ costs the headers only: every tensor is known by file, offset and length, so tha
 exporter can point at it without reading it.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +85,7 @@ class Checkpoint:
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory; raises `CheckpointError` with what the directory is that has none."""
     check_adapter(directory)
-    if not (path := directory / CONFIG).exists():
+    if not os.path.exists(path := directory / CONFIG):
         told = no_config(directory) or f"is {directory} a checkpoint directory?"
         raise CheckpointError(f"{path} is missing; {told}")
     return read_json(path)

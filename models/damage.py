@@ -21,6 +21,7 @@ _PAGE = (
     "with `hf download ID --local-dir DIR`"
 )
 _PICKLE = "it is pickle, as torch.save writes it, which is never loaded: convert it to safetensors"
+_ZIP = "it is a zip archive: unpack it, or if torch.save wrote it (pickle, never loaded), convert it to safetensors"
 
 # Of files of all kinds: what stands for the file, or for a link to it.
 _POINTERS = {
@@ -35,7 +36,8 @@ _OTHERS = {
     rb"\xff\xfe|\xfe\xff": "it is UTF-16: save it as UTF-8",
     rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!": "it is compressed: unpack it",
     rb"GGUF": "it is GGUF, made for llama.cpp: take the checkpoint that it was made from",
-    rb"PK\x03\x04|\x80[\x02-\x05]": _PICKLE,
+    rb"PK\x03\x04": _ZIP,
+    rb"\x80[\x02-\x05]": _PICKLE,
     rb"\x89HDF": "it is HDF5, of Keras or TensorFlow: take the repository's safetensors",
 }
 

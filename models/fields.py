@@ -70,7 +70,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint directory?") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {damage(path) or error}") from None
+        told = damage(path) or f"{error}; mend or fetch it again"
+        raise CheckpointError(f"{path} cannot be read as JSON: {told}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return data

@@ -60,7 +60,7 @@ def listing(directory: Path) -> list[str]:
 
 def _members(directory: Path, patterns: tuple[str, ...]) -> Iterator[str]:
     names = listing(directory)
-    if TEMPLATES in names and (directory / TEMPLATES).is_dir():
+    if TEMPLATES in names and os.path.isdir(directory / TEMPLATES):
         names += [f"{TEMPLATES}/{name}" for name in listing(directory / TEMPLATES)]
     return (name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
@@ -78,7 +78,7 @@ def _roots(directory: Path) -> list[Path]:
 
 def _check_link(path: Path, roots: list[Path]) -> None:
     real = Path(os.path.realpath(path))
-    if not real.exists():
+    if not os.path.exists(real):
         told = f" to {os.readlink(path)}" if path.is_symlink() else ""
         raise CheckpointError(
             f"{path} is a link{told}, where nothing is: it was copied without what it leads to, or a download is "

@@ -6,6 +6,7 @@ Trainers, hubs, copies and other formats leave directories of many kinds; one th
 Two levels are looked at and no more: nobody knows how deep a stranger's folders are.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def remains(directory: Path) -> str:
         return found
     if found := _trainers(directory, names):
         return found
-    others = [name for name in names if _is_weights(name) and (directory / name).is_file()]
+    others = [name for name in names if _is_weights(name) and os.path.isfile(directory / name)]
     if len(others) == 1:
         return (
             f"{others[0]} is not what transformers looks for either; if it holds the weights, rename it to "
@@ -146,12 +147,12 @@ def _hub_cache(directory: Path, names: list[str]) -> str:
 
 def _folder_with(name: str, directory: Path, names: list[str]) -> str:
     """The folder in `directory` that has a file of this name; the last step where they are a trainer's."""
-    found = [folder for folder in _folders(directory, names) if (directory / folder / name).is_file()]
+    found = [folder for folder in _folders(directory, names) if os.path.isfile(directory / folder / name)]
     return max(found, key=lambda folder: int((re.findall(r"\d+$", folder) or ["0"])[0][:9]), default="")
 
 
 def _folders(directory: Path, names: list[str]) -> list[str]:
-    return [name for name in names if not name.startswith(".") and (directory / name).is_dir()]
+    return [name for name in names if not name.startswith(".") and os.path.isdir(directory / name)]
 
 
 def _inside(directory: Path) -> list[str]:

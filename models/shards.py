@@ -6,6 +6,7 @@
 The choice is transformers': model.safetensors goes before an index and its shards, whichever is older.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ def find_shards(directory: Path) -> list[Path]:
 
 def find_weights(directory: Path) -> Weights:
     """The files that transformers would load; raises `CheckpointError` with what is there instead."""
-    here = [name for name in listing(directory) if (directory / name).is_file()]
+    here = [name for name in listing(directory) if os.path.isfile(directory / name)]
     notes = []
     if SINGLE in here:
         names = [SINGLE]
@@ -53,7 +54,8 @@ def find_weights(directory: Path) -> Weights:
             raise CheckpointError(f"{directory / name} is an unfinished download: {name}{kind} is there; finish it")
     unread = [name for name in here if name.endswith(".safetensors") and name[0] != "." and name not in names]
     if unread and not notes:
-        notes.append(f"{unread[0]} is not read{f', nor {len(unread) - 1} more' * (len(unread) > 1)}: not in {INDEX}")
+        more = f", nor {len(unread) - 1} more" if len(unread) > 1 else ""
+        notes.append(f"{unread[0]} is not read{more}: {names[0]} {'is' if len(names) == 1 else 'and the like are'}")
     return Weights(tuple(directory / name for name in names), tuple(notes))
 
 

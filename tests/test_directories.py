@@ -129,6 +129,7 @@ ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "ZeRO-3's empty tensors": (emptied, ("(0,)", "zero_to_fp32.py")),
     "FSDP, flattened": (renamed(lambda n: f"{n}._flat_param" if "up_proj" in n else n), ("FSDP", "FULL_STATE_DICT")),
     "another file named": (configured(transformers_weights="ema.safetensors"), ("transformers_weights", "ema")),
+    "a zip": (put("tokenizer.json", b"PK\x03\x04"), ("tokenizer.json", "zip", "unpack")),
     "a head too many": (headed, ("value_head.weight", "check config.json", "without them")),
     "shards of another name": (
         both(move(SINGLE, "part-1.safetensors"), put("part-2.safetensors")),

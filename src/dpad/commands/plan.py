@@ -1,6 +1,7 @@
 """`dpad plan MODEL`."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def command(
     block_length = config.block_length or block_length
     loads = [Load(batch, length, block_length, window) for batch in batches for length in lengths]
     gpus = {name: GPUS[name] for name in names or GPUS}
-    told = contradiction(raw, config, model, Path(model) if Path(model).is_dir() else None)
+    told = contradiction(raw, config, model, Path(model) if os.path.isdir(model) else None)
     found = [*assumptions(raw), *([told] if told else []), *hazards(config, sizes, stored, step, loads, gpus)]
     document = _document(config, sizes, step, loads, gpus) | {"hazards": found}
     if as_json:
