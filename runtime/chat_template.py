@@ -7,6 +7,7 @@ A template is a program from a stranger: it runs in a sandbox, and no longer tha
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text, the assistant's turn opened at its end; raises `InvalidRequest`."""
-        return self._render(messages, None, add_generation_prompt)
+        return self._render(messages, None, add_generation_prompt, datetime.now())
 
     def render_disguised(self, messages: Sequence[Message], spellings: Collection[str]) -> tuple[str, Disguise | None]:
         """... and for messages that spell special tokens, these under a disguise; raises `InvalidRequest`.
@@ -51,18 +52,21 @@ class ChatTemplate:
         It must show what the messages give as they are.
         """
         disguise = Disguise.of(spellings, messages, self.source)
-        told = self._render(messages, None, True)
+        moment = datetime.now()
+        told = self._render(messages, None, True, moment)
         if disguise is None:
             return told, None
         hidden = [{key: disguise.hide(value) for key, value in message.items()} for message in messages]
-        rendered = self._render(hidden, disguise, True)
+        rendered = self._render(hidden, disguise, True, moment)
         if disguise.show(rendered) != told:
             raise InvalidRequest(
                 "the chat template changes special tokens that a message spells; take them out of the message"
             )
         return rendered, disguise
 
-    def _render(self, messages: Sequence[Message], disguise: Disguise | None, add_generation_prompt: bool) -> str:
+    def _render(
+        self, messages: Sequence[Message], disguise: Disguise | None, add_generation_prompt: bool, moment: datetime
+    ) -> str:
         check_messages(messages)
         template = self._template
         values = dict(
@@ -73,7 +77,7 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
         )
         try:
-            with rendering(Budget(), disguise):
+            with rendering(Budget(), disguise, moment):
                 return template.render(values)
         except Exhausted as error:
             raise InvalidRequest(

@@ -7,14 +7,13 @@ A template is a program from a stranger. A step is one operation of its code, an
 that are made or looked at; so a limit of steps is one of time and of memory, and the same on every machine.
 """
 
-from collections.abc import ItemsView, KeysView, Set, ValuesView
 from typing import Any
 
 STEPS = 4_000_000  # about half a second
 CHARACTERS = 4  # of a step
 _DEPTH = 64  # of nested lists and of calls
 _BITS = 1 << 16  # of whole numbers
-NESTS = (list, tuple, dict, Set, KeysView, ValuesView, ItemsView)
+NESTS: tuple[type, ...] = (list, tuple, dict, set, type({}.keys()), type({}.values()), type({}.items()))
 
 
 class Exhausted(Exception):

@@ -102,7 +102,7 @@ def printf(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> int:
     values = [*args, *kwargs.values()]
     written = value.count("%") * sum(map(budget.weigh_text, values))
     flat = [part for each in values for part in (each if isinstance(each, tuple) else [each])]
-    stars = value.count("*") * max(map(_count, flat), default=0)
+    stars = value.count("*") * max((abs(part) for part in flat if isinstance(part, int)), default=0)
     return text(budget, value) + written + (padding(value) + stars) // CHARACTERS
 
 

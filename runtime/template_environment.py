@@ -1,7 +1,7 @@
 """Jinja as transformers sets it up for chat templates, in a sandbox that counts what a template does.
 
     template = TemplateEnvironment().from_string(source)
-    with rendering(Budget(), disguise=None):
+    with rendering(Budget(), None, datetime.now()):
         template.render(messages=messages, ...)
 
 The parsed template is changed before it becomes Python, so that everything whose cost depends on data is counted

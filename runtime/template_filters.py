@@ -1,7 +1,9 @@
 """Filters and tests of chat templates: Jinja's, counted, and those that differ.
 
-with rendering(Budget(), disguise=None):       # what filters count in, and whose text is under a disguise
-    template.render(...)
+    with rendering(Budget(), None, datetime.now()):
+        template.render(...)
+
+Each counts what it costs before it runs, in the budget of the rendering that runs in its thread.
 """
 
 import json
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from functools import wraps
 from typing import Any
 
@@ -31,10 +34,11 @@ _LAZY = ("batch", "items", "map", "reject", "rejectattr", "reverse", "select", "
 
 @dataclass(frozen=True)
 class Rendering:
-    """What one rendering counts in, and the disguise of its messages."""
+    """What one rendering counts in, the disguise of its messages, and when it is."""
 
     budget: Budget
     disguise: Disguise | None
+    moment: datetime
 
 
 _now: ContextVar[Rendering] = ContextVar("_now")
@@ -46,9 +50,9 @@ def now() -> Rendering:
 
 
 @contextmanager
-def rendering(budget: Budget, disguise: Disguise | None) -> Iterator[None]:
-    """In the block templates are rendered within `budget`, over messages in `disguise`."""
-    token = _now.set(Rendering(budget, disguise))
+def rendering(budget: Budget, disguise: Disguise | None, moment: datetime) -> Iterator[None]:
+    """In the block templates are rendered within `budget`, over messages in `disguise`, as if it were `moment`."""
+    token = _now.set(Rendering(budget, disguise, moment))
     try:
         yield
     finally:

@@ -1,6 +1,5 @@
 """The functions that chat templates call, as transformers gives them."""
 
-from datetime import datetime
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
@@ -8,6 +7,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.utils import Cycler, Joiner, Namespace
 
 from dpad.runtime.template_budget import Exhausted
+from dpad.runtime.template_filters import now
 
 _FORMAT = 1000  # characters; the C library pads numbers as a format asks
 
@@ -18,10 +18,10 @@ def raise_exception(message: Any) -> NoReturn:
 
 
 def strftime_now(form: str) -> str:
-    """The local time, now."""
+    """The local time of this rendering."""
     if len(form) > _FORMAT:
         raise Exhausted(f"it writes the time in more than {_FORMAT} characters")
-    return datetime.now().strftime(form)
+    return now().moment.strftime(form)
 
 
 class TemplateDict:

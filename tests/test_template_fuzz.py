@@ -9,88 +9,51 @@ from fuzzing import Tally, fuzz
 
 from dpad.runtime.text import TextCodec
 
-ATOMS = [
-    "1",
-    "0",
-    "'a'",
-    "messages",
-    "messages[0].content",
-    "ns.x",
-    "ns.y",
-    "10 ** 9",
-    "99999",
-    "[]",
-    "'<&>'",
-    "none",
-    "x",
-]
-UNARY = ["-{}", "not {}", "({},)", "[{}]", "{{'k': {}}}", "{}[1:]", "{}[::-1]", "{}.x", "{}[0]", "loop({})", "f({})"]
-BINARY = [
-    "{} + {}",
-    "{} * {}",
-    "{} ** {}",
-    "{} % {}",
-    "{} ~ {}",
-    "{} == {}",
-    "{} in {}",
-    "({}, {})",
-    "{}[{}]",
-    "{} - {}",
-]
-FILTERS = (
-    "abs attr batch capitalize center count default dictsort e escape filesizeformat first float forceescape format "
-    "groupby indent int items join last length list lower map max min pprint random reject rejectattr replace reverse "
-    "round safe select selectattr slice sort string striptags sum title tojson trim truncate unique upper urlencode "
-    "urlize wordcount wordwrap xmlattr"
-)
-METHODS = (
-    "capitalize center count endswith expandtabs find format format_map get index items join keys ljust lower "
-    "partition removeprefix replace rfind rjust rpartition rsplit split splitlines startswith strip title upper "
-    "values zfill append encode translate to_bytes __class__ copy"
-)
+# What gives a text, a number, a list or any value; T, N, L and V in it are replaced by others of their kind.
+KINDS = {
+    "T": "'a'|'<&>'|messages[0].content|ns.x|T + T|T * N|T ~ V|T[N:]|T[::-1]|T if V else T|'%s' % V|'%*d' % (N, N)|"
+    "'{:{}}'.format(T, N)|'{0}{0}'.format(V)|T.upper()|T.replace(T, T)|T.join(L)|T.ljust(N)|T.strip(T)|T.center(N)|"
+    "T.zfill(N)|T.expandtabs(N)|T.title()|f(V)|L!join(T)|T!e|T!replace(T, T)|T!indent(N)|T!center(N)|T!truncate(N)|"
+    "T!wordwrap(N)|V!string|V!tojson|V!tojson(indent=N)|T!trim|T!title|T!urlize|V!pprint|T!safe|L!first|loop(L)",
+    "N": "0|1|-1|7|99999|10 ** 9|N + N|N * N|N ** N|N // N|N % N|-N|T!length|L!length|T.count(T)|T.find(T)|T!int|L!sum|"
+    "N!abs|N!round(N)|N!float|T.rfind(T)|L!max|T!wordcount|2 ** 60000",
+    "L": "[]|messages|[1, 2]|ns.y|[V]|[V, V]|L + L|L * N|L[N:]|T.split(T)|T!list|L!sort|L!reverse!list|L!unique!list|"
+    "L!map('string')!list|L!batch(N, V)!list|L!slice(N)!list|range(N)!list|L!select!list|T.rsplit(T)|"
+    "L!map('replace', T, T)|T.partition(T)|{'k': V}!dictsort|L!groupby('role')!list|L!reject('in', L)",
+    "V": "T|N|L|(V,)|(V, V)|{T: V}|V == V|V in L|not V|none|x|loop|ns|V[V]|V.x|T.partition(T)|"
+    "{'k': V}.items()|V is in L|L!random|V!default(V)|V!attr(T)|cycler(V).next()|namespace(x=V)",
+}
+FILTERS = ("lower", "upper", "e", "trim", "title", "indent", "wordwrap", "center", "string", "tojson", "list", "join")
 
 
-def expression(rng: random.Random, depth: int) -> str:
-    """One that may do anything."""
-    if depth == 0 or rng.random() < 0.1:
-        return rng.choice(ATOMS)
-
-    def part() -> str:
-        return expression(rng, depth - 1)
-
-    kind = rng.randrange(5)
-    if kind == 0:
-        return rng.choice(UNARY).format(part())
-    if kind == 1:
-        return f"({rng.choice(BINARY).format(part(), part())})"
-    given = ", ".join(part() for _ in range(rng.randrange(3)))
-    if kind == 2:
-        return f"{part()}|{rng.choice(FILTERS.split())}({given})"
-    if kind == 3:
-        return f"({part()}).{rng.choice(METHODS.split())}({given})"
-    return f"({part()} if {part()} else {part()})"
+def expression(rng: random.Random, depth: int, kind: str = "V") -> str:
+    """One of a kind, which may do anything."""
+    forms = KINDS[kind].split("|")
+    form = rng.choice(forms if depth else [each for each in forms if not set("TNLV") & set(each)])
+    parts = (expression(rng, depth - 1, sign) if sign in KINDS else {"!": "|"}.get(sign, sign) for sign in form)
+    return f"({''.join(parts)})"
 
 
 def statement(rng: random.Random, depth: int) -> str:
     """Text, a value, or a statement with others inside."""
-    value = expression(rng, 3)
+    value, listed = expression(rng, 4), expression(rng, 3, "L")
     kind = rng.randrange(9) if depth else rng.randrange(3)
     if kind < 2:
         return f"{{{{ {value} }}}}"
     if kind == 2:
-        return f"{{% set ns.{rng.choice('xy')} = {value} %}}"
+        return f"{{% set ns.x = {expression(rng, 4, 'T')} %}}{{% set ns.y = {listed} %}}"
     inside = "".join(statement(rng, depth - 1) for _ in range(rng.randint(1, 3)))
     opened, closed = rng.choice(
         [
-            (f"for x in {value}", "endfor"),
-            (f"for x in {value} recursive", "endfor"),
-            (f"for x in range({value}) if {expression(rng, 2)}", "endfor"),
+            (f"for x in {listed}", "endfor"),
+            (f"for x in {listed} recursive", "endfor"),
+            (f"for x in range({expression(rng, 3, 'N')}) if {expression(rng, 2)}", "endfor"),
             ("for x in range(99999)", "endfor"),
             (f"if {value}", "endif"),
             (f"macro f(x={value})", "endmacro"),
             ("set y", "endset"),
             ("generation", "endgeneration"),
-            (f"filter {rng.choice(FILTERS.split())}", "endfilter"),
+            (f"filter {rng.choice(FILTERS)}", "endfilter"),
         ]
     )
     return f"{{% {opened} %}}{inside}{{% {closed} %}}"

@@ -93,6 +93,7 @@ ENDLESS = {
     "a width": "{{ '{:>1000000000}'.format(1) }}",
     "a width by name": "{{ '{:{w}}'.format(1, w=10 ** 9) }}",
     "a width in a tuple": "{{ '%*d' % (10 ** 9, 1) }}",
+    "a width to the left": "{{ '%*d' % (-(10 ** 9), 1) }}",
     "a width as in C": "{{ '%1000000000d' % 1 }}",
     "places": "{{ '%.1000000000f'|format(1.0) }}",
     "a width of safe text": "{{ ('{:>1000000000}'|safe).format(1) }}",

@@ -160,3 +160,13 @@ def test_text_that_no_canvas_holds_is_not_tokenized(tmp_path: Path, prompt: Any,
         model.request(prompt, suffix=suffix)
     with pytest.raises(AssertionError, match="tokenized"):
         model.request(LONG)
+
+
+@pytest.mark.parametrize("prompt", ["w5 w6 ", [{"role": "user", "content": "w5 w6 "}]])
+def test_what_a_template_writes_is_measured_before_it_is_tokenized(tmp_path: Path, prompt: Any) -> None:
+    """Fails if minutes and gigabytes go into the millions of characters that a template makes of a short message."""
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content * 500000 }}")
+    model = DiffusionModel(Untouched(), Unread.open(tmp_path))
+    with pytest.raises(InvalidRequest, match="a text of 3000000 characters is over the 3600"):
+        model.request(prompt)
