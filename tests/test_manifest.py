@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,37 @@ def test_a_new_digest_does_not_make_a_manifest_readable(bundle: Path, case: str)
     edit(bundle, change)
     with pytest.raises(errors.ManifestError, match=said):
         dpad.load(bundle)
+
+
+def lists(name: str, sha256: str = "0" * 64) -> Callable[[dict[str, Any]], None]:
+    """A manifest that lists one more file, or another hash."""
+    return lambda data: data["files"].update({name: {"size": 1, "sha256": sha256}})
+
+
+NAMES = {
+    **{
+        repr(name): (lists(name), "not a plain relative path|leaves the bundle")
+        for name in ("", ".", "a/", "a//b", "./a")
+    },
+    **{repr(name): (lists(name), "not a plain relative path") for name in ("a\x1b[31m", "a\nb", "\u202ea", "\x7f")},
+    **{name: (lists(name), "not a plain relative path") for name in (".git/x", ".cache/huggingface/x", ".git")},
+    "long": (lists("a" * 5000), "too long"),
+    "the same but for case": (lists("float32/STEP.onnx"), "where case does not count"),
+    "hash that is a path": (lists("float32/step.onnx", "../../x"), "'../../x' for the SHA-256"),
+    "too much": (lambda data: data["model_config"].update(x="x" * (4 << 20)), "over 4194304 bytes"),
+}
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+@pytest.mark.parametrize("case", NAMES)
+def test_names_are_plain_and_one_file_each(bundle: Path, case: str, hashes: bool) -> None:
+    """Fails if a listed name writes to a terminal, is two files' elsewhere, or lies where links are not looked for."""
+    (bundle / ".git").mkdir()
+    (bundle / ".git/x").symlink_to("/etc/hostname")
+    change, said = NAMES[case]
+    edit(bundle, change)
+    with pytest.raises(errors.BundleError, match=said):
+        dpad.load(bundle, verify_hashes=hashes)
 
 
 @pytest.mark.parametrize("named", ["tokenizer/tokenizer.json", "float32/model.safetensors"])

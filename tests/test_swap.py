@@ -2,10 +2,7 @@
 
 import os
 import shutil
-import socket
 import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +14,7 @@ from test_export import contents
 
 from dpad.commands.parity import put_report
 from dpad.export import swap, writer
+from dpad.export.pipeline import ExportSettings, export_bundle
 from dpad.export.progress import Progress
 from dpad.export.synthetic import write_checkpoint
 from dpad.runtime import errors
@@ -168,79 +166,6 @@ def test_a_killed_swap_is_mended(whole: Bundle, tmp_path: Path) -> None:
     assert contents(tmp_path / "out.old") == {"late.txt": b"mine"}
 
 
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-
-
-NEIGHBOURS: dict[str, Callable[[Path], Any]] = {
-    "a file": lambda path: path.write_text("mine"),
-    "an empty folder": lambda path: path.mkdir(),
-    "a folder of others": lambda path: (path.mkdir(), (path / "thesis.txt").write_text("mine")),
-    "a link to a folder": lambda path: (path.with_name("x").mkdir(), path.symlink_to("x")),
-    "a broken link": lambda path: path.symlink_to("nothing"),
-    "a pipe": os.mkfifo,
-    "a socket": _socket,
-    "a folder with a pipe for a lock": lambda path: (path.mkdir(), os.mkfifo(path / "dpad.lock")),
-    "a folder with a link for a lock": lambda path: (path.mkdir(), (path / "dpad.lock").symlink_to("/etc/passwd")),
-    "a folder with a folder for a lock": lambda path: (path / "dpad.lock").mkdir(parents=True),
-    "a folder that may not be read": lambda path: path.mkdir(mode=0),
-}
-
-
-@pytest.mark.parametrize("name", [".out.stage-0123456789abcdef", ".out.stage-x", ".out.stage-1", ".out.stage--.old"])
-@pytest.mark.parametrize("kind", NEIGHBOURS)
-def test_odd_neighbours_stop_no_stage_and_stay(tmp_path: Path, kind: str, name: str) -> None:
-    """Fails if something whose name looks like a stage's stops an export, or is deleted though it is not ours."""
-    NEIGHBOURS[kind](tmp_path / name)
-    before = (tmp_path / name).lstat()
-    held = sorted(tmp_path.rglob("*"))
-    with writer.stage_bundle(tmp_path / "out") as stage:
-        (stage / "a").write_text("1")
-    assert contents(tmp_path / "out") == {"a": b"1"}
-    assert os.path.samestat((tmp_path / name).lstat(), before)
-    assert [path for path in sorted(tmp_path.rglob("*")) if "out" not in path.relative_to(tmp_path).parts] == held
-
-
-EXPORTS = """
-    import os, sys
-    from pathlib import Path
-    sys.path.insert(0, sys.argv[1])
-    os.getpid = lambda: 7  # as in containers, each of which counts its processes from 1
-    from dpad.export import writer
-    stage = writer.stage_bundle(Path(sys.argv[2]))
-    folder = stage.__enter__()
-    (folder / "who").write_text(sys.argv[3])
-    print("begun", flush=True)
-    sys.stdin.readline()
-    assert (folder / "who").read_text() == sys.argv[3]
-    stage.__exit__(None, None, None)
-"""
-
-
-def _begin(out: Path, who: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", textwrap.dedent(EXPORTS), str(Path(__file__).parent), str(out), who]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_exports_with_one_process_id_do_not_wipe_each_others_stage(tmp_path: Path) -> None:
-    """Fails if a stage is told to be stale by a process id, which two containers share, or a killed one stays."""
-    out = tmp_path / "out"
-    running = [_begin(out, who) for who in ("first", "second", "killed")]
-    for process in running:
-        assert process.stdout is not None and process.stdout.readline() == "begun\n"
-    running[2].kill()
-    running[2].communicate()
-    assert len(list(tmp_path.iterdir())) == 3
-    with pytest.raises(errors.ExportError, match="stopped"), writer.stage_bundle(out):
-        assert len(list(tmp_path.iterdir())) == 3  # the killed one is gone, this one is there
-        raise errors.ExportError("stopped")
-    told = [process.communicate("\n") for process in running[:2]]
-    assert [process.returncode for process in running[:2]] == [0, 1], told
-    assert "who would be lost" in told[1][1]  # what the first put there is no bundle
-    assert contents(tmp_path) == {"out/who": b"first", "out.new/who": b"second"}
-
-
 def test_two_exports_to_one_destination_both_succeed(whole: Bundle, tmp_path: Path) -> None:
     """Fails if the one that ends first is in the other's way, or either leaves something behind."""
     out = tmp_path / "out"
@@ -251,6 +176,16 @@ def test_two_exports_to_one_destination_both_succeed(whole: Bundle, tmp_path: Pa
     make(whole, out, other)
     assert Bundle.open(out).manifest == whole.manifest
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_says_where_its_bundle_is(whole: Bundle, tmp_path: Path) -> None:
+    """Fails if the whole way loses a file that came into --out, or an hour's work for it."""
+    out = make(whole, tmp_path / "out")
+    comes = Meanwhile("check float32", lambda: (out / "notes.txt").write_text("mine"))
+    with pytest.raises(errors.ExportError, match=r"notes.txt would be lost.*what was made lies in .*out\.new"):
+        export_bundle(str(whole.directory.parent / "model"), out, ExportSettings(max_batch=2), comes)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert Bundle.open(tmp_path / "out.new").manifest.contract.max_batch == 2
 
 
 def test_a_report_does_not_bring_a_bundle_back(whole: Bundle, tmp_path: Path) -> None:
@@ -277,18 +212,6 @@ class Meanwhile(Progress):
         if self._actions and description.startswith(self._task):
             self._actions.pop()()
         yield lambda amount: None
-
-
-def test_a_name_as_long_as_a_name_may_be(tmp_path: Path) -> None:
-    """Fails if the stage's longer name does not fit beside a destination whose own does."""
-    for letter in ("n", "é"):
-        out = tmp_path / (letter * (255 // len(letter.encode())))
-        for text in ("1", "2"):
-            with writer.stage_directory(out) as stage:
-                (stage / "a").write_text(text)
-            (out / "a").unlink()
-        assert [path.name for path in tmp_path.iterdir()] == [out.name]
-        out.rmdir()
 
 
 def test_what_cannot_be_replaced_is_refused_before_the_work(whole: Bundle, tmp_path: Path) -> None:

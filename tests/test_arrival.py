@@ -1,0 +1,115 @@
+"""A bundle that did not arrive whole says what happened to it, and a path beside a bundle where it is."""
+
+import json
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import edit, export, write_source
+from click.testing import CliRunner
+from test_travel import STEP, TOKENIZER, WEIGHTS, text_of, to_hub_cache
+
+import dpad
+from dpad.cli import main
+from dpad.runtime import errors
+from dpad.runtime.bundle import Bundle
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 823976\n"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    return export(write_source(folder / "source"), folder / "bundle").directory
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A copy that travels."""
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _crlf(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+
+def _listed_with_crlf(bundle: Path) -> None:
+    path = bundle / TOKENIZER
+    _crlf(path)
+    data = path.read_bytes()
+    entry = {"size": len(data), "sha256": sha256(data).hexdigest()}
+    edit(bundle, lambda manifest: manifest["files"].update({TOKENIZER: entry}))
+    path.write_bytes(data.replace(b"\r\n", b"\n"))
+
+
+def _unfinished(bundle: Path) -> None:
+    (bundle / WEIGHTS).unlink()
+    _write(bundle / ".cache/huggingface/download/float32/x.123.incomplete", "x")
+
+
+HAPPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "pointer": (lambda b: _write(b / WEIGHTS, POINTER), "safetensors is a pointer.*git lfs pull"),
+    "pointer as manifest": (lambda b: _write(b / "manifest.json", POINTER), "is a pointer.*lfs pull"),
+    "CRLF": (lambda b: _crlf(b / TOKENIZER), "tokenizer.json had its line ends converted to CRLF.*autocrlf"),
+    "CRLF lost": (_listed_with_crlf, "tokenizer.json had its line ends converted from CRLF"),
+    "text of a link": (lambda b: _write(b / WEIGHTS, f"../../../blobs/{'a' * 64}"), "text of a link.*cp -rL"),
+    "upper case": (lambda b: (b / STEP).rename(b / "float32/STEP.ONNX"), "STEP.ONNX was renamed.*float32/step.onnx"),
+    "upper case folder": (lambda b: (b / "float32").rename(b / "FLOAT32"), "FLOAT32/.* was renamed"),
+    "rsync": (
+        lambda b: (b / STEP).rename(b / "float32/.step.onnx.a1B2c3"),
+        "interrupted copy of float32/step.onnx.*rsync again",
+    ),
+    "hf download": (_unfinished, "not finished: run the same hf download again"),
+    "half a copy": (lambda b: _write(b / WEIGHTS, "half"), "has 4 bytes.*copy it again.*again: dpad export"),
+    "lost": (lambda b: (b / STEP).unlink(), "step.onnx is missing; copy it again.*make the bundle again: dpad export"),
+}
+
+
+@pytest.mark.parametrize("case", HAPPENED)
+def test_what_happened_on_the_way_is_named(bundle: Path, case: str) -> None:
+    """Fails if a user is sent to export again for a file that one command brings back."""
+    happen, said = HAPPENED[case]
+    happen(bundle)
+    with pytest.raises(errors.BundleError, match=said):
+        dpad.load(bundle)
+
+
+def test_a_manifest_with_other_line_ends_is_the_same(whole: Path, bundle: Path) -> None:
+    """Fails if white space in manifest.json counts."""
+    _crlf(bundle / "manifest.json")
+    assert text_of(bundle) == text_of(whole)
+
+
+@pytest.mark.parametrize("place", ["float32", "manifest.json", "float32/step.onnx", "nothing", "tokenizer/deeper"])
+def test_a_path_below_a_bundle_says_where_it_is(bundle: Path, place: str) -> None:
+    """Fails if who names a file or a folder of a bundle is told to make a bundle there."""
+    for command in ("inspect", "generate"):
+        ran = CliRunner().invoke(main, [command, str(bundle / place), *(["w5"] if command == "generate" else [])])
+        assert ran.exit_code == 1 and f"the bundle is {bundle}" in ran.stderr.replace("\n", " ")
+
+
+def test_a_path_above_bundles_says_where_they_are(bundle: Path, tmp_path: Path) -> None:
+    """Fails if who names the folder of the bundles, or a repository of the hub's cache, is not told them."""
+    for number in range(5):
+        shutil.copytree(bundle, tmp_path / f"many/{number}")
+    with pytest.raises(errors.MissingFile, match=f"bundles lie in it: {tmp_path}/many/0, .*/2 and 2 more"):
+        Bundle.open(tmp_path / "many")
+    snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
+    with pytest.raises(errors.MissingFile, match=f"bundles lie in it: {snapshot}"):
+        Bundle.open(tmp_path / "hub/models--a--tiny")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/manifest.json").write_text(json.dumps({"name": "a web app"}))
+    (tmp_path / "app/src").mkdir()
+    with pytest.raises(errors.MissingFile, match="dpad export") as refused:
+        Bundle.open(tmp_path / "app/src")
+    assert "bundle is" not in str(refused.value)
+    with pytest.raises(errors.MissingFile, match=r"is a checkpoint and not a bundle; make one with: dpad"):
+        Bundle.open(write_source(tmp_path / "source"))
