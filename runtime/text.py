@@ -23,6 +23,7 @@ from tokenizers import Encoding, Tokenizer
 
 from dpad.runtime.errors import BundleError, InvalidRequest
 from dpad.runtime.files import read_json, read_text
+from dpad.runtime.show import kind, shown
 
 Message = Mapping[str, str]
 
@@ -184,10 +185,10 @@ def _library(fault: str, refused: str = "") -> Iterator[None]:
 def _check_messages(messages: Sequence[Message]) -> None:
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise InvalidRequest(f"a chat message needs 'role' and 'content', got {message!r}")
+            raise InvalidRequest(f"a chat message needs 'role' and 'content', got {shown(message)}")
         for key, value in message.items():  # what is nested could spell a special token unseen
             if not isinstance(value, str):
-                raise InvalidRequest(f"a chat message holds text, and its {key!r} is {type(value).__name__}")
+                raise InvalidRequest(f"a chat message holds text, and its {shown(key)} is {kind(value)}")
 
 
 def _raise_exception(message: str) -> NoReturn:
