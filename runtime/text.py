@@ -21,6 +21,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding, Tokenizer
 
+from dpad.runtime.arguments import listed, reading
 from dpad.runtime.errors import BundleError, InvalidRequest
 from dpad.runtime.files import read_json, read_text
 from dpad.runtime.show import kind, shown
@@ -86,6 +87,8 @@ class TextCodec:
 
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of text that a chat template has written: special tokens in it count, nothing is added."""
+        if not isinstance(text, str):
+            raise InvalidRequest(f"a prompt that a chat template has written is text, not {kind(text)}")
         return self._encode_parts(self._spelled.split(text))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -151,8 +154,11 @@ class TextCodec:
         return self._decode([token], skip_special_tokens=False)
 
     def _decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
+        with reading("token ids are whole numbers from 0 to 2**32 - 1, and these"):
+            given = listed(ids)
+            given = list(ids) if given is None else given
         with _library("tokenizer.json cannot decode these tokens", "token ids are whole numbers from 0 to 2**32 - 1"):
-            return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+            return str(self._tokenizer.decode(given, skip_special_tokens=skip_special_tokens))
 
     @cached_property
     def _template(self) -> Any:
@@ -182,7 +188,10 @@ def _library(fault: str, refused: str = "") -> Iterator[None]:
         raise
 
 
+@reading("a conversation")
 def _check_messages(messages: Sequence[Message]) -> None:
+    if listed(messages) is None:
+        raise InvalidRequest(f"a conversation is a list of chat messages, not {kind(messages)}")
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise InvalidRequest(f"a chat message needs 'role' and 'content', got {shown(message)}")

@@ -22,6 +22,7 @@ from dpad import DiffusionModel, Explicit, Full, Gaussian, GenerationOptions, Re
 from dpad.cli import main
 
 FIXED: dict[str, Any] = {"gen_length": 64, "cache": "dual", "temperature": 0.7, "seed": 3}
+CODEC = ("encode", "encode_plain", "encode_rendered", "encode_chat", "render", "decode", "token_text")
 OPTIONS = (*GenerationOptions.__annotations__, "preset")
 
 
@@ -204,6 +205,7 @@ def some_call(model: DiffusionModel, bundle: Path, pool: list[Any], rng: random.
         "verify": lambda: dpad.load(bundle, engine="none", verify_hashes=nasty()),
         "unknown": lambda: model.generate([5], **{str(rng.choice(["top", "\x1b", "seed ", "K" * 9999])): nasty()}),
         "encode": lambda: codec.encode(rng.choice(["w5", "\ud800", "", "\0" * 99])),
+        "codec": lambda: getattr(codec, rng.choice(CODEC))(nasty()),
         "token_text": lambda: codec.token_text(rng.choice([0, -1, 2**31, 2**64, 10**5000])),
     }
     name = rng.choice(list(calls))
