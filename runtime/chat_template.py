@@ -13,9 +13,11 @@ from pathlib import Path
 
 from jinja2 import Template
 
+from dpad.runtime.arguments import listed, reading
 from dpad.runtime.disguise import Disguise
 from dpad.runtime.errors import BundleError, InvalidRequest
 from dpad.runtime.files import read_text
+from dpad.runtime.show import escaped, kind, shown, told
 from dpad.runtime.special_tokens import read_table
 from dpad.runtime.template_budget import Budget, Exhausted
 from dpad.runtime.template_environment import TemplateEnvironment
@@ -26,7 +28,7 @@ Message = Mapping[str, str]
 FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"
 DEFAULT = "default"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_SAID = 300  # characters of what a template says
+_NAMES = 20  # that a message lists
 
 
 class ChatTemplate:
@@ -53,12 +55,12 @@ class ChatTemplate:
         """
         disguise = Disguise.of(spellings, messages, self.source)
         moment = datetime.now()
-        told = self._render(messages, None, True, moment)
+        plain = self._render(messages, None, True, moment)
         if disguise is None:
-            return told, None
+            return plain, None
         hidden = [{key: disguise.hide(value) for key, value in message.items()} for message in messages]
         rendered = self._render(hidden, disguise, True, moment)
-        if disguise.show(rendered) != told:
+        if disguise.show(rendered) != plain:
             raise InvalidRequest(
                 "the chat template changes special tokens that a message spells; take them out of the message"
             )
@@ -84,7 +86,7 @@ class ChatTemplate:
                 f"the chat template was stopped: {error}; shorten the messages, or mend the template"
             ) from None
         except Exception as error:  # a template is a program: what it adds or divides may raise anything
-            raise InvalidRequest(f"the chat template refused these messages: {_said(error)}") from error
+            raise InvalidRequest(f"the chat template refused these messages: {kind(error)}: {told(error)}") from error
 
     @cached_property
     def _template(self) -> Template:
@@ -93,7 +95,7 @@ class ChatTemplate:
         except Exhausted as error:
             raise BundleError(f"the chat template cannot be used: {error}; mend it") from None
         except Exception as error:  # Jinja's own, and those of the Python that it writes: RecursionError, SyntaxError
-            raise BundleError(f"the chat template is not valid Jinja: {_cut(str(error))}") from error
+            raise BundleError(f"the chat template is not valid Jinja: {told(error)}") from error
 
 
 def read_templates(directory: Path) -> dict[str, str]:
@@ -117,7 +119,7 @@ def read_templates(directory: Path) -> dict[str, str]:
     named = written if isinstance(written, dict) else {DEFAULT: written}
     for name, source in named.items():
         if not isinstance(name, str) or not isinstance(source, str):
-            raise BundleError(f"{path}: chat_template {_cut(repr(name))} is no text; mend it")
+            raise BundleError(f"{path}: chat_template {shown(name)} is no text; mend it")
     return named
 
 
@@ -126,7 +128,7 @@ def choose(templates: Mapping[str, str], name: str | None, directory: Path) -> s
     wanted = DEFAULT if name is None else name
     if wanted in templates:
         return templates[wanted]
-    names = _cut(", ".join(sorted(templates))) or "none"
+    names = ", ".join(map(escaped, sorted(templates)[:_NAMES])) or "none"
     if name is None:
         raise BundleError(
             f"{directory} has several chat templates and none is the default: choose one of {names} "
@@ -135,16 +137,19 @@ def choose(templates: Mapping[str, str], name: str | None, directory: Path) -> s
     raise BundleError(f"{directory} has no chat template {name!r}; it has {names}")
 
 
+@reading("a conversation")
 def check_messages(messages: Sequence[Message]) -> None:
     """Raise `InvalidRequest` for what is no conversation of texts."""
+    if listed(messages) is None:
+        raise InvalidRequest(f"a conversation is a list of chat messages, not {kind(messages)}")
     if not messages:
         raise InvalidRequest("a conversation without messages cannot be written; give at least one")
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise InvalidRequest(f"a chat message needs 'role' and 'content', got {message!r}")
+            raise InvalidRequest(f"a chat message needs 'role' and 'content', got {shown(message)}")
         for key, value in message.items():  # what is nested could spell a special token unseen
             if not isinstance(key, str) or not isinstance(value, str):
-                raise InvalidRequest(f"a chat message holds text, and its {key!r} is {type(value).__name__}")
+                raise InvalidRequest(f"a chat message holds text, and its {shown(key)} is {kind(value)}")
 
 
 def _with_reasoning(message: Message) -> dict[str, str]:
@@ -160,14 +165,3 @@ def _read(path: Path) -> str:
         return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be read as text: {error}") from error
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {_cut(str(error))}"
-
-
-def _cut(text: str) -> str:
-    """One line of what a stranger wrote, not too long."""
-    line = " ".join(text.split())
-    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line[:_SAID])
-    return shown + "…" * (len(line) > _SAID)

@@ -29,7 +29,7 @@ from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.generate import Events, StepEvent, generate
 from dpad.runtime.options import GenerationOptions, Options
 from dpad.runtime.presets import read_presets, resolve
-from dpad.runtime.prompts import Prompt, Prompts, read_batch, read_prompt, read_suffix
+from dpad.runtime.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
 from dpad.runtime.request import Request
 from dpad.runtime.show import counted, shown
 from dpad.runtime.text import TextCodec
@@ -122,7 +122,7 @@ class DiffusionModel:
             return given
         self.check_size(given, behind)
         if isinstance(given, str):
-            chat = self.codec.has_chat_template and not raw
+            chat = self.codec.has_chat_template and not read_flag(raw)
             messages = [{"role": "user", "content": given}]
             ids = self.codec.encode_chat(messages, self.check_size) if chat else self.codec.encode(given)
         elif given and isinstance(given[0], dict):
@@ -142,7 +142,7 @@ class DiffusionModel:
         What is no text among `texts` does not count.
         """
         most = self.engine.contract.max_length
-        size = sum(len(text) for text in texts if isinstance(text, str))
+        size = sum(str.__len__(text) for text in texts if isinstance(text, str))
         if size > most and size > (limit := _DROPPED * most * self.codec.longest_token):
             raise InvalidRequest(
                 f"a text of {size} characters is over the {limit} that this bundle's {most} tokens could hold; "
@@ -211,6 +211,7 @@ class DiffusionModel:
         `prompt`, `raw` and `options` are those of the call that wrote the canvas.
         """
         request, resolved = self.request(prompt, raw=raw), self.options(**options)
+        resolved.check(self.engine.contract)
         canvas = _checked_canvas(canvas, request.canvas_length(resolved), self.engine.contract.vocab_size)
         generated = canvas[len(request.prompt_ids) : len(canvas) - len(request.suffix_ids)]
         eos = resolved.ends_of_text(self.engine.contract.eos_token_id)

@@ -47,7 +47,7 @@ def read_prompt(prompt: object) -> str | list[Any] | Request:
     if parts is None:
         raise InvalidRequest(f"{_PROMPT}, not {kind(prompt)}{_meant(prompt)}")
     if parts and all(isinstance(part, Mapping) for part in parts):
-        return [dict(part) for part in parts]
+        return [{_text(key): _text(value) for key, value in part.items()} for part in parts]
     if all(map(is_integer, parts)):
         return [as_integer(part, "a token id") for part in parts]
     wrong = next(part for part in parts if not is_integer(part))
@@ -55,6 +55,12 @@ def read_prompt(prompt: object) -> str | list[Any] | Request:
         what = f"an array of {axes(prompt)} axes" if (axes(prompt) or 0) > 1 else f"a list that holds {shown(wrong)}"
         raise InvalidRequest(f"{_PROMPT}, not {what}; {_BATCH}, and one of them alone as prompts[0]")
     raise InvalidRequest(f"{_PROMPT}; this list holds {shown(wrong)}, which is no token id")
+
+
+@reading("raw")
+def read_flag(raw: object) -> bool:
+    """Whether a prompt goes in without the chat template."""
+    return bool(raw)
 
 
 @reading("a suffix")
@@ -79,6 +85,11 @@ def read_batch(prompts: object) -> list[Any]:
             f"a batch is a list of prompts, and this one holds {held}; for one prompt use generate or stream"
         )
     return parts
+
+
+def _text(value: Any) -> Any:
+    """A text as Python's own, which a class of texts may not be; all else as it is."""
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def _meant(value: object) -> str:

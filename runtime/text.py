@@ -17,8 +17,10 @@ from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
 
+from dpad.runtime.arguments import listed, reading
 from dpad.runtime.chat_template import ChatTemplate, Message, check_messages
 from dpad.runtime.errors import BundleError, InvalidRequest
+from dpad.runtime.show import kind
 from dpad.runtime.special_tokens import named_tokens
 from dpad.runtime.tokenizer_file import UNSEEN, WORK, Traits, open_tokenizer
 
@@ -88,6 +90,8 @@ class TextCodec:
 
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of text that a chat template has written: special tokens in it count, nothing is added."""
+        if not isinstance(text, str):
+            raise InvalidRequest(f"a prompt that a chat template has written is text, not {kind(text)}")
         return self._encode_parts(self._spelled.split(text))
 
     def encode_chat(self, messages: Sequence[Message], measure: Callable[[str], None] | None = None) -> list[int]:
@@ -136,13 +140,15 @@ class TextCodec:
         return self._decode([token], skip_special_tokens=False)
 
     def _decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str:
+        with reading("token ids are whole numbers from 0 to 2**32 - 1, and these"):
+            given = listed(ids)
+            given = list(ids) if given is None else given
         with _library("tokenizer.json cannot decode these tokens", "token ids are whole numbers from 0 to 2**32 - 1"):
-            listed = list(ids)
-            if len(listed) * self._traits.token * self._traits.decoding > WORK:
-                size = sum(len(self._tokenizer.id_to_token(number) or "") for number in listed)
+            if len(given) * self._traits.token * self._traits.decoding > WORK:
+                size = sum(len(self._tokenizer.id_to_token(number) or "") for number in given)
                 if (size := size * self._traits.decoding) > WORK:
                     raise ValueError(f"they may become {size} bytes, over the limit of {WORK}")
-            return str(self._tokenizer.decode(listed, skip_special_tokens=skip_special_tokens))
+            return str(self._tokenizer.decode(given, skip_special_tokens=skip_special_tokens))
 
     @property
     def _chat(self) -> ChatTemplate:
