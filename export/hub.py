@@ -46,6 +46,8 @@ _FILES = [
     "*.jinja",
     "vocab.json",
     "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "generation_config.json",
     "presets.json",
 ]
