@@ -44,6 +44,7 @@ _FILES = [
     "*.safetensors.index.json",
     "tokenizer*",
     "*.jinja",
+    "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
     "added_tokens.json",

@@ -59,6 +59,7 @@ class ExportSettings:
         weights: how the weights of the layers are stored, each with every dtype: `full`, or packed in `int8`,
             `int4`, `fp8`.
         group: inputs that share a scale in int4 and int8.
+        chat_template: name of the chat template, where the checkpoint has several; None is the default.
     """
 
     targets: tuple[str, ...] = ("onnx",)
@@ -72,6 +73,7 @@ class ExportSettings:
     flags: BuildFlags = field(default_factory=BuildFlags)
     weights: tuple[str, ...] = (FULL,)
     group: int = 32
+    chat_template: str | None = None
 
     def steps(self) -> tuple[str, ...]:
         """Names of the steps: every dtype with all weights, those that are made from another step last."""
@@ -154,7 +156,7 @@ def export_bundle(
     weights.check_tied(checkpoint)
     contract = make_contract(checkpoint, settings)
     with writer.stage_bundle(out) as stage:
-        tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress)
+        tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress, settings.chat_template)
         presets = _presets(source, checkpoint, progress)
         rehearse(checkpoint.directory, stage / "tokenizer", presets, contract)
         place = partial(

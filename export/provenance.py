@@ -41,10 +41,11 @@ def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], p
     Raises `CheckpointError` for a file that cannot be read, such as a directory of that name.
     """
     files = [checkpoint.directory / "config.json", *checkpoint.shards]
-    files += [path for name in (*tokenizer.SOURCES, *presets.SOURCES) if (path := checkpoint.directory / name).exists()]
+    files += tokenizer.sources(checkpoint.directory)
+    files += [path for name in presets.SOURCES if (path := checkpoint.directory / name).exists()]
     try:
         with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
-            hashes = {path.name: digest(path, advance) for path in files}
+            hashes = {path.relative_to(checkpoint.directory).as_posix(): digest(path, advance) for path in files}
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}; download it again") from error
     described = {

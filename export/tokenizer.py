@@ -1,6 +1,6 @@
 """Puts a checkpoint's tokenizer into a bundle: one tokenizer.json, and the settings that go with it.
 
-    names = place_tokenizer(checkpoint, stage / "tokenizer", progress)
+    names = place_tokenizer(checkpoint, stage / "tokenizer", progress, template="rag")
 
 tokenizer.json is taken as it is, unless the files beside it add to it (export/added_tokens.py); without one it is made
 of the vocabulary files (export/vocabulary_files.py). The tokenizers library is not asked here: what it does with files
@@ -17,20 +17,21 @@ from dpad.export.added_tokens import ADDED, CONFIG, SPECIAL, Declared, Token
 from dpad.export.progress import Progress
 from dpad.export.vocabulary_files import PARTS, RULES, from_parts, rules_of, way_out
 from dpad.models import qwen
-from dpad.models.checkpoint import Checkpoint, read_json
-from dpad.runtime.errors import CheckpointError
+from dpad.models.checkpoint import Checkpoint
+from dpad.runtime import chat_template
+from dpad.runtime.errors import BundleError, CheckpointError
 from dpad.runtime.tokenizer_file import read_tokenizer
 
-TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
-FILES = (TOKENIZER, CONFIG, TEMPLATE)
-SOURCES = (*FILES, *PARTS, SPECIAL, ADDED)
+TOKENIZER = "tokenizer.json"
+FILES = (TOKENIZER, CONFIG, SPECIAL, chat_template.FILE)
+SOURCES = (*FILES, *PARTS, ADDED)
 
 
-def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress) -> list[str]:
-    """Write the tokenizer into `folder`; returns the names of its files.
+def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress, template: str | None = None) -> list[str]:
+    """Write the tokenizer into `folder`, with the chat template called `template`; returns the names of its files.
 
     Without one nothing is written, and the bundle takes token ids only. Raises `CheckpointError` for files
-    that do not make a tokenizer, or contradict each other.
+    that do not make a tokenizer or contradict each other, and for a template that is not there or has to be chosen.
     """
     source = checkpoint.directory
     if (source / TOKENIZER).exists():
@@ -45,6 +46,8 @@ def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress) ->
         declared = Declared.read(source)
         rules = rules_of(declared.config, like_qwen=isinstance(checkpoint.config, qwen.Config))
         if rules is None or not all((source / name).exists() for name in PARTS):
+            if template is not None:
+                raise CheckpointError(f"{source} has no tokenizer, so no chat template {template!r}; leave it out")
             progress.say(
                 f"{source} has no tokenizer.json: the bundle will take token ids only, no text{way_out(source)}"
             )
@@ -54,14 +57,34 @@ def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress) ->
     for note in declared.notes:
         progress.say(note)
     folder.mkdir()
+    for name in FILES[1:]:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
     (folder / TOKENIZER).write_text(text, encoding="utf-8")
-    if (source / CONFIG).exists() and declared.config == read_json(source / CONFIG):
-        shutil.copyfile(source / CONFIG, folder / CONFIG)
-    elif declared.config:
-        (folder / CONFIG).write_text(_write(source / CONFIG, declared.config), encoding="utf-8")
-    if (source / TEMPLATE).exists():
-        shutil.copyfile(source / TEMPLATE, folder / TEMPLATE)
+    _place_template(source, folder, progress, template)
     return [name for name in FILES if (folder / name).exists()]
+
+
+def sources(directory: Path) -> list[Path]:
+    """The files in `directory` that decide what a bundle's tokenizer is."""
+    named = [path for name in SOURCES if (path := directory / name).exists()]
+    return named + sorted((directory / chat_template.FOLDER).glob("*.jinja"))
+
+
+def _place_template(source: Path, folder: Path, progress: Progress, name: str | None) -> None:
+    """Of several chat templates the one that is wanted, as the bundle's only one."""
+    try:
+        templates = chat_template.read_templates(source)
+        if templates.keys() - {chat_template.DEFAULT} or name is not None:
+            chosen = chat_template.choose(templates, name, source)
+            (folder / chat_template.FILE).write_text(chosen, encoding="utf-8", newline="")
+            progress.say(f"chat template: {name or chat_template.DEFAULT}, of {', '.join(sorted(templates))}")
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+    if not templates and (source / "chat_template.json").exists():
+        progress.say(
+            "chat_template.json is a processor's, which tokenizers do not read: the bundle has no chat template"
+        )
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
     "dtypes": ("--dtype", []),
     "weights": ("--weights", [FULL]),
     "group": ("--group", 32),
+    "chat_template": ("--chat-template", None),
     "capabilities": ("--compute-capability", []),
     "max_batch": ("--max-batch", 4),
     "max_length": ("--max-length", None),

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeGuard, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from dpad.runtime.chat_template import Message
 from dpad.runtime.checks import is_integer
 from dpad.runtime.engine import Engine
 from dpad.runtime.errors import InvalidRequest
@@ -29,7 +30,7 @@ from dpad.runtime.generate import Events, StepEvent, generate
 from dpad.runtime.options import GenerationOptions, Options
 from dpad.runtime.presets import read_presets, resolve
 from dpad.runtime.request import Request
-from dpad.runtime.text import Message, TextCodec
+from dpad.runtime.text import TextCodec
 
 OnStep = Callable[[StepEvent], None]
 Prompt = str | Sequence[int] | Sequence[Message] | Request
@@ -113,12 +114,13 @@ class DiffusionModel:
         self.check_size(prompt, suffix)
         if isinstance(prompt, str):
             chat = self.codec.has_chat_template and not raw
-            ids = self.codec.encode_chat([{"role": "user", "content": prompt}]) if chat else self.codec.encode(prompt)
+            messages = [{"role": "user", "content": prompt}]
+            ids = self.codec.encode_chat(messages, self.check_size) if chat else self.codec.encode(prompt)
         elif not _is_list(prompt):
             raise InvalidRequest(f"{_PROMPT}, not {type(prompt).__name__}")
         elif _is_chat(prompt):
             self.check_size(*(part for message in prompt for part in message.values()))
-            ids = self.codec.encode_chat(prompt)
+            ids = self.codec.encode_chat(prompt, self.check_size)
         elif _is_ids(prompt):
             ids = [int(part) for part in prompt]
         else:

@@ -4,38 +4,29 @@
     ids = codec.encode_chat([{"role": "user", "content": "Count to five."}])
     codec.decode(ids)
 
-The chat template is rendered in a sandboxed, immutable Jinja environment. A user's text is text: where it
-spells a special token, such as `<|eot_id|>` or the mask, it becomes the tokens of these characters. Only the
-template writes special tokens, and `encode_rendered`, for text that a template has written elsewhere.
+A user's text is text: where it spells a special token, such as `<|eot_id|>` or the mask, it becomes the tokens of
+these characters. Only the chat template writes special tokens, and `encode_rendered`, for text that a template has
+written elsewhere.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding, Tokenizer
 
+from dpad.runtime.chat_template import ChatTemplate, Message, check_messages
 from dpad.runtime.errors import BundleError, InvalidRequest
-from dpad.runtime.files import read_json, read_text
+from dpad.runtime.special_tokens import named_tokens
 from dpad.runtime.tokenizer_file import UNSEEN, WORK, Traits, open_tokenizer
-
-Message = Mapping[str, str]
-
-_PRIVATE = range(0xE000, 0xF900)  # Unicode's private use area
 
 
 class TextCodec:
     """A tokenizer.json with its optional chat template and special tokens."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, special_tokens: dict[str, str], template: str | None, traits: Traits = UNSEEN
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, traits: Traits = UNSEEN) -> None:
         tokenizer.encode_special_tokens = True  # as text, that is
         tokenizer.no_truncation()  # files keep what their training cut and padded to
         tokenizer.no_padding()
@@ -45,24 +36,22 @@ class TextCodec:
         # A text may hold what is unknown, and no other special token.
         self._reserved = {number for spelled, (number, _) in self._special.items() if spelled != traits.unknown}
         spellings = "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)"
-        self._spelled, self._begins = re.compile(f"({spellings})"), re.compile(f"(?={spellings})(.)", re.DOTALL)
-        self._variables = special_tokens
-        self._source = template
+        self._spelled = re.compile(f"({spellings})")
+        self._template = template
 
     @classmethod
     def open(cls, directory: Path) -> "TextCodec":
-        """Read tokenizer.json, tokenizer_config.json and chat_template.jinja; raises `BundleError`."""
+        """Read tokenizer.json, its special tokens' names and the chat template; raises `BundleError`."""
         with _library(f"{directory / 'tokenizer.json'} cannot be read"):
             tokenizer, traits = open_tokenizer(directory / "tokenizer.json")
-        config = _read_config(directory / "tokenizer_config.json")
-        template = _read_template(directory / "chat_template.jinja", config)
-        special = {key: _token_text(value) for key, value in config.items() if key.endswith("_token")}
-        return cls(tokenizer, {k: v for k, v in special.items() if v}, template, traits)
+            padding = tokenizer.padding
+        variables = named_tokens(directory, padding["pad_token"] if padding else None)
+        return cls(tokenizer, ChatTemplate.open(directory, variables), traits)
 
     @property
     def has_chat_template(self) -> bool:
         """Whether prompts are wrapped as chat by default."""
-        return self._source is not None
+        return self._template is not None
 
     @property
     def size(self) -> int:
@@ -71,8 +60,8 @@ class TextCodec:
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token that is not special."""
-        return max((len(token) for token in self._tokenizer.get_vocab() if token not in self._special), default=1)
+        """Characters of the longest token."""
+        return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens the tokenizer itself adds."""
@@ -101,28 +90,18 @@ class TextCodec:
         """Token ids of text that a chat template has written: special tokens in it count, nothing is added."""
         return self._encode_parts(self._spelled.split(text))
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], measure: Callable[[str], None] | None = None) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn; raises `InvalidRequest`.
 
-        Special tokens that a message spells are text: while the template is rendered, their first
-        characters are others, from Unicode's private use area, that occur nowhere else.
+        Special tokens that a message spells are text. `measure` is given what the template wrote before it is
+        encoded, and may raise.
         """
-        _check_messages(messages)
-        told = "".join(value for message in messages for value in message.values())
-        if not any(spelled in told for spelled in self._special):
-            return self.encode_rendered(self.render(messages))
-        unused = (chr(code) for code in _PRIVATE if chr(code) not in told + (self._source or ""))
-        hidden = sorted({spelled[0] for spelled in self._special})
-        marks = dict(zip(hidden, unused))
-        if len(marks) < len(hidden):
-            raise InvalidRequest("a special token is spelled beside all of Unicode's private use area; take some out")
-
-        def hide(value: str) -> str:
-            return self._begins.sub(lambda match: marks[match[1]], value)
-
-        rendered = self.render([{key: hide(value) for key, value in message.items()} for message in messages])
-        shown = str.maketrans({mark: character for character, mark in marks.items()})
-        return self._encode_parts([part.translate(shown) for part in self._spelled.split(rendered)])
+        check_messages(messages)
+        rendered, disguise = self._chat.render_disguised(messages, self._special)
+        if measure is not None:
+            measure(rendered)
+        parts = self._spelled.split(rendered)
+        return self._encode_parts(parts if disguise is None else list(map(disguise.show, parts)))
 
     def _encode_parts(self, parts: Sequence[str]) -> list[int]:
         """Ids of parts that are text and a special token's spelling in turn, text first and last."""
@@ -141,19 +120,12 @@ class TextCodec:
     @property
     def template(self) -> str | None:
         """The source of the chat template, None where there is none."""
-        return self._source
+        return self._template.source if self._template else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the checkpoint's chat template writes it, the assistant's turn opened at its end."""
-        _check_messages(messages)
-        template = self._template
-        try:
-            prompt = template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._variables)
-        except Exception as error:  # a template is a program: what it adds or divides may raise anything
-            raise InvalidRequest(
-                f"the chat template refused these messages: {type(error).__name__}: {error}"
-            ) from error
-        return str(prompt)
+        check_messages(messages)
+        return self._chat.render(messages, add_generation_prompt=add_generation_prompt)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -172,16 +144,11 @@ class TextCodec:
                     raise ValueError(f"they may become {size} bytes, over the limit of {WORK}")
             return str(self._tokenizer.decode(listed, skip_special_tokens=skip_special_tokens))
 
-    @cached_property
-    def _template(self) -> Any:
-        if self._source is None:
+    @property
+    def _chat(self) -> ChatTemplate:
+        if self._template is None:
             raise InvalidRequest("this checkpoint has no chat template; pass plain text (--raw) or token ids")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.globals["raise_exception"] = _raise_exception
-        try:
-            return environment.from_string(self._source)
-        except Exception as error:  # Jinja's own, and those of the Python that it writes: RecursionError, SyntaxError
-            raise BundleError(f"the chat template is not valid Jinja: {error}") from error
+        return self._template
 
 
 @contextmanager
@@ -199,46 +166,3 @@ def _library(fault: str, refused: str = "") -> Iterator[None]:
             said = str(error) or type(error).__name__
             raise BundleError(f"{fault}: {said}; mend it, and export the bundle again") from error
         raise
-
-
-def _check_messages(messages: Sequence[Message]) -> None:
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise InvalidRequest(f"a chat message needs 'role' and 'content', got {message!r}")
-        for key, value in message.items():  # what is nested could spell a special token unseen
-            if not isinstance(value, str):
-                raise InvalidRequest(f"a chat message holds text, and its {key!r} is {type(value).__name__}")
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        data = read_json(path)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
-    return data if isinstance(data, dict) else {}
-
-
-def _read_template(path: Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template in its own file, or that of tokenizer_config.json, which may be a list of them by name."""
-    if path.exists():
-        try:
-            return read_text(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} cannot be read as text: {error}") from error
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _token_text(value: Any) -> str | None:
-    """tokenizer_config.json writes a token as text or as {"content": text}."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None

@@ -30,6 +30,7 @@ EVERY = ExportSettings(
     flags=BuildFlags(True, True, True, 64),
     weights=("full", "int4"),
     group=64,
+    chat_template="rag",
     **LIMITS,
 )
 

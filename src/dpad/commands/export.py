@@ -90,6 +90,11 @@ from dpad.runtime.precision import FULL
     is_flag=True,
     help="Plans that later versions of the library can run, within a major version (target tensorrt only).",
 )
+@click.option(
+    "--chat-template",
+    metavar="NAME",
+    help="The chat template of this name, where the checkpoint has several. Default: the one called default.",
+)
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Limit of the builder's workspace.")
 @click.option(
     "--parity/--no-parity",
@@ -116,6 +121,7 @@ def command(
     strip_weights: bool,
     hardware_compatible: bool,
     version_compatible: bool,
+    chat_template: str | None,
     workspace: int | None,
     parity: bool,
     force: bool,
@@ -131,7 +137,18 @@ def command(
     began = time.perf_counter()
     flags = BuildFlags(strip_weights, hardware_compatible, version_compatible, workspace)
     settings = ExportSettings(
-        targets, dtypes, capabilities, max_batch, max_length, block_length, window, attention, flags, weights, group
+        targets,
+        dtypes,
+        capabilities,
+        max_batch,
+        max_length,
+        block_length,
+        window,
+        attention,
+        flags,
+        weights,
+        group,
+        chat_template,
     )
     progress = TerminalProgress()
     bundle, made = export_bundle(model, out, settings, progress, check=_check if parity else None, force=force)
