@@ -17,21 +17,21 @@ from dpad.export.added_tokens import ADDED, CONFIG, SPECIAL, Declared, Token
 from dpad.export.progress import Progress
 from dpad.export.vocabulary_files import PARTS, RULES, from_parts, rules_of, way_out
 from dpad.models import qwen
-from dpad.models.checkpoint import Checkpoint, read_json
+from dpad.models.checkpoint import Checkpoint
 from dpad.runtime import chat_template
 from dpad.runtime.errors import BundleError, CheckpointError
 from dpad.runtime.tokenizer_file import read_tokenizer
 
 TOKENIZER = "tokenizer.json"
-FILES = (TOKENIZER, CONFIG, chat_template.FILE)
-SOURCES = (*FILES, *PARTS, SPECIAL, ADDED)
+FILES = (TOKENIZER, CONFIG, SPECIAL, chat_template.FILE)
+SOURCES = (*FILES, *PARTS, ADDED)
 
 
 def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress, template: str | None = None) -> list[str]:
     """Write the tokenizer into `folder`, with the chat template called `template`; returns the names of its files.
 
     Without one nothing is written, and the bundle takes token ids only. Raises `CheckpointError` for files
-    that do not make a tokenizer, or contradict each other, and for a template that is not there or has to be chosen.
+    that do not make a tokenizer or contradict each other, and for a template that is not there or has to be chosen.
     """
     source = checkpoint.directory
     if (source / TOKENIZER).exists():
@@ -57,13 +57,10 @@ def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress, te
     for note in declared.notes:
         progress.say(note)
     folder.mkdir()
+    for name in FILES[1:]:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
     (folder / TOKENIZER).write_text(text, encoding="utf-8")
-    if (source / CONFIG).exists() and declared.config == read_json(source / CONFIG):
-        shutil.copyfile(source / CONFIG, folder / CONFIG)
-    elif declared.config:
-        (folder / CONFIG).write_text(_write(source / CONFIG, declared.config), encoding="utf-8")
-    if (source / chat_template.FILE).exists():
-        shutil.copyfile(source / chat_template.FILE, folder / chat_template.FILE)
     _place_template(source, folder, progress, template)
     return [name for name in FILES if (folder / name).exists()]
 

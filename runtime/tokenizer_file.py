@@ -178,6 +178,8 @@ def _longest_replacement(table: str, name: str) -> int:
     except (binascii.Error, ValueError):
         return 1  # which the library refuses
     start = 4 + int.from_bytes(data[:4], "little")
+    if start > len(data):  # for which the library allocates memory before it looks
+        raise ValueError(f"its {name} has a precompiled_charsmap of {len(data)} bytes that says it has {start}")
     longest = max(map(len, data[start:].split(b"\0")), default=0)
     if longest > _AFFIX:
         raise ValueError(f"its {name} puts {longest} bytes for a character, over the limit of {_AFFIX}")

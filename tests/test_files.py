@@ -46,6 +46,24 @@ def test_json_that_cannot_be_handled_is_refused(tmp_path: Path, text: str) -> No
         files.read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (" " * (17 << 20), "over 16 MiB"),
+        ("[" + "{}," * 700_000 + "{}]", "values"),
+        ("[" + "0," * 1_000_001 + "0]", "values"),
+    ],
+    ids=["size", "objects", "numbers"],
+)
+def test_json_is_read_within_limits(tmp_path: Path, text: str, said: str) -> None:
+    """Fails if a file of any size is read, or a small one that makes objects of gigabytes."""
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises((OSError, ValueError), match=said):
+        files.read_json(tmp_path / "a.json")
+    with pytest.raises(errors.CheckpointError, match=f"a.json cannot be read as JSON: .*{said}"):
+        read_json(tmp_path / "a.json")
+
+
 def test_json_is_read_as_it_is(tmp_path: Path) -> None:
     """Fails if what is refused goes further than it must, or a whole pair of surrogates is taken for a half."""
     data = {"a": [1, 2.5, None, True, "\U0001f600"], "deep": json.loads("[" * 60 + "]" * 60)}

@@ -58,6 +58,9 @@ HARMFUL: dict[str, tuple[dict[str, Any], str]] = {
     "text put before": (_in("normalizer", "normalizers", [{"type": "Prepend", "prepend": "a" * 99}] * 3), "times long"),
     "bytes as letters, again": (_in("normalizer", "normalizers", [{"type": "ByteLevel"}] * 25), "times longer"),
     "a table of long texts": ({"normalizer": _table("a" * 999)}, "for a character"),
+    "a table without its end": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "Sequence"}}, "6 bytes that says it has 2"
+    ),
     "words that double": (_in("pre_tokenizer", "pretokenizers", [{"type": "ByteLevel", "add_prefix_space": True}
         | {"trim_offsets": False, "use_regex": False}] * 20), "times longer"),
     "tokens that double": (_in("decoder", "decoders", [DOUBLE] * 40), "times longer"),
