@@ -31,8 +31,9 @@ CAPABILITY, DTYPE = "8.9", "bfloat16"
 
 def prepare(model: str, weights: str, layers: int, work: Path) -> None:
     """A bundle of `layers` layers in `work`/bundle."""
-    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.pipeline import export_bundle
     from dpad.export.progress import Progress
+    from dpad.export.settings import ExportSettings
     from dpad.export.synthetic import write_checkpoint
 
     write_checkpoint(model, work / "source", layers, 0, Progress())

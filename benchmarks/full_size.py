@@ -62,7 +62,8 @@ def synthesise(watch: Stopwatch, model: str, layers: int | None, work: Path) -> 
 
 def export(watch: Stopwatch, work: Path, dtypes: tuple[str, ...]) -> dict[str, Any]:
     """`dpad export`, without parity."""
-    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.pipeline import export_bundle
+    from dpad.export.settings import ExportSettings
 
     settings = ExportSettings(dtypes=dtypes, max_batch=1)
     bundle, _ = export_bundle(str(work / "checkpoint"), work / "bundle", settings, watch)
@@ -83,7 +84,8 @@ def parity(watch: Stopwatch, work: Path, steps: int) -> dict[str, Any]:
 
 def plan_int4(watch: Stopwatch, work: Path) -> dict[str, Any]:
     """`dpad export` to a TensorRT-RTX plan with int4 weights, without parity."""
-    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.pipeline import export_bundle
+    from dpad.export.settings import ExportSettings
 
     settings = ExportSettings(
         targets=("tensorrt-rtx",), dtypes=("bfloat16",), weights=("int4",), capabilities=("8.9",), max_batch=1

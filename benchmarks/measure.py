@@ -197,7 +197,8 @@ def bundle_for(
         yield bundle
         return
     from dpad.commands.terminal import TerminalProgress
-    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.pipeline import export_bundle
+    from dpad.export.settings import ExportSettings
 
     settings = ExportSettings(
         dtypes=("float32", *(["int8"] if int8 else [])), max_batch=max_batch, max_length=max_length

@@ -28,7 +28,8 @@ from dpad.export.feeds import Feed, random_feeds
 from dpad.export.hub import resolve
 from dpad.export.pack import Packing, layer_weights
 from dpad.export.packing_error import logit_error
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
+from dpad.export.settings import ExportSettings
 from dpad.models.checkpoint import Checkpoint, load_model
 from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.runtime.bundle import Bundle

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
+from dpad.export.settings import ExportSettings
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.manifest import FILE_NAME, digest
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Advance, Progress
+from dpad.export.settings import ExportSettings
 
 
 class _Traced(Exception):

@@ -19,9 +19,10 @@ from bundles import export, write_source
 
 from dpad.export import timing
 from dpad.export.engines import EngineRecipe
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.plan import build_plan, network_flags, set_flags
 from dpad.export.progress import Progress
+from dpad.export.settings import ExportSettings
 from dpad.export.timing import TimingCache
 from dpad.runtime import errors, user_cache
 from dpad.runtime.bundle import Bundle

@@ -6,8 +6,9 @@ import pytest
 
 import dpad
 from dpad.evaluation.tasks import long, problems
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
+from dpad.export.settings import ExportSettings
 
 TRAINED = ("tiny", "tiny-dream")
 

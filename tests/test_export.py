@@ -15,8 +15,9 @@ import dpad
 from dpad.commands.parity import put_report
 from dpad.export import pipeline
 from dpad.export.parity import compare_bundle, require_passed
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
+from dpad.export.settings import ExportSettings
 from dpad.models.checkpoint import Checkpoint
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle

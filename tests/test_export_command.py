@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import dpad
 from dpad.cli import main
 from dpad.commands import export as command
-from dpad.export.pipeline import ExportSettings
+from dpad.export.settings import ExportSettings
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.errors import AlteredFile, EngineUnavailable
 from dpad.runtime.export_command import export_command

@@ -1,8 +1,6 @@
 """What people type in a hurry: served where there is one meaning, else answered with what to type."""
 
-import dataclasses
 import pickle
-import re
 from collections import UserDict, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from bundles import export, write_source
-from test_requests import CONTRACT, Untouched
+from test_requests import Untouched
 
 import dpad
 from dpad import DiffusionModel, Explicit, InvalidRequest, Request
@@ -299,20 +296,3 @@ def test_counts_are_in_the_singular() -> None:
         Explicit(((), ())).check(32, 32)
     with pytest.raises(InvalidRequest, match="for 1 block,"):
         Explicit(((),)).keep(1, 32, 96, np.random.default_rng(0))
-
-
-DOCUMENT = (Path(__file__).parent.parent / "docs/repeat.md").read_text()
-
-
-@pytest.mark.parametrize("code", re.findall(r"^```python\noptions = (.+?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL))
-def test_runs_to_repeat_are_written_in_our_options(code: str) -> None:
-    """Fails if the options that repeat another decoder's run are refused, or leave a default of that decoder out."""
-    options = eval(code, {"dpad": dpad, "dict": dict})
-    family = "dream" if "pace" in options else "llada"
-    GenerationOptions(**options).check(dataclasses.replace(CONTRACT, family=family))
-    assert options.keys() >= {"gen_length", "block_length", "cache", "schedule", "early_termination"}
-
-
-def test_the_installed_transformers_has_the_defaults_that_are_told() -> None:
-    """Fails if a later transformers filters by default again, and the document does not say so."""
-    assert transformers.GenerationConfig().top_k is None and "In transformers 5 they are None" in DOCUMENT

@@ -17,8 +17,9 @@ import pytest
 from bundles import export, write_source
 from test_export import contents
 
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
+from dpad.export.settings import ExportSettings
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
 
@@ -43,7 +44,8 @@ FORKS = """
     import onnxruntime, polygraphy.comparator, tensorrt_rtx, torch
     from dpad.export import weights
     from dpad.export.parity import compare_bundle
-    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.pipeline import export_bundle
+    from dpad.export.settings import ExportSettings
     from dpad.export.progress import Progress
     from dpad.runtime.bundle import Bundle
     from dpad.runtime.errors import DpadError

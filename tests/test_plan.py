@@ -11,9 +11,10 @@ from bundles import export, write_source
 from checkpoints import FAMILIES
 
 from dpad.export import engines
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.plan import build_plan, capabilities, profiles
 from dpad.export.progress import Progress
+from dpad.export.settings import ExportSettings
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle
 from dpad.runtime.machine import Gpu, Machine

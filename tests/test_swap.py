@@ -14,8 +14,9 @@ from test_export import contents
 
 from dpad.commands.parity import put_report
 from dpad.export import swap, writer
-from dpad.export.pipeline import ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
+from dpad.export.settings import ExportSettings
 from dpad.export.synthetic import write_checkpoint
 from dpad.runtime import errors
 from dpad.runtime.bundle import Bundle

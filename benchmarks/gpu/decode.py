@@ -40,7 +40,8 @@ def canvases(engine: Engine, cache: str) -> tuple[np.ndarray[Any, Any], float]:
 
 def torch_engine(device: str, dtype: torch.dtype) -> TorchEngine:
     """The eager engine over the embedded checkpoint."""
-    from dpad.export.pipeline import ExportSettings, make_contract
+    from dpad.export.pipeline import make_contract
+    from dpad.export.settings import ExportSettings
 
     checkpoint = Checkpoint.open(resolve("tiny").directory)
     model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, dtype).to(device)
@@ -70,8 +71,9 @@ def eager() -> dict[str, Any]:
 
 def compiled() -> dict[str, Any]:
     """Every engine of a bundle of the embedded checkpoint: its decode, or why it cannot run here."""
-    from dpad.export.pipeline import ExportSettings, export_bundle
+    from dpad.export.pipeline import export_bundle
     from dpad.export.progress import Progress
+    from dpad.export.settings import ExportSettings
 
     modules = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
     targets = [target for target, module in modules.items() if find_spec(module)]

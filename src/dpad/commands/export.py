@@ -14,9 +14,10 @@ from dpad.commands.terminal import TerminalProgress, fit_threads
 from dpad.export.engines import ATTENTIONS
 from dpad.export.pack import GROUPS
 from dpad.export.parity import compare_bundle, require_passed
-from dpad.export.pipeline import DTYPES, LARGEST, TARGETS, WEIGHTS, ExportSettings, export_bundle
+from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
 from dpad.export.report import parity_lines
+from dpad.export.settings import DTYPES, LARGEST, TARGETS, WEIGHTS, ExportSettings
 from dpad.export.tokenizer import TOKENIZER
 from dpad.export.vocabulary_files import PARTS
 from dpad.runtime.bundle import Bundle

@@ -1,0 +1,107 @@
+"""`ExportSettings`: what an export makes of a checkpoint, with every default and limit.
+
+settings = ExportSettings(targets=("onnx", "tensorrt-rtx")).resolved(checkpoint)
+settings.steps()        # ("float32", "float16")
+"""
+
+from dataclasses import dataclass, field, replace
+
+from dpad.export.engines import HALF, EngineRecipe, default_capability
+from dpad.export.pack import Packing
+from dpad.models.checkpoint import Checkpoint
+from dpad.runtime.checks import is_integer
+from dpad.runtime.errors import ExportError
+from dpad.runtime.manifest import BuildFlags
+from dpad.runtime.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
+
+TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
+DTYPES = (*ROWS, DYNAMIC)
+WEIGHTS = (FULL, *PACKED)
+# Positions are float32 where they are rotated, which counts to 2**24 and no further; a workspace is in MiB.
+LARGEST = {"max_batch": 2**16, "max_length": 2**24, "block_length": 2**24, "window": 2**24, "workspace": 2**24}
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What to export. Empty tuples mean: decide from the checkpoint and this machine.
+
+    Attributes:
+        targets: `onnx` (always in the bundle), `tensorrt-rtx`, `tensorrt`.
+        dtypes: dtypes of the step; default the checkpoint's own, and for engines float16
+            where that is float32; `int8` (W8A8) is made from float32, which comes with it.
+        capabilities: compute capabilities of the engines; default this machine's GPU where the
+            library can target it, else 8.9.
+        max_batch, max_length: limits of the contract; max_length None is the checkpoint's,
+            at most 4096 canvas tokens.
+        block_length, window: what compiled engines are tuned for.
+        attention: `native` or `plugin`, of compiled engines.
+        flags: how compiled engines are built.
+        weights: how the weights of the layers are stored, each with every dtype: `full`, or packed in `int8`,
+            `int4`, `fp8`.
+        group: inputs that share a scale in int4 and int8.
+        chat_template: name of the chat template, where the checkpoint has several; None is the default.
+    """
+
+    targets: tuple[str, ...] = ("onnx",)
+    dtypes: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    max_batch: int = 4
+    max_length: int | None = None
+    block_length: int = 32
+    window: int = 256
+    attention: str = "native"
+    flags: BuildFlags = field(default_factory=BuildFlags)
+    weights: tuple[str, ...] = (FULL,)
+    group: int = 32
+    chat_template: str | None = None
+
+    def steps(self) -> tuple[str, ...]:
+        """Names of the steps: every dtype with all weights, those that are made from another step last."""
+        names = [step_name(d, w) for w in self.weights for d in self.dtypes if w == FULL or d != DYNAMIC]
+        return tuple(sorted(dict.fromkeys(names), key=lambda name: name == DYNAMIC))
+
+    def recipe(self) -> EngineRecipe:
+        """What of this concerns compiled engines."""
+        return EngineRecipe(self.targets, self.steps(), self.capabilities, self.attention, self.flags)
+
+    def resolved(self, checkpoint: Checkpoint) -> "ExportSettings":
+        """With every default filled in; raises `ExportError` for values that cannot work."""
+        for kind, values, known in (
+            ("target", self.targets, TARGETS),
+            ("dtype", self.dtypes, DTYPES),
+            ("weights", self.weights, WEIGHTS),
+        ):
+            if unknown := [value for value in values if value not in known]:
+                raise ExportError(f"{kind} {unknown[0]!r} is not one of {', '.join(known)}")
+        self._check_numbers()
+        self._check_weights(checkpoint)
+        self.recipe().check()
+        compiled = [target for target in self.targets if target != "onnx"]
+        dtypes = self.dtypes or (checkpoint.dtype,)
+        if compiled and not any(dtype in HALF for dtype in dtypes):
+            if self.dtypes:
+                raise ExportError(f"{compiled[0]} needs float16 or bfloat16 (add --dtype float16)")
+            dtypes = (*dtypes, "float16")
+        if DYNAMIC in dtypes and "float32" not in dtypes:
+            dtypes = (*dtypes, "float32")
+        longest = self.max_length or min(checkpoint.config.max_length, 4096)
+        if longest < checkpoint.config.block_length:
+            raise ExportError(f"max_length {longest} is under one block of the model, {checkpoint.config.block_length}")
+        capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
+        settings = replace(self, dtypes=dtypes, capabilities=capabilities, max_length=longest)
+        settings.recipe().check_builders()
+        return settings
+
+    def _check_numbers(self) -> None:
+        for name, most in LARGEST.items():
+            value = self.flags.workspace if name == "workspace" else getattr(self, name)
+            if value is None and name in ("max_length", "workspace"):
+                continue
+            if not is_integer(value) or not 1 <= value <= most:
+                raise ExportError(f"{name} {value!r} must be 1 or more, and at most {most}")
+
+    def _check_weights(self, checkpoint: Checkpoint) -> None:
+        for form in (form for form in self.weights if form != FULL):
+            Packing(form, self.group).check(checkpoint)
+        if DYNAMIC in self.dtypes and FULL not in self.weights:
+            raise ExportError("dtype int8 is made from full weights: add --weights full, or leave --dtype int8 out")
