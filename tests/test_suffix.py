@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.thinning import survivors
 
 
 class Draws(np.random.Generator):
@@ -180,3 +181,39 @@ def test_explicit_past_the_canvas_or_too_short() -> None:
     with pytest.raises(InvalidRequest, match="block 1 has none"):
         early.keep(1, 16, 48, np.random.default_rng(0))
     Explicit(((31,), (15,))).check(48, 16)  # behind the last block there is nothing to name
+
+
+class Own(Full):
+    """A caller's schedule, which keeps what it was made with, or raises it."""
+
+    def __init__(self, kept: Any) -> None:
+        object.__setattr__(self, "kept", kept)
+
+    def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> Any:
+        if isinstance(kept := vars(self)["kept"], Exception):
+            raise kept
+        return kept
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (None, "array of shape"),
+        ([[0]], "array of shape"),
+        ([0.5], "values of type float64"),
+        ([True, False], "numpy.flatnonzero"),
+        (["0"], "values of type <U1"),
+        ([3, 1], "distance 1 after 3"),
+        ([0, 0], "distance 0 after 0"),
+        ([-1], "distance -1"),
+        ([8], "distance 8"),
+        ([[0], 1], "failed in its method keep: ValueError"),
+        (KeyError("x"), "failed in its method keep: KeyError"),
+    ],
+)
+def test_a_schedule_of_the_callers_is_blamed_for_what_it_keeps(kept: Any, said: str) -> None:
+    """Fails if positions outside the canvas get to an engine, or the error is Python's or blames the engine."""
+    with pytest.raises(InvalidRequest, match=f"schedule Own.*{said}"):
+        survivors(Own(kept), 0, 8, 16, np.random.default_rng(0))
+    assert survivors(Own([0, 7]), 0, 8, 16, np.random.default_rng(0)).tolist() == [0, 7]
+    assert survivors(Own([]), 0, 8, 16, np.random.default_rng(0)).dtype == np.int64
