@@ -18,6 +18,7 @@ def test_mutated_tokenizers(mutants: int, tally: Tally, tmp_path: Path) -> None:
         if kind != "used":
             raise getattr(errors, kind)(words)
 
-    for number, fate in fates(range(mutants), tmp_path):
-        tally.attempt(f"mutant {number}", lambda fate=fate: judge(fate))  # type: ignore[misc]
+    results = fates(range(mutants), tmp_path)
+    for number in range(mutants):
+        tally.attempt(f"mutant {number}", lambda: judge(next(results)[1]))
     assert tally.accepted > mutants / 10 and tally.refused
