@@ -60,6 +60,13 @@ def files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file() or path.is_symlink())
 
 
+def put(path: Path, content: bytes) -> None:
+    """Write a file, not what a link in its place leads to."""
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
 def remove(directory: Path, other: Path, rng: random.Random) -> None:
     """A file is lost."""
     rng.choice(files(directory)).unlink()
@@ -68,12 +75,12 @@ def remove(directory: Path, other: Path, rng: random.Random) -> None:
 def cut(directory: Path, other: Path, rng: random.Random) -> None:
     """A file ends early."""
     path = rng.choice(files(directory))
-    path.write_bytes(path.read_bytes()[: rng.randrange(1 + path.stat().st_size)])
+    put(path, path.read_bytes()[: rng.randrange(1 + path.stat().st_size)])
 
 
 def replace(directory: Path, other: Path, rng: random.Random) -> None:
     """Something else lies in the place of a file."""
-    rng.choice(files(directory)).write_bytes(rng.choice(CONTENTS))
+    put(rng.choice(files(directory)), rng.choice(CONTENTS))
 
 
 def rename(directory: Path, other: Path, rng: random.Random) -> None:
@@ -84,22 +91,20 @@ def rename(directory: Path, other: Path, rng: random.Random) -> None:
 def exchange(directory: Path, other: Path, rng: random.Random) -> None:
     """A file of another checkpoint comes beside, or over, those that are there."""
     path = rng.choice(files(other))
-    shutil.copyfile(path, directory / path.name)
+    put(directory / path.name, path.read_bytes())
 
 
 def link(directory: Path, other: Path, rng: random.Random) -> None:
     """A file becomes a link: within, without, to nothing, to itself."""
     path = rng.choice(files(directory))
-    target = rng.choice((rng.choice(files(directory)), rng.choice(files(other)), Path("nowhere"), path, other))
+    target = rng.choice((rng.choice(files(directory)), rng.choice(files(other)), directory / "nowhere", path, other))
     path.unlink()
     path.symlink_to(target if rng.random() < 0.5 else os.path.relpath(target, path.parent))
 
 
 def add(directory: Path, other: Path, rng: random.Random) -> None:
     """A file appears."""
-    path = directory / rng.choice(NAMES)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(rng.choice(CONTENTS))
+    put(directory / rng.choice(NAMES), rng.choice(CONTENTS))
 
 
 def edit(directory: Path, other: Path, rng: random.Random) -> None:
@@ -107,7 +112,7 @@ def edit(directory: Path, other: Path, rng: random.Random) -> None:
     path = rng.choice([path for path in files(directory) if path.suffix == ".json" and path.name != "tokenizer.json"])
     data = json.loads(path.read_text())
     data[rng.choice([*KEYS, *data])] = rng.choice(VALUES)
-    path.write_text(json.dumps(data))
+    put(path, json.dumps(data).encode())
 
 
 def reindex(directory: Path, other: Path, rng: random.Random) -> None:
@@ -117,7 +122,7 @@ def reindex(directory: Path, other: Path, rng: random.Random) -> None:
     shard = rng.choice((*NAMES[:7], "other.safetensors", "../secret", "weights.bin"))
     for name in rng.sample(sorted(data["weight_map"]), rng.randint(1, len(data["weight_map"]))):
         data["weight_map"][name] = shard
-    path.write_text(json.dumps(data))
+    put(path, json.dumps(data).encode())
 
 
 def wrap(directory: Path, other: Path, rng: random.Random) -> None:
@@ -133,7 +138,7 @@ def wrap(directory: Path, other: Path, rng: random.Random) -> None:
         "more": tensors | {"extra": torch.ones(1)},
         "fewer": {key: tensor for key, tensor in tensors.items() if key != name},
     }
-    safetensors.torch.save_file(changed[rng.choice(sorted(changed))], path)
+    put(path, safetensors.torch.save(changed[rng.choice(sorted(changed))]))
 
 
 MUTATIONS: tuple[Mutation, ...] = (remove, cut, replace, rename, exchange, link, add, edit, reindex, wrap)
