@@ -11,14 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from dpad.export.progress import Progress
 from dpad.models.checkpoint import Checkpoint, read_json
 from dpad.models.folder import CONFIG
 from dpad.runtime.errors import BundleError, CheckpointError, InvalidRequest
-from dpad.runtime.files import read_text
 from dpad.runtime.text import TextCodec
+from dpad.runtime.tokenizer_file import open_tokenizer
 
 _TEXT = "What is 53 + 34?"
 _TURNS = [{"role": role, "content": _TEXT} for role in ("system", "user", "assistant", "user")]
@@ -40,7 +38,7 @@ class _Tokens:
     """What the tokenizer calls every id."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
-        tokenizer = Tokenizer.from_str(read_text(folder / "tokenizer.json"))
+        tokenizer, _ = open_tokenizer(folder / "tokenizer.json")
         self.config = checkpoint.config
         self.source = checkpoint.directory
         self.names = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}

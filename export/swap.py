@@ -1,6 +1,6 @@
 """`put_in_place`: lets a finished directory take the place of another, of which nothing is lost that is not listed.
 
-    put_in_place(stage, destination, replaceable)       # `replaceable` raises `ExportError` for what must stay
+    put_in_place(stage, destination, replaceable, check)    # both raise `ExportError` for what must stay
 
 The directories change places in one step where the kernel can do that. What was there is looked through where nobody
 finds it by its name any more, and only what was seen is deleted, file by file.

@@ -1,6 +1,6 @@
 """A tokenizer.json from vocab.json and merges.txt, for checkpoints that bring no other.
 
-    data = from_parts(checkpoint.directory, rules_of(declared.config, family=qwen), declared)
+    data = from_parts(checkpoint.directory, rules_of(declared.config, like_qwen=True), declared)
 
 The files hold a byte-level BPE and no word of how text is parted before it: that is in the Python class that
 tokenizer_config.json names. `RULES` has those of Qwen2's and GPT-2's. Dream's repositories name a class of their own,

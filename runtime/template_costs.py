@@ -70,14 +70,14 @@ def join(budget: Budget, value: Any, d: Any = "", attribute: Any = None) -> int:
     return budget.weigh_text(value) + _length(value) * budget.weigh_text(d) + deep(budget, attribute)
 
 
-def batch(budget: Budget, value: Any, linecount: Any, fill_with: Any = None) -> int:
+def batched(budget: Budget, value: Any, linecount: Any, fill_with: Any = None) -> int:
     """Elements in lists of a length, or in a number of lists."""
     return 1 + 10 * _length(value) + 10 * _count(linecount)
 
 
 def slices(budget: Budget, value: Any, slices: Any, fill_with: Any = None) -> int:
     """... by the name that Jinja gives the number."""
-    return batch(budget, value, slices)
+    return batched(budget, value, slices)
 
 
 def rounded(budget: Budget, value: Any, precision: Any = 0, method: Any = "common") -> int:
@@ -133,7 +133,7 @@ _FILTERS: dict[Cost, str] = {
     ordered: "dictsort groupby max min sort unique",
     escaped: "e escape forceescape urlencode wordcount",
     squared: "pprint striptags urlize wordwrap xmlattr",
-    batch: "batch",
+    batched: "batch",
     slices: "slice",
     center: "center",
     indent: "indent",
