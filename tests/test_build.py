@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[EngineRecipe, str]] = {
         "cannot be refitted",
     ),
     "no engine": (EngineRecipe(("onnx",), (), (), flags=BuildFlags(workspace=5)), "add --target"),
-    "workspace": (EngineRecipe(("tensorrt",), (), (), flags=BuildFlags(workspace=0)), "0 MiB"),
+    "workspace": (EngineRecipe(("tensorrt",), (), (), flags=BuildFlags(workspace=0)), "workspace 0 must be 1 or more"),
     "plugin everywhere": (
         EngineRecipe(("tensorrt",), (), (), "plugin", BuildFlags(hardware_compatible=True)),
         "compiled for one compute capability",

@@ -186,9 +186,9 @@ def test_arguments_of_load_are_told(folder: Path, options: Any, said: str) -> No
     ("path", "said"),
     [
         ("source", r"is a checkpoint and not a bundle; make one with: dpad export .*source --out bundles/source"),
-        ("bundle/manifest.json", r"is a file and not a directory; the bundle is .*bundle$"),
+        ("bundle/manifest.json", r"is not the directory of a bundle; the bundle is .*bundle$"),
         ("nowhere", "is not a directory; make one with: dpad export MODEL --out .*nowhere"),
-        (".", "is not a bundle"),
+        (".", "bundles lie in it: .*bundle"),
         ("a\0b", r"a\\x00b is not a directory"),
     ],
 )

@@ -1,6 +1,7 @@
 """Which chat template a checkpoint has, and which special tokens it knows by name, in every layout of files."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def lay(checkpoint: Path, folder: Path, layout: str) -> Path:
     """The checkpoint with the files of a layout."""
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (folder / name).symlink_to(checkpoint / name)
+        shutil.copy(checkpoint / name, folder)
     for name, content in LAYOUTS[layout].items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
