@@ -23,7 +23,7 @@ import measure
 from dpad.models.training.corpus import few_shot, heldout, sample
 from dpad.models.training.problems import PROBLEMS
 from dpad.runtime.cache import CACHES
-from dpad.runtime.engine import StepInputs
+from dpad.runtime.engines.base import StepInputs
 
 SHOTS = 5  # 0 to 4 worked examples, in turn
 ENGINE = "onnxruntime-cpu"

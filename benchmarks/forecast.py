@@ -19,9 +19,9 @@ from typing import Any
 import click
 
 import measure
-from dpad.export import forecast
-from dpad.export.forecast import Load, Sizes
-from dpad.runtime.precision import FULL, PACKED
+from dpad.export.forecast import forecast
+from dpad.export.forecast.forecast import Load, Sizes
+from dpad.runtime.bundle.precision import FULL, PACKED
 
 MODELS = ("llada", "dream")
 PACKED_LAYERS = (4, 8)
@@ -31,10 +31,10 @@ CAPABILITY, DTYPE = "8.9", "bfloat16"
 
 def prepare(model: str, weights: str, layers: int, work: Path) -> None:
     """A bundle of `layers` layers in `work`/bundle."""
+    from dpad.export.forecast.synthetic import write_checkpoint
     from dpad.export.pipeline import export_bundle
     from dpad.export.progress import Progress
     from dpad.export.settings import ExportSettings
-    from dpad.export.synthetic import write_checkpoint
 
     write_checkpoint(model, work / "source", layers, 0, Progress())
     settings = ExportSettings(dtypes=(DTYPE,), weights=(weights,))
@@ -46,10 +46,10 @@ def built(directory: Path, batch: int, length: int) -> dict[str, Any]:
     """Builds a plan with these limits; what it takes, and what was predicted."""
     import tensorrt_rtx
 
-    from dpad.export.plan import build_plan
+    from dpad.export.engines.plan import build_plan
     from dpad.export.progress import Progress
-    from dpad.models.checkpoint import parse_config
-    from dpad.runtime.bundle import Bundle
+    from dpad.models.checkpoint.checkpoint import parse_config
+    from dpad.runtime.bundle.bundle import Bundle
 
     bundle = Bundle.open(directory, hashes=False)
     contract = replace(bundle.manifest.contract, max_batch=batch, max_length=length)

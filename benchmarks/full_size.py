@@ -29,7 +29,7 @@ from typing import Any
 import click
 
 import measure
-from dpad.export.layouts import LAYOUTS
+from dpad.export.forecast.layouts import LAYOUTS
 from dpad.export.progress import Advance, Progress
 
 STAGES = ("export", "export_float32", "parity", "plan_int4")
@@ -54,7 +54,7 @@ class Stopwatch(Progress):
 
 def synthesise(watch: Stopwatch, model: str, layers: int | None, work: Path) -> dict[str, Any]:
     """`dpad synth`."""
-    from dpad.export.synthetic import write_checkpoint
+    from dpad.export.forecast.synthetic import write_checkpoint
 
     summary = write_checkpoint(model, work / "checkpoint", layers, 0, watch)
     return {"layers": summary.layers, "weights": summary.weights, "bytes": summary.size, "shards": summary.shards}
@@ -73,8 +73,8 @@ def export(watch: Stopwatch, work: Path, dtypes: tuple[str, ...]) -> dict[str, A
 
 def parity(watch: Stopwatch, work: Path, steps: int) -> dict[str, Any]:
     """`dpad parity`, without whole decodes."""
-    from dpad.export.parity import compare_bundle, require_passed
-    from dpad.runtime.bundle import Bundle
+    from dpad.export.parity.compare import compare_bundle, require_passed
+    from dpad.runtime.bundle.bundle import Bundle
 
     bundle = Bundle.open(work / "bundle")
     report = compare_bundle(bundle, watch, engines=["onnxruntime-cpu"], steps=steps, trajectories=False)

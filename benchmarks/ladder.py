@@ -28,7 +28,7 @@ import dpad
 import measure
 from dpad.evaluation.tasks import problems
 from dpad.models.torch_engine import open_torch_engine
-from dpad.runtime.suffix import SuffixSchedule
+from dpad.runtime.decoding.suffix import SuffixSchedule
 from published import Settings, decode
 
 BLOCK = 32

@@ -16,7 +16,7 @@ import click
 import dpad
 import measure
 from dpad.runtime.cache import CACHES
-from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
 
 GOAL = 0.05
 

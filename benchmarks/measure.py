@@ -21,10 +21,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from dpad.runtime.bundle import Bundle, sha256
-from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.bundle.bundle import Bundle, sha256
+from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.machine import library_version
 from dpad.runtime.errors import DpadError
-from dpad.runtime.machine import library_version
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -24,18 +24,18 @@ from dpad.evaluation.journal import Journal
 from dpad.evaluation.report import mean_scores
 from dpad.evaluation.run import evaluate, generate_answers
 from dpad.evaluation.tasks import problems
-from dpad.export.feeds import Feed, random_feeds
 from dpad.export.hub import resolve
-from dpad.export.pack import Packing, layer_weights
-from dpad.export.packing_error import logit_error
+from dpad.export.parity.feeds import Feed, random_feeds
+from dpad.export.parity.packing_error import logit_error
 from dpad.export.pipeline import export_bundle
 from dpad.export.settings import ExportSettings
-from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.export.step.pack import Packing, layer_weights
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.models.torch_engine import TorchEngine, open_torch_engine
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.engine import Engine
-from dpad.runtime.onnx_engine import OnnxEngine, open_session
-from dpad.runtime.precision import DYNAMIC, FULL, PACKED, rows_dtype, step_name
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.precision import DYNAMIC, FULL, PACKED, rows_dtype, step_name
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.onnx import OnnxEngine, open_session
 
 DTYPES = ("float32", "float16", "bfloat16", DYNAMIC)
 STEPS = (*DTYPES, *(step_name("float32", weights) for weights in PACKED))

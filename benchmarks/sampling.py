@@ -16,9 +16,9 @@ import click
 import numpy as np
 
 import measure
-from dpad.runtime.engine import StepOutputs
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.sampler import choose
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.sampler import choose
+from dpad.runtime.engines.base import StepOutputs
 
 VOCABULARIES = {"llada": 126464, "dream": 152064}
 SETTINGS: dict[str, dict[str, Any]] = {

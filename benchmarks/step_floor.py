@@ -26,9 +26,9 @@ from onnx import helper, numpy_helper
 
 import dpad
 import measure
-from dpad.models.checkpoint import Config, parse_config
-from dpad.runtime.engine import Engine, StepInputs
-from dpad.runtime.onnx_engine import open_session
+from dpad.models.checkpoint.checkpoint import Config, parse_config
+from dpad.runtime.engines.base import Engine, StepInputs
+from dpad.runtime.engines.onnx import open_session
 
 GOAL_ROWS, GOAL_RATIO = 128, 1.5
 PAUSE = 0.02  # seconds, until the last contender's threads sleep

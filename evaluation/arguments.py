@@ -14,8 +14,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from dpad.evaluation.spelled import flag, integer, is_none, number
+from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.options import GenerationOptions
 from dpad.runtime.show import shown
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given counts

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from dpad.evaluation.arguments import Wanted
 from dpad.evaluation.likelihood import fitted, whole
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.model import DiffusionModel
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
 from dpad.runtime.show import shown
 
 Checked = TypeVar("Checked")

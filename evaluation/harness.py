@@ -24,12 +24,12 @@ from dpad.evaluation.asked import Answer, Reader
 from dpad.evaluation.likelihood import MOST_DRAWS, bounds, whole
 from dpad.evaluation.scoring import cut
 from dpad.evaluation.spelled import flag, integer, is_none
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.presets import name_of, schedule_named
+from dpad.runtime.decoding.request import Request
 from dpad.runtime.errors import DpadError, InvalidRequest, MissingExtra
 from dpad.runtime.extras import needed_by
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.presets import name_of, schedule_named
-from dpad.runtime.request import Request
 from dpad.runtime.show import escaped
 
 with needed_by("dpad.evaluation.harness", MissingExtra):

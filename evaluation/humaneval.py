@@ -18,7 +18,7 @@ import textwrap
 from pathlib import Path
 
 from dpad.evaluation.data import digests, read_lines
-from dpad.evaluation.sandbox import Sandbox
+from dpad.evaluation.sandbox.sandbox import Sandbox
 from dpad.evaluation.scoring import cut
 from dpad.evaluation.tasks import Sample, Task
 

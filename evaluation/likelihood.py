@@ -25,15 +25,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dpad.runtime.batch import Batch
 from dpad.runtime.cache import BLOCKS
 from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engine import Engine
+from dpad.runtime.decoding.batch import Batch
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import NOTHING, Full
+from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
-from dpad.runtime.suffix import NOTHING, Full
 
 MOST_DRAWS = 1 << 16  # the masks of all draws of a text are in memory together
 

@@ -19,10 +19,10 @@ from dpad.evaluation.report import Metrics
 from dpad.evaluation.run import Work
 from dpad.evaluation.scoring import ratio
 from dpad.evaluation.tasks import Sample, Task
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.suffix import Full
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.model import DiffusionModel
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.suffix import Full
 
 _LARGEST = sys.float_info.max  # what lies beyond has no spelling in JSON
 

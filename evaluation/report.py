@@ -16,8 +16,8 @@ from typing import Any
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Record
 from dpad.evaluation.scoring import mean
-from dpad.runtime.files import read_bytes
-from dpad.runtime.machine import Machine
+from dpad.runtime.bundle.files import read_bytes
+from dpad.runtime.engines.machine import Machine
 
 SCHEMA_VERSION = 1
 _LARGEST = 1 << 24  # bytes of a document, which takes thousands

@@ -15,11 +15,11 @@ import dpad
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Journal, Record
 from dpad.evaluation.tasks import Sample, Task
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import FILE_NAME
+from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.manifest import FILE_NAME
 from dpad.runtime.model import DiffusionModel
-from dpad.runtime.options import GenerationOptions
 
 # The records of some samples, each with `key` and `scores`, in their order.
 Work = Callable[[Sequence[Sample]], Iterable[Record]]

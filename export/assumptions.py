@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpad.models.checkpoint import Config, assumed, read_json
+from dpad.models.checkpoint.checkpoint import Config, assumed, read_json
 from dpad.models.fields import BLOCKS
 from dpad.models.presets import ENDS
 

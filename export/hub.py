@@ -14,14 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dpad.export.layouts import LAYOUTS
-from dpad.models.checkpoint import read_config as read_config_of
-from dpad.models.folder import CONFIG, FILES, check_folder
-from dpad.models.remains import ADAPTER
-from dpad.models.shards import find_shards
-from dpad.runtime.bundle import Bundle
+from dpad.export.forecast.layouts import LAYOUTS
+from dpad.models.checkpoint.checkpoint import read_config as read_config_of
+from dpad.models.checkpoint.folder import CONFIG, FILES, check_folder
+from dpad.models.checkpoint.remains import ADAPTER
+from dpad.models.checkpoint.shards import find_shards
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import FILE_NAME
 from dpad.runtime.errors import CheckpointError
-from dpad.runtime.manifest import FILE_NAME
 
 HUB_IDS = {
     "llada": "GSAI-ML/LLaDA-8B-Instruct",

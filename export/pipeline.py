@@ -16,29 +16,30 @@ from typing import Any
 
 import onnx_ir as ir
 
-from dpad.export import trace, weights, writer
-from dpad.export.agreement import check_agreement
 from dpad.export.assumptions import assumptions, contradiction
-from dpad.export.engines import build_engines
-from dpad.export.hazards import beyond_training
+from dpad.export.engines.recipe import build_engines
+from dpad.export.forecast.hazards import beyond_training
 from dpad.export.hub import Source, published_id, resolve
-from dpad.export.pack import Packing, place_packed
-from dpad.export.packed_graph import unpack_weights
 from dpad.export.progress import Progress
-from dpad.export.provenance import describe
-from dpad.export.quantize import quantize_step
-from dpad.export.rehearsal import rehearse
+from dpad.export.rehearsal.rehearsal import rehearse
+from dpad.export.rehearsal.tryout import try_out
 from dpad.export.settings import ExportSettings
-from dpad.export.tokenizer import place_tokenizer
-from dpad.export.tryout import try_out
-from dpad.models.checkpoint import FAMILIES, Checkpoint
-from dpad.models.headers import read_headers
+from dpad.export.step import trace, weights
+from dpad.export.step.pack import Packing, place_packed
+from dpad.export.step.packed_graph import unpack_weights
+from dpad.export.step.quantize import quantize_step
+from dpad.export.tokenizer.agreement import check_agreement
+from dpad.export.tokenizer.place import place_tokenizer
+from dpad.export.writing import writer
+from dpad.export.writing.provenance import describe
+from dpad.models.checkpoint.checkpoint import FAMILIES, Checkpoint
+from dpad.models.checkpoint.headers import read_headers
 from dpad.models.presets import presets_of
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import Manifest, StepEntry
+from dpad.runtime.bundle.precision import DYNAMIC, FULL, rows_dtype, weights_of
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError
-from dpad.runtime.manifest import Manifest, StepEntry
-from dpad.runtime.precision import DYNAMIC, FULL, rows_dtype, weights_of
 
 Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
 

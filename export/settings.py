@@ -6,13 +6,13 @@ settings.steps()        # ("float32", "float16")
 
 from dataclasses import dataclass, field, replace
 
-from dpad.export.engines import HALF, EngineRecipe, default_capability
-from dpad.export.pack import Packing
-from dpad.models.checkpoint import Checkpoint
+from dpad.export.engines.recipe import HALF, EngineRecipe, default_capability
+from dpad.export.step.pack import Packing
+from dpad.models.checkpoint.checkpoint import Checkpoint
+from dpad.runtime.bundle.manifest import BuildFlags
+from dpad.runtime.bundle.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
 from dpad.runtime.checks import is_integer
 from dpad.runtime.errors import ExportError
-from dpad.runtime.manifest import BuildFlags
-from dpad.runtime.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
 
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
 DTYPES = (*ROWS, DYNAMIC)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpad.models.damage import damage
-from dpad.runtime import files
+from dpad.models.checkpoint.damage import damage
+from dpad.runtime.bundle import files
 from dpad.runtime.errors import CheckpointError
 
 MAX_LAYERS = 1024

@@ -5,13 +5,13 @@
 The table is that of the DPad paper (arXiv 2508.14148): k, scale and window of the suffix dropout for each task
 and length, blocks of 32, greedy, threshold 0.9. SDAR's chat template ends a turn with <|im_end|>, which its config.json
 does not count as EOS; other checkpoints say so in generation_config.json, or with a list in config.json. A file
-`presets.json` beside config.json adds to both; its format is that of `dpad.runtime.presets`.
+`presets.json` beside config.json adds to both; its format is that of `dpad.runtime.decoding.presets`.
 """
 
 from pathlib import Path
 from typing import Any
 
-from dpad.models.checkpoint import read_json
+from dpad.models.checkpoint.checkpoint import read_json
 from dpad.runtime.errors import CheckpointError
 
 FILE_NAME, ENDS = "presets.json", "generation_config.json"

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpad.models.checkpoint import Model, load_model, parse_config
+from dpad.models.checkpoint.checkpoint import Model, load_model, parse_config
 from dpad.models.step import Step
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.precision import DYNAMIC, rows_dtype
 from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineUnavailable
-from dpad.runtime.precision import DYNAMIC, rows_dtype
 
 
 @dataclass

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dpad.runtime.arguments import plain
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engine import StepInputs, StepOutputs
+from dpad.runtime.engines.base import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, InvalidRequest
 
 _INT64 = np.dtype(np.int64)

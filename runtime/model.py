@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 
 from dpad.runtime.arguments import listed, reading
 from dpad.runtime.checks import is_integer
-from dpad.runtime.engine import Engine
+from dpad.runtime.decoding.generate import Events, StepEvent, generate
+from dpad.runtime.decoding.options import GenerationOptions, Options
+from dpad.runtime.decoding.presets import read_presets, resolve
+from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.generate import Events, StepEvent, generate
-from dpad.runtime.options import GenerationOptions, Options
-from dpad.runtime.presets import read_presets, resolve
-from dpad.runtime.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
-from dpad.runtime.request import Request
 from dpad.runtime.show import counted, shown
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 OnStep = Callable[[StepEvent], None]
 _DROPPED = 2  # how much shorter a tokenizer may make a text: spaces between words, accents apart from their letters

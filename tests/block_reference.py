@@ -16,7 +16,7 @@ from checkpoints import EOS, MASK, Weights, head_name, random_weights, raw_confi
 from peers import peer_model
 from reference import Result, Rules, choose, fixed_budget
 
-from dpad.runtime.options import GenerationOptions
+from dpad.runtime.decoding.options import GenerationOptions
 
 LENGTH = {"sdar": 4, "fast_dllm": 8}  # of a block
 SHIFT = {"sdar": 0, "fast_dllm": 1}

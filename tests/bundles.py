@@ -20,8 +20,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.manifest import FILE_NAME, digest
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import FILE_NAME, digest
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"

@@ -18,11 +18,11 @@ import onnx_ir as ir
 import safetensors.torch
 import torch
 
-from dpad.export.trace import attach_weights, trace_step
-from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.export.step.trace import attach_weights, trace_step
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.models.torch_engine import TorchEngine
 from dpad.runtime.contract import StepContract
-from dpad.runtime.onnx_engine import OnnxEngine
+from dpad.runtime.engines.onnx import OnnxEngine
 
 FAMILIES = ("llada", "dream")
 BLOCK_CAUSAL = ("sdar", "fast_dllm")

@@ -18,7 +18,7 @@ from fuzzing import Tally, write_report
 from host_trt import opened as simulated
 from hypothesis import settings
 
-from dpad.runtime.engine import Engine
+from dpad.runtime.engines.base import Engine
 
 torch.set_num_threads(1)
 assert interpreter.DEVICE

@@ -9,11 +9,11 @@ The engines of `BUCKETS` pad their axes, as compiled ones do.
 from dataclasses import dataclass, field
 
 from dpad.models.torch_engine import TorchEngine
-from dpad.runtime.engine import Engine
-from dpad.runtime.generate import StepEvent, generate
-from dpad.runtime.onnx_engine import OnnxEngine
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
+from dpad.runtime.decoding.generate import StepEvent, generate
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.onnx import OnnxEngine
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpad.runtime.device import ALIGNMENT, Device
+from dpad.runtime.engines.gpu.device import ALIGNMENT, Device
 from dpad.runtime.errors import EngineError
 
 GARBAGE = 0xFF  # NaN in every float type, -1 in every integer type

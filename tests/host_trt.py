@@ -24,12 +24,12 @@ import onnxruntime as ort
 from checkpoints import contract_of
 from host_cuda import GARBAGE, HostDevice, HostFault
 
-from dpad.export.plan import profiles
-from dpad.models.checkpoint import Checkpoint
-from dpad.runtime.bfloat16 import from_bits, to_bits
+from dpad.export.engines.plan import profiles
+from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.contract import StepContract
-from dpad.runtime.device import ALIGNMENT
-from dpad.runtime.trt_engine import TrtEngine
+from dpad.runtime.engines.bfloat16 import from_bits, to_bits
+from dpad.runtime.engines.gpu.device import ALIGNMENT
+from dpad.runtime.engines.tensorrt.engine import TrtEngine
 
 ACTIVATION_BYTES = 4096
 Kind = enum.Enum("Kind", "INT64 FLOAT HALF BF16")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dpad.models.checkpoint import Model
+from dpad.models.checkpoint.checkpoint import Model
 
 Rows = dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]  # (layer, position) -> key, value [G, D]
 

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
 import dpad
-from dpad.export.layouts import LAYOUTS
+from dpad.export.forecast.layouts import LAYOUTS
 from dpad.runtime.errors import CheckpointError
 
 Edit = Callable[[Path], Any]

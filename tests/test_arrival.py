@@ -15,7 +15,7 @@ from test_travel import STEP, TOKENIZER, WEIGHTS, text_of, to_hub_cache
 import dpad
 from dpad.cli import main
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 823976\n"
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from heard import heard
 
 from dpad.cli import main
-from dpad.models.checkpoint import Checkpoint
+from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.errors import CheckpointError
 
 LENGTHS = {"sdar": ("block_size", 4), "fast_dllm": ("bd_size", 32)}

@@ -9,12 +9,12 @@ from checkpoints import FAMILIES, MASK, OPENERS, VOCAB, Weights, onnx_engine
 from decoding import BUCKETS, collect, run
 
 from dpad.runtime.cache import CACHES
-from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.decoding.generate import StepEvent, generate
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, Uniform
+from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, InvalidRequest
-from dpad.runtime.generate import StepEvent, generate
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
-from dpad.runtime.suffix import Explicit, Full, Gaussian, Uniform
 
 GEN, BLOCK = 48, 16
 

@@ -23,7 +23,7 @@ import plots  # noqa: E402
 import sampling  # noqa: E402
 import step_floor  # noqa: E402
 import tables  # noqa: E402
-from dpad.models.checkpoint import parse_config  # noqa: E402
+from dpad.models.checkpoint.checkpoint import parse_config  # noqa: E402
 from dpad.runtime.contract import StepContract  # noqa: E402
 
 COMMANDS = {

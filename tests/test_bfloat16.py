@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpad.runtime.bfloat16 import from_bits, to_bits
+from dpad.runtime.engines.bfloat16 import from_bits, to_bits
 
 
 @given(st.lists(st.floats(width=32), min_size=1))

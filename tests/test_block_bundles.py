@@ -15,20 +15,21 @@ from safetensors.torch import load_file
 
 import dpad
 from dpad.evaluation.likelihood import bounds
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.parity.compare import compare_bundle, require_passed
 from dpad.export.progress import Progress
-from dpad.models.checkpoint import parse_config
+from dpad.models.checkpoint.checkpoint import parse_config
 from dpad.models.presets import presets_of
-from dpad.runtime import cuda, select
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.cache import BLOCKS
 from dpad.runtime.contract import StepContract
+from dpad.runtime.decoding.options import GenerationOptions, defaults
+from dpad.runtime.decoding.presets import read_presets
+from dpad.runtime.engines import select
+from dpad.runtime.engines.gpu import cuda
+from dpad.runtime.engines.machine import Gpu, Machine
+from dpad.runtime.engines.onnx import OnnxEngine
+from dpad.runtime.engines.select import candidates
 from dpad.runtime.errors import CheckpointError, ExportError, InvalidRequest
-from dpad.runtime.machine import Gpu, Machine
-from dpad.runtime.onnx_engine import OnnxEngine
-from dpad.runtime.options import GenerationOptions, defaults
-from dpad.runtime.presets import read_presets
-from dpad.runtime.select import candidates
 
 PLAN = "tensorrt-rtx-float16-sm89"
 NO_GPU = Machine("linux-x86_64", None, "no GPU")

@@ -13,12 +13,12 @@ from decoding import BUCKETS, Decoded, collect, run
 from reference import Result
 
 from dpad.runtime.cache import BLOCKS, CACHES
-from dpad.runtime.engine import Engine, StepInputs
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import DECODERS, GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import NOTHING, Full, Gaussian, Uniform
+from dpad.runtime.engines.base import Engine, StepInputs
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.generate import generate
-from dpad.runtime.options import DECODERS, GenerationOptions
-from dpad.runtime.request import Request
-from dpad.runtime.suffix import NOTHING, Full, Gaussian, Uniform
 
 GEN = 24
 PROMPTS = (1, 3, 8, 13, 17)  # tokens: less than a block, whole blocks, and one more than whole blocks

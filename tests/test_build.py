@@ -17,18 +17,19 @@ import pytest
 import tensorrt_rtx
 from bundles import export, write_source
 
-from dpad.export import timing
-from dpad.export.engines import EngineRecipe
+from dpad.export.engines import timing
+from dpad.export.engines.plan import build_plan, network_flags, set_flags
+from dpad.export.engines.recipe import EngineRecipe
+from dpad.export.engines.timing import TimingCache
 from dpad.export.pipeline import export_bundle
-from dpad.export.plan import build_plan, network_flags, set_flags
 from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
-from dpad.export.timing import TimingCache
-from dpad.runtime import errors, user_cache
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.machine import Gpu, Machine
-from dpad.runtime.manifest import BuildFlags
-from dpad.runtime.select import require_match
+from dpad.runtime import errors
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import BuildFlags
+from dpad.runtime.engines import user_cache
+from dpad.runtime.engines.machine import Gpu, Machine
+from dpad.runtime.engines.select import require_match
 
 # TensorRT-RTX warns that its own timing caches do nothing; TensorRT's, for which they stand in, do.
 no_ops = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")

@@ -13,8 +13,8 @@ from bundles import edit, export, write_source
 
 import dpad
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.onnx_engine import OnnxEngine
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.engines.onnx import OnnxEngine
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_not_a_bundle_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_checks_hold_under_optimisation(bundle: Path) -> None:
     """Fails if a check is an assert, which `python -O` removes."""
     flip_a_bit(bundle)
-    code = "import sys, pathlib; from dpad.runtime.bundle import Bundle; Bundle.open(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from dpad.runtime.bundle.bundle import Bundle; Bundle.open(pathlib.Path(sys.argv[1]))"
     ran = subprocess.run([sys.executable, "-O", "-c", code, str(bundle)], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "AlteredFile" in ran.stderr

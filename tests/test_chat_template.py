@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dpad.export.hub import resolve
 from dpad.runtime import errors
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 Messages = list[dict[str, str]]
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from checkpoints import FAMILIES, MASK, Weights, random_weights, raw_config, weight_shapes, write_checkpoint
 
-from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.runtime.errors import CheckpointError
 
 each_family = pytest.mark.parametrize("family", FAMILIES)

@@ -13,9 +13,9 @@ from checkpoints import FAMILIES, random_weights, raw_config, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpad.models.checkpoint import Checkpoint, meta_model, parse_config, read_json
-from dpad.models.headers import read_header
-from dpad.models.names import check_tensors
+from dpad.models.checkpoint.checkpoint import Checkpoint, meta_model, parse_config, read_json
+from dpad.models.checkpoint.headers import read_header
+from dpad.models.checkpoint.names import check_tensors
 from dpad.runtime.errors import CheckpointError
 
 # tmp_path is shared by the examples of a test, which rewrite the same file each time
@@ -75,7 +75,8 @@ def test_absurd_sizes_are_refused_soon(tmp_path: Path, key: str, value: int) -> 
     write_checkpoint(tmp_path, raw, random_weights(raw))
     (tmp_path / "config.json").write_text(json.dumps(raw | {key: value}))
     code = (
-        "import sys; from pathlib import Path; from dpad.models.checkpoint import Checkpoint, CheckpointError\n"
+        "import sys; from pathlib import Path\n"
+        "from dpad.models.checkpoint.checkpoint import Checkpoint, CheckpointError\n"
         "try: Checkpoint.open(Path(sys.argv[1]))\n"
         "except CheckpointError: print('refused')"
     )

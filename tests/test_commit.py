@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import noise_budget
 
-from dpad.runtime.commit import commit_count
-from dpad.runtime.options import DECODERS, GenerationOptions
+from dpad.runtime.decoding.commit import commit_count
+from dpad.runtime.decoding.options import DECODERS, GenerationOptions
 
 BLOCK = 12
 

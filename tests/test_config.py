@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from checkpoints import FAMILIES, raw_config
 
-from dpad.models.checkpoint import parse_config
+from dpad.models.checkpoint.checkpoint import parse_config
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 

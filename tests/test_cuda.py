@@ -9,12 +9,12 @@ import pytest
 from bundles import export, write_source
 from cuda.bindings import runtime as cudart
 
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.parity.compare import compare_bundle, require_passed
 from dpad.export.progress import Progress
-from dpad.runtime.cuda import CudaDevice
+from dpad.runtime.engines.gpu.cuda import CudaDevice
+from dpad.runtime.engines.machine import Machine
+from dpad.runtime.engines.select import candidates
 from dpad.runtime.errors import EngineError
-from dpad.runtime.machine import Machine
-from dpad.runtime.select import candidates
 
 HAS_GPU = Machine.current().gpu is not None
 with_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU here")

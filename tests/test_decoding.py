@@ -15,11 +15,11 @@ from checkpoints import EOS, FAMILIES, MASK, VOCAB
 from decoding import Decoded, run
 from reference import Result, Rules, decode
 
-from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.runtime.cache import CACHES
-from dpad.runtime.options import DECODERS, PLANNED, GenerationOptions
-from dpad.runtime.request import Request
-from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.decoding.options import DECODERS, PLANNED, GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
 
 GEN, BLOCK, SEED = 48, 16, 3
 PROMPT = tuple(int(t) for t in np.random.default_rng(7).integers(2, MASK, 13))

@@ -25,7 +25,7 @@ from strangers import (
 )
 
 from dpad.export.hub import read_config
-from dpad.models.checkpoint import Checkpoint, parse_config
+from dpad.models.checkpoint.checkpoint import Checkpoint, parse_config
 from dpad.runtime.errors import CheckpointError
 
 

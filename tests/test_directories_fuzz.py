@@ -21,7 +21,7 @@ from fuzzing import Tally, fuzz
 from heard import heard
 
 import dpad
-from dpad.models.checkpoint import Checkpoint
+from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.errors import DpadError
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"

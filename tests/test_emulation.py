@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from dpad.cli import main
-from dpad.export.emulation import emulated, emulated_engine
-from dpad.export.feeds import random_feeds
-from dpad.export.parity import compare_bundle
+from dpad.export.parity.compare import compare_bundle
+from dpad.export.parity.emulation import emulated, emulated_engine
+from dpad.export.parity.feeds import random_feeds
 from dpad.export.progress import Progress
 from dpad.models.torch_engine import open_torch_engine
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from sealed import STEP, answer, edit_graph, reseal
 
 import dpad
 from dpad.runtime import errors
-from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
 
 
 @pytest.fixture(scope="module")

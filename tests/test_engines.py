@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dpad.runtime import onnx_engine
-from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines import onnx as onnx_engine
+from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.onnx import OnnxEngine
+from dpad.runtime.engines.rows import CacheRows
 from dpad.runtime.errors import EngineError, EngineUnavailable
-from dpad.runtime.onnx_engine import OnnxEngine
-from dpad.runtime.rows import CacheRows
 
 LENGTH = 40
 

@@ -17,8 +17,8 @@ import pytest
 from fuzzing import Tally, fuzz
 
 from dpad.evaluation.errors import SandboxError
-from dpad.evaluation.removal import remove
-from dpad.evaluation.sandbox import Limits, Sandbox
+from dpad.evaluation.sandbox.removal import remove
+from dpad.evaluation.sandbox.sandbox import Limits, Sandbox
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # disks take seconds for deep folders
 LIMITS = Limits(seconds=5, memory=256 << 20, processes=12, output=1 << 16)
@@ -140,7 +140,7 @@ def test_root_s_programs_have_none_of_its_rights(sandbox: Sandbox, tmp_path: Pat
 
 USER = f"""
 import json, os, sys
-import dpad.evaluation.sandbox as module
+import dpad.evaluation.sandbox.sandbox as module
 attacks, secret, expected = json.loads(sys.argv[1])
 os.setgroups([])
 os.setresgid(4321, 4321, 4321)
@@ -176,7 +176,7 @@ WEAK = f"""
 import ctypes, sys, tempfile
 ctypes.CDLL(None).unshare(0x10000000)  # inside, without an identity of its own, the kernel refuses more namespaces
 tempfile.tempdir = sys.argv[1]
-from dpad.evaluation.sandbox import Limits, Sandbox
+from dpad.evaluation.sandbox.sandbox import Limits, Sandbox
 sandbox = Sandbox({LIMITS}, weak=True)
 assert "its own network and processes" in sandbox.refused
 for program in {[NEST, LITTER, NEST + "import os; os.chmod('.', 0)"]!r}:
@@ -232,7 +232,9 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
 
 def test_a_killed_evaluation_leaves_no_programs(sandbox: Sandbox, tmp_path: Path) -> None:
     """Fails if a program goes on for as long as it likes when whoever started it is gone."""
-    code = "from dpad.evaluation.sandbox import *\nSandbox(Limits(seconds=99)).run('import time; time.sleep(99)')"
+    code = (
+        "from dpad.evaluation.sandbox.sandbox import *\nSandbox(Limits(seconds=99)).run('import time; time.sleep(99)')"
+    )
     with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}) as process:
         marks = [b"launcher.py", f'"parent": {process.pid},'.encode()]
         until = time.monotonic() + 60

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from dpad import __version__
 from dpad.cli import main
 from dpad.evaluation import tasks
-from dpad.runtime.bundle import sha256
+from dpad.runtime.bundle.bundle import sha256
 
 FAST = ("--gen-length", "32", "--threads", "1")
 

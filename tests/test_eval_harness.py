@@ -24,8 +24,8 @@ from dpad import Full, Gaussian, Request
 from dpad.cli import main
 from dpad.evaluation.harness import DpadLM
 from dpad.evaluation.likelihood import bounds
+from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.options import GenerationOptions
 
 ROWS = [
     {"question": f"w{i + 8} w{i + 30} w{2 * i + 8}", "answer": f"w{i + 11} w{i + 12}", "other": "w9 w9"}

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from dpad.cli import main
 from dpad.evaluation.errors import SandboxError
 from dpad.evaluation.humaneval import code_of, humaneval
-from dpad.evaluation.sandbox import Limits, Sandbox
+from dpad.evaluation.sandbox.sandbox import Limits, Sandbox
 
 PROMPT = 'from typing import List\n\n\ndef total(xs: List[int]) -> int:\n    """Sum of xs."""\n'
 BODY = "    n = 0\n    for x in xs:\n        n += x\n    return n\n"

@@ -13,11 +13,11 @@ from conftest import MakeBundle
 from reference import forward
 
 from dpad.evaluation.likelihood import bounds, whole
-from dpad.models.checkpoint import Checkpoint, load_model
-from dpad.runtime.engine import Engine
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
+from dpad.runtime.decoding.options import GenerationOptions, defaults
+from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, SuffixSchedule
+from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.options import GenerationOptions, defaults
-from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule
 
 PROMPT, TARGET = [9, 80, 33, 4, 61], [17, 5, 90, 90, 2]
 BLOCK, GEN = 3, 12  # blocks of 3 and 2 tokens, one mask in the second block that is not scored, two more blocks

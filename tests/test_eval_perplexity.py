@@ -14,7 +14,7 @@ from dpad.evaluation import tasks
 from dpad.evaluation.likelihood import bounds
 from dpad.evaluation.perplexity import perplexities
 from dpad.models.training import corpus
-from dpad.runtime.suffix import Full
+from dpad.runtime.decoding.suffix import Full
 
 TEXTS = [("w5 w6 w7 w8 w9", "w3 w4"), ("w20 w21 w20 w21 " * 5, ""), ("w90", "w91 w92 w93")]
 OPTIONS = ("--gen-length", "48", "--block-length", "8", "--mc-samples", "6", "--seed", "2", "--window", "16")

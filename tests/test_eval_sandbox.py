@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpad.evaluation.errors import SandboxError
-from dpad.evaluation.sandbox import Limits, Sandbox
+from dpad.evaluation.sandbox.sandbox import Limits, Sandbox
 
 LIMITS = Limits(seconds=3, memory=512 << 20, processes=8, output=1 << 16)
 
@@ -163,7 +163,7 @@ REFUSED = """
 import ctypes
 ctypes.CDLL(None).unshare(0x10000000)  # inside, without an identity of its own, the kernel refuses more namespaces
 from dpad.evaluation.errors import SandboxError
-from dpad.evaluation.sandbox import Sandbox
+from dpad.evaluation.sandbox.sandbox import Sandbox
 try:
     Sandbox()
     raise SystemExit("not refused")

@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 import dpad
 from dpad.commands.parity import put_report
 from dpad.export import pipeline
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.parity.compare import compare_bundle, require_passed
 from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
-from dpad.models.checkpoint import Checkpoint
+from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import BuildFlags, Manifest
 from dpad.runtime.contract import StepContract
-from dpad.runtime.manifest import BuildFlags, Manifest
 
 
 @pytest.fixture(scope="module")

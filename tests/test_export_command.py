@@ -15,11 +15,11 @@ import dpad
 from dpad.cli import main
 from dpad.commands import export as command
 from dpad.export.settings import ExportSettings
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.export_command import export_command
+from dpad.runtime.bundle.manifest import BuildFlags
+from dpad.runtime.engines.machine import Machine
 from dpad.runtime.errors import AlteredFile, EngineUnavailable
-from dpad.runtime.export_command import export_command
-from dpad.runtime.machine import Machine
-from dpad.runtime.manifest import BuildFlags
 
 LIMITS: dict[str, Any] = {"max_batch": 8, "max_length": 128, "block_length": 16, "window": 64}
 EVERY = ExportSettings(

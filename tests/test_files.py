@@ -13,9 +13,10 @@ from bundles import export, write_source, write_tokenizer
 import dpad
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Journal
-from dpad.models.checkpoint import Checkpoint, read_json
-from dpad.runtime import errors, files
-from dpad.runtime.text import TextCodec
+from dpad.models.checkpoint.checkpoint import Checkpoint, read_json
+from dpad.runtime import errors
+from dpad.runtime.bundle import files
+from dpad.runtime.text.codec import TextCodec
 
 
 @pytest.fixture
@@ -26,7 +27,9 @@ def pipe(tmp_path: Path) -> Path:
 
 def test_no_reader_waits_for_a_pipe(pipe: Path) -> None:
     """Fails if a named pipe that nobody writes is waited for; in a process of its own, which can be stopped."""
-    code = "import sys, pathlib; from dpad.runtime.files import read_bytes; read_bytes(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from dpad.runtime.bundle.files import read_bytes; read_bytes(pathlib.Path(sys.argv[1]))"
+    )
     ran = subprocess.run([sys.executable, "-c", code, str(pipe)], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 1 and f"not a regular file: '{pipe}'" in ran.stderr
 

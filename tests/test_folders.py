@@ -27,7 +27,7 @@ from strangers import (
 )
 
 from dpad.export.hub import read_config
-from dpad.models.checkpoint import Checkpoint
+from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.errors import CheckpointError
 
 SHARDED: dict[str, tuple[Make, tuple[str, ...]]] = {

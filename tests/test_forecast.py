@@ -18,19 +18,19 @@ from host_trt import opened
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpad.cli import main
-from dpad.export import forecast, hazards
-from dpad.export.forecast import MODES, Load, Sizes
-from dpad.export.gpus import GPUS
+from dpad.export.forecast import forecast, hazards
+from dpad.export.forecast.forecast import MODES, Load, Sizes
+from dpad.export.forecast.gpus import GPUS
+from dpad.export.forecast.layouts import LAYOUTS
 from dpad.export.hub import HUB_IDS
-from dpad.export.layouts import LAYOUTS
-from dpad.models.checkpoint import FAMILIES as MODULES
-from dpad.models.checkpoint import Checkpoint, parse_config
-from dpad.models.headers import read_headers
+from dpad.models.checkpoint.checkpoint import FAMILIES as MODULES
+from dpad.models.checkpoint.checkpoint import Checkpoint, parse_config
+from dpad.models.checkpoint.headers import read_headers
 from dpad.models.step import Step
-from dpad.runtime.generate import generate
-from dpad.runtime.options import GenerationOptions, defaults
-from dpad.runtime.precision import PACKED
-from dpad.runtime.request import Request
+from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions, defaults
+from dpad.runtime.decoding.request import Request
 
 BYTE, PRODUCT = replace(GPUS["L4"], products=1e12), replace(GPUS["L4"], bandwidth=1e12)  # where one side is free
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_synthetic import NARROW
 
-from dpad.export.layouts import LAYOUTS
+from dpad.export.forecast.layouts import LAYOUTS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import forecast

@@ -12,10 +12,10 @@ import pytest
 from bundles import export, write_source
 
 import dpad
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.forecast.synthetic import write_checkpoint
+from dpad.export.parity.compare import compare_bundle, require_passed
 from dpad.export.progress import Progress
-from dpad.export.synthetic import write_checkpoint
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 

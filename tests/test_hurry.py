@@ -13,8 +13,8 @@ from bundles import export, write_source
 
 import dpad
 from dpad import DiffusionModel, InvalidRequest, Request
+from dpad.runtime.decoding.options import Options
 from dpad.runtime.errors import BundleError
-from dpad.runtime.options import Options
 
 IDS = [5, 6, 7]
 
@@ -125,7 +125,7 @@ def test_other_tools_options_point_at_ours(model: DiffusionModel, name: str, sai
 
 def test_no_option_of_ours_is_said_to_be_anothers() -> None:
     """Fails if an option that exists is listed as one that is called otherwise."""
-    from dpad.runtime.elsewhere import instead_of
+    from dpad.runtime.decoding.elsewhere import instead_of
 
     assert [name for name in Options.__annotations__ if instead_of(name)] == []
 

@@ -21,7 +21,7 @@ from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 
 STAGES = {  # the beginning of what a stage calls itself, and what else it takes to get there
     "hash checkpoint": {},
@@ -42,12 +42,12 @@ FORKS = """
     from contextlib import contextmanager
     from pathlib import Path
     import onnxruntime, polygraphy.comparator, tensorrt_rtx, torch
-    from dpad.export import weights
-    from dpad.export.parity import compare_bundle
+    from dpad.export.step import weights
+    from dpad.export.parity.compare import compare_bundle
     from dpad.export.pipeline import export_bundle
     from dpad.export.settings import ExportSettings
     from dpad.export.progress import Progress
-    from dpad.runtime.bundle import Bundle
+    from dpad.runtime.bundle.bundle import Bundle
     from dpad.runtime.errors import DpadError
 
     source, out, cases = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])

@@ -13,13 +13,13 @@ from interpreter import GPU
 from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.plugins import attention
 from dpad.plugins.launch import attend_rows
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.cache import CACHES
-from dpad.runtime.engine import StepInputs, StepOutputs
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.engines.base import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineUnavailable
-from dpad.runtime.generate import generate
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
 
 
 class Recorder(TorchEngine):

@@ -20,7 +20,7 @@ import measure  # noqa: E402
 import plots  # noqa: E402
 import sweep  # noqa: E402
 import tables  # noqa: E402
-from dpad.runtime.presets import read_presets  # noqa: E402
+from dpad.runtime.decoding.presets import read_presets  # noqa: E402
 from published import Settings, decode  # noqa: E402
 
 PROMPT = [11, 42, 7, 99, 23, 5, 61]

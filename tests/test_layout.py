@@ -51,7 +51,7 @@ def imported(path: Path) -> set[str]:
 def test_imports_run_one_way(folder: str) -> None:
     """Fails if a layer imports one that stands on it."""
     later = FOLDERS[FOLDERS.index(folder) + 1 :]
-    for path in (ROOT / folder).glob("*.py"):
+    for path in (ROOT / folder).rglob("*.py"):
         for name in imported(path):
             assert not name.startswith(tuple(f"dpad.{other}" for other in later)), f"{path} imports {name}"
             assert name.split(".")[0] not in FOLDERS, f"{path} imports {name} without dpad."
@@ -59,16 +59,17 @@ def test_imports_run_one_way(folder: str) -> None:
 
 def test_models_know_the_runtime_only_by_its_contract() -> None:
     """Fails if a family file reaches into the runtime; the engine and the reader need a little more."""
-    allowed = {"contract", "errors", "files", "precision"}
-    for path in (ROOT / "models").glob("*.py"):
+    allowed = ("contract", "errors", "bundle.files", "bundle.precision")
+    known = tuple(f"dpad.runtime.{name}" for name in allowed)
+    for path in (ROOT / "models").rglob("*.py"):
         if path.name != "torch_engine.py":
-            used = {name.split(".")[2] for name in imported(path) if name.startswith("dpad.runtime.")}
-            assert used <= allowed, path
+            used = {name for name in imported(path) if name.startswith("dpad.runtime.")}
+            assert all(name.startswith(known) or name == "dpad.runtime.bundle" for name in used), (path, used)
 
 
 def test_evaluation_measures_bundles_and_makes_none() -> None:
     """Fails if measuring needs the exporter, a model family or torch; of the models only the training text is read."""
-    for path in (ROOT / "evaluation").glob("*.py"):
+    for path in (ROOT / "evaluation").rglob("*.py"):
         names = imported(path)
         assert not {name.split(".")[0] for name in names} & {"torch", "onnx", "transformers"}, path
         assert not any(name.startswith("dpad.export") for name in names), path
@@ -90,8 +91,8 @@ def test_the_wheel_holds_every_module_and_no_generic_name(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"dpad", f"dpad-{dpad.__version__}.dist-info"}
     for folder in (*FOLDERS, "src/dpad", "src/dpad/commands"):
         prefix = folder.removeprefix("src/") if folder.startswith("src") else f"dpad/{folder}"
-        for path in (ROOT / folder).glob("*.py"):
-            assert f"{prefix}/{path.name}" in names
+        for path in (ROOT / folder).glob("**/*.py"):
+            assert f"{prefix}/{path.relative_to(ROOT / folder).as_posix()}" in names
     assert {"dpad/py.typed", "dpad/models/tiny/config.json", "dpad/models/tiny/model.safetensors"} <= names
     assert "dpad/models/tiny-dream/model.safetensors" in names
 
@@ -208,17 +209,46 @@ def test_every_error_is_in_the_tree_that_documents_them() -> None:
             assert re.search(rf"^ +[│ ├└─]*{kind.__name__}\b", drawn.__doc__ or "", re.MULTILINE), kind
 
 
-@pytest.mark.parametrize("folder", [*FOLDERS, "benchmarks"])
-def test_the_tree_of_the_readme_is_true(folder: str) -> None:
+def told_by_the_tree() -> dict[str, set[str]]:
+    """Folder -> the files that README's tree names in it."""
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2].partition("    ")[2]
+    opened, told = [(-1, "")], {}
+    for line in f"    {tree}".splitlines():
+        indent, word = len(line) - len(line.lstrip()), line.split()[:1]
+        while opened[-1][0] >= indent and len(opened) > 1:
+            opened.pop()
+        if word and word[0].endswith("/"):
+            opened.append((indent, f"{opened[-1][1]}{word[0]}"))
+        told.setdefault(opened[-1][1], set()).update(re.findall(r"\w+\.py\b", line))
+    return told
+
+
+def test_the_tree_of_the_readme_is_true() -> None:
     """Fails if a file is added or moved and the tree does not say what it is, or names one that is gone."""
-    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
-    (section,) = re.findall(rf"^    {folder}/ .*\n(?:     .*\n)*", tree, re.MULTILINE)
-    files = {path.name for within in (".", "training") for path in (ROOT / folder / within).glob("[!_]*.py")}
-    assert set(re.findall(r"\w+\.py\b", section)) == files
+    told = told_by_the_tree()
+    for top in (*FOLDERS, "benchmarks"):
+        folders = {path.parent for path in (ROOT / top).rglob("[!_]*.py")} - {ROOT / "benchmarks/gpu"}
+        for folder in folders:
+            files = {path.name for path in folder.glob("[!_]*.py")}
+            assert told[f"{folder.relative_to(ROOT).as_posix()}/"] == files, folder
 
 
 def test_files_stay_readable() -> None:
     """Fails if a source file grows past 300 lines: a second noun hides in it."""
-    for folder in (*FOLDERS, "src/dpad", "src/dpad/commands", "tests"):
-        for path in (ROOT / folder).glob("*.py"):
+    for folder in (*FOLDERS, "src/dpad", "tests"):
+        for path in (ROOT / folder).glob("**/*.py"):
             assert len(path.read_text().splitlines()) <= 300, path
+
+
+NOUNS = ("bundle", "text", "engines", "decoding")  # of the runtime: each may import only those on its left
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_the_runtime_s_nouns_run_one_way(noun: str) -> None:
+    """Fails if a bundle knows engines, or an engine the loop that drives it."""
+    later = NOUNS[NOUNS.index(noun) + 1 :]
+    for path in (ROOT / "runtime" / noun).rglob("*.py"):
+        names = imported(path)
+        assert not any(name.startswith(tuple(f"dpad.runtime.{other}." for other in later)) for name in names), path
+        if path.parent.name == "gpu":
+            assert not any(name.startswith("dpad.runtime.engines.tensorrt") for name in names), path

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import dpad
 from dpad.cli import main
-from dpad.export.parity import compare_bundle
+from dpad.export.parity.compare import compare_bundle
 from dpad.export.progress import Progress
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.manifest import FileEntry, Manifest, digest
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import FileEntry, Manifest, digest
 
 TEXTS = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
 ENGINE: dict[str, Any] = {

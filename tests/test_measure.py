@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import measure  # noqa: E402
-from dpad.runtime.bundle import Bundle  # noqa: E402
+from dpad.runtime.bundle.bundle import Bundle  # noqa: E402
 
 
 def test_turns_rotate_and_the_first_round_is_dropped() -> None:

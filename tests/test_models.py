@@ -12,7 +12,7 @@ from checkpoints import Weights, head_name, random_weights, raw_config
 from peers import peer_hidden
 from reference import full_attention
 
-from dpad.models.checkpoint import Model, meta_model, parse_config
+from dpad.models.checkpoint.checkpoint import Model, meta_model, parse_config
 
 CASES = {
     "llada": ("llada", {}),

@@ -8,12 +8,13 @@ import pytest
 from bundles import export, write_source
 
 import dpad
-from dpad.export.feeds import random_feeds
-from dpad.export.parity import compare_bundle
+from dpad.export.parity.compare import compare_bundle
+from dpad.export.parity.feeds import random_feeds
 from dpad.export.progress import Progress
-from dpad.runtime import machine, onnx_engine
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.machine import available_memory
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.engines import machine
+from dpad.runtime.engines import onnx as onnx_engine
+from dpad.runtime.engines.machine import available_memory
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])

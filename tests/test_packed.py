@@ -17,19 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dpad
-from dpad.export.pack import GROUPS
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.parity.compare import compare_bundle, require_passed
+from dpad.export.parity.report import parity_lines
 from dpad.export.progress import Progress
-from dpad.export.report import parity_lines
-from dpad.models.checkpoint import load_model, parse_config
+from dpad.export.step.pack import GROUPS
+from dpad.models.checkpoint.checkpoint import load_model, parse_config
 from dpad.models.torch_engine import open_torch_engine
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.generate import generate
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.precision import PACKED
-from dpad.runtime.request import Request
-from dpad.runtime.select import open_engine
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.engines.select import open_engine
 
 # Largest difference of a weight from the full one, as a share of the largest that shares its scale: half a step of
 # the codes, and for float8 half of the last of four digits. In int4 a weight beyond 7 steps may become 7.
@@ -230,9 +230,9 @@ def test_widths_without_any_group_are_refused(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from dpad.export.pack import Packing, place_packed
+from dpad.export.step.pack import Packing, place_packed
 from dpad.export.progress import Progress
-from dpad.models.checkpoint import Checkpoint
+from dpad.models.checkpoint.checkpoint import Checkpoint
 
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024

@@ -11,15 +11,15 @@ from checkpoints import FAMILIES
 from click.testing import CliRunner
 
 from dpad.cli import main
-from dpad.export import parity
-from dpad.export.feeds import MODES, random_feeds
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.parity import compare as parity
+from dpad.export.parity.compare import compare_bundle, require_passed
+from dpad.export.parity.feeds import MODES, random_feeds
+from dpad.export.parity.report import parity_lines
 from dpad.export.progress import Progress
-from dpad.export.report import parity_lines
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.machine import Machine
-from dpad.runtime.select import candidates
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.engines.machine import Machine
+from dpad.runtime.engines.select import candidates
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ import tensorrt_rtx
 from bundles import export, write_source
 from checkpoints import FAMILIES
 
-from dpad.export import engines
+from dpad.export.engines import recipe as engines
+from dpad.export.engines.plan import build_plan, capabilities, profiles
 from dpad.export.pipeline import export_bundle
-from dpad.export.plan import build_plan, capabilities, profiles
 from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.machine import Gpu, Machine
-from dpad.runtime.precision import PACKED
-from dpad.runtime.select import candidates, open_engine, require_match
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.engines.machine import Gpu, Machine
+from dpad.runtime.engines.select import candidates, open_engine, require_match
 
 FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
 

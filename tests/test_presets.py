@@ -13,8 +13,8 @@ import dpad
 from dpad.cli import main
 from dpad.export.hub import published_id, resolve
 from dpad.models.presets import PUBLISHED, presets_of
+from dpad.runtime.decoding.presets import name_of, read_presets, schedule_named
 from dpad.runtime.errors import InvalidRequest, ManifestError
-from dpad.runtime.presets import name_of, read_presets, schedule_named
 
 PRESETS = {
     "default": {"gen_length": 64, "threshold": 0.7},

@@ -8,10 +8,10 @@ import pytest
 from bundles import export, write_source
 
 import dpad
-from dpad.export.feeds import random_feeds
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.engine import Engine, StepInputs
-from dpad.runtime.select import open_engine
+from dpad.export.parity.feeds import random_feeds
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.engines.base import Engine, StepInputs
+from dpad.runtime.engines.select import open_engine
 
 NAME = "onnxruntime-cpu-int8"
 

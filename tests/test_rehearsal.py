@@ -9,7 +9,7 @@ from bundles import export, write_source
 from checkpoints import MASK
 
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 
 BROKEN: dict[str, tuple[str, Any, str]] = {
     "tokenizer": ("tokenizer.json", "{}", "source/tokenizer.json cannot be read"),

@@ -14,8 +14,8 @@ from test_requests import CONTRACT, Untouched
 
 import dpad
 from dpad import DiffusionModel, Explicit, InvalidRequest, Request
-from dpad.runtime.generate import generate
-from dpad.runtime.options import GenerationOptions
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions
 
 IDS = [5, 6, 7]
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from dpad.runtime.cache import CACHES
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import DECODERS, GenerationOptions, Options
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import Explicit, Gaussian, Uniform
+from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import InvalidRequest, ManifestError
-from dpad.runtime.generate import generate
 from dpad.runtime.model import DiffusionModel
-from dpad.runtime.options import DECODERS, GenerationOptions, Options
-from dpad.runtime.request import Request
-from dpad.runtime.suffix import Explicit, Gaussian, Uniform
 
 CONTRACT = StepContract("llada", 2, 2, 1, 32, VOCAB, MASK, 1, 0, 4, 200, 32, 64)
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from dpad.models.step import predict
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engine import Engine, StepInputs, StepOutputs
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.sampler import Choice, choose
+from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError
-from dpad.runtime.generate import generate
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
-from dpad.runtime.sampler import Choice, choose
 
 VOCAB = 9
 

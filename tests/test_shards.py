@@ -14,8 +14,8 @@ from transformers import Qwen2ForCausalLM
 
 import dpad
 from dpad.export.progress import Progress
-from dpad.export.weights import convert_shard
-from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.export.step.weights import convert_shard
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 RAW = raw_config("dream", layers=1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engine import StepInputs
+from dpad.runtime.engines.base import StepInputs
 from dpad.runtime.errors import EngineError
 
 VOCAB, BATCH, LENGTH = 50, 3, 24

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.decoding.thinning import survivors
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
-from dpad.runtime.thinning import survivors
 
 
 class Draws(np.random.Generator):

@@ -13,14 +13,14 @@ from bundles import edit, export, write_source
 from test_export import contents
 
 from dpad.commands.parity import put_report
-from dpad.export import swap, writer
+from dpad.export.forecast.synthetic import write_checkpoint
 from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
-from dpad.export.synthetic import write_checkpoint
+from dpad.export.writing import swap, writer
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.manifest import FILE_NAME
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import FILE_NAME
 
 
 @pytest.fixture(scope="module")

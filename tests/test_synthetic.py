@@ -12,13 +12,13 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 import dpad
-from dpad.export import synthetic
-from dpad.export.layouts import LAYOUTS
+from dpad.export.forecast import synthetic
+from dpad.export.forecast.layouts import LAYOUTS
+from dpad.export.forecast.synthetic import Summary, write_checkpoint
 from dpad.export.progress import Progress
-from dpad.export.synthetic import Summary, write_checkpoint
-from dpad.export.vocabulary_files import from_parts
-from dpad.models.checkpoint import Checkpoint, meta_model, parse_config
-from dpad.runtime.bundle import Bundle
+from dpad.export.tokenizer.vocabulary_files import from_parts
+from dpad.models.checkpoint.checkpoint import Checkpoint, meta_model, parse_config
+from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.errors import ExportError
 
 NARROW: dict[str, dict[str, Any]] = {

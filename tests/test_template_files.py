@@ -15,11 +15,11 @@ import dpad
 from dpad.cli import main
 from dpad.export.hub import resolve
 from dpad.export.progress import Progress
-from dpad.export.tokenizer import place_tokenizer
-from dpad.models.checkpoint import Checkpoint
+from dpad.export.tokenizer.place import place_tokenizer
+from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.text import TextCodec
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.text.codec import TextCodec
 
 USER = [{"role": "user", "content": "a"}]
 LISTED = [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]

@@ -7,7 +7,7 @@ from pathlib import Path
 from bundles import write_tokenizer
 from fuzzing import Tally, fuzz
 
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 # What gives a text, a number, a list or any value; T, N, L and V in it are replaced by others of their kind.
 KINDS = {

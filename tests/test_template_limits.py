@@ -9,7 +9,7 @@ import pytest
 from bundles import write_tokenizer
 
 from dpad.runtime import errors
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 USER = [{"role": "user", "content": "hi"}]
 GROWN = "{% set ns = namespace(x=START, y=START) %}{% for i in range(99999) %}STEP{% endfor %}{{ END }}"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from dpad.export.hub import resolve
 from dpad.runtime import errors
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 
 @pytest.fixture

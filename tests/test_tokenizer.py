@@ -16,7 +16,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2Tokenizer
 
 import dpad
-from dpad.export.vocabulary_files import from_parts
+from dpad.export.tokenizer.vocabulary_files import from_parts
 from dpad.models.training import corpus
 from dpad.runtime import errors
 

@@ -13,7 +13,7 @@ from bundles import edit, export, write_source, write_tokenizer
 
 import dpad
 from dpad.runtime import errors
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 WORDS = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}

@@ -25,7 +25,7 @@ from tokenizer_layouts import (
 )
 from transformers import AutoTokenizer
 
-from dpad.models.checkpoint import Checkpoint
+from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime import errors
 
 

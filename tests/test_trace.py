@@ -24,8 +24,8 @@ from checkpoints import (
 )
 from numpy.typing import NDArray
 
-from dpad.export.trace import attach_weights, check_onnx, trace_step
-from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.export.step.trace import attach_weights, check_onnx, trace_step
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.models.step import Step
 from dpad.plugins import onnx_face
 from dpad.runtime.contract import TensorSpec
@@ -264,8 +264,8 @@ def test_small_limits_trace(make_bundle: Any, limits: dict[str, int]) -> None:
 
 BIG = """
 import resource, sys
-from dpad.export.trace import trace_step
-from dpad.models.checkpoint import parse_config
+from dpad.export.step.trace import trace_step
+from dpad.models.checkpoint.checkpoint import parse_config
 from checkpoints import raw_config
 from dpad.runtime.contract import StepContract
 raw = raw_config("llada", width=4096, heads=32, kv_heads=32, mlp_width=12288, max_length=4096)

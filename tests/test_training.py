@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from vocabulary import tokenizer_of
 
 from dpad.export.hub import EMBEDDED
-from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
+from dpad.models.checkpoint.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
 from dpad.models.training import corpus
 from dpad.models.training.__main__ import SHIPPED, main
 from dpad.models.training.batches import Batch, Data

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import dpad
 from dpad.cli import main
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 
 WEIGHTS, STEP, TOKENIZER = "float32/model.safetensors", "float32/step.onnx", "tokenizer/tokenizer.json"
 

@@ -12,8 +12,8 @@ import pytest
 from bundles import export, write_source, write_tokenizer
 from test_tokenizer_file import HARMFUL
 
-from dpad.export import trial
-from dpad.export.trial import try_text
+from dpad.export.rehearsal import trial
+from dpad.export.rehearsal.trial import try_text
 from dpad.runtime import errors
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -99,7 +99,7 @@ def test_the_trial_imports_neither_torch_nor_numpy(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     watch = "; sys.stderr.write(' '.join(sys.modules)); sys.exit(9)"
     start = trial._START.rstrip().replace("\nserve(*arguments)", "\nserve(*arguments)" + watch)
-    modules, package = [os.path.abspath(path) for path in sys.path], Path(trial.__file__).parent.parent
+    modules, package = [os.path.abspath(path) for path in sys.path], Path(trial.__file__).parents[2]
     settings = json.dumps([modules, str(package.absolute()), 60, 4 << 30, 1 << 20, [str(tmp_path)] * 2])
     ran = subprocess.run([sys.executable, "-I", "-c", start, settings], capture_output=True, text=True)
     assert ran.returncode == 9 and "tokenizers" in ran.stderr.split()

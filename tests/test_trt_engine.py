@@ -15,10 +15,10 @@ from decoding import Decoded, run
 from host_trt import opened
 
 from dpad.runtime.cache import CACHES
-from dpad.runtime.options import DECODERS, GenerationOptions
-from dpad.runtime.request import Request
-from dpad.runtime.suffix import Full, Gaussian, SuffixSchedule
-from dpad.runtime.trt_engine import TrtEngine
+from dpad.runtime.decoding.options import DECODERS, GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import Full, Gaussian, SuffixSchedule
+from dpad.runtime.engines.tensorrt.engine import TrtEngine
 
 GEN, BLOCK = 48, 16
 SCHEDULES: dict[str, SuffixSchedule] = {"full": Full(), "gaussian": Gaussian(k=3, scale=2, window=32)}

@@ -18,12 +18,12 @@ from host_trt import opened
 from numpy.typing import NDArray
 
 from dpad.runtime.cache import BLOCKS
-from dpad.runtime.engine import StepInputs, StepOutputs
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import NOTHING, Full
+from dpad.runtime.engines.base import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError
-from dpad.runtime.generate import generate
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
-from dpad.runtime.suffix import NOTHING, Full
 
 LENGTH, LONGEST = 40, 512  # of the canvases here; of the engine
 MODES = {"extend": "llada", BLOCKS: "fast_dllm"}

@@ -11,12 +11,12 @@ from checkpoints import contract_of
 from host_cuda import HostDevice, HostFault
 from host_trt import Diagnostics, GraphStrategy, HostTrt, Validity, opened
 
-from dpad.models.checkpoint import Checkpoint
-from dpad.runtime import user_cache
-from dpad.runtime.buckets import Buckets
-from dpad.runtime.engine import StepInputs
+from dpad.models.checkpoint.checkpoint import Checkpoint
+from dpad.runtime.engines import user_cache
+from dpad.runtime.engines.base import StepInputs
+from dpad.runtime.engines.gpu.buckets import Buckets
+from dpad.runtime.engines.tensorrt.engine import TrtEngine
 from dpad.runtime.errors import EngineError, EngineMismatch
-from dpad.runtime.trt_engine import TrtEngine
 
 Prepare = Callable[[HostTrt], Any]
 

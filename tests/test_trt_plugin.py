@@ -28,15 +28,15 @@ from onnx import helper
 from test_build import as_tensorrt, no_ops
 from test_kernel import assert_close, random_inputs
 
-from dpad.export import engines
+from dpad.export.engines import recipe as engines
+from dpad.export.engines.plan import build_plan
+from dpad.export.engines.plugin_graph import FILE_NAME, write_plugin_step
 from dpad.export.pipeline import export_bundle
-from dpad.export.plan import build_plan
-from dpad.export.plugin_graph import FILE_NAME, write_plugin_step
 from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
 from dpad.plugins import onnx_face, tiling, triton_kernel, trt_face
 from dpad.plugins.checks import check_kernel
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.errors import AttentionError, EngineBuildError, ExportError, KernelCompileError
 
 CAPABILITY = "9.0"

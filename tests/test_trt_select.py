@@ -19,14 +19,15 @@ from host_trt import HostTrt
 
 import dpad
 from dpad.cli import main
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.parity.compare import compare_bundle, require_passed
 from dpad.export.progress import Progress
-from dpad.runtime import cuda, select
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.engines import select
+from dpad.runtime.engines.gpu import cuda
+from dpad.runtime.engines.machine import Gpu, Machine
+from dpad.runtime.engines.onnx import OnnxEngine
+from dpad.runtime.engines.tensorrt.engine import TrtEngine
 from dpad.runtime.errors import EngineError, EngineUnavailable
-from dpad.runtime.machine import Gpu, Machine
-from dpad.runtime.onnx_engine import OnnxEngine
-from dpad.runtime.trt_engine import TrtEngine
 
 PLAN = "tensorrt-rtx-float16-sm89"
 FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")

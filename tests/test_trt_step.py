@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from host_trt import opened
 
-from dpad.runtime.engine import StepInputs, StepOutputs
+from dpad.runtime.engines.base import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError
 
 LENGTH = 64  # canvas

@@ -10,15 +10,15 @@ import pytest
 from bundles import write_tokenizer
 from test_requests import CONTRACT, Untouched
 
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.presets import read_presets
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import Explicit, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.engines.select import open_engine
 from dpad.runtime.errors import InvalidRequest, ManifestError
-from dpad.runtime.generate import generate
 from dpad.runtime.model import DiffusionModel
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.presets import read_presets
-from dpad.runtime.request import Request
-from dpad.runtime.select import open_engine
-from dpad.runtime.suffix import Explicit, Gaussian, SuffixSchedule, Uniform
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 WHOLE = {"gen_length": 64, "block_length": 32, "seed": 7, "steps": 64, "top_k": 5}
 NUMBERS = {"threshold": 0.5, "factor": 2.0, "temperature": 3.0, "top_p": 0.5}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_export import contents
 
-from dpad.export import writer
+from dpad.export.writing import writer
 from dpad.runtime import errors
 
 
@@ -55,7 +55,7 @@ EXPORTS = """
     from pathlib import Path
     sys.path.insert(0, sys.argv[1])
     os.getpid = lambda: 7  # as in containers, each of which counts its processes from 1
-    from dpad.export import writer
+    from dpad.export.writing import writer
     stage = writer.stage_bundle(Path(sys.argv[2]))
     folder = stage.__enter__()
     (folder / "who").write_text(sys.argv[3])

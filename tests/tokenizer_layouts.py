@@ -16,10 +16,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from dpad.export.progress import Progress
-from dpad.export.tokenizer import place_tokenizer
-from dpad.export.vocabulary_files import QWEN
-from dpad.models.checkpoint import Checkpoint
-from dpad.runtime.text import TextCodec
+from dpad.export.tokenizer.place import place_tokenizer
+from dpad.export.tokenizer.vocabulary_files import QWEN
+from dpad.models.checkpoint.checkpoint import Checkpoint
+from dpad.runtime.text.codec import TextCodec
 
 CORPUS = ["How many books? 12 + 345 = 357, isn't it?", "Tom's 6 books\n\nEmma's 4; day by day", "# ## ### 2024-01-01"]
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")

@@ -203,7 +203,7 @@ def _serve(folder: Path) -> None:
     import signal
 
     from dpad.runtime.errors import DpadError
-    from dpad.runtime.text import TextCodec
+    from dpad.runtime.text.codec import TextCodec
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever the library is at

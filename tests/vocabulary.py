@@ -4,7 +4,7 @@ from functools import cache
 
 from tokenizers import Tokenizer
 
-from dpad.models.checkpoint import read_json
+from dpad.models.checkpoint.checkpoint import read_json
 from dpad.models.training.__main__ import SHIPPED, special_tokens
 from dpad.models.training.vocabulary import build_tokenizer
 

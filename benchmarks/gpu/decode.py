@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from dpad.export.hub import resolve
-from dpad.models.checkpoint import Checkpoint, load_model
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.models.torch_engine import TorchEngine
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.cache import CACHES
-from dpad.runtime.engine import Engine
-from dpad.runtime.generate import generate
-from dpad.runtime.machine import Machine
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
-from dpad.runtime.select import candidates, open_engine
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.machine import Machine
+from dpad.runtime.engines.select import candidates, open_engine
 from gpu.timing import DEVICE
 
 PROMPTS = ([2, 30, 41, 52], [2, 17, 80, 11, 46, 71, 8])

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from dpad.models.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
+from dpad.models.checkpoint.checkpoint import FAMILIES, Checkpoint, parse_config, read_json
 from dpad.models.training.batches import Data
 from dpad.models.training.recipe import Recipe
 from dpad.models.training.trainer import Trainer, initialise

@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dpad.models.checkpoint import read_json
+from dpad.models.checkpoint.checkpoint import read_json
 from dpad.models.training.corpus import turn
 from dpad.runtime.errors import CheckpointError
 

@@ -10,15 +10,15 @@ from importlib import metadata
 
 from dpad._load import load
 from dpad.runtime import errors
-from dpad.runtime.bundle import Bundle
-from dpad.runtime.engine import Engine
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.decoding.generate import StepEvent
+from dpad.runtime.decoding.options import GenerationOptions, Options
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import DpadError, InvalidRequest
-from dpad.runtime.generate import StepEvent
 from dpad.runtime.model import DiffusionModel, Generation, Timings
-from dpad.runtime.options import GenerationOptions, Options
-from dpad.runtime.request import Request
-from dpad.runtime.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 try:
     __version__ = metadata.version("dpad")

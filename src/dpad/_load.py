@@ -9,16 +9,16 @@ from typing import TypedDict, Unpack
 from warnings import warn
 
 from dpad.runtime.arguments import reading
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.checks import as_integer
-from dpad.runtime.elsewhere import instead_of
-from dpad.runtime.engine import Engine
+from dpad.runtime.decoding.elsewhere import instead_of
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.select import open_engine
 from dpad.runtime.errors import EngineUnavailable, InvalidRequest
 from dpad.runtime.extras import needed_by
 from dpad.runtime.model import DiffusionModel, tokenizer_directory
-from dpad.runtime.select import open_engine
 from dpad.runtime.show import escaped, shown
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 
 class _Nothing(TypedDict):

@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dpad.runtime.generate import StepEvent
-from dpad.runtime.options import GenerationOptions
-from dpad.runtime.request import Request
+from dpad.runtime.decoding.generate import StepEvent
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.request import Request
 from dpad.runtime.show import escaped
-from dpad.runtime.text import TextCodec
+from dpad.runtime.text.codec import TextCodec
 
 _MASK, _EOS = "░", "·"
 

@@ -13,8 +13,8 @@ import click
 
 from dpad import DiffusionModel
 from dpad.runtime.cache import BLOCKS, CACHES
-from dpad.runtime.options import DECODERS, PACES, PLANNED, GenerationOptions
-from dpad.runtime.presets import SCHEDULES, name_of, schedule_named
+from dpad.runtime.decoding.options import DECODERS, PACES, PLANNED, GenerationOptions
+from dpad.runtime.decoding.presets import SCHEDULES, name_of, schedule_named
 
 F = TypeVar("F", bound=Callable[..., Any])
 

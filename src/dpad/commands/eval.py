@@ -21,11 +21,11 @@ from dpad.evaluation.likelihood import MOST_DRAWS
 from dpad.evaluation.perplexity import perplexities, score_texts
 from dpad.evaluation.report import check_replaceable, mean_scores, report, save
 from dpad.evaluation.run import Work, evaluate, generate_answers, settings_of
-from dpad.evaluation.sandbox import Limits, Sandbox
+from dpad.evaluation.sandbox.sandbox import Limits, Sandbox
 from dpad.evaluation.tasks import Task
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.decoding.presets import DEFAULT
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.presets import DEFAULT
 
 TASKS = ("problems", "long", "gsm8k", "humaneval", "perplexity")
 _FILE = click.Path(path_type=Path, dir_okay=False)

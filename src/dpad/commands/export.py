@@ -11,20 +11,20 @@ import click
 from dpad import load
 from dpad.commands.lines import print_text, say
 from dpad.commands.terminal import TerminalProgress, fit_threads
-from dpad.export.engines import ATTENTIONS
-from dpad.export.pack import GROUPS
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.engines.recipe import ATTENTIONS
+from dpad.export.parity.compare import compare_bundle, require_passed
+from dpad.export.parity.report import parity_lines
 from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
-from dpad.export.report import parity_lines
 from dpad.export.settings import DTYPES, LARGEST, TARGETS, WEIGHTS, ExportSettings
-from dpad.export.tokenizer import TOKENIZER
-from dpad.export.vocabulary_files import PARTS
-from dpad.runtime.bundle import Bundle
+from dpad.export.step.pack import GROUPS
+from dpad.export.tokenizer.place import TOKENIZER
+from dpad.export.tokenizer.vocabulary_files import PARTS
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.export_command import export_command
+from dpad.runtime.bundle.manifest import BuildFlags, Manifest
+from dpad.runtime.bundle.precision import FULL
 from dpad.runtime.errors import EngineUnavailable
-from dpad.runtime.export_command import export_command
-from dpad.runtime.manifest import BuildFlags, Manifest
-from dpad.runtime.precision import FULL
 
 _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be made
 

@@ -12,11 +12,11 @@ import click
 from dpad import Generation, load
 from dpad.commands.decoding import chosen, decoding_options, without_schedule
 from dpad.commands.lines import print_text
+from dpad.runtime.bundle.files import open_file
 from dpad.runtime.checks import is_integer
+from dpad.runtime.decoding.suffix import Explicit
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.files import open_file
 from dpad.runtime.show import shown, told
-from dpad.runtime.suffix import Explicit
 
 _LARGEST = 64 << 20  # bytes of suffix positions
 

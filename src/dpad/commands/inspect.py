@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from dpad.commands.lines import say
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.files import read_json
+from dpad.runtime.engines.machine import Machine
+from dpad.runtime.engines.select import candidates
 from dpad.runtime.errors import BundleError
-from dpad.runtime.files import read_json
-from dpad.runtime.machine import Machine
-from dpad.runtime.select import candidates
 from dpad.runtime.show import escaped
 
 

@@ -9,14 +9,14 @@ import click
 
 from dpad.commands.lines import say
 from dpad.commands.terminal import TerminalProgress, fit_threads
-from dpad.export import writer
-from dpad.export.parity import compare_bundle, require_passed
+from dpad.export.parity.compare import compare_bundle, require_passed
+from dpad.export.parity.report import parity_lines
 from dpad.export.pipeline import write_report
 from dpad.export.progress import Progress
-from dpad.export.report import parity_lines
-from dpad.runtime.bundle import Bundle
+from dpad.export.writing import writer
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.travel import copy_command
 from dpad.runtime.errors import ExportError
-from dpad.runtime.travel import copy_command
 
 
 @click.command("parity")

@@ -9,16 +9,16 @@ from typing import Any
 import click
 
 from dpad.commands.lines import say
-from dpad.export import forecast
 from dpad.export.assumptions import assumptions, contradiction
-from dpad.export.forecast import BLOCK_CAUSAL, MODES, Load, Sizes
-from dpad.export.gpus import GPUS, GpuModel
-from dpad.export.hazards import fits, hazards
+from dpad.export.forecast import forecast
+from dpad.export.forecast.forecast import BLOCK_CAUSAL, MODES, Load, Sizes
+from dpad.export.forecast.gpus import GPUS, GpuModel
+from dpad.export.forecast.hazards import fits, hazards
 from dpad.export.hub import read_config
-from dpad.models.checkpoint import Config, parse_config
+from dpad.models.checkpoint.checkpoint import Config, parse_config
+from dpad.runtime.bundle.precision import FULL, PACKED, step_name
+from dpad.runtime.engines.machine import available_memory
 from dpad.runtime.errors import CheckpointError
-from dpad.runtime.machine import available_memory
-from dpad.runtime.precision import FULL, PACKED, step_name
 from dpad.runtime.show import shown
 
 _LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no model's comes near

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dpad.commands.terminal import TerminalProgress
-from dpad.export.workspace import workspace
+from dpad.export.writing.workspace import workspace
 from dpad.plugins.tiling import CAPABILITIES, DTYPES, HEAD_SIZES
 from dpad.runtime.errors import ExportError
 from dpad.runtime.extras import needed_by

@@ -9,8 +9,8 @@ import click
 
 from dpad.commands.lines import say
 from dpad.commands.terminal import TerminalProgress
-from dpad.export.layouts import LAYOUTS
-from dpad.export.synthetic import write_checkpoint
+from dpad.export.forecast.layouts import LAYOUTS
+from dpad.export.forecast.synthetic import write_checkpoint
 from dpad.models.fields import MAX_LAYERS
 from dpad.runtime.show import counted
 

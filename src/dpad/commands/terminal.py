@@ -9,7 +9,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 
 from dpad.export.progress import Advance, Progress
-from dpad.runtime.bundle import Bundle
+from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.show import escaped
 
 _SMALL = 64 << 20  # bytes of weights

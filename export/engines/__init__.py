@@ -1,0 +1,1 @@
+"""Compiled engines: what is built, and how."""

@@ -1,0 +1,232 @@
+"""The compiled engines of a bundle: which to build, under which key, and which to keep.
+
+    recipe = EngineRecipe(("tensorrt-rtx",), ("float16",), ("8.9",))
+    recipe.check()
+    entries = build_engines(recipe, contract, stage, steps, previous, progress)
+
+The key of an engine is everything that changes what it computes or where it may run; see
+`EngineEntry`.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dpad.export.engines.plan import build_plan, check_capability, profiles
+from dpad.export.engines.plan import capabilities as capabilities_of
+from dpad.export.forecast.forecast import building
+from dpad.export.progress import Progress
+from dpad.export.writing.digest import digest
+from dpad.models.checkpoint.headers import read_headers
+from dpad.plugins.checks import check_kernel
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import BuildFlags, EngineEntry, StepEntry
+from dpad.runtime.bundle.precision import PACKED, rows_dtype
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engines.machine import Machine, available_memory
+from dpad.runtime.errors import ExportError
+from dpad.runtime.extras import install
+
+HALF = ("float16", "bfloat16")
+ATTENTIONS = ("native", "plugin")
+PLUGIN_SPLITS = 8  # parts into which the plugin's kernel divides the keys of a query
+_FALLBACK_CAPABILITY = "8.9"
+
+
+@dataclass(frozen=True)
+class EngineRecipe:
+    """Which engines a bundle gets: every target × step of 16 bit × compute capability, built the same way.
+
+    `steps` are names as runtime/bundle/precision.py has them. `attention` is `native` (the function body) or `plugin`
+    (the project's own kernel).
+    """
+
+    targets: tuple[str, ...]
+    steps: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    attention: str = "native"
+    flags: BuildFlags = field(default_factory=BuildFlags)
+
+    def check(self) -> None:
+        """Raise `ExportError`, saying why, for what a target cannot do."""
+        flags = self.flags
+        if self.attention not in ATTENTIONS:
+            raise ExportError(f"attention {self.attention!r} is not one of {', '.join(ATTENTIONS)}")
+        if self.attention == "plugin" and flags.hardware_compatible:
+            raise ExportError(
+                "the plugin's kernel is compiled for one compute capability; leave --hardware-compatible out"
+            )
+        if flags.strip_weights and flags.version_compatible:
+            raise ExportError("a version-compatible plan cannot be refitted; leave --strip-weights out")
+        compiled = [target for target in self.targets if target != "onnx"]
+        if not compiled and (flags != BuildFlags() or self.attention != "native" or self.capabilities):
+            raise ExportError("options of compiled engines need one: add --target tensorrt or tensorrt-rtx")
+        if "tensorrt-rtx" not in compiled:
+            return
+        for asked, why in (
+            (self.attention == "plugin", "it takes no plugins (--attention plugin)"),
+            (flags.hardware_compatible, "it targets compute capabilities: repeat --compute-capability instead"),
+            (flags.version_compatible, "its package has no lean runtime to put into a plan (--version-compatible)"),
+        ):
+            if asked:
+                raise ExportError(f"target tensorrt-rtx: {why}")
+
+    def check_builders(self) -> None:
+        """Raise `ExportError` if a target's library is missing, or cannot build for one of the capabilities."""
+        for target in (target for target in self.targets if target != "onnx"):
+            trt = _import_builder(target)
+            for capability in self.capabilities:
+                check_capability(trt, capability)
+
+
+def build_engines(
+    recipe: EngineRecipe,
+    contract: StepContract,
+    stage: Path,
+    steps: dict[str, StepEntry],
+    previous: Bundle | None,
+    progress: Progress,
+) -> tuple[EngineEntry, ...]:
+    """Compile what `recipe` says below `stage`.
+
+    Says before a build how much memory it takes, and after it how long it took. An engine of `previous` with an
+    equal key is copied instead. Raises `ExportError` if a library or the memory for a build is missing,
+    `AttentionError` if the plugin's kernel has no such heads, and `EngineBuildError` if a build fails.
+    """
+    entries = []
+    for name in (name for name in recipe.steps if rows_dtype(name) in HALF and recipe.capabilities):
+        if recipe.attention == "plugin":
+            check_kernel(contract.head_size, rows_dtype(name))
+        onnx = _step_to_compile(stage, steps[name], recipe.attention)
+        memory = _memory([stage / file for file in steps[name].weights])
+        for target in (target for target in recipe.targets if target != "onnx"):
+            trt = _import_builder(target)
+            for capability in recipe.capabilities:
+                entry = _engine_entry(recipe, target, trt, stage, onnx, steps[name], contract, name, capability)
+                entries.append(_build_engine(entry, trt, stage, contract, memory, previous, progress))
+    return tuple(entries)
+
+
+def _step_to_compile(stage: Path, step: StepEntry, attention: str) -> str:
+    """Name of the ONNX file that the engines are compiled from; the plugin's is written here."""
+    if attention == "native":
+        return step.onnx
+    from dpad.export.engines.plugin_graph import write_plugin_step
+
+    written: Path = write_plugin_step(stage / step.onnx, PLUGIN_SPLITS)
+    return written.relative_to(stage).as_posix()
+
+
+def default_capability(target: str) -> str:
+    """This machine's compute capability if the library of `target` knows it (RTX lacks 9.0), else 8.9."""
+    gpu = Machine.current().gpu
+    known = capabilities_of(_import_builder(target))
+    return gpu.compute_capability if gpu and gpu.compute_capability in known else _FALLBACK_CAPABILITY
+
+
+def _import_builder(target: str) -> Any:
+    module, extra = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}[target]
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise ExportError(f"target {target} needs {module}: {install(extra)} ({error})") from error
+
+
+def _engine_entry(
+    recipe: EngineRecipe,
+    target: str,
+    trt: Any,
+    stage: Path,
+    onnx: str,
+    step: StepEntry,
+    contract: StepContract,
+    dtype: str,
+    capability: str,
+) -> EngineEntry:
+    """The key of an engine, before it is built."""
+    plugin = "" if recipe.attention == "native" else f"-{recipe.attention}"
+    return EngineEntry(
+        file=f"engines/{target}-sm{capability.replace('.', '')}-{dtype}{plugin}.plan",
+        onnx=onnx,
+        target=target,
+        dtype=dtype,
+        library=trt.__name__,
+        library_version=trt.__version__,
+        compute_capability=capability,
+        platform=Machine.current().platform,
+        attention=recipe.attention,
+        plugin_version=_plugin_version(recipe.attention),
+        step_sha256=digest(stage / onnx),
+        weights_sha256=tuple(digest(stage / name) for name in step.weights),
+        profiles={name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
+        flags=recipe.flags,
+        build_seconds=0.0,
+    )
+
+
+def _plugin_version(attention: str) -> str:
+    """A digest of the kernel and its compiler: an engine with another kernel inside is another engine."""
+    if attention == "native":
+        return ""
+    from dpad.plugins.trt_face import fingerprint
+
+    return fingerprint()
+
+
+def _build_engine(
+    entry: EngineEntry,
+    trt: Any,
+    stage: Path,
+    contract: StepContract,
+    memory: int,
+    previous: Bundle | None,
+    progress: Progress,
+) -> EngineEntry:
+    target = stage / entry.file
+    target.parent.mkdir(exist_ok=True)
+    for old in previous.manifest.engines if previous else ():
+        if previous and old.key() == entry.key():
+            shutil.copyfile(previous.path(old.file), target)
+            progress.say(f"{entry.file}: unchanged, reused")
+            return replace(entry, build_seconds=old.build_seconds)
+    _require_memory(entry, memory, progress)
+    began = time.perf_counter()
+    plan = build_plan(
+        trt,
+        stage / entry.onnx,
+        contract,
+        entry.dtype,
+        entry.compute_capability,
+        progress,
+        entry.flags,
+        entry.attention,
+    )
+    target.write_bytes(plan.data)
+    seconds = time.perf_counter() - began
+    progress.say(
+        f"{entry.file}: {plan.data.nbytes / 1e6:.1f} MB, built in {seconds:.1f} s; on the device a step takes "
+        f"{plan.activations / 1e6:.0f} MB beside weights and caches"
+    )
+    return replace(entry, build_seconds=round(seconds, 3))
+
+
+def _memory(shards: list[Path]) -> int:
+    """Bytes that a build over these weights takes in TensorRT-RTX; see `forecast.building`."""
+    packed = dict.fromkeys(PACKED, 0)
+    for name, entry in read_headers(shards, packed=True).items():
+        if (weights := name.rsplit(".", 1)[-1]) in packed:
+            packed[weights] += entry.length * (2 if weights == "int4" else 1)
+    return building(sum(shard.stat().st_size for shard in shards), packed)
+
+
+def _require_memory(entry: EngineEntry, need: int, progress: Progress) -> None:
+    """Refuse a build that would be killed for memory; what that of TensorRT-RTX takes is known."""
+    if entry.target != "tensorrt-rtx" or entry.flags.strip_weights:
+        return
+    here = available_memory()
+    told = f"{entry.file}: the build takes about {need / 1e9:.1f} GB of memory, {here / 1e9:.1f} GB are available"
+    if need > here:
+        raise ExportError(f"{told}; build on a larger machine, or export fewer bits a weight")
+    progress.say(told)

@@ -1,0 +1,173 @@
+"""What a model needs and how fast a step can be, from its config.json alone: no weights, no GPU.
+
+    sizes = Sizes.of(architecture, config)
+    memory(sizes, "bfloat16", Load(batch=1, length=1024), shift=0).total        # bytes on the device
+    floor(sizes, "bfloat16-weights-int4", GPUS["H100"], Load(1, 1024), "dual", shift=0).milliseconds
+
+Weights, caches and logits are counted as the engine allocates them. Activations and the builder's memory are fitted
+to builds of the published widths in TensorRT-RTX (benchmarks/forecast.py says how well); other builders may take
+more or less. Floors follow from data sheets: no step can be faster, and real ones are slower.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpad.export.forecast.gpus import GpuModel
+from dpad.export.step.pack import Packing
+from dpad.models.checkpoint.checkpoint import Config, meta_model
+from dpad.runtime.bundle.precision import FULL, rows_dtype, weights_of
+from dpad.runtime.cache import BLOCKS, block_view
+from dpad.runtime.decoding.suffix import Gaussian
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+MODES = ("vanilla", "none", "prefix", "dual")
+BLOCK_CAUSAL = (BLOCKS,)  # of models that are causal between blocks
+FITTED_WIDTH = 2048  # of a row: activations of models from here on are predicted well
+_BITS = {"int8": 8, "int4": 4, "fp8": 8}
+_BUILDER = 500_000_000  # bytes that the builder takes for itself
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What of a model decides cost: numbers of weights, and the widths of its rows.
+
+    Attributes:
+        weights: all of them.
+        products: those of the layers that every row is multiplied with; of matrices with `outputs` rows together.
+        head: those of the vocabulary projection, which decoded rows are multiplied with.
+        attended: width of the heads together, H · D.
+        cached: keys and values of one position, in elements, all layers.
+    """
+
+    layers: int
+    weights: int
+    products: int
+    outputs: int
+    head: int
+    width: int
+    mlp_width: int
+    vocab_size: int
+    attended: int
+    cached: int
+
+    @classmethod
+    def of(cls, architecture: str, config: Config) -> "Sizes":
+        """Counted on the family's own module, which has no storage here."""
+        state = meta_model(architecture, config).state_dict()
+        inside = {name for name, w in state.items() if w.ndim == 2 and (".blocks." in name or ".layers." in name)}
+        return cls(
+            layers=config.layers,
+            weights=sum(weight.numel() for weight in state.values()),
+            products=sum(state[name].numel() for name in inside),
+            outputs=sum(state[name].shape[0] for name in inside),
+            head=config.vocab_size * config.width,
+            width=config.width,
+            mlp_width=config.mlp_width,
+            vocab_size=config.vocab_size,
+            attended=config.heads * config.head_size,
+            cached=2 * config.layers * config.kv_heads * config.head_size,
+        )
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is decoded together: `batch` canvases of `length` tokens, prompt included, in blocks."""
+
+    batch: int
+    length: int
+    block: int = 32
+    window: int = 256
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device of an engine exported with these limits, while one batch is decoded."""
+
+    weights: int
+    caches: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it; the CUDA context and the kernels come on top."""
+        return self.weights + self.caches + self.activations
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Least milliseconds of a step, what bounds it (`memory` or `products`), and its rows Q and K."""
+
+    milliseconds: float
+    bound: str
+    queries: int
+    cached: int
+
+
+def stored(sizes: Sizes, step: str, group: int = Packing.group) -> int:
+    """Bytes of the weights of `step` (a name as in `runtime.precision`), scales of packed ones included."""
+    item, weights = ITEM_BYTES[rows_dtype(step)], weights_of(step)
+    if weights == FULL:
+        return sizes.weights * item
+    scales = sizes.outputs if weights == "fp8" else sizes.products // group
+    return (sizes.weights - sizes.products + scales) * item + sizes.products * _BITS[weights] // 8
+
+
+def memory(sizes: Sizes, step: str, load: Load, shift: int) -> Memory:
+    """What an engine takes whose limits are those of `load`; `shift` is the contract's `logit_shift`.
+
+    A batch whose cache grows takes a second one when it moves: once with `extend`, and when a finished row leaves.
+    """
+    item = ITEM_BYTES[rows_dtype(step)]
+    rows = load.batch * load.length
+    cached = rows + load.batch * min(load.block + shift, load.length)  # the refresh's, and those of a later step
+    logits = load.batch * min(load.block, load.length) * sizes.vocab_size * 4
+    live = 3 * sizes.mlp_width + 2 * sizes.width + 2 * sizes.cached // sizes.layers  # elements a row, at the MLP
+    return Memory(stored(sizes, step), cached * sizes.cached * item + logits, rows * live * item)
+
+
+def building(weights: int, packed: Mapping[str, int]) -> int:
+    """Bytes of memory in which TensorRT-RTX makes a plan of `weights` bytes: its own copy of them, and the plan.
+
+    `packed` says how many weights are in which format. Some in int4 it unpacks besides, to a byte each at most, and
+    of those in int8 it stores most in 16 bit.
+    """
+    return 2 * (weights + packed.get("int8", 0)) + packed.get("int4", 0) + _BUILDER
+
+
+def predicted_building(sizes: Sizes, step: str) -> int:
+    """`building` of a plan of `step`."""
+    return building(stored(sizes, step), {weights_of(step): sizes.products})
+
+
+def floor(sizes: Sizes, step: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:
+    """The least time of a step for the block in the middle of the canvas.
+
+    The weights are read once, the attended rows of the cache too, and every product is made once. `vanilla` keeps the
+    whole suffix, `blocks` (block-causal models) none, the others what the default schedule keeps on average; a
+    refresh is a step of `none`, or one of `blocks`.
+    """
+    queries, cached = _rows(load, mode, shift)
+    rows = load.batch * queries
+    looked_up = sizes.weights - sizes.products - sizes.head  # embeddings, and norms and biases, which are small
+    moved = stored(sizes, step) + ITEM_BYTES[rows_dtype(step)] * (load.batch * cached * sizes.cached - looked_up)
+    work = sizes.products * rows + sizes.head * load.batch * min(load.block, load.length)
+    work += 2 * sizes.layers * sizes.attended * rows * (queries + cached)
+    seconds = {"memory": moved / gpu.bandwidth / 1e9, "products": 2 * work / gpu.products / 1e12}
+    bound = max(seconds, key=lambda name: seconds[name])
+    return Floor(1e3 * seconds[bound], bound, queries, cached)
+
+
+def _rows(load: Load, mode: str, shift: int) -> tuple[int, int]:
+    """Q and K of a step of `mode`."""
+    start = load.length // 2 // load.block * load.block
+    end = min(start + load.block, load.length)
+    suffix = load.length - end
+    kept = 0 if mode == BLOCKS else suffix
+    if mode not in ("vanilla", BLOCKS) and suffix:
+        window = min(load.window, suffix)
+        kept = round(float(Gaussian(window=window).probabilities(suffix, load.length).clip(max=1).sum()))
+    policy = "none" if mode == "vanilla" else mode
+    view = block_view(policy, policy == "none", start, end, np.arange(end, end + kept), shift)
+    return len(view.queries), len(view.cached)

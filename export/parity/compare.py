@@ -1,0 +1,281 @@
+"""Parity: the engines that run here against eager PyTorch, step by step and over whole trajectories.
+
+    report = compare_bundle(bundle, progress)
+    report["passed"], report["engines"][0]["steps"]["logits"]["max_abs"]
+
+Steps are compared through Polygraphy, output by output, within the tolerance of the dtype.
+Trajectories are compared by the token and the forward pass at which each position was
+committed: in float32 they must be equal, in 16 bit their agreement is reported. The reference of packed weights
+is PyTorch with the same weights unpacked, so tolerances stay those of the rows; what packing itself does to the
+logits is reported beside it where the bundle has the full weights too.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from polygraphy.backend.base import BaseRunner
+from polygraphy.comparator import Comparator, SimpleCompareFunc
+from polygraphy.logger import G_LOGGER
+
+from dpad.export.parity.emulation import emulated_engine
+from dpad.export.parity.feeds import Feed, random_feeds
+from dpad.export.parity.packing_error import packing_error
+from dpad.export.parity.runners import SessionRunner, StepRunner
+from dpad.export.progress import Progress
+from dpad.models.torch_engine import TorchEngine, open_torch_engine
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.precision import DYNAMIC, rows_dtype
+from dpad.runtime.contract import StepContract
+from dpad.runtime.decoding.generate import generate
+from dpad.runtime.decoding.options import GenerationOptions, defaults
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.machine import Machine, library_version
+from dpad.runtime.engines.onnx import OnnxEngine
+from dpad.runtime.engines.select import Candidate, candidates, onnxruntime, open_engine
+from dpad.runtime.engines.tensorrt.engine import TrtEngine
+from dpad.runtime.errors import EngineUnavailable, ParityError
+
+# Allowed difference of an output, as a share of its values: in float32 the largest difference
+# against the largest value; in 16 bit the mean against the mean, since one rounding that turns a
+# sharp attention score may move a single element far. Dynamic int8 is compared with float32.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
+STATISTIC = {"float32": "max", "float16": "mean", "bfloat16": "mean", "int8": "mean"}
+
+TRAJECTORY_DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
+_GEN_LENGTH, _BLOCK_LENGTH = 64, 16
+_PATIENCE = 600.0  # seconds that trajectories may be predicted to take where nobody asked for them
+
+
+def compare_bundle(
+    bundle: Bundle,
+    progress: Progress,
+    *,
+    engines: Iterable[str] = (),
+    steps: int = 3,
+    seed: int = 0,
+    trajectories: bool | None = None,
+    emulate: bool = False,
+) -> dict[str, Any]:
+    """Compare every engine of the bundle that runs here (or those named) with PyTorch.
+
+    Args:
+        bundle: an opened bundle.
+        progress: told about the work.
+        engines: names from `dpad inspect`; empty means all.
+        steps: random steps a mode.
+        seed: of the steps and trajectories.
+        trajectories: whether to compare whole decodes too; None: if the steps were fast enough.
+        emulate: compare steps in bfloat16 on the CPU too; see `emulation.py`.
+
+    Returns:
+        A JSON-ready report; `passed` is False if an engine that ran is out of tolerance, and None
+        if none could be compared here.
+
+    Raises:
+        EngineUnavailable: an engine was named that the bundle does not have or that cannot run.
+    """
+    found = _comparable(bundle, emulate)
+    wanted = set(engines)
+    if unknown := wanted - {candidate.name for candidate in found}:
+        known = ", ".join(candidate.name for candidate in found)
+        raise EngineUnavailable(f"no engine {min(unknown)!r} in {bundle.directory} (it has {known})")
+    results = []
+    for candidate in found:
+        if wanted and candidate.name not in wanted:
+            continue
+        if candidate.obstacle is not None and wanted and len(_named(found, candidate.name)) == 1:
+            raise EngineUnavailable(f"{candidate.name} cannot be compared here: {candidate.obstacle}")
+        if candidate.obstacle is not None:
+            built = "not run here" if candidate.provider else "built, not run here"
+            results.append(_header(candidate, built, candidate.obstacle))
+        else:
+            results.append(_compare(bundle, candidate, steps, seed, trajectories, progress))
+    ran = [result for result in results if result["status"] != "skipped"]
+    return {
+        "reference": f"torch {library_version('torch')} eager",
+        "platform": Machine.current().platform,
+        "passed": all(result["status"] == "passed" for result in ran) if ran else None,
+        "engines": results,
+    }
+
+
+def require_passed(report: dict[str, Any]) -> dict[str, Any]:
+    """The report itself, or `ParityError` naming what failed; that nothing could be compared here is no failure."""
+    failed = [f"{e['engine']} ({e['dtype']}): {e['detail']}" for e in report["engines"] if e["status"] == "failed"]
+    if failed:
+        raise ParityError("parity failed:\n" + "\n".join(failed))
+    return report
+
+
+def _comparable(bundle: Bundle, emulate: bool) -> list[Candidate]:
+    """The engines of the bundle, and every step in ONNX Runtime on the CPU."""
+    found = [c for c in candidates(bundle, Machine.current()) if c.provider != "cpu"]
+    found = [replace(c, obstacle=c.obstacle or _unfed(c)) for c in found]
+    for name in bundle.manifest.steps:
+        uncomputed = rows_dtype(name) == "bfloat16" and not emulate
+        found.append(onnxruntime("cpu", name, bundle, _UNCOMPUTED if uncomputed else None))
+    return found
+
+
+_UNCOMPUTED = "ONNX Runtime's CPU provider has no bfloat16; dpad parity --emulate rounds every result instead"
+
+
+def _unfed(candidate: Candidate) -> str | None:
+    if candidate.provider and _is_bfloat16(candidate):
+        return "its steps are fed as numpy arrays, and numpy has no bfloat16"
+    return None
+
+
+def _is_bfloat16(candidate: Candidate) -> bool:
+    return rows_dtype(candidate.dtype) == "bfloat16"
+
+
+def _named(found: list[Candidate], name: str) -> list[Candidate]:
+    return [candidate for candidate in found if candidate.name == name]
+
+
+def _header(candidate: Candidate, detail: str, reason: str | None = None) -> dict[str, Any]:
+    header = {"engine": candidate.name, "dtype": candidate.dtype, "file": candidate.file, "status": "skipped"}
+    return {**header, "detail": f"{detail}: {reason}" if reason else detail}
+
+
+def _compare(
+    bundle: Bundle, candidate: Candidate, steps: int, seed: int, wanted: bool | None, progress: Progress
+) -> dict[str, Any]:
+    precision = DYNAMIC if candidate.dtype == DYNAMIC else rows_dtype(candidate.dtype)
+    reference = open_torch_engine(bundle, "float32" if precision == DYNAMIC else candidate.dtype)
+    feeds = list(random_feeds(bundle.manifest.contract, reference.dtype, steps, seed))
+    with _open(bundle, candidate) as engine:
+        with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps", 2 * len(feeds)) as told:
+            runner = (
+                SessionRunner(engine, told) if isinstance(engine, OnnxEngine) else StepRunner("engine", engine, told)
+            )
+            outputs = compare_steps(StepRunner("torch", reference, told), runner, reference.contract, feeds, precision)
+        decodes = len(engine.caches) * len(TRAJECTORY_DECODERS)
+        predicted = 2 * _seconds(reference, feeds[0][1]) * decodes * _GEN_LENGTH
+        if wanted or (wanted is None and predicted < _PATIENCE):
+            with progress.task("parity of trajectories", decodes) as advance:
+                trajectories = compare_trajectories(reference, engine, seed, advance)
+        else:
+            trajectories = {"skipped": f"not run; at this speed they take up to {predicted / 60:.0f} minutes"}
+    failed = sorted(name for name, output in outputs.items() if not output["passed"])
+    if precision == "float32" and trajectories.get("equal") != trajectories.get("positions"):
+        failed.append("trajectories")
+    detail = f"out of tolerance: {', '.join(failed)}" if failed else "within tolerance"
+    if isinstance(engine, OnnxEngine) and _is_bfloat16(candidate):
+        detail += "; in float32, every result rounded to bfloat16"
+    return {
+        **_header(candidate, detail),
+        "status": "failed" if failed else "passed",
+        "modes": sorted({mode for mode, _ in feeds}),
+        "steps": outputs,
+        "trajectories": trajectories,
+        **packing_error(bundle, candidate.dtype, reference, feeds),
+    }
+
+
+def _seconds(engine: TorchEngine, feed: Feed) -> float:
+    """Of one step."""
+    began = perf_counter()
+    engine.run(feed)
+    return perf_counter() - began
+
+
+def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
+    if not candidate.provider:
+        engine = open_engine(bundle, candidate.name)
+        assert isinstance(engine, TrtEngine)
+        return engine
+    path, contract = bundle.path(candidate.file), bundle.manifest.contract
+    if _is_bfloat16(candidate):
+        return emulated_engine(path, contract)
+    return OnnxEngine(path, contract, candidate.dtype, candidate.provider)
+
+
+def compare_steps(
+    reference: StepRunner, runner: BaseRunner, contract: StepContract, feeds: list[tuple[str, Feed]], dtype: str
+) -> dict[str, dict[str, Any]]:
+    """Measured and allowed differences of every output, over all feeds, for a step in `dtype`."""
+    names = [spec.name for spec in contract.outputs()]
+    # Relative differences of zeros are undefined; the absolute tolerance decides those.
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore", divide="ignore"):
+        runs = Comparator.run([reference, runner], data_loader=[OrderedDict(feed) for _, feed in feeds])
+        finite = Comparator.validate(runs, check_inf=True, check_nan=True)
+        allowed = _allowed(names, dtype, runs["torch"])
+        compare = SimpleCompareFunc(
+            atol=allowed, rtol=0.0, check_error_stat=STATISTIC[dtype], infinities_compare_equal=False
+        )
+        accuracy = Comparator.compare_accuracy(runs, compare_func=compare)
+    report: dict[str, dict[str, Any]] = {}
+    for iteration in next(iter(accuracy[0].values())):
+        if set(iteration) != set(names):
+            raise ParityError(f"the engine's outputs {sorted(iteration)} are not those of the contract")
+        for name, result in iteration.items():
+            kind = name.split(".")[0]
+            if kind == "token_ids" and dtype != "float32":
+                continue  # two best tokens within rounding may change places; the logits bound that
+            start = {"max_abs": 0.0, "mean_abs": 0.0, "allowed": 0.0, "checked": STATISTIC[dtype], "passed": True}
+            entry = report.setdefault(kind, start)
+            entry["max_abs"] = max(entry["max_abs"], result.max_absdiff)
+            entry["mean_abs"] = max(entry["mean_abs"], result.mean_absdiff)
+            entry["allowed"] = max(entry["allowed"], allowed[name])
+            entry["passed"] = bool(entry["passed"] and finite and result)
+    return report
+
+
+def _allowed(names: list[str], dtype: str, iterations: list[dict[str, Any]]) -> dict[str, float]:
+    """Absolute tolerance of each output; token ids must be equal.
+
+    A logit error of d moves the odds by a factor of up to exp(2d), and a probability by d / 2.
+    """
+    size = np.max if STATISTIC[dtype] == "max" else np.mean
+    sizes = {name: max(float(size(np.abs(outputs[name]))) for outputs in iterations) for name in names}
+    allowed = {name: TOLERANCES[dtype] * sizes[name] for name in names}
+    allowed["token_ids"] = 0.0
+    allowed["confidence"] = allowed["logits"] / 2
+    allowed["odds_against"] = float(np.expm1(2 * allowed["logits"])) * sizes["odds_against"]
+    return allowed
+
+
+def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: Any) -> dict[str, Any]:
+    """Whole decodes of random prompts in every mode: positions whose token and pass agree."""
+    contract = reference.contract
+    rng = np.random.default_rng(seed)
+    block_length = contract.block_length if contract.block_causal else min(_BLOCK_LENGTH, contract.max_length // 2 or 1)
+    gen_length = max(min(_GEN_LENGTH, contract.max_length // 2) // block_length, 1) * block_length
+    room = contract.max_length - gen_length
+    tokens = [t for t in rng.integers(0, contract.vocab_size, 48).tolist() if t != contract.mask_token_id]
+    prompts = tokens[:12][:room], tokens[12:40][:room]
+    requests = [Request(tuple(prompt), seed=seed) for seed, prompt in enumerate(prompts)][: contract.max_batch]
+    equal = positions = 0
+    for cache in engine.caches:
+        for decoder in TRAJECTORY_DECODERS:
+            wanted = {"gen_length": gen_length, "block_length": block_length, "decoder": decoder, "cache": cache}
+            options = GenerationOptions(**{**defaults(contract), **wanted})
+            ours, theirs = (_trajectory(e, requests, options) for e in (reference, engine))
+            positions += len(ours)
+            equal += sum(theirs.get(key) == value for key, value in ours.items())
+            advance(1)
+    return {
+        "equal": equal,
+        "positions": positions,
+        "caches": list(engine.caches),
+        "decoders": list(TRAJECTORY_DECODERS),
+    }
+
+
+def _trajectory(
+    engine: Engine, requests: list[Request], options: GenerationOptions
+) -> dict[tuple[int, int], tuple[int, int]]:
+    """(row, position) -> (token, forward pass that committed it)."""
+    events = generate(engine, requests, options)
+    return {
+        (row, position): (token, event.nfe)
+        for event in events
+        for row, position, token in zip(event.rows.tolist(), event.positions.tolist(), event.tokens.tolist())
+    }

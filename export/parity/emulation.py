@@ -1,0 +1,62 @@
+"""A step in bfloat16 as ONNX Runtime can run it on a CPU, where it has no arithmetic in bfloat16.
+
+    engine = emulated_engine(path, contract)      # of a bfloat16/step.onnx
+
+Every operator computes in float32 and its result is rounded to bfloat16, which is what units for bfloat16 do that
+add up in float32; attention, one operator of the graph, rounds its result only. Weights are read as they are stored.
+It is slower than a float32 step and proves the graph: its types, its casts, and how far roundings carry.
+"""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from dpad.export.step.trace import cast_weight
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engines.onnx import OnnxEngine
+
+_NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+_MOVES = {"Gather", "GatherElements", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}  # nothing to round
+
+
+def emulated_engine(path: Path, contract: StepContract) -> OnnxEngine:
+    """ONNX Runtime on the CPU over the step in bfloat16 at `path`; the rows it takes and gives are float32 arrays."""
+    return OnnxEngine(path, contract, "float32", model=emulated(path))
+
+
+def emulated(path: Path) -> bytes:
+    """The model at `path` with float32 in place of bfloat16, every result rounded, over the same external weights."""
+    model = ir.load(path)
+    graph = model.graph
+    for value in graph.inputs:
+        _widen(value)
+    for node in list(graph):
+        for value in node.outputs:
+            if value.dtype == _NARROW:
+                _widen(value)
+                if node.op_type == "Cast":
+                    node.attributes["to"] = ir.AttrInt64("to", _WIDE)
+                if node.op_type not in _MOVES:
+                    _round(graph, node, value)
+    for value in list(graph.initializers.values()):
+        if value.dtype == _NARROW:
+            cast_weight(graph, value, _NARROW, _WIDE)
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+def _widen(value: ir.Value) -> None:
+    if value.dtype == _NARROW:
+        value.dtype = _WIDE
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Let everyone who takes `value`, which `node` gives, take it rounded to bfloat16; the name goes with it."""
+    narrow = ir.node("Cast", [value], attributes={"to": int(_NARROW)})
+    wide = ir.node("Cast", narrow.outputs, attributes={"to": int(_WIDE)})
+    narrow.outputs[0].dtype, wide.outputs[0].dtype = _NARROW, _WIDE
+    value.replace_all_uses_with(wide.outputs[0], replace_graph_outputs=True)
+    narrow.replace_input_with(0, value)
+    wide.outputs[0].name, wide.outputs[0].shape = value.name, value.shape
+    value.name, narrow.outputs[0].name = f"{value.name}.exact", f"{value.name}.bfloat16"
+    graph.insert_after(node, [narrow, wide])

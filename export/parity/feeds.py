@@ -1,0 +1,71 @@
+"""Random steps for parity: one feed dict a mode, shaped as the decode loop would shape it.
+
+    for feed in random_feeds(contract, "float32", count=2, seed=0):
+        feed["gather_indices"]
+
+Rows are of unequal length, so every feed of more than one row exercises the -1 padding;
+caches hold random rows, so an index into the wrong slot shows.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.cache import BlockView, block_view
+from dpad.runtime.contract import StepContract
+from dpad.runtime.decoding.suffix import Gaussian
+from dpad.runtime.engines.bfloat16 import from_bits, to_bits
+
+Feed = dict[str, NDArray[Any]]
+
+# (name, cache policy, whether it is the refresh step)
+MODES = (("none", "none", True), ("refresh", "prefix", True), ("prefix", "prefix", False), ("dual", "dual", False))
+
+
+def random_feeds(contract: StepContract, dtype: str, count: int, seed: int) -> Iterator[tuple[str, Feed]]:
+    """`count` feeds of every mode, as (mode, feed)."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        batch = 1 + index % contract.max_batch
+        for name, policy, refresh in MODES:
+            yield name, _feed(contract, dtype, policy, refresh, batch, rng)
+
+
+def _feed(contract: StepContract, dtype: str, policy: str, refresh: bool, batch: int, rng: np.random.Generator) -> Feed:
+    length = min(contract.max_length, max(256, contract.block_length if contract.block_causal else 0))
+    block = min(contract.block_length, length)
+    starts = rng.integers(0, length - block + 1, size=batch)
+    views = [_view(contract, policy, refresh, int(start), block, length, rng) for start in starts]
+    gather = _padded([view.queries for view in views])
+    shape = (batch, length, contract.kv_heads, contract.head_size)
+    feed: Feed = {
+        "canvas": rng.integers(0, contract.vocab_size, size=(batch, length)),
+        "gather_indices": gather,
+        "cache_indices": _padded([view.cached for view in views]),
+        "decode_rows": rng.integers(0, min(len(view.queries) for view in views), size=(batch, block)),
+    }
+    for pair in contract.cache_names():
+        feed |= {name: _rows(rng.standard_normal(shape), dtype) for name in pair}
+    return feed
+
+
+def _rows(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
+    """`values` in `dtype`; bfloat16, which numpy lacks, as float32 that holds such values."""
+    return from_bits(to_bits(values.astype(np.float32))) if dtype == "bfloat16" else values.astype(dtype)
+
+
+def _view(
+    contract: StepContract, policy: str, refresh: bool, start: int, block: int, length: int, rng: np.random.Generator
+) -> BlockView:
+    end = start + block
+    kept = end + Gaussian().keep(block=0, length=length - end, gen_length=length, rng=rng)
+    return block_view(policy, refresh, start, end, kept, contract.logit_shift)
+
+
+def _padded(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    padded = np.full((len(rows), max(len(row) for row in rows)), -1, dtype=np.int64)
+    for target, row in zip(padded, rows):
+        target[: len(row)] = row
+    return padded

@@ -1,0 +1,1 @@
+"""What is tried before a bundle is put in place."""

@@ -1,0 +1,1 @@
+"""One denoising step as ONNX, and its weights."""

@@ -1,0 +1,47 @@
+"""A traced step over packed weights: DequantizeLinear before every product with one.
+
+    unpack_weights(model, read_headers(shards, packed=True))      # then trace.attach_weights for the rest
+
+The nodes are standard ONNX, and one file serves all: ONNX Runtime turns each pair of DequantizeLinear and MatMul
+into its MatMulNBits (but for fp8, which it unpacks in every step), TensorRT reads explicit quantization.
+"""
+
+import onnx_ir as ir
+
+from dpad.export.step.trace import external
+from dpad.models.checkpoint.headers import TensorEntry
+from dpad.models.packed import SCALE
+from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.errors import ExportError
+
+_CODES = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4, "fp8": ir.DataType.FLOAT8E4M3FN}
+
+
+def unpack_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
+    """Let the graph take codes and scales, at their bytes, wherever `tensors` has them in place of a weight."""
+    graph = model.graph
+    for name, weight in list(graph.initializers.items()):
+        found = next((weights for weights in PACKED if f"{name}.{weights}" in tensors), None)
+        if found is not None:
+            _unpack(graph, weight, found, tensors[f"{name}.{found}"], tensors[f"{name}.{SCALE}"])
+
+
+def _unpack(graph: ir.Graph, weight: ir.Value, weights: str, codes: TensorEntry, scale: TensorEntry) -> None:
+    """Put one DequantizeLinear, which gives [K, N], in place of the transposition of `weight` [N, K]."""
+    (transpose,) = {use.node for use in weight.uses()}
+    if transpose.op_type != "Transpose":
+        raise ExportError(f"the traced step takes {weight.name} in {transpose.op_type}, not as the weight of a product")
+    inputs, outputs = codes.shape[0], scale.shape[-1]
+    axes = {"axis": 1} if len(scale.shape) == 1 else {"axis": 0, "block_size": inputs // scale.shape[0]}
+    sources = {
+        (name := f"{weight.name}.{weights}"): external(name, codes, _CODES[weights], (inputs, outputs)),
+        (name := f"{weight.name}.{SCALE}"): external(name, scale),
+    }
+    node = ir.node("DequantizeLinear", list(sources.values()), attributes=axes)
+    unpacked, turned = node.outputs[0], transpose.outputs[0]
+    unpacked.name, unpacked.type = turned.name, turned.type
+    turned.replace_all_uses_with(unpacked)
+    graph.insert_before(transpose, node)
+    graph.remove(transpose, safe=True)
+    del graph.initializers[str(weight.name)]
+    graph.initializers.update(sources)

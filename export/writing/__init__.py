@@ -1,0 +1,1 @@
+"""A bundle on its way to its place: staged, listed, put there in one step."""

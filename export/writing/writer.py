@@ -1,0 +1,172 @@
+"""`stage_bundle`: builds a bundle beside its destination and puts it in place in one step.
+
+    with stage_bundle(Path("bundles/tiny")) as stage:
+        ...  # write files below stage
+        write_manifest(stage, manifest, progress)
+    # bundles/tiny is now the new bundle; on an exception it is what it was before
+
+An interrupted export leaves nothing half-made: the stage lies in a hidden sibling, removed on failure and, after a
+kill, by the next export. What others put into the destination meanwhile is never lost: it is looked for before
+the two directories change places, and after.
+"""
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from dpad.export.progress import Progress
+from dpad.export.writing.digest import digest
+from dpad.export.writing.swap import put_in_place, rescue
+from dpad.export.writing.workspace import workspace
+from dpad.runtime.bundle import manifest as manifests
+from dpad.runtime.bundle.bundle import read_manifest
+from dpad.runtime.bundle.companions import is_litter
+from dpad.runtime.bundle.files import read_json
+from dpad.runtime.bundle.manifest import FileEntry, Manifest
+from dpad.runtime.bundle.tree import walk
+from dpad.runtime.errors import BundleError, ExportError
+
+
+def stage_bundle(destination: Path, instead_of: Manifest | None = None) -> AbstractContextManager[Path]:
+    """`stage_directory` for a bundle, which may take the place of another bundle: of any, or of that one only."""
+
+    def check(directory: Path) -> None:
+        if instead_of is not None and _manifest_of(directory) != instead_of:
+            raise ExportError(f"{destination} was replaced by another bundle meanwhile; run this again for that one")
+
+    return stage_directory(destination, _files_of_bundle, check)
+
+
+@contextmanager
+def stage_directory(
+    destination: Path,
+    listed: Callable[[Path], set[str]] = lambda directory: set(),
+    check: Callable[[Path], object] = lambda directory: None,
+) -> Iterator[Path]:
+    """A fresh directory that becomes `destination` when the block ends without an exception.
+
+    Where `destination` is a link, what it leads to is replaced, if it passes `check`. `listed` tells the files of a
+    directory that may be replaced with it, none by default. Raises `ExportError` if it holds others, at the start or
+    at the end, or if writing fails. If they come in between, what was built is kept beside it.
+    """
+    destination = _resolved(destination)
+    replaceable = partial(_replaceable, destination=destination, listed=listed)
+    if destination.exists():
+        _check_movable(destination)
+        check(destination)
+        replaceable(destination)
+    with ExitStack() as opened:
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            saved = partial(rescue, destination=destination, replaceable=replaceable)
+            folder = opened.enter_context(workspace(destination.parent, f".{destination.name}.stage-", saved))
+            stage = folder / "new"
+            stage.mkdir()
+        except OSError as error:
+            raise ExportError(f"cannot write beside {destination}: {error}") from error
+        try:
+            yield stage
+            put_in_place(stage, destination, replaceable, check)
+        except OSError as error:
+            raise ExportError(f"writing {destination} failed: {error}; it is unchanged") from error
+
+
+def check_replaceable(destination: Path) -> None:
+    """Raise `ExportError` now for what `stage_bundle` would refuse at its end: a directory with files of others."""
+    destination = _resolved(destination)
+    if destination.exists():
+        _check_movable(destination)
+        _replaceable(destination, destination, _files_of_bundle)
+
+
+def write_manifest(stage: Path, manifest: Manifest, progress: Progress) -> Manifest:
+    """List every file below `stage` with size and SHA-256, and write manifest.json, synced to disk."""
+    paths = sorted(path for path in stage.rglob("*") if path.is_file() and path != stage / manifests.FILE_NAME)
+    total = sum(path.stat().st_size for path in paths)
+    with progress.task("hash files", total) as advance:
+        files = {
+            path.relative_to(stage).as_posix(): FileEntry(path.stat().st_size, digest(path, advance)) for path in paths
+        }
+    manifest = replace(manifest, files=files)
+    with (stage / manifests.FILE_NAME).open("w", encoding="utf-8") as file:
+        json.dump(manifest.to_json(), file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return manifest
+
+
+def link_tree(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Populate `target` with the files `names` of the bundle `source`, sharing storage where possible."""
+    for name in names:
+        path, copy = source / name, target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)
+
+
+def _resolved(destination: Path) -> Path:
+    try:
+        return Path(os.path.realpath(destination))
+    except ValueError as error:  # as of a name with a zero byte
+        raise ExportError(f"{str(destination)!r} is no name of a directory: {error}") from error
+
+
+def _check_movable(destination: Path) -> None:
+    """Raise `ExportError` for what could not be replaced at the end of all the work."""
+    if not destination.is_dir():
+        raise ExportError(f"{destination} exists and is no directory; choose another, or move it away")
+    if destination.is_mount():
+        raise ExportError(f"{destination} is a mount point, which cannot be replaced; choose a directory in it")
+    if not os.access(destination, os.W_OK | os.X_OK):
+        raise ExportError(f"{destination} exists and may not be written to; choose another directory")
+
+
+def _replaceable(directory: Path, destination: Path, listed: Callable[[Path], set[str]]) -> list[str]:
+    """Names of all that lies in `directory`, folders before their contents.
+
+    Raises `ExportError`, naming the first, if files would be lost with it that nobody `listed`.
+    """
+    known = listed(directory)
+    wanted = "just a bundle" if listed is _files_of_bundle else "empty"
+    names = []
+    try:
+        for name, mode in walk(directory):
+            if not stat.S_ISDIR(mode) and name not in known and not is_litter(name):
+                raise ExportError(
+                    f"{destination} exists and is not {wanted}: {name} would be lost; choose another directory, or "
+                    "move the file away"
+                )
+            names.append(name)
+    except OSError as error:
+        raise ExportError(f"{destination} cannot be looked through: {error}; choose another directory") from error
+    return names
+
+
+def _files_of_bundle(directory: Path) -> set[str]:
+    """Names of all files of a bundle, of any schema; none where manifest.json is another program's, as of web apps."""
+    try:
+        data = read_json(directory / manifests.FILE_NAME)
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(data, dict) or type(data.get("schema_version")) is not int:
+        return set()
+    files = data.get("files")
+    if isinstance(files, dict) and isinstance(data.get("contract"), dict):
+        return {manifests.FILE_NAME, *files}
+    return set()
+
+
+def _manifest_of(directory: Path) -> Manifest | None:
+    try:
+        return read_manifest(directory)
+    except (BundleError, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""Checkpoint directories: which files hold what, and what is wrong with them."""

@@ -1,0 +1,91 @@
+"""`check_folder`: every file that an export reads of a checkpoint directory is one of that directory.
+
+    check_folder(Path("LLaDA-8B-Instruct"))         # raises CheckpointError, naming the file
+
+A directory may come from anyone, and what a link in it leads to ends up in a bundle. So links are followed within
+the directory and, in the hub's cache, to the blobs of the same repository, wherever the directory itself lies.
+"""
+
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from dpad.models.checkpoint.damage import damage, pointer
+from dpad.runtime.errors import CheckpointError
+
+CONFIG, INDEX, TEMPLATES = "config.json", ".safetensors.index.json", "additional_chat_templates"
+
+# What a checkpoint is made of: all that is downloaded, and all that is read.
+FILES = (
+    CONFIG,
+    "generation_config.json",
+    "presets.json",
+    "adapter_config.json",
+    "*.safetensors",
+    f"*{INDEX}",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.jinja",
+    f"{TEMPLATES}/*.jinja",
+)
+
+
+def check_folder(directory: Path, patterns: tuple[str, ...] = FILES) -> None:
+    """Raise `CheckpointError` for a file of `patterns` that leads elsewhere, leads nowhere, or is a mere pointer."""
+    roots = _roots(directory)
+    for name in _members(directory, patterns):
+        path = directory / name
+        _check_link(path, roots)
+        told = ""
+        if path.suffix in (".jinja", ".txt"):
+            told = pointer(path)
+        elif path.suffix == ".json" and not name.endswith(INDEX):  # an index may be stale, and nobody reads it then
+            told = damage(path)
+        if told:
+            raise CheckpointError(f"{path} cannot be read: {told}")
+
+
+def listing(directory: Path) -> list[str]:
+    """Names in `directory`, sorted; raises `CheckpointError` where that is no directory or cannot be read."""
+    try:
+        return sorted(os.listdir(directory))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{directory} cannot be read as a checkpoint directory: {why}") from None
+
+
+def _members(directory: Path, patterns: tuple[str, ...]) -> Iterator[str]:
+    names = listing(directory)
+    if TEMPLATES in names and os.path.isdir(directory / TEMPLATES):
+        names += [f"{TEMPLATES}/{name}" for name in listing(directory / TEMPLATES)]
+    return (name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def _roots(directory: Path) -> list[Path]:
+    """Where links may lead: the directory, and the blobs of the cache's repository that it is a snapshot of."""
+    real = Path(os.path.realpath(directory))
+    caches = [
+        folder.parent / "blobs"
+        for folder in real.parents
+        if folder.name == "snapshots" and folder.parent.name.startswith("models--")
+    ]
+    return [real, *caches]
+
+
+def _check_link(path: Path, roots: list[Path]) -> None:
+    real = Path(os.path.realpath(path))
+    if not os.path.exists(real):
+        told = f" to {os.readlink(path)}" if path.is_symlink() else ""
+        raise CheckpointError(
+            f"{path} is a link{told}, where nothing is: it was copied without what it leads to, or a download is "
+            "unfinished; copy the original with `cp -rL`, or download it again"
+        )
+    if not any(real.is_relative_to(root) for root in roots):
+        raise CheckpointError(
+            f"{path} leads out of the checkpoint, to {real}, and is not followed; put the file itself there, as "
+            "`cp -rL` does"
+        )

@@ -1,0 +1,215 @@
+"""`Bundle`: a directory that holds a model ready to run, checked before anything is opened.
+
+    bundle = Bundle.open(Path("bundles/tiny"))       # raises BundleError, naming the file
+    bundle.path("float32/step.onnx")
+
+A bundle is a manifest, a traced step a dtype with its weights, compiled engines, the
+tokenizer and the parity report. Every file is listed with size and SHA-256. Because ONNX
+external data may name any file beside the model, a file that is not listed is refused too,
+save what hubs, git and file managers add (`companions`). Links are refused but for those of a
+hub's cache, where every file is a link to a blob of the same repository.
+"""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dpad.runtime.bundle import manifest as manifests
+from dpad.runtime.bundle import travel
+from dpad.runtime.bundle.companions import hides, is_companion
+from dpad.runtime.bundle.export_command import export_command, first_export
+from dpad.runtime.bundle.files import open_file, read_json
+from dpad.runtime.bundle.manifest import FileEntry, Manifest
+from dpad.runtime.bundle.tree import walk
+from dpad.runtime.errors import (
+    AlteredFile,
+    BundleError,
+    ManifestError,
+    MissingFile,
+    OutOfTreeFile,
+    SymlinkedFile,
+    TruncatedFile,
+    UnlistedFile,
+)
+from dpad.runtime.show import escaped, shown
+
+_CHUNK = 4 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
+_MANIFEST_LIMIT = 4 << 20  # bytes: a thousand times what one takes, and 100 MB while it is read
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle: `manifest` and the `directory` it describes."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(
+        cls, directory: str | os.PathLike[str], *, hashes: bool = True, advance: Advance | None = None
+    ) -> "Bundle":
+        """Check the directory against its manifest.
+
+        Args:
+            directory: the bundle.
+            hashes: also compare SHA-256 (reads every byte); False still compares sizes.
+            advance: told the number of bytes hashed, for a progress bar.
+
+        Raises:
+            BundleError: one of its subclasses, naming the file and the way out.
+        """
+        try:
+            directory = Path(directory)
+        except Exception:  # a path-like object runs code of its own
+            raise BundleError(f"a bundle is opened by its path, and {shown(directory)} is none") from None
+        try:
+            if not directory.is_dir():
+                raise MissingFile(_no_bundle(directory))
+            bundle = cls(directory, read_manifest(directory))
+            bundle._check_files(hashes, advance)
+        except OSError as error:
+            raise BundleError(f"{directory} cannot be read: {error}") from error
+        return bundle
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether it lies in a hub's cache, where all files are links."""
+        return (self.directory / manifests.FILE_NAME).is_symlink()
+
+    def path(self, name: str) -> Path:
+        """Absolute path of a listed file."""
+        if name not in self.manifest.files:
+            raise UnlistedFile(f"{name} is not listed in {self.directory / manifests.FILE_NAME}; {self._way_out()}")
+        return self.directory.resolve() / name
+
+    def _check_files(self, hashes: bool, advance: Advance | None) -> None:
+        for name in sorted(self.manifest.references() - self.manifest.files.keys()):
+            raise UnlistedFile(f"the manifest refers to {name} but does not list it; {self._way_out()}")
+        _check_names(self.manifest.files, self._way_out())
+        self._check_tree()
+        for name, entry in self.manifest.files.items():
+            self._check_file(name, entry, hashes, advance)
+
+    def _check_tree(self) -> None:
+        """Refuse what is not listed, special files, and links that lead out of a hub's cache."""
+        plain: list[str] = []
+        linked: list[str] = []
+        for name, mode in walk(self.directory, enters=lambda name: not hides(name)):
+            if stat.S_ISDIR(mode):
+                continue
+            if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+                raise UnlistedFile(f"{self.directory / name} is not a plain file; move it out of the bundle")
+            if stat.S_ISLNK(mode):
+                _check_link(self.directory, name, self.manifest.name)
+            if name in self.manifest.files:
+                (linked if stat.S_ISLNK(mode) else plain).append(name)
+            elif name != manifests.FILE_NAME and not is_companion(name):
+                raise UnlistedFile(self._unlisted(name))
+        if linked and plain:
+            raise SymlinkedFile(
+                f"{self.directory / linked[0]} is a link into a hub's cache and {plain[0]} is a file: engines take all "
+                f"of one kind only; copy the bundle: {travel.copy_command(self.directory, self.manifest.name)}"
+            )
+
+    def _unlisted(self, name: str) -> str:
+        path, listed = self.directory / name, self.manifest.files
+        if whole := travel.partial_of(name, listed):
+            return f"{path} is what an interrupted copy of {whole} left: remove it, and run rsync again"
+        missing = (other for other in listed if not (self.directory / other).exists())
+        if other := travel.renamed(name, missing):
+            return f"{path} was renamed on its way, the manifest has {other}: give it that name again"
+        return f"{path} is not listed in the manifest; move it out of the bundle"
+
+    def _check_file(self, name: str, entry: FileEntry, hashes: bool, advance: Advance | None) -> None:
+        path = self.directory / name
+        if not path.is_file():
+            raise MissingFile(f"{path} is missing; {self._way_out()}")
+        size = path.stat().st_size
+        if size != entry.size:
+            found = f"{path} has {size} bytes, the manifest says {entry.size}; {self._way_out()}"
+            raise TruncatedFile(travel.told(path, entry.sha256) or found)
+        if hashes and sha256(path, advance) != entry.sha256:
+            raise AlteredFile(f"{path} is not the file that was exported (SHA-256 differs); {self._way_out()}")
+
+    def _way_out(self) -> str:
+        if travel.is_unfinished(self.directory):
+            return "the download was not finished: run the same hf download again"
+        again = export_command(self.manifest, self.directory)
+        return f"copy it again from where it is whole, or make the bundle again: {again}"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a bundle, checked field by field; no other file is looked at."""
+    path = directory / manifests.FILE_NAME
+    try:
+        if path.is_symlink():
+            _check_link(directory, manifests.FILE_NAME, "copy")
+        if path.stat().st_size > _MANIFEST_LIMIT:
+            raise ManifestError(f"{path} is over {_MANIFEST_LIMIT} bytes; this is no manifest")
+        data = read_json(path)
+    except FileNotFoundError:
+        raise MissingFile(f"{path} is missing: {_no_bundle(directory)}") from None
+    except (OSError, ValueError) as error:
+        found = f"{path} cannot be read as JSON: {error}; export the bundle again"
+        raise ManifestError(travel.told(path) or found) from None
+    try:
+        return Manifest.from_json(data)
+    except ManifestError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def sha256(path: Path, advance: Advance | None = None) -> str:
+    """Hex digest of a file, read in pieces; `advance` is told their sizes."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+            if advance:
+                advance(len(piece))
+    return digest.hexdigest()
+
+
+def _check_names(files: Mapping[str, FileEntry], way_out: str) -> None:
+    """Refuse names that leave the bundle, or that are not one file each in every file system."""
+    spelled: dict[str, str] = {}
+    for name, entry in files.items():
+        _check_inside(name, way_out)
+        if (other := spelled.setdefault(name.casefold(), name)) != name:
+            raise ManifestError(f"the manifest lists {other} and {name}, which are one where case does not count")
+        if not _SHA256.fullmatch(entry.sha256):
+            raise ManifestError(f"the manifest has {entry.sha256[:80]!r} for the SHA-256 of {name}; {way_out}")
+
+
+def _check_inside(name: str, way_out: str) -> None:
+    """Refuse absolute paths, `..`, backslashes and other spellings that could leave the bundle."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
+        raise OutOfTreeFile(f"the manifest lists {name!r}, which leaves the bundle; {way_out}")
+    if str(path) != name or not name.isprintable() or hides(name):
+        raise OutOfTreeFile(f"the manifest lists {name!r}, which is not a plain relative path; {way_out}")
+
+
+def _check_link(directory: Path, name: str, copy: str) -> None:
+    """Refuse a link unless it is one of a hub's cache."""
+    path = directory / name
+    if travel.blob_of(directory, path) is not None:
+        return
+    leads = "leads to" if path.exists() else "leads to what is not there:"
+    raise SymlinkedFile(
+        f"{path} is a symbolic link; it {leads} {os.readlink(path)}; a bundle holds plain files, or the links of a "
+        f"whole hub cache; where the files are, copy them with the bundle: {travel.copy_command(directory, copy)}"
+    )
+
+
+def _no_bundle(directory: Path) -> str:
+    """What to say of a path where no bundle lies."""
+    if where := travel.nearby(directory):
+        return f"{escaped(str(directory))} is not the directory of a bundle{where}"
+    return first_export(directory)

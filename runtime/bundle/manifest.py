@@ -1,0 +1,232 @@
+"""`Manifest`: the JSON document that says what a bundle is, field by field.
+
+    manifest = Manifest.from_json(read_json(path))
+    manifest.files["float32/step.onnx"].sha256
+
+Reading checks every field by hand and raises `ManifestError` naming it: a manifest is
+input from outside.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from dpad.runtime.bundle.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
+from dpad.runtime.checks import is_number
+from dpad.runtime.contract import StepContract
+from dpad.runtime.errors import ManifestError, SchemaVersionError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+_STEPS = {step_name(rows, weights) for rows in ROWS for weights in (FULL, *PACKED)} | {DYNAMIC}
+RANDOM_WEIGHTS = "dpad_random_seed"  # key of the model's config that `dpad synth` sets
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hex) of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StepEntry:
+    """One traced step: paths of the ONNX file and of the weight files it points into."""
+
+    onnx: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuildFlags:
+    """How an engine was built, beyond what it was built from.
+
+    Attributes:
+        strip_weights: the plan holds no weights; they are put in from the ONNX file when it is opened.
+        hardware_compatible: the plan runs on every GPU from Ampere (8.0) on.
+        version_compatible: the plan runs with later versions of the library, within its major version.
+        workspace: limit of the builder's workspace in MiB; None is the library's own.
+    """
+
+    strip_weights: bool = False
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    workspace: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One compiled engine and everything that decides whether it may be opened.
+
+    Together the fields are the key of the engine: two engines with equal keys compute the
+    same function on the same machines. `dtype` is the name of the step that it was compiled
+    from, which says more than a dtype where weights are packed; `onnx` is that step's file, and
+    `plugin_version` is empty where no plugin is inside.
+    """
+
+    file: str
+    onnx: str
+    target: str
+    dtype: str
+    library: str
+    library_version: str
+    compute_capability: str
+    platform: str
+    attention: str
+    plugin_version: str
+    step_sha256: str
+    weights_sha256: tuple[str, ...]
+    profiles: dict[str, Any]
+    flags: BuildFlags
+    build_seconds: float
+
+    def key(self) -> dict[str, Any]:
+        """The fields that change the result; not the names of files nor how long the build took."""
+        return {k: v for k, v in asdict(self).items() if k not in ("file", "onnx", "build_seconds")}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle holds. Paths are relative, with forward slashes."""
+
+    name: str
+    contract: StepContract
+    architecture: str
+    model_config: dict[str, Any]
+    steps: dict[str, StepEntry]
+    engines: tuple[EngineEntry, ...]
+    tokenizer: tuple[str, ...]
+    presets: dict[str, Any]
+    provenance: dict[str, Any]
+    parity: str | None
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are those of `dpad synth`, so that all text is noise."""
+        return RANDOM_WEIGHTS in self.model_config
+
+    def references(self) -> set[str]:
+        """Every path that a section other than `files` names."""
+        names = {path for step in self.steps.values() for path in (step.onnx, *step.weights)}
+        names |= {path for engine in self.engines for path in (engine.file, engine.onnx)} | set(self.tokenizer)
+        return names | ({self.parity} if self.parity else set())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the schema version first, the digest last."""
+        data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        return data | {"digest": digest(data)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Manifest":
+        """Check and read; raises `SchemaVersionError` or `ManifestError` naming the field."""
+        data = _typed(data, dict, "the manifest")
+        version = data.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"schema_version {version!r} is not {SCHEMA_VERSION}, the one this runtime reads; "
+                "export the bundle again with this version of dpad, or install the version that wrote it"
+            )
+        parity = data.get("parity")
+        manifest = cls(
+            name=_take(data, "name", str),
+            contract=StepContract.from_json(_take(data, "contract", dict)),
+            architecture=_take(data, "architecture", str),
+            model_config=_take(data, "model_config", dict),
+            steps={k: _step(v, f"steps.{k}") for k, v in _take(data, "steps", dict).items()},
+            engines=tuple(_engine(v, f"engines[{i}]") for i, v in enumerate(_take(data, "engines", list))),
+            tokenizer=_strings(data, "tokenizer"),
+            presets=_take(data, "presets", dict),
+            provenance=_provenance(_take(data, "provenance", dict)),
+            parity=None if parity is None else _typed(parity, str, "parity"),
+            files={k: _file(v, f"files.{k}") for k, v in _take(data, "files", dict).items()},
+        )
+        if not manifest.steps or (unknown := sorted(manifest.steps.keys() - _STEPS)):
+            what = f"{unknown[0]!r}, which is no step's name" if manifest.steps else "no step"
+            raise ManifestError(f"steps holds {what}; export the bundle again")
+        if _take(data, "digest", str) != digest(data):
+            raise ManifestError(
+                "it was edited, or written by an earlier version of dpad (the digest differs); export the bundle again"
+            )
+        return manifest
+
+
+def digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 over all of a manifest but its digest: a wrong mask id, or a step under another's name, gives other text.
+
+    It finds what was edited or damaged. It is no signature: who edits a manifest on purpose can write a new digest.
+    """
+    told = json.dumps({k: v for k, v in data.items() if k != "digest"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _typed(value: Any, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ManifestError(f"{name} is not a {kind.__name__}; export the bundle again")
+    return value
+
+
+def _take(data: Mapping[str, Any], key: str, kind: type[T], where: str = "") -> T:
+    if key not in data:
+        raise ManifestError(f"{where}{key} is missing; export the bundle again")
+    return _typed(data[key], kind, where + key)
+
+
+def _strings(data: Mapping[str, Any], key: str, where: str = "") -> tuple[str, ...]:
+    values = _take(data, key, list, where)
+    return tuple(_typed(value, str, f"{where}{key}[{i}]") for i, value in enumerate(values))
+
+
+def _number(data: Mapping[str, Any], key: str, where: str) -> float:
+    value: Any = data.get(key)
+    if not (is_number(value) and 0 <= value <= sys.float_info.max):  # 10**400 is one in JSON
+        raise ManifestError(f"{where}{key} is not a number; export the bundle again")
+    return float(value)
+
+
+def _provenance(data: dict[str, Any]) -> dict[str, Any]:
+    for name in ("settings", "versions"):
+        _typed(data.get(name, {}), dict, f"provenance.{name}")
+    return data
+
+
+def _file(data: Any, where: str) -> FileEntry:
+    data = _typed(data, dict, where)
+    return FileEntry(_take(data, "size", int, f"{where}."), _take(data, "sha256", str, f"{where}."))
+
+
+def _step(data: Any, where: str) -> StepEntry:
+    data = _typed(data, dict, where)
+    entry = StepEntry(_take(data, "onnx", str, f"{where}."), _strings(data, "weights", f"{where}."))
+    if not entry.weights:
+        raise ManifestError(f"{where}.weights is empty; export the bundle again")
+    return entry
+
+
+def _engine(data: Any, where: str) -> EngineEntry:
+    data, where = _typed(data, dict, where), f"{where}."
+    texts = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
+    return EngineEntry(
+        **{name: _take(data, name, str, where) for name in (*texts, "attention", "plugin_version", "step_sha256")},
+        weights_sha256=_strings(data, "weights_sha256", where),
+        profiles=_take(data, "profiles", dict, where),
+        flags=_flags(_take(data, "flags", dict, where), f"{where}flags."),
+        build_seconds=_number(data, "build_seconds", where),
+    )
+
+
+def _flags(data: dict[str, Any], where: str) -> BuildFlags:
+    names = [field.name for field in fields(BuildFlags)]
+    if unknown := sorted(data.keys() - set(names)):
+        raise ManifestError(f"{where}{unknown[0]} is not known; export the bundle again")
+    switches = {name: _take(data, name, bool, where) for name in names if name != "workspace"}
+    if "workspace" not in data:
+        raise ManifestError(f"{where}workspace is missing; export the bundle again")
+    workspace = data["workspace"]
+    return BuildFlags(**switches, workspace=None if workspace is None else _typed(workspace, int, f"{where}workspace"))

@@ -1,0 +1,128 @@
+"""What happened to a bundle's files on their way: told from what lies there, with the command that mends it.
+
+    told(path, entry.sha256)            # "…'s line ends were converted, as git does …"; None: nothing that is known
+    nearby(Path("bundles"))             # "; bundles lie in bundles/tiny, bundles/dream"
+
+Bundles go through hubs, git, archives and copies by wire. Each leaves traces of its own kind; everything here is only
+looked at after a check has failed.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from dpad.runtime.bundle.files import read_bytes, read_json
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_SMALL, _TEXT = 1024, 16 << 20  # bytes
+_LINK_TEXT = re.compile(rb"(\.\./)+blobs/[0-9a-f]{40,64}\s*")
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_PARTIAL = re.compile(r"(.*/)?\.(.+)\.[A-Za-z0-9]{6}")  # of rsync
+_MANY = 100  # entries of a folder that are looked at
+
+
+def blob_of(directory: Path, path: Path) -> Path | None:
+    """What the link `path` of a bundle in a hub's cache stands for: a file among the blobs of the same repository.
+
+    None for a link that leads elsewhere. The cache is `blobs` in the nearest folder above `directory` that has one.
+    """
+    cache = next((above / "blobs" for above in directory.resolve().parents if (above / "blobs").is_dir()), None)
+    target = Path(os.path.realpath(path))  # which a loop of links does not stop
+    inside = target.parent == cache and _BLOB.fullmatch(target.name) and target.is_file()
+    return target if inside else None
+
+
+def copy_command(directory: Path, name: str) -> str:
+    """The command that copies a bundle with the files that its links lead to."""
+    return shlex.join(["cp", "-rL", str(directory), f"bundles/{Path(name).name or 'copy'}"])
+
+
+def told(path: Path, sha256: str | None = None) -> str | None:
+    """What became of the file at `path`, whose hash should be `sha256`, and the way out; None if that is not known."""
+    with suppress(OSError):
+        size = path.stat().st_size
+        if size > _TEXT:
+            return None
+        data = read_bytes(path)
+        if size < _SMALL and data.startswith(_POINTER):
+            return (
+                f"{path} is a pointer of Git LFS, and not the file: fetch it with git lfs install && git lfs pull, in "
+                "the clone, or take the bundle with hf download"
+            )
+        if size < _SMALL and _LINK_TEXT.fullmatch(data):
+            return f"{path} is the text of a link into a hub's cache, and not the file: copy the bundle with cp -rL"
+        unix = data.replace(b"\r\n", b"\n")
+        for kind, other in (("to CRLF", unix), ("from CRLF", unix.replace(b"\n", b"\r\n"))):
+            if hashlib.sha256(other).hexdigest() == sha256:
+                name = shlex.quote(path.name)
+                return (
+                    f"{path} had its line ends converted {kind}, as git and editors do: copy it again as it is; in a "
+                    f"clone: rm {name} && git -c core.autocrlf=false checkout {name}"
+                )
+    return None
+
+
+def renamed(name: str, present: Iterable[str]) -> str | None:
+    """The one of `present` that is `name` but for upper and lower case, or for how its accents are spelled."""
+    return next((other for other in present if other != name and _plain(other) == _plain(name)), None)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def partial_of(name: str, listed: Iterable[str]) -> str | None:
+    """The one of `listed` of which the file `name` is a beginning that an interrupted rsync left."""
+    match = _PARTIAL.fullmatch(name)
+    whole = match and f"{match[1] or ''}{match[2]}"
+    return whole if whole in set(listed) else None
+
+
+def is_unfinished(directory: Path) -> bool:
+    """Whether `hf download --local-dir` has begun a file there that it has not ended."""
+    with suppress(OSError):
+        downloads = (directory / ".cache/huggingface/download").rglob("*.incomplete")
+        return next(downloads, None) is not None
+    return False
+
+
+def nearby(directory: Path) -> str:
+    """Where a bundle lies above or below a directory that is none, as the end of a message; empty if none does."""
+    with suppress(OSError):
+        if above := [path for path in list(directory.absolute().parents)[:3] if _is_bundle(path)]:
+            return f"; the bundle is {above[0]}"
+        if not directory.is_dir():
+            return ""
+        below = [path for path in _below(directory) if _is_bundle(path)]
+        if below:
+            more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+            return f"; bundles lie in it: {', '.join(str(path) for path in below[:3])}{more}"
+    return ""
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    """Folders in `directory`, and in these."""
+    for path in _folders(directory):
+        yield path
+        yield from _folders(path)
+
+
+def _folders(directory: Path) -> list[Path]:
+    with suppress(OSError):
+        return sorted(path for path in islice(directory.iterdir(), _MANY) if path.is_dir())
+    return []
+
+
+def _is_bundle(directory: Path) -> bool:
+    """Whether its manifest.json is that of a bundle, and not of a web app."""
+    with suppress(OSError, ValueError):
+        path = directory / "manifest.json"
+        data = read_json(path) if path.stat().st_size < _TEXT // 4 else None
+        return isinstance(data, dict) and {"schema_version", "contract"} <= data.keys()
+    return False

@@ -1,0 +1,233 @@
+"""`GenerationOptions`: everything that shapes one request, frozen and checked.
+
+    options = GenerationOptions(gen_length=256, decoder="threshold", cache="dual")
+    options.check(contract)
+
+Defaults follow the published runs: blocks of 32, greedy, threshold 0.9, Gaussian dropout.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+
+from dpad.runtime.arguments import listed, reading
+from dpad.runtime.cache import BLOCKS, CACHES
+from dpad.runtime.checks import as_integer, as_number, is_integer, is_number
+from dpad.runtime.contract import StepContract
+from dpad.runtime.decoding.suffix import NOTHING, Gaussian, SuffixSchedule
+from dpad.runtime.decoding.thinning import check_is_schedule, check_schedule, drops_all
+from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.show import counted, shown
+
+_COLDEST = 1e-3  # below, tempered logits leave the range of numbers
+_NAMES = ("decoder", "pace", "cache")
+_WHOLE = ("gen_length", "block_length", "seed", "steps", "top_k")
+_NUMBERS = ("threshold", "factor", "temperature", "top_p")
+
+PLANNED = ("fixed", "entropy", "margin")  # these read `steps` and `pace`
+DECODERS = ("threshold", "factor", *PLANNED)
+PACES = ("even", "noise")  # how steps share the masks of a block
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to fill the canvas.
+
+    Attributes:
+        gen_length: new tokens on the canvas, a multiple of `block_length`.
+        block_length: tokens decoded together.
+        decoder: `threshold` commits every mask with confidence >= `threshold` (and always
+            the best); `factor` is Fast-dLLM's rule; `fixed` spreads the block over its
+            steps, most confident first; `entropy` and `margin` do so in order of least
+            entropy, or of the largest gap between the two best probabilities.
+        steps: total steps of `fixed`, `entropy` and `margin`, for them a multiple of the number
+            of blocks; None is one token a step.
+        pace: how these share the masks of a block among its steps: `even` (LLaDA), or `noise`, as Dream's schedule
+            has it, few at first; its steps that would commit nothing are not made, and `steps` is at most `gen_length`.
+        cache: `none`, `prefix`, `dual` or `extend`; what is kept between the steps of a block, or from block to block.
+            Block-causal models have their own, `blocks`.
+        schedule: which suffix positions take part (DPad).
+        temperature: 0 is greedy; above, tokens are drawn from the tempered distribution.
+        top_k, top_p: limit the draw to the likeliest tokens; without a temperature they shape Dream's confidence.
+        seed: of the suffix dropout and of the draw; one a request, never global.
+        early_termination: end when a finished block contains EOS.
+        eos_token_ids: tokens that end the text; None is the checkpoint's own.
+    """
+
+    gen_length: int = 128
+    block_length: int = 32
+    decoder: str = "threshold"
+    threshold: float = 0.9
+    factor: float = 1.0
+    steps: int | None = None
+    pace: str = "even"
+    cache: str = "prefix"
+    schedule: SuffixSchedule = field(default_factory=Gaussian)
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    early_termination: bool = True
+    eos_token_ids: tuple[int, ...] | None = None
+
+    @reading("an option")
+    def __post_init__(self) -> None:
+        """Numbers and names become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
+        for name in _WHOLE:
+            object.__setattr__(self, name, as_integer(getattr(self, name), name))
+        for name in _NUMBERS:
+            object.__setattr__(self, name, as_number(getattr(self, name)))
+        for name in _NAMES:
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, str.__str__(value))
+        if (eos := listed(self.eos_token_ids)) is not None:
+            tokens = [as_integer(token, "a token id") for token in eos]
+            object.__setattr__(self, "eos_token_ids", tokens if isinstance(self.eos_token_ids, list) else tuple(tokens))
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks on the canvas."""
+        return self.gen_length // self.block_length
+
+    @property
+    def steps_per_block(self) -> int:
+        """Planned steps a block of the fixed-step decoders."""
+        return (self.steps or self.gen_length) // self.blocks
+
+    def ends_of_text(self, eos_token_id: int) -> Sequence[int]:
+        """The tokens that end the text; `eos_token_id` is the checkpoint's own."""
+        return (eos_token_id,) if self.eos_token_ids is None else self.eos_token_ids
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the choice needs more than each row's best token and its confidence."""
+        return self.shapes or self.decoder in ("entropy", "margin")
+
+    @property
+    def shapes(self) -> bool:
+        """Whether tokens are taken from another distribution than the model's own."""
+        return self.temperature > 0 or self.top_k is not None or self.top_p is not None
+
+    def check(self, contract: StepContract) -> None:
+        """Raise `InvalidRequest` for the first option that cannot be served, naming value and limit."""
+        with reading("an option"):
+            self._check_types(CACHES if not contract.block_causal else (BLOCKS,))
+        for problem, message in self._problems(contract):
+            if problem:
+                raise InvalidRequest(message)
+        check_schedule(self.schedule, self.gen_length, self.block_length)
+
+    def _check_types(self, caches: Sequence[str]) -> None:
+        """Whole numbers must be whole, numbers numbers, and names text; `caches` are those to choose from."""
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if not is_integer(value) and not (value is None and name in ("steps", "top_k")):
+                raise InvalidRequest(f"{name} {shown(value)} is not an integer")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not is_number(value) and not (value is None and name == "top_p"):
+                raise InvalidRequest(f"{name} {shown(value)} is not a number")
+        if not isinstance(self.early_termination, (bool, np.bool_)):
+            raise InvalidRequest(f"early_termination {shown(self.early_termination)} is neither True nor False")
+        for name, known in zip(_NAMES, (DECODERS, PACES, caches)):
+            if not isinstance(value := getattr(self, name), str):
+                raise InvalidRequest(f"{name} {shown(value)} is no name; give one as text: {', '.join(known)}")
+        check_is_schedule(self.schedule)
+        eos = self.eos_token_ids
+        if eos is not None and (not isinstance(eos, (list, tuple)) or not eos or not all(map(is_integer, eos))):
+            raise InvalidRequest(f"eos_token_ids {shown(eos)} must be a list of one or more integers, or None")
+
+    def _problems(self, contract: StepContract) -> list[tuple[bool, str]]:
+        positive = self.gen_length >= 1 and self.block_length >= 1
+        divides = positive and self.gen_length % self.block_length == 0
+        steps_whole = self.decoder not in PLANNED or (divides and (self.steps or 0) % self.blocks == 0)
+        eos = self.eos_token_ids or ()
+        return [
+            (not positive, f"gen_length {self.gen_length} and block_length {self.block_length} must be 1 or more"),
+            (not divides, f"block_length {self.block_length} does not divide gen_length {self.gen_length}"),
+            (self.decoder not in DECODERS, f"decoder {shown(self.decoder)} is not one of {', '.join(DECODERS)}"),
+            (self.pace not in PACES, f"pace {shown(self.pace)} is not one of {', '.join(PACES)}"),
+            *self._mode_problems(contract),
+            (self.steps is not None and self.steps < 1, f"steps {self.steps} must be 1 or more"),
+            (
+                self.pace == "noise" and self.decoder in PLANNED and (self.steps or 0) > self.gen_length,
+                f"steps {self.steps} must be at most gen_length {self.gen_length} with pace 'noise'",
+            ),
+            (
+                not steps_whole,
+                f"steps {self.steps} must be a multiple of the {counted(divides and self.blocks, 'block')}",
+            ),
+            (not 0 <= self.threshold <= 1, f"threshold {self.threshold} must be between 0 and 1"),
+            (not self.factor > 0, f"factor {self.factor} must be above 0"),
+            (
+                self.temperature != 0 and not _COLDEST <= self.temperature < float("inf"),
+                f"temperature {self.temperature} must be 0 (greedy) or at least {_COLDEST}",
+            ),
+            (
+                self.top_k is not None and self.top_k < 1,
+                f"top_k {self.top_k} must be 1 or more; for no limit leave it out, or give None",
+            ),
+            (
+                self.top_p is not None and not 0 < self.top_p <= 1,
+                f"top_p {self.top_p} must be above 0 and at most 1; for no limit leave it out, or give None",
+            ),
+            (
+                self.temperature == 0 and self.shapes and not contract.tempers_confidence,
+                "top_k and top_p do nothing at temperature 0 in this family; set a temperature or leave them out",
+            ),
+            (self.seed < 0, f"seed {self.seed} must be 0 or more"),
+            (contract.mask_token_id in eos, f"eos_token_ids {shown(eos)} hold the mask id {contract.mask_token_id}"),
+            (
+                any(not 0 <= token < contract.vocab_size for token in eos),
+                f"eos_token_ids {shown(eos)} must lie in the vocabulary of {contract.vocab_size}",
+            ),
+        ]
+
+    def _mode_problems(self, contract: StepContract) -> list[tuple[bool, str]]:
+        if not contract.block_causal:
+            return [(self.cache not in CACHES, f"cache {shown(self.cache)} is not one of {', '.join(CACHES)}")]
+        why = f"this {contract.family} model is causal between blocks of {contract.block_length} tokens"
+        return [
+            (
+                self.block_length != contract.block_length,
+                f"block_length {self.block_length} cannot be served: {why}; leave it out",
+            ),
+            (
+                self.cache != BLOCKS,
+                f"cache {shown(self.cache)} cannot be served: {why}; leave it out, or use {BLOCKS!r}",
+            ),
+            (
+                not drops_all(self.schedule),
+                f"schedule {shown(self.schedule)} keeps a suffix, but {why} and attends none; leave it out",
+            ),
+        ]
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `DiffusionModel.generate`: `preset` and the fields of `GenerationOptions`."""
+
+    preset: str | None
+    gen_length: int
+    block_length: int
+    decoder: str
+    threshold: float
+    factor: float
+    steps: int | None
+    pace: str
+    cache: str
+    schedule: SuffixSchedule
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    early_termination: bool
+    eos_token_ids: tuple[int, ...] | None
+
+
+def defaults(contract: StepContract) -> dict[str, Any]:
+    """Fields of `GenerationOptions` whose default is another for the model of `contract`."""
+    if not contract.block_causal:
+        return {}
+    return {"block_length": contract.block_length, "cache": BLOCKS, "schedule": NOTHING}

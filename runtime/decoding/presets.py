@@ -1,0 +1,120 @@
+"""Presets: decoding options under a name, which a bundle brings for the tasks they were measured on.
+
+    presets = read_presets({"gsm8k": {"gen_length": 256, "schedule": {"gaussian": {"k": 4, "scale": 2}}}})
+    presets["gsm8k"]["schedule"]        # Gaussian(k=4, scale=2)
+
+In JSON a preset holds fields of `GenerationOptions`; a schedule is an object with its name and its
+parameters. The one called `default` counts wherever no other is asked for.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from dpad.runtime.checks import is_integer
+from dpad.runtime.contract import StepContract
+from dpad.runtime.decoding.elsewhere import instead_of
+from dpad.runtime.decoding.options import GenerationOptions, Options, defaults
+from dpad.runtime.decoding.suffix import Full, Gaussian, SuffixSchedule, Uniform
+from dpad.runtime.errors import InvalidRequest, ManifestError
+from dpad.runtime.show import escaped, shown
+
+DEFAULT = "default"
+SCHEDULES: dict[str, type[Gaussian] | type[Uniform] | type[Full]] = {
+    "gaussian": Gaussian,
+    "uniform": Uniform,
+    "none": Full,
+}
+
+Preset = dict[str, Any]  # fields of GenerationOptions
+
+
+def read_presets(data: Mapping[str, Any]) -> dict[str, Preset]:
+    """The presets of a manifest; raises `ManifestError` naming the preset and what it cannot hold."""
+    known = {field.name for field in fields(GenerationOptions)}
+    presets = {}
+    for name, preset in data.items():
+        if not isinstance(preset, Mapping) or (unknown := sorted(preset.keys() - known)):
+            wrong = (
+                f"holds {shown(unknown[0])}, which is no decoding option"
+                if isinstance(preset, Mapping)
+                else "is no object"
+            )
+            raise ManifestError(f"preset {shown(name)} {wrong}; mend it, and export the bundle again")
+        schedule = {"schedule": _schedule(name, preset["schedule"])} if "schedule" in preset else {}
+        presets[name] = {**preset, **schedule}
+    return presets
+
+
+def resolve(presets: Mapping[str, Preset], contract: StepContract, options: Mapping[str, Any]) -> GenerationOptions:
+    """`options` over those of their `preset`, else over the preset `default`, over what the model of `contract` needs.
+
+    The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and options raise
+    `InvalidRequest`.
+    """
+    _check_names(options)
+    given = dict(options)
+    preset = given.pop("preset", None)
+    preset = str.__str__(preset) if isinstance(preset, str) else preset
+    if preset is not None and (not isinstance(preset, str) or preset not in presets):
+        known = ", ".join(map(escaped, presets)) or "none"
+        raise InvalidRequest(f"preset {shown(preset)} is not one of this bundle's: {known}")
+    base = {**defaults(contract), **presets.get(preset or DEFAULT, {})}
+    length, schedule = given.get("gen_length", base.get("gen_length")), base.get("schedule")
+    if isinstance(schedule, (Gaussian, Uniform)) and schedule.window and is_integer(length):
+        base["schedule"] = replace(schedule, window=max(1, min(schedule.window, length)))
+    return GenerationOptions(**{**base, **given})
+
+
+def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: Any) -> SuffixSchedule:
+    """The schedule of a name in `SCHEDULES`; parameters left out are those of `base`, or their defaults.
+
+    Parameters that the schedule does not have are left unread; `base` counts if it is of the same kind.
+    Raises `InvalidRequest` for another name.
+    """
+    if name not in SCHEDULES:
+        raise InvalidRequest(f"schedule {shown(name)} is not one of {', '.join(SCHEDULES)}")
+    kind = SCHEDULES[name]
+    own = {field.name for field in fields(kind)}
+    given = vars(base) if isinstance(base, kind) else {}
+    return kind(**{**given, **{key: value for key, value in parameters.items() if key in own}})
+
+
+def name_of(schedule: SuffixSchedule) -> str:
+    """The name of a schedule that has one, `gaussian` of another."""
+    return next((name for name, kind in SCHEDULES.items() if isinstance(schedule, kind)), "gaussian")
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raise `InvalidRequest` for the first of `names` that is no decoding option."""
+    known = list(Options.__annotations__)
+    for name in names:
+        if name == "suffix":
+            raise InvalidRequest(
+                "suffix is no decoding option: text behind the blank is part of the request; "
+                "pass model.request(prompt, suffix=...) as the prompt"
+            )
+        if name not in known:
+            meant = instead_of(name) or "".join(f"did you mean {m}?" for m in get_close_matches(name[:40], known, 1))
+            hint = f" ({meant})" if meant else ""
+            raise InvalidRequest(
+                f"{shown(name)[1:-1]} is no decoding option{hint}; these are known: {', '.join(known)}"
+            )
+
+
+def _schedule(preset: str, value: Any) -> SuffixSchedule:
+    if isinstance(value, (Gaussian, Uniform, Full)):
+        return value  # of another model's presets, or the caller's own
+    if isinstance(value, Mapping) and len(value) == 1:
+        (name, parameters), *_ = value.items()
+        own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
+        if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
+            with suppress(InvalidRequest):
+                schedule = SCHEDULES[name](**parameters)
+                schedule.check(sys.maxsize, 1)  # the window is compared with a canvas when there is one
+                return schedule
+    told = f"preset {shown(preset)} has a schedule that cannot be read: {shown(value)}"
+    raise ManifestError(f"{told}; mend it, and export the bundle again")

@@ -1,0 +1,83 @@
+"""`Request`: one sequence to generate, as token ids.
+
+Request(prompt_ids=(1, 2, 3), seed=7)
+Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in between
+"""
+
+from dataclasses import dataclass
+
+from dpad.runtime.arguments import listed, reading
+from dpad.runtime.checks import as_integer, is_integer
+from dpad.runtime.contract import StepContract
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.suffix import Explicit, SuffixSchedule
+from dpad.runtime.decoding.thinning import check_is_schedule, check_schedule, drops_all
+from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.show import counted, shown
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and what may differ between the rows of one batch.
+
+    Attributes:
+        prompt_ids: tokens before the text to generate.
+        suffix_ids: tokens behind it (infill); they always take part, DPad drops masks only.
+        seed: of this row, so that a row gives the same tokens alone as in a batch; None is
+            the seed of the options.
+        schedule: suffix schedule of this row; None is that of the options.
+    """
+
+    prompt_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    schedule: SuffixSchedule | None = None
+
+    @reading("a request")
+    def __post_init__(self) -> None:
+        """Lists of token ids become tuples; raises `InvalidRequest` for no list, and for numbers beyond all use."""
+        for name in ("prompt_ids", "suffix_ids"):
+            ids = listed(getattr(self, name))
+            if ids is None:
+                raise InvalidRequest(f"{name} {shown(getattr(self, name))} is no list of token ids")
+            object.__setattr__(self, name, tuple(as_integer(token, "a token id") for token in ids))
+        object.__setattr__(self, "seed", as_integer(self.seed, "seed"))
+
+    def canvas_length(self, options: GenerationOptions) -> int:
+        """Tokens on this row's canvas: prompt, generated and suffix."""
+        return len(self.prompt_ids) + options.gen_length + len(self.suffix_ids)
+
+    def check(self, options: GenerationOptions, contract: StepContract) -> None:
+        """Raise `InvalidRequest` if the row cannot be served, naming the value and the limit."""
+        for token in (*self.prompt_ids, *self.suffix_ids):
+            if not is_integer(token) or not 0 <= token < contract.vocab_size:
+                raise InvalidRequest(f"token id {shown(token)} is outside the vocabulary of {contract.vocab_size}")
+            if token == contract.mask_token_id:
+                raise InvalidRequest(
+                    f"the prompt contains the mask id {token}, which marks blanks to fill; "
+                    "remove it, or pass the text behind the blank as the suffix"
+                )
+        if self.schedule is not None:
+            check_is_schedule(self.schedule)
+        length = self.canvas_length(options)
+        if length > contract.max_length:
+            raise InvalidRequest(
+                f"a canvas of {counted(length, 'token')} ({len(self.prompt_ids)} prompt, {options.gen_length} new, "
+                f"{len(self.suffix_ids)} suffix) is over this bundle's {contract.max_length}; "
+                "shorten it, or export with a larger --max-length"
+            )
+        own = self.schedule is not None and not drops_all(self.schedule)
+        if contract.block_causal and (self.suffix_ids or own):
+            what = (
+                f"schedule {shown(self.schedule)}" if own else f"a suffix of {counted(len(self.suffix_ids), 'token')}"
+            )
+            raise InvalidRequest(
+                f"{what} cannot be served: this {contract.family} model is causal between blocks and attends nothing "
+                "behind the block it decodes; leave it out"
+            )
+        schedule = options.schedule if self.schedule is None else self.schedule
+        check_schedule(schedule, options.gen_length, options.block_length)
+        if isinstance(schedule, Explicit):
+            schedule.check_prompt(len(self.prompt_ids))
+        if self.seed is not None and (not is_integer(self.seed) or self.seed < 0):
+            raise InvalidRequest(f"seed {shown(self.seed)} must be an integer, 0 or more")

@@ -1,0 +1,1 @@
+"""Memory, shapes and recordings of a step on a GPU."""

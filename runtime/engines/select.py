@@ -1,0 +1,236 @@
+"""Picks the engine that opens a bundle on this machine, and says why others cannot.
+
+    for candidate in candidates(bundle, Machine.current()):
+        candidate.name, candidate.obstacle      # None: it can run here
+    engine = open_engine(bundle, "auto")
+
+A compiled plan is executable code: it is compared field by field with this machine and
+this bundle before it may be opened.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.export_command import export_command
+from dpad.runtime.bundle.manifest import EngineEntry
+from dpad.runtime.bundle.precision import (
+    DYNAMIC,
+    FULL,
+    PACKED,
+    is_quantized,
+    rows_dtype,
+    step_name,
+    suffix,
+)
+from dpad.runtime.checks import as_integer, is_integer
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.machine import Machine, library_version
+from dpad.runtime.errors import EngineMismatch, EngineUnavailable, InvalidRequest
+from dpad.runtime.extras import install
+from dpad.runtime.show import shown
+
+AUTO = "auto"
+_THREADS = 4  # at most for each processor: with many more, they wait for each other
+_LIBRARIES = {"tensorrt_rtx": ("tensorrt-rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}  # distribution, extra
+_AMPERE = (8, 0)
+_CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in bfloat16 (microsoft/onnxruntime#28768)
+# By the list of kernels in ONNX Runtime's docs/OperatorKernels.md its CUDA provider has bfloat16 for every
+# operator of the step. float16 comes first all the same: without a fused kernel for the shape or the GPU, Attention
+# falls back to its function body, which mixes types in bfloat16 and fails (microsoft/onnxruntime#27891).
+_CUDA_DTYPES = ("float16", "bfloat16", "float32")
+_FIXED = "it cannot add to its cache block by block, as this block-causal model needs"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to run the bundle: its name, the name of its step, the file, and what stands in the way (None: nothing).
+
+    Either a plan, whose `entry` it is, or ONNX Runtime on a `provider`, "cpu" or "cuda".
+    """
+
+    name: str
+    dtype: str
+    file: str
+    obstacle: str | None
+    entry: EngineEntry | None = None
+    provider: str = ""
+
+
+def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
+    """Everything in the bundle that could run, in the order in which `auto` tries it."""
+    found = [
+        Candidate(_plan_name(entry), entry.dtype, entry.file, _plan_obstacle(entry, bundle, machine), entry)
+        for entry in bundle.manifest.engines
+    ]
+    steps = bundle.manifest.steps
+    for weights in (FULL, *PACKED):
+        for provider, dtypes in (("cuda", _CUDA_DTYPES), ("cpu", _CPU_DTYPES)):
+            name = next((name for dtype in dtypes if (name := step_name(dtype, weights)) in steps), None)
+            if name is not None:
+                found.append(onnxruntime(provider, name, bundle, _onnxruntime_obstacle(provider, machine)))
+    if DYNAMIC in steps:
+        found.append(onnxruntime("cpu", DYNAMIC, bundle, _onnxruntime_obstacle("cpu", machine)))
+    if bundle.manifest.contract.block_causal:
+        found = [replace(c, obstacle=c.obstacle or _FIXED) if c.provider == "cuda" else c for c in found]
+    return sorted(found, key=lambda candidate: is_quantized(candidate.dtype))
+
+
+def onnxruntime(provider: str, step: str, bundle: Bundle, obstacle: str | None) -> Candidate:
+    """A step of the bundle in ONNX Runtime."""
+    name, file = f"onnxruntime-{provider}{suffix(step)}", bundle.manifest.steps[step].onnx
+    return Candidate(name, step, file, obstacle, provider=provider)
+
+
+def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
+    """Raise `EngineMismatch`, naming the field and the rebuilding command, unless `entry` fits here.
+
+    Called before a plan is deserialised: plans are executable code.
+    """
+    step = bundle.manifest.steps.get(entry.dtype)
+    files = bundle.manifest.files
+    here: dict[str, Any] = {
+        "platform": machine.platform,
+        "library_version": library_version(_LIBRARIES.get(entry.library, (entry.library,))[0]),
+        "compute_capability": machine.gpu.compute_capability if machine.gpu else None,
+        "step_sha256": files[entry.onnx].sha256 if entry.onnx in files else None,
+        "weights_sha256": tuple(files[name].sha256 for name in step.weights) if step else None,
+    }
+    for field, value in here.items():
+        built = getattr(entry, field)
+        if built != value and not _compatible(entry, field, value):
+            raise EngineMismatch(
+                f"{entry.file}: {field} is {built!r} in the engine and {value!r} here; rebuild it with: "
+                f"{_rebuild(bundle, here['compute_capability'] or entry.compute_capability)}"
+            )
+
+
+def _compatible(entry: EngineEntry, field: str, value: str | None) -> bool:
+    """Whether the flags of the build allow another `value` of `field` than the builder's."""
+    if value is None:
+        return False
+    if field == "library_version" and entry.flags.version_compatible:
+        built, here = _numbers(entry.library_version), _numbers(value)
+        return here[:1] == built[:1] and here >= built
+    if field == "compute_capability" and entry.flags.hardware_compatible:
+        return _numbers(value) >= _AMPERE
+    return False
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _rebuild(bundle: Bundle, capability: str) -> str:
+    """`--force`, because nothing but the machine may differ."""
+    return f"{export_command(bundle.manifest, bundle.directory, capabilities=capability)} --force"
+
+
+def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
+    """Open the best engine, or the one called `name`; raises `EngineUnavailable` or `EngineMismatch`.
+
+    Quantized steps have to be asked for by name, unless the bundle has no other.
+    """
+    most = _THREADS * (os.cpu_count() or 1)
+    threads = as_integer(threads, "threads")
+    if not is_integer(threads) or not 0 <= threads <= most:
+        raise InvalidRequest(
+            f"threads {shown(threads)} must be an integer from 0 to {most}, {_THREADS} a processor here"
+        )
+    machine = Machine.current()
+    found = candidates(bundle, machine)
+    if name == AUTO:
+        exact = not all(is_quantized(step) for step in bundle.manifest.steps)
+        usable = [c for c in found if c.obstacle is None and not (exact and is_quantized(c.dtype))]
+        if not usable:
+            raise EngineUnavailable(_nothing_runs(bundle, found))
+        return _open(bundle, usable[0], threads)
+    chosen = next((candidate for candidate in found if candidate.name == name), None)
+    if chosen is None:
+        known = ", ".join([AUTO, *(candidate.name for candidate in found)])
+        raise EngineUnavailable(f"{bundle.directory} has no engine {shown(name)} (it has {known})")
+    if chosen.entry is not None and _missing(chosen.entry, machine) is None:
+        require_match(chosen.entry, bundle, machine)
+    if chosen.obstacle is not None:
+        raise EngineUnavailable(f"{name} cannot run here: {chosen.obstacle}")
+    return _open(bundle, chosen, threads)
+
+
+def _open(bundle: Bundle, candidate: Candidate, threads: int) -> Engine:
+    if candidate.entry is not None:
+        return _open_plan(bundle, candidate.entry, candidate.name)
+    from dpad.runtime.engines.onnx import OnnxEngine
+
+    path, contract = bundle.path(candidate.file), bundle.manifest.contract
+    return OnnxEngine(path, contract, candidate.dtype, candidate.provider, threads)
+
+
+def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
+    from dpad.runtime.engines.gpu.cuda import CudaDevice
+    from dpad.runtime.engines.tensorrt.engine import TrtEngine
+
+    return TrtEngine(
+        import_module(entry.library),
+        bundle.path(entry.file),
+        bundle.manifest.contract,
+        rows_dtype(entry.dtype),
+        CudaDevice(),
+        bundle.path(entry.onnx) if entry.flags.strip_weights else None,
+        name=name,
+        host_code=entry.flags.version_compatible,
+        kernel_cache=f"kernels-{bundle.manifest.files[entry.file].sha256[:32]}.cache",
+    )
+
+
+def _plan_name(entry: EngineEntry) -> str:
+    plugin = "" if entry.attention == "native" else f"-{entry.attention}"
+    return f"{entry.target}-{entry.dtype}-sm{entry.compute_capability.replace('.', '')}{plugin}"
+
+
+def _plan_obstacle(entry: EngineEntry, bundle: Bundle, machine: Machine) -> str | None:
+    if missing := _missing(entry, machine):
+        return missing
+    try:
+        require_match(entry, bundle, machine)
+    except EngineMismatch as error:
+        return str(error)
+    return None
+
+
+def _missing(entry: EngineEntry, machine: Machine) -> str | None:
+    """What this machine lacks to run any plan of the library; None if nothing."""
+    if machine.gpu is None:
+        return machine.why_no_gpu
+    if entry.library not in _LIBRARIES:
+        return f"no library {entry.library!r} is known to this version of dpad"
+    distribution, extra = _LIBRARIES[entry.library]
+    for needed in (distribution, "cuda-bindings"):
+        if library_version(needed) is None:
+            return f"{needed} is not installed ({install(extra)})"
+    return None
+
+
+def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
+    if find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed (pip install onnxruntime)"
+    from dpad.runtime.engines.onnx import require_provider
+
+    try:
+        require_provider(provider)
+    except EngineUnavailable as error:
+        return str(error)
+    return machine.why_no_gpu if provider == "cuda" and machine.gpu is None else None
+
+
+def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
+    quantized = "runs, but its answers may differ from the checkpoint's: ask for it by name"
+    reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle or quantized}" for candidate in found)
+    command = export_command(bundle.manifest, bundle.directory, dtypes="float32")
+    return (
+        f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
+        f"for a CPU, add a float32 step: {command}\n"
+        "or run eagerly, slowly, where torch is installed: engine torch"
+    )

@@ -1,0 +1,207 @@
+"""`TrtPlan`: a compiled plan, opened: checked, refitted where it needs it, with contexts on demand.
+
+    plan = TrtPlan(trt, path, contract, "float16", device, step_onnx=None)
+    plan.limits[CACHED]["Q"]         # (smallest, largest)
+    context = plan.new_context(REFRESH)
+
+The library (`tensorrt` or `tensorrt_rtx`) is passed in; where the two differ, what decides
+is whether the module has the thing in question. A plan is executable code: whoever calls
+this has compared its hash with the manifest (`Bundle.open`, `require_match`).
+"""
+
+import mmap
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engines import user_cache
+from dpad.runtime.engines.gpu.device import Device
+from dpad.runtime.engines.gpu.step_shape import StepShape
+from dpad.runtime.engines.tensorrt.log import make_logger
+from dpad.runtime.errors import EngineError, EngineMismatch
+
+REFRESH, CACHED = 0, 1  # the profiles, in the order in which the builder adds them
+
+Limits = dict[str, tuple[int, int]]  # axis -> smallest and largest size
+
+
+class TrtPlan:
+    """The deserialised engine and the memory that all of its contexts share."""
+
+    def __init__(
+        self,
+        trt: Any,
+        path: Path,
+        contract: StepContract,
+        dtype: str,
+        device: Device,
+        step_onnx: Path | None = None,
+        host_code: bool = False,
+        kernel_cache: str | None = None,
+        cuda_graphs: bool = True,
+    ) -> None:
+        """Open `path`.
+
+        Args:
+            trt: the module `tensorrt` or `tensorrt_rtx`.
+            path: the plan.
+            contract, dtype: what the plan must be, or `EngineError` is raised.
+            device: where it runs; must be current.
+            step_onnx: the file to refit a weight-stripped plan from.
+            host_code: let the plan bring code for this host; only version-compatible plans
+                of TensorRT do, in the shape of a runtime of their own.
+            kernel_cache: name in the user's cache folder for the kernels that TensorRT-RTX
+                compiles here.
+            cuda_graphs: let TensorRT-RTX record CUDA graphs.
+
+        Raises:
+            EngineMismatch: TensorRT-RTX says that the plan cannot run here.
+            EngineError: the library's own words otherwise.
+        """
+        self.logger = make_logger(trt)
+        self._trt, self._device, self._path = trt, device, path
+        self._memory = 0
+        self._inputs = contract.inputs(dtype)
+        self._kernel_file = kernel_cache
+        self._runtime: Any = None
+        self._kernels: Any = None
+        self._config: Any = None
+        self._engine = self._deserialise(host_code)
+        if step_onnx is not None:
+            self._refit(step_onnx)
+        self._check_signature(contract, dtype)
+        self.limits = [self._limits(contract, dtype, profile) for profile in (REFRESH, CACHED)]
+        self._config = self._runtime_config(cuda_graphs)
+        self._memory_size = int(self._engine.device_memory_size_v2)
+        self._memory = device.alloc(max(self._memory_size, 1))
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether the library records CUDA graphs on its own (TensorRT-RTX), so that nobody else should."""
+        return bool(self._trt.__name__ == "tensorrt_rtx" and hasattr(self._trt, "CudaGraphStrategy"))
+
+    def new_context(self, profile: int) -> Any:
+        """An execution context for `profile`. All contexts share one block of memory: run one at a time."""
+        context = self._create_context()
+        if context is None:
+            raise self.error("gives no execution context")
+        if not context.set_optimization_profile_async(profile, self._device.stream):
+            raise self.error(f"cannot use profile {profile}")
+        context.set_device_memory(self._memory, self._memory_size)
+        return context
+
+    def bind(self, context: Any, shape: StepShape, addresses: Mapping[str, int]) -> None:
+        """Tell a context the shape and the address of every tensor of a step."""
+        for spec in self._inputs:
+            if not context.set_input_shape(spec.name, shape.of(spec.axes)):
+                raise self.error(f"refuses {spec.name} of shape {shape.of(spec.axes)}")
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise self.error(f"refuses the address of {name}")
+
+    def close(self) -> None:
+        """Save compiled kernels and free everything; contexts must be gone. Safe to call twice."""
+        if self._kernels is not None and self._kernel_file is not None:
+            with suppress(Exception):  # the next start compiles again, nothing else is lost
+                user_cache.write(self._kernel_file, bytes(self._kernels.serialize()))
+        self._config = self._kernels = self._engine = self._runtime = None
+        if self._memory:
+            self._device.free(self._memory)
+            self._memory = 0
+
+    def _deserialise(self, host_code: bool) -> Any:
+        try:
+            with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+                self._runtime = self._trt.Runtime(self.logger)
+                if host_code:
+                    self._runtime.engine_host_code_allowed = True
+                self._check_validity(plan)
+                engine = self._runtime.deserialize_cuda_engine(plan)
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            raise self.error(f"cannot be opened ({error})") from error
+        if engine is None:
+            raise self.error("cannot be deserialised")
+        return engine
+
+    def _check_validity(self, plan: mmap.mmap) -> None:
+        """TensorRT-RTX can say whether a plan fits this machine before it is deserialised."""
+        if not hasattr(self._runtime, "get_engine_validity"):
+            return
+        validity, bits = self._runtime.get_engine_validity(plan)
+        if validity != self._trt.EngineValidity.INVALID:
+            return
+        kinds = self._trt.EngineInvalidityDiagnostics
+        names = [name for name in dir(kinds) if name.isupper() and int(getattr(kinds, name)) & int(bits)]
+        raise EngineMismatch(
+            f"{self._path} cannot run on this machine ({', '.join(names) or 'no reason given'}): {self.logger.words()}"
+        )
+
+    def _refit(self, step_onnx: Path) -> None:
+        """Put the weights of `step_onnx` into a plan that was built without them."""
+        refitter = self._trt.Refitter(self._engine, self.logger)
+        parser = self._trt.OnnxParserRefitter(refitter, self.logger)
+        done = parser.refit_from_file(str(step_onnx))
+        if missing := refitter.get_missing_weights():
+            raise self.error(
+                f"lacks {len(missing)} weights after a refit from {step_onnx} (first {sorted(missing)[0]!r})"
+            )
+        if not done:
+            problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+            raise self.error(f"cannot be refitted from {step_onnx}: {'; '.join(problems)}")
+        if not refitter.refit_cuda_engine():
+            raise self.error(f"refused the weights of {step_onnx}")
+
+    def _check_signature(self, contract: StepContract, dtype: str) -> None:
+        engine, kinds, modes = self._engine, self._trt.DataType, self._trt.TensorIOMode
+        types = {
+            "int64": kinds.INT64,
+            "float32": kinds.FLOAT,
+            "float16": kinds.HALF,
+            "bfloat16": kinds.BF16,
+        }
+        want = {spec.name: (modes.INPUT, types[spec.dtype]) for spec in contract.inputs(dtype)}
+        want |= {spec.name: (modes.OUTPUT, types[spec.dtype]) for spec in contract.outputs(dtype)}
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        have = {name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name)) for name in names}
+        profiles = engine.num_optimization_profiles
+        for spec in contract.inputs(dtype):
+            sizes = engine.get_tensor_profile_shape(spec.name, 0)[2] if spec.name in have else ()
+            if any(isinstance(axis, int) and axis != size for axis, size in zip(spec.axes, sizes)):
+                have.pop(spec.name)
+        if wrong := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
+            raise EngineError(f"{self._path}: tensor {wrong[0]!r} is not that of the contract; export the bundle again")
+        if profiles != 2:
+            raise EngineError(f"{self._path} has {profiles} profiles instead of 2; export the bundle again")
+
+    def _limits(self, contract: StepContract, dtype: str, profile: int) -> Limits:
+        limits: Limits = {}
+        for spec in contract.inputs(dtype):
+            low, _, high = self._engine.get_tensor_profile_shape(spec.name, profile)
+            limits |= {axis: (a, b) for axis, a, b in zip(spec.axes, low, high) if isinstance(axis, str)}
+        return limits
+
+    def _runtime_config(self, cuda_graphs: bool) -> Any:
+        """How TensorRT-RTX runs contexts: its own CUDA graphs, and kernels kept for the next start."""
+        if not self.captures_itself:
+            return None
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        strategies = self._trt.CudaGraphStrategy
+        config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if cuda_graphs else strategies.DISABLED
+        if self._kernel_file is not None:
+            self._kernels = config.create_runtime_cache()
+            if saved := user_cache.read(self._kernel_file):
+                self._kernels.deserialize(saved)  # False: made elsewhere, and ignored
+            config.set_runtime_cache(self._kernels)
+        return config
+
+    def _create_context(self) -> Any:
+        if self._config is not None:
+            return self._engine.create_execution_context(runtime_config=self._config)
+        return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+    def error(self, what: str) -> EngineError:
+        """`what` went wrong with the plan, in the library's own words."""
+        return EngineError(f"{self._path} {what}: {self.logger.words()}")

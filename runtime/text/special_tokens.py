@@ -1,0 +1,56 @@
+"""The special tokens that a chat template knows by name, such as `bos_token`, as transformers reads them.
+
+    named_tokens(directory, padding="<|endoftext|>")     # {"bos_token": "<s>", ...}
+
+They are those of tokenizer_config.json; then, unless that lists the added tokens, those of special_tokens_map.json,
+the older file; and what the tokenizer's class has where neither says anything.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpad.runtime.bundle.files import read_json
+from dpad.runtime.errors import BundleError
+
+_END = "<|endoftext|>"
+_DEFAULTS: dict[str, dict[str, str]] = {
+    "Qwen2Tokenizer": {"unk_token": _END, "eos_token": _END, "pad_token": _END},
+    "DreamTokenizer": {"unk_token": _END, "eos_token": _END, "pad_token": _END},
+    "GPT2Tokenizer": {"unk_token": _END, "bos_token": _END, "eos_token": _END},
+}
+
+
+def named_tokens(directory: Path, padding: str | None = None) -> dict[str, str]:
+    """Name -> token. `padding` is that of tokenizer.json. Raises `BundleError` for a file that cannot be read."""
+    config = read_table(directory / "tokenizer_config.json")
+    told: dict[str, Any] = {"pad_token": padding, **_defaults(config)} | config
+    if "added_tokens_decoder" not in config:
+        told |= read_table(directory / "special_tokens_map.json")
+    named = {name: value for name, value in told.items() if name.endswith("_token")}
+    for name in ("model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens"):
+        more = told.get(name)
+        named |= more if isinstance(more, dict) else {}
+    return {name: text for name, value in named.items() if (text := _text(value)) is not None}
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty without the file; raises `BundleError`."""
+    if not path.exists():
+        return {}
+    try:
+        data = read_json(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _defaults(config: Mapping[str, Any]) -> dict[str, str]:
+    name = config.get("tokenizer_class")
+    return _DEFAULTS.get(name.removesuffix("Fast"), {}) if isinstance(name, str) else {}
+
+
+def _text(value: Any) -> str | None:
+    """A token is written as text or as {"content": text}."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None

@@ -1,0 +1,169 @@
+"""Jinja as transformers sets it up for chat templates, in a sandbox that counts what a template does.
+
+    template = TemplateEnvironment().from_string(source)
+    with rendering(Budget(), None, datetime.now()):
+        template.render(messages=messages, ...)
+
+The parsed template is changed before it becomes Python, so that everything whose cost depends on data is counted
+before it runs: bodies of loops and macros, operators, comparisons, slices, filters, tests and calls. Nothing is
+computed while a template is compiled, and only methods with a known cost can be called.
+"""
+
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jinja2 import Environment, Undefined, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import BlockReference, Context, LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
+from jinja2.utils import Cycler, Joiner
+from markupsafe import Markup
+
+from dpad.runtime.text.template_budget import CHARACTERS, Exhausted
+from dpad.runtime.text.template_costs import binary, method, padding
+from dpad.runtime.text.template_filters import counted_filters, counted_tests, now, settled, written
+from dpad.runtime.text.template_globals import GLOBALS, TemplateDict
+from dpad.runtime.text.template_meter import metered
+
+SOURCE = 200_000  # characters of a template, which take seconds to compile
+_SCOPE = ("_block_vars", "_loop_vars")  # what Jinja's code adds to the arguments of a call
+
+
+class GenerationTag(Extension):
+    """`{% generation %}` ... `{% endgeneration %}`: what an assistant writes, for training; here it is written as is.
+
+    A block of its own scope, as in transformers: what is set inside is not seen behind it.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The block as a call that writes what it holds."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
+
+    def _write(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def _concat(parts: Iterable[str]) -> str:
+    """The pieces that a template, a macro or a block has written, as one text."""
+    pieces = list(parts)
+    now().budget.spend(sum(map(len, pieces)) // CHARACTERS)
+    return "".join(pieces)
+
+
+class TemplateEnvironment(ImmutableSandboxedEnvironment):
+    """The filters, tests, globals and tags of transformers' chat templates, counted."""
+
+    concat = staticmethod(_concat)
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[GenerationTag, loopcontrols],
+            optimized=False,
+            finalize=written,
+            cache_size=0,
+        )
+        self.filters = counted_filters(self.filters)
+        self.tests = counted_tests(self.tests)
+        self.globals = {"range": self.globals["range"], **GLOBALS}
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        return super()._generate(metered(source), *args, **kwargs)
+
+    def _parse(self, source: str, *args: Any, **kwargs: Any) -> nodes.Template:
+        if len(source) > SOURCE:
+            raise Exhausted(f"it is {len(source):,} characters long, over the limit of {SOURCE:,}")
+        return super()._parse(source, *args, **kwargs)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """`obj[argument]`, where an argument that is data may be hashed, or written into an error."""
+        run = now()
+        run.budget.spend(run.budget.weigh(argument))
+        if run.disguise is not None and isinstance(argument, str):
+            argument = run.disguise.show(argument)
+        return super().getitem(obj, argument)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """`left operator right`, its cost counted before."""
+        budget = now().budget
+        budget.spend(binary(budget, operator, left, right))
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """A macro, a loop, a function of `GLOBALS` or a method that has a cost; nothing else can be called."""
+        run = now()
+        run.budget.spend(10)
+        if isinstance(__obj, (Macro, LoopContext, BlockReference)):
+            run.budget.enter()
+            try:
+                return super().call(__context, __obj, *args, **kwargs)
+            finally:
+                run.budget.leave()
+        args = tuple(map(settled, args))
+        given = {name: value for name, value in kwargs.items() if name not in _SCOPE}
+        run.budget.spend(__self._cost(__obj, args, given))
+        owner = getattr(__obj, "__self__", None)
+        if run.disguise is not None and type(owner) is str:
+            return run.disguise.method(__obj.__name__, owner, args, given)
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def _cost(self, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        budget = now().budget
+        values = (*args, *kwargs.values())
+        if isinstance(called, (types.MethodType, types.BuiltinMethodType)):
+            owner = called.__self__
+            if isinstance(owner, (Cycler, LoopContext, GenerationTag, TemplateDict)):
+                return sum(map(budget.weigh, values))
+            steps = method(budget, owner, called.__name__, args, kwargs)
+            if steps is None:
+                raise SecurityError(f"{type(owner).__name__}.{called.__name__} is not for templates")
+            return steps
+        if isinstance(called, (Undefined, Joiner, _Format)) or any(called is known for known in self.globals.values()):
+            return sum(map(budget.weigh_text, values))
+        raise SecurityError(f"a value of type {type(called).__name__} cannot be called")
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`format` of a text, sandboxed as Jinja's own, its widths counted."""
+        return None if super().wrap_str_format(value) is None else _Format(self, value)
+
+
+class _Format:
+    """`text.format` or `text.format_map`, of the text that has this method."""
+
+    def __init__(self, environment: TemplateEnvironment, method: Any) -> None:
+        self._environment, self._text, self._mapped = environment, method.__self__, method.__name__ == "format_map"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        if self._mapped:
+            (kwargs,), args = args, ()
+        if isinstance(self._text, Markup):
+            escaping = _CountedEscaping(self._environment, escape=self._text.escape)
+            return type(self._text)(escaping.vformat(self._text, args, kwargs))
+        return _Counted(self._environment).vformat(self._text, args, kwargs)
+
+
+class _Counted(SandboxedFormatter):
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        budget = now().budget
+        budget.spend(budget.weigh_text(value) + padding(format_spec) // CHARACTERS)
+        return super().format_field(value, format_spec)
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        budget = now().budget
+        budget.spend(12 * budget.weigh_text(value))
+        return super().convert_field(value, conversion)
+
+
+class _CountedEscaping(_Counted, SandboxedEscapeFormatter):
+    pass
