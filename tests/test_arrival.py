@@ -1,6 +1,7 @@
 """A bundle that did not arrive whole says what happened to it, and a path beside a bundle where it is."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
@@ -14,6 +15,7 @@ from test_travel import STEP, TOKENIZER, WEIGHTS, text_of, to_hub_cache
 
 import dpad
 from dpad.cli import main
+from dpad.export.writing import writer
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 
@@ -65,7 +67,11 @@ HAPPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "upper case folder": (lambda b: (b / "float32").rename(b / "FLOAT32"), "FLOAT32/.* was renamed"),
     "rsync": (
         lambda b: (b / STEP).rename(b / "float32/.step.onnx.a1B2c3"),
-        "interrupted copy of float32/step.onnx.*rsync again",
+        "interrupted copy of float32/step.onnx.*copy or download it again",
+    ),
+    "browser": (
+        lambda b: (b / STEP).rename(b / "float32/step.onnx.crdownload"),
+        "interrupted copy of float32/step.onnx.*copy or download it again",
     ),
     "hf download": (_unfinished, "not finished: run the same hf download again"),
     "half a copy": (lambda b: _write(b / WEIGHTS, "half"), "has 4 bytes.*copy it again.*again: dpad export"),
@@ -113,3 +119,38 @@ def test_a_path_above_bundles_says_where_they_are(bundle: Path, tmp_path: Path) 
     assert "bundle is" not in str(refused.value)
     with pytest.raises(errors.MissingFile, match=r"is a checkpoint and not a bundle; make one with: dpad"):
         Bundle.open(write_source(tmp_path / "source"))
+
+
+def test_a_hub_cache_that_lacks_a_file_says_to_download_it_again(bundle: Path, tmp_path: Path) -> None:
+    """Fails if what half a download left, or damaged, is to be copied or exported again."""
+    snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
+    blob = (snapshot / WEIGHTS).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    with pytest.raises(errors.AlteredFile, match="hf download with --force-download"):
+        Bundle.open(snapshot)
+    blob.rename(blob.with_suffix(".incomplete"))
+    with pytest.raises(errors.MissingFile, match="does not have: run the same hf download again"):
+        Bundle.open(snapshot)
+
+
+def test_a_bundle_in_a_hub_cache_is_not_replaced(bundle: Path, tmp_path: Path) -> None:
+    """Fails if an export into a hub's cache works for its whole time before it finds out that it cannot end."""
+    snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
+    with pytest.raises(errors.ExportError, match="hub's cache, whose files are links"), writer.stage_bundle(snapshot):
+        raise AssertionError("the work began")
+    with pytest.raises(errors.MissingFile, match=f"bundles lie in it: {snapshot}"):
+        Bundle.open(tmp_path / "hub")
+
+
+def test_an_address_is_no_directory() -> None:
+    """Fails if who gives an address is told to export to it."""
+    with pytest.raises(errors.MissingFile, match="fetch it first, with hf download"):
+        dpad.load("https://example.org/a/b")
+
+
+def test_a_path_that_is_no_text_says_so(bundle: Path, tmp_path: Path) -> None:
+    """Fails if a path that ONNX Runtime cannot take ends in words about its constructor."""
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    shutil.copytree(bundle, odd)
+    with pytest.raises(errors.EngineError, match="no UTF-8 text.*rename the directory"):
+        dpad.load(odd)

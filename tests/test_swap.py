@@ -223,3 +223,25 @@ def test_what_cannot_be_replaced_is_refused_before_the_work(whole: Bundle, tmp_p
         make(whole, tmp_path / "a\0b")
     with pytest.raises(errors.ExportError, match="mount point|would be lost"):
         write_checkpoint("llada", Path("/dev/shm"), 1, 0, Progress())
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_what_was_edited_in_a_bundle_is_kept(whole: Bundle, tmp_path: Path, when: str) -> None:
+    """Fails if the chat template that somebody mended in a bundle is gone after the next export."""
+    out = make(whole, tmp_path / "out")
+    path = out / "tokenizer/chat_template.jinja"
+
+    def mend() -> None:
+        path.unlink()  # its storage is shared
+        path.write_text("mine")
+
+    if when == "before":
+        mend()
+    with pytest.warns(UserWarning, match=r"by hand lies in .*out\.old: tokenizer/chat_template\.jinja"):
+        make(whole, out, mend if when == "meanwhile" else lambda: None)
+    Bundle.open(out)
+    assert path.read_text() != "mine"
+    assert [
+        p.relative_to(tmp_path / "out.old").as_posix() for p in (tmp_path / "out.old").rglob("*") if p.is_file()
+    ] == ["tokenizer/chat_template.jinja"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.old"]

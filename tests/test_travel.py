@@ -140,7 +140,6 @@ LEAVES = {
     "a blob that is a link": _through_blobs,
     "a blob of another name": _own_name,
     "a folder": _folder,
-    "a blob that is gone": lambda snapshot: _blob(snapshot).unlink(),
     "a manifest elsewhere": _manifest,
     "one file that is none": _one_file,
     "a companion elsewhere": lambda snapshot: _relink(snapshot, Path("/etc/passwd"), "README.md"),

@@ -11,13 +11,15 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from warnings import warn
 
 from dpad.export.writing.workspace import shorten
 from dpad.runtime.bundle.manifest import FILE_NAME
+from dpad.runtime.bundle.tree import walk
 from dpad.runtime.errors import ExportError
 
 Check = Callable[[Path], object]  # raises ExportError
-Replaceable = Callable[[Path], list[str]]  # names of all that lies in a directory; raises ExportError if some must stay
+Replaceable = Callable[[Path], list[str]]  # names of what may go with a directory; raises ExportError if it may not
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -45,8 +47,14 @@ def put_in_place(stage: Path, destination: Path, replaceable: Replaceable, check
             _swap(old, destination, stage)
         kept = _set_aside(stage, destination, "new")
         raise ExportError(f"{error}; {destination} is as it was, and what was made lies in {kept}") from error
+    edited = sorted({name for name, _ in walk(old)} - set(names)) if old.exists() else []
     _discard(old, names)
-    if left := rescue(stage.parent, destination, replaceable):
+    if (left := rescue(stage.parent, destination, replaceable)) and edited:
+        warn(
+            f"{destination} is the new one; what was changed in the old one by hand lies in {left}: {edited[0]}",
+            stacklevel=2,
+        )
+    elif left:
         raise ExportError(f"{destination} is the new one; files that were put into the old one lie in {left}")
 
 

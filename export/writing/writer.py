@@ -7,14 +7,15 @@
 
 An interrupted export leaves nothing half-made: the stage lies in a hidden sibling, removed on failure and, after a
 kill, by the next export. What others put into the destination meanwhile is never lost: it is looked for before
-the two directories change places, and after.
+the two directories change places, and after. Nor is what somebody changed in a bundle's own texts by hand.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,11 @@ from dpad.runtime.bundle.manifest import FileEntry, Manifest
 from dpad.runtime.bundle.tree import walk
 from dpad.runtime.errors import BundleError, ExportError
 
+Listing = Mapping[str, str | None]  # files of a directory, with the SHA-256 of those that have one
+
+_TEXTS = (".json", ".jinja", ".txt")  # what people edit
+_TEXT_LIMIT = 64 << 20  # bytes
+
 
 def stage_bundle(destination: Path, instead_of: Manifest | None = None) -> AbstractContextManager[Path]:
     """`stage_directory` for a bundle, which may take the place of another bundle: of any, or of that one only."""
@@ -46,7 +52,7 @@ def stage_bundle(destination: Path, instead_of: Manifest | None = None) -> Abstr
 @contextmanager
 def stage_directory(
     destination: Path,
-    listed: Callable[[Path], set[str]] = lambda directory: set(),
+    listed: Callable[[Path], Listing] = lambda directory: {},
     check: Callable[[Path], object] = lambda directory: None,
 ) -> Iterator[Path]:
     """A fresh directory that becomes `destination` when the block ends without an exception.
@@ -130,8 +136,8 @@ def _check_movable(destination: Path) -> None:
         raise ExportError(f"{destination} exists and may not be written to; choose another directory")
 
 
-def _replaceable(directory: Path, destination: Path, listed: Callable[[Path], set[str]]) -> list[str]:
-    """Names of all that lies in `directory`, folders before their contents.
+def _replaceable(directory: Path, destination: Path, listed: Callable[[Path], Listing]) -> list[str]:
+    """Names of what may go with `directory`, folders before their contents: all but texts that were edited by hand.
 
     Raises `ExportError`, naming the first, if files would be lost with it that nobody `listed`.
     """
@@ -140,29 +146,43 @@ def _replaceable(directory: Path, destination: Path, listed: Callable[[Path], se
     names = []
     try:
         for name, mode in walk(directory):
+            if stat.S_ISLNK(mode) and name in known:
+                raise ExportError(
+                    f"{destination} lies in a hub's cache, whose files are links; choose another directory, or remove "
+                    "it from the cache first"
+                )
             if not stat.S_ISDIR(mode) and name not in known and not is_litter(name):
                 raise ExportError(
                     f"{destination} exists and is not {wanted}: {name} would be lost; choose another directory, or "
                     "move the file away"
                 )
-            names.append(name)
+            if name not in known or not _is_edited(directory / name, known[name]):
+                names.append(name)
     except OSError as error:
         raise ExportError(f"{destination} cannot be looked through: {error}; choose another directory") from error
     return names
 
 
-def _files_of_bundle(directory: Path) -> set[str]:
-    """Names of all files of a bundle, of any schema; none where manifest.json is another program's, as of web apps."""
+def _files_of_bundle(directory: Path) -> Listing:
+    """All files of a bundle, of any schema; none where manifest.json is another program's, as of web apps."""
     try:
         data = read_json(directory / manifests.FILE_NAME)
     except (OSError, ValueError):
-        return set()
+        return {}
     if not isinstance(data, dict) or type(data.get("schema_version")) is not int:
-        return set()
+        return {}
     files = data.get("files")
-    if isinstance(files, dict) and isinstance(data.get("contract"), dict):
-        return {manifests.FILE_NAME, *files}
-    return set()
+    if not isinstance(files, dict) or not isinstance(data.get("contract"), dict):
+        return {}
+    hashes = {name: told.get("sha256") if isinstance(told, dict) else None for name, told in files.items()}
+    return {manifests.FILE_NAME: None, **hashes}
+
+
+def _is_edited(path: Path, sha256: str | None) -> bool:
+    """Whether a text of a bundle is no longer what was exported: somebody's work, and of no use in the new one."""
+    if sha256 is None or path.suffix not in _TEXTS or path.stat().st_size > _TEXT_LIMIT:
+        return False
+    return hashlib.sha256(path.read_bytes()).hexdigest() != sha256
 
 
 def _manifest_of(directory: Path) -> Manifest | None:

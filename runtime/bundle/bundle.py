@@ -121,7 +121,7 @@ class Bundle:
     def _unlisted(self, name: str) -> str:
         path, listed = self.directory / name, self.manifest.files
         if whole := travel.partial_of(name, listed):
-            return f"{path} is what an interrupted copy of {whole} left: remove it, and run rsync again"
+            return f"{path} is what an interrupted copy of {whole} left: remove it, and copy or download it again"
         missing = (other for other in listed if not (self.directory / other).exists())
         if other := travel.renamed(name, missing):
             return f"{path} was renamed on its way, the manifest has {other}: give it that name again"
@@ -141,6 +141,8 @@ class Bundle:
     def _way_out(self) -> str:
         if travel.is_unfinished(self.directory):
             return "the download was not finished: run the same hf download again"
+        if self.is_linked:
+            return "fetch it again into the hub's cache: run the same hf download with --force-download"
         again = export_command(self.manifest, self.directory)
         return f"copy it again from where it is whole, or make the bundle again: {again}"
 
@@ -201,6 +203,8 @@ def _check_link(directory: Path, name: str, copy: str) -> None:
     path = directory / name
     if travel.blob_of(directory, path) is not None:
         return
+    if travel.lacks_blob(directory, path):
+        raise MissingFile(f"{path} leads to what the hub's cache does not have: run the same hf download again")
     leads = "leads to" if path.exists() else "leads to what is not there:"
     raise SymlinkedFile(
         f"{path} is a symbolic link; it {leads} {os.readlink(path)}; a bundle holds plain files, or the links of a "

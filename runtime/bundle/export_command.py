@@ -7,6 +7,8 @@ An export replaces the whole bundle. So the command repeats every setting of the
 manifest's provenance has it, save what is the default anyway.
 """
 
+import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 from dpad.runtime.bundle.manifest import Manifest
 from dpad.runtime.bundle.precision import FULL
 from dpad.runtime.show import escaped
+
+_REMOTE = re.compile(r"https?:/.*")
 
 # Name of the setting: its option of `dpad export`, and the default.
 _OPTIONS: dict[str, tuple[str, Any]] = {
@@ -81,6 +85,8 @@ def first_export(directory: Path) -> str:
         what, model, out = "is a checkpoint and not a bundle", str(directory), Path("bundles", directory.resolve().name)
     elif directory.is_dir():
         what = "is not a bundle"
+    elif _REMOTE.fullmatch(os.fspath(directory)):
+        return f"{name} is not a directory; a bundle is opened from disk: fetch it first, with hf download"
     else:
         what = "is not a directory"
     return f"{name} {what}; make one with: {escaped(shlex.join(['dpad', 'export', model, '--out', str(out)]))}"

@@ -24,6 +24,7 @@ _SMALL, _TEXT = 1024, 16 << 20  # bytes
 _LINK_TEXT = re.compile(rb"(\.\./)+blobs/[0-9a-f]{40,64}\s*")
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PARTIAL = re.compile(r"(.*/)?\.(.+)\.[A-Za-z0-9]{6}")  # of rsync
+_UNFINISHED = re.compile(r"\.(part|partial|crdownload|download|incomplete|tmp|aria2)$")
 _MANY = 100  # entries of a folder that are looked at
 
 
@@ -36,6 +37,13 @@ def blob_of(directory: Path, path: Path) -> Path | None:
     target = Path(os.path.realpath(path))  # which a loop of links does not stop
     inside = target.parent == cache and _BLOB.fullmatch(target.name) and target.is_file()
     return target if inside else None
+
+
+def lacks_blob(directory: Path, path: Path) -> bool:
+    """Whether the link `path` leads to a blob of its repository that is not there, as after half a download."""
+    target = Path(os.path.realpath(path))
+    caches = [above / "blobs" for above in directory.resolve().parents if (above / "blobs").is_dir()]
+    return target.parent in caches[:1] and _BLOB.fullmatch(target.name) is not None and not target.exists()
 
 
 def copy_command(directory: Path, name: str) -> str:
@@ -78,10 +86,10 @@ def _plain(name: str) -> str:
 
 
 def partial_of(name: str, listed: Iterable[str]) -> str | None:
-    """The one of `listed` of which the file `name` is a beginning that an interrupted rsync left."""
+    """The one of `listed` of which the file `name` is a beginning that an interrupted copy or download left."""
     match = _PARTIAL.fullmatch(name)
-    whole = match and f"{match[1] or ''}{match[2]}"
-    return whole if whole in set(listed) else None
+    whole = f"{match[1] or ''}{match[2]}" if match else _UNFINISHED.sub("", name)
+    return whole if whole != name and whole in set(listed) else None
 
 
 def is_unfinished(directory: Path) -> bool:
@@ -99,7 +107,8 @@ def nearby(directory: Path) -> str:
             return f"; the bundle is {above[0]}"
         if not directory.is_dir():
             return ""
-        below = [path for path in _below(directory) if _is_bundle(path)]
+        snapshots = sorted(islice(directory.glob("models--*/snapshots/*"), _MANY))
+        below = [path for path in (*_below(directory), *snapshots) if _is_bundle(path)]
         if below:
             more = f" and {len(below) - 3} more" if len(below) > 3 else ""
             return f"; bundles lie in it: {', '.join(str(path) for path in below[:3])}{more}"

@@ -10,6 +10,7 @@ joins them to the new ones, on the CPU. `CacheRows` knows which row holds which 
 indices, and the few numbers a step decides, cross the bus.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,12 @@ def open_session(path: Path, provider: str, threads: int = 0, model: bytes | Non
     if model is not None:  # else it knows the folder, and that where a link leads to: a hub's cache is all links
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     wanted = PROVIDERS[provider]
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise EngineError(
+            f"{path!r} is no UTF-8 text, and ONNX Runtime opens no such path; rename the directory"
+        ) from None
     size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     roomy = provider != "cpu" or _PREPARED * size < available_memory()
     if not roomy:
