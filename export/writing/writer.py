@@ -144,13 +144,13 @@ def _replaceable(directory: Path, destination: Path, listed: Callable[[Path], Li
     known = listed(directory)
     wanted = "just a bundle" if listed is _files_of_bundle else "empty"
     names = []
+    if known and (directory / manifests.FILE_NAME).is_symlink():
+        raise ExportError(
+            f"{destination} lies in a hub's cache, whose files are links; choose another directory, or remove it from "
+            "the cache first"
+        )
     try:
         for name, mode in walk(directory):
-            if stat.S_ISLNK(mode) and name in known:
-                raise ExportError(
-                    f"{destination} lies in a hub's cache, whose files are links; choose another directory, or remove "
-                    "it from the cache first"
-                )
             if not stat.S_ISDIR(mode) and name not in known and not is_litter(name):
                 raise ExportError(
                     f"{destination} exists and is not {wanted}: {name} would be lost; choose another directory, or "
