@@ -9,10 +9,12 @@ from tokenizer_layouts import (
     DECODER,
     FAST,
     FIRST,
+    FLAGS,
     IDS,
     LAYOUTS,
     MERGES,
     OWN,
+    PLACED,
     QWEN_CLASS,
     TEXTS,
     VOCAB,
@@ -53,6 +55,32 @@ def test_ids_are_those_of_transformers(dream: Checkpoint, tmp_path: Path, layout
         assert codec.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
         if "<" not in text:
             assert codec.encode(text) == oracle.encode(text)
+
+
+CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }} <|im_end|>\n {% endfor %}<|im_start|>user"
+SAID = ("How many books?", " a\n", "x<|im_ start|>", "How <|mask|> many<|mask|>", "<|mask|>", "<|MASK|> books")
+
+
+@pytest.mark.parametrize("layout", ["whole", "parts of GPT-2", *PLACED])
+def test_a_chat_has_the_ids_of_transformers(dream: Checkpoint, tmp_path: Path, layout: str) -> None:
+    """Fails if a part of a prompt is encoded as if it stood elsewhere, or a special token that is said counts."""
+    files = LAYOUTS[layout] | {"chat_template.jinja": CHAT}
+    codec = place(dream, write(tmp_path / "source", files))
+    if "tokenizer.json" in files:  # the mask, which is what messages spell, is text where it is no token
+        content = files["tokenizer.json"]
+        other = {"<|mask|>": "<|no mask|>"}
+        kept = [token | {"content": other.get(text := token["content"], text)} for token in content["added_tokens"]]
+        settings = files["tokenizer_config.json"] | {"mask_token": None}
+        files = files | {"tokenizer.json": content | {"added_tokens": kept}, "tokenizer_config.json": settings}
+    else:
+        settings = files["tokenizer_config.json"]
+        table = settings["added_tokens_decoder"] | {str(IDS["<|mask|>"]): {"content": "<|no mask|>", **FLAGS}}
+        files = files | {"tokenizer_config.json": settings | {"mask_token": None, "added_tokens_decoder": table}}
+    oracle = AutoTokenizer.from_pretrained(write(tmp_path / "oracle", files))
+    for said in SAID:
+        messages = [{"role": "user", "content": said}, {"role": "assistant", "content": "12"}]
+        rendered = oracle.apply_chat_template(messages, tokenize=False)
+        assert codec.encode_chat(messages) == oracle.encode(rendered, add_special_tokens=False), said
 
 
 CONTRADICTIONS: dict[str, tuple[Files, str]] = {
