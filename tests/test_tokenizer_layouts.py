@@ -25,10 +25,13 @@ from tokenizer_layouts import (
     whole,
     write,
 )
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TokenizersBackend
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
+from dpad.export.tokenizer.classes import OVERRULING
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime import errors
+from dpad.runtime.text.special_tokens import DEFAULTS
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,8 @@ NOTES: dict[str, tuple[Files, str]] = {
         r"special_tokens_map.json: eos_token '<\|im_end\|>' does not count",
     ),
     "rules of the class": (whole(QWEN_CLASS), "names Qwen2Tokenizer, and tokenizer.json parts words by other rules"),
+    "another class": (whole(FAST | {"tokenizer_class": "GPTNeoXTokenizerFast"}), "GPTNeoXTokenizerFast, whose own"),
+    "split": (whole(FAST | {"split_special_tokens": True}), "split_special_tokens is not done"),
     "clean up": (LAYOUTS["words"] | {"tokenizer_config.json": {"clean_up_tokenization_spaces": True}}, "clean_up"),
     "dropout": (whole(FAST, sections={"model": WHOLE["model"] | {"dropout": 0.5}}), "dropout 0.5"),
 }  # fmt: skip
@@ -147,6 +152,44 @@ def test_what_an_export_decides_is_said(dream: Checkpoint, tmp_path: Path, case:
     codec = place(dream, write(tmp_path / "source", files), lines.append)
     assert re.search(said, "\n".join(lines))
     assert codec.encode(TEXTS[0]) == codec.encode(TEXTS[0])
+
+
+def test_classes_that_overrule_are_those_of_transformers() -> None:
+    """Fails if a class puts its rules over tokenizer.json without a word, or one is said to that does not."""
+    named = {name for name in TOKENIZER_MAPPING_NAMES.values() if name} | OVERRULING
+    classes = {name: tokenizer_class_from_name(name) for name in {name.removesuffix("Fast") for name in named}}
+    own = {name for name, found in classes.items() if found not in (None, TokenizersBackend)}
+    own = {name for name in own if "__init__" in vars(classes[name])}
+    assert {name for name in own if issubclass(classes[name], TokenizersBackend)} <= OVERRULING <= own
+
+
+SILENT = {
+    "the library's": whole(FAST),
+    "none": whole({}),
+    "one of the repository's": whole(
+        {"tokenizer_class": "BertTokenizer", "auto_map": {"AutoTokenizer": ["a.B", None]}}
+    ),
+    "one that is not known": whole({"tokenizer_class": "MyTokenizer"}),
+    "Llama's over bytes": whole({"tokenizer_class": "LlamaTokenizerFast"}),
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_of_a_class_that_leaves_the_file_as_it_is_nothing_is_said(dream: Checkpoint, tmp_path: Path, case: str) -> None:
+    """Fails if an export warns of a difference that is none."""
+    lines: list[str] = []
+    place(dream, write(tmp_path / "source", SILENT[case]), lines.append)
+    assert "own rules" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - {"DreamTokenizer"}))
+def test_templates_know_the_tokens_of_the_class(dream: Checkpoint, tmp_path: Path, name: str) -> None:
+    """Fails if `{{ bos_token }}` or the like is another one than transformers gives a class that names none."""
+    chat = "".join(f"[{{{{ {kind}_token }}}}]" for kind in ("bos", "eos", "unk", "pad", "cls", "sep", "mask"))
+    source = write(tmp_path / "source", whole({"tokenizer_class": name}) | {"chat_template.jinja": chat})
+    messages = [{"role": "user", "content": "a"}]
+    rendered = AutoTokenizer.from_pretrained(source).apply_chat_template(messages, tokenize=False)
+    assert place(dream, source).render(messages) == rendered
 
 
 def test_merges_may_have_blank_lines(dream: Checkpoint, tmp_path: Path) -> None:
