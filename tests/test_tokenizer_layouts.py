@@ -86,6 +86,19 @@ def test_a_chat_has_the_ids_of_transformers(dream: Checkpoint, tmp_path: Path, l
         assert codec.encode_chat(messages) == oracle.encode(rendered, add_special_tokens=False), said
 
 
+def test_text_is_never_a_token_where_ids_are_left_out(dream: Checkpoint, tmp_path: Path) -> None:
+    """Fails if a special token that a message spells is mixed up with a word of a high id."""
+    vocab = {"<unk>": 0, "How": 1, "<|mask|>": 2, "many": 4}
+    own = [{"id": 0, "content": "<unk>", **FLAGS}, {"id": 2, "content": "<|mask|>", **FLAGS}]
+    sections = {"pre_tokenizer": {"type": "Whitespace"}, "decoder": {"type": "Fuse"}}
+    sections["model"] = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    files = whole({}, own=own, sections=sections) | {"chat_template.jinja": "<|mask|>{{ messages[0].content }}"}
+    codec = place(dream, write(tmp_path / "source", files))
+    assert codec.encode_chat([{"role": "user", "content": "How many"}]) == [2, 1, 4]
+    with pytest.raises(errors.BundleError, match="leaves out ids"):
+        codec.encode_chat([{"role": "user", "content": "many <|mask|>"}])
+
+
 CONTRADICTIONS: dict[str, tuple[Files, str]] = {
     "two ids": (
         parts(QWEN_CLASS | {"added_tokens_decoder": DECODER}, added_tokens=IDS | {"<|mask|>": FIRST + 9}),
