@@ -9,10 +9,12 @@ from tokenizer_layouts import (
     DECODER,
     FAST,
     FIRST,
+    FLAGS,
     IDS,
     LAYOUTS,
     MERGES,
     OWN,
+    PLACED,
     QWEN_CLASS,
     TEXTS,
     VOCAB,
@@ -23,10 +25,13 @@ from tokenizer_layouts import (
     whole,
     write,
 )
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TokenizersBackend
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
+from dpad.export.tokenizer.classes import OVERRULING
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime import errors
+from dpad.runtime.text.special_tokens import DEFAULTS
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,45 @@ def test_ids_are_those_of_transformers(dream: Checkpoint, tmp_path: Path, layout
         assert codec.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
         if "<" not in text:
             assert codec.encode(text) == oracle.encode(text)
+
+
+CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }} <|im_end|>\n {% endfor %}<|im_start|>user"
+SAID = ("How many books?", " a\n", "x<|im_ start|>", "How <|mask|> many<|mask|>", "<|mask|>", "<|MASK|> books")
+
+
+@pytest.mark.parametrize("layout", ["whole", "parts of GPT-2", *PLACED])
+def test_a_chat_has_the_ids_of_transformers(dream: Checkpoint, tmp_path: Path, layout: str) -> None:
+    """Fails if a part of a prompt is encoded as if it stood elsewhere, or a special token that is said counts."""
+    files = LAYOUTS[layout] | {"chat_template.jinja": CHAT}
+    codec = place(dream, write(tmp_path / "source", files))
+    if "tokenizer.json" in files:  # the mask, which is what messages spell, is text where it is no token
+        content = files["tokenizer.json"]
+        other = {"<|mask|>": "<|no mask|>"}
+        kept = [token | {"content": other.get(text := token["content"], text)} for token in content["added_tokens"]]
+        settings = files["tokenizer_config.json"] | {"mask_token": None}
+        files = files | {"tokenizer.json": content | {"added_tokens": kept}, "tokenizer_config.json": settings}
+    else:
+        settings = files["tokenizer_config.json"]
+        table = settings["added_tokens_decoder"] | {str(IDS["<|mask|>"]): {"content": "<|no mask|>", **FLAGS}}
+        files = files | {"tokenizer_config.json": settings | {"mask_token": None, "added_tokens_decoder": table}}
+    oracle = AutoTokenizer.from_pretrained(write(tmp_path / "oracle", files))
+    for said in SAID:
+        messages = [{"role": "user", "content": said}, {"role": "assistant", "content": "12"}]
+        rendered = oracle.apply_chat_template(messages, tokenize=False)
+        assert codec.encode_chat(messages) == oracle.encode(rendered, add_special_tokens=False), said
+
+
+def test_text_is_never_a_token_where_ids_are_left_out(dream: Checkpoint, tmp_path: Path) -> None:
+    """Fails if a special token that a message spells is mixed up with a word of a high id."""
+    vocab = {"<unk>": 0, "How": 1, "<|mask|>": 2, "many": 4}
+    own = [{"id": 0, "content": "<unk>", **FLAGS}, {"id": 2, "content": "<|mask|>", **FLAGS}]
+    sections = {"pre_tokenizer": {"type": "Whitespace"}, "decoder": {"type": "Fuse"}}
+    sections["model"] = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    files = whole({}, own=own, sections=sections) | {"chat_template.jinja": "<|mask|>{{ messages[0].content }}"}
+    codec = place(dream, write(tmp_path / "source", files))
+    assert codec.encode_chat([{"role": "user", "content": "How many"}]) == [2, 1, 4]
+    with pytest.raises(errors.BundleError, match="leaves out ids"):
+        codec.encode_chat([{"role": "user", "content": "many <|mask|>"}])
 
 
 CONTRADICTIONS: dict[str, tuple[Files, str]] = {
@@ -106,6 +150,8 @@ NOTES: dict[str, tuple[Files, str]] = {
         r"special_tokens_map.json: eos_token '<\|im_end\|>' does not count",
     ),
     "rules of the class": (whole(QWEN_CLASS), "names Qwen2Tokenizer, and tokenizer.json parts words by other rules"),
+    "another class": (whole(FAST | {"tokenizer_class": "GPTNeoXTokenizerFast"}), "GPTNeoXTokenizerFast, whose own"),
+    "split": (whole(FAST | {"split_special_tokens": True}), "split_special_tokens is not done"),
     "clean up": (LAYOUTS["words"] | {"tokenizer_config.json": {"clean_up_tokenization_spaces": True}}, "clean_up"),
     "dropout": (whole(FAST, sections={"model": WHOLE["model"] | {"dropout": 0.5}}), "dropout 0.5"),
 }  # fmt: skip
@@ -119,6 +165,44 @@ def test_what_an_export_decides_is_said(dream: Checkpoint, tmp_path: Path, case:
     codec = place(dream, write(tmp_path / "source", files), lines.append)
     assert re.search(said, "\n".join(lines))
     assert codec.encode(TEXTS[0]) == codec.encode(TEXTS[0])
+
+
+def test_classes_that_overrule_are_those_of_transformers() -> None:
+    """Fails if a class puts its rules over tokenizer.json without a word, or one is said to that does not."""
+    named = {name for name in TOKENIZER_MAPPING_NAMES.values() if name} | OVERRULING
+    classes = {name: tokenizer_class_from_name(name) for name in {name.removesuffix("Fast") for name in named}}
+    own = {name for name, found in classes.items() if found not in (None, TokenizersBackend)}
+    own = {name for name in own if "__init__" in vars(classes[name])}
+    assert {name for name in own if issubclass(classes[name], TokenizersBackend)} <= OVERRULING <= own
+
+
+SILENT = {
+    "the library's": whole(FAST),
+    "none": whole({}),
+    "one of the repository's": whole(
+        {"tokenizer_class": "BertTokenizer", "auto_map": {"AutoTokenizer": ["a.B", None]}}
+    ),
+    "one that is not known": whole({"tokenizer_class": "MyTokenizer"}),
+    "Llama's over bytes": whole({"tokenizer_class": "LlamaTokenizerFast"}),
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_of_a_class_that_leaves_the_file_as_it_is_nothing_is_said(dream: Checkpoint, tmp_path: Path, case: str) -> None:
+    """Fails if an export warns of a difference that is none."""
+    lines: list[str] = []
+    place(dream, write(tmp_path / "source", SILENT[case]), lines.append)
+    assert "own rules" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - {"DreamTokenizer"}))
+def test_templates_know_the_tokens_of_the_class(dream: Checkpoint, tmp_path: Path, name: str) -> None:
+    """Fails if `{{ bos_token }}` or the like is another one than transformers gives a class that names none."""
+    chat = "".join(f"[{{{{ {kind}_token }}}}]" for kind in ("bos", "eos", "unk", "pad", "cls", "sep", "mask"))
+    source = write(tmp_path / "source", whole({"tokenizer_class": name}) | {"chat_template.jinja": chat})
+    messages = [{"role": "user", "content": "a"}]
+    rendered = AutoTokenizer.from_pretrained(source).apply_chat_template(messages, tokenize=False)
+    assert place(dream, source).render(messages) == rendered
 
 
 def test_merges_may_have_blank_lines(dream: Checkpoint, tmp_path: Path) -> None:

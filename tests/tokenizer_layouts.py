@@ -202,6 +202,30 @@ LAYOUTS: dict[str, Files] = {
     "sentencepiece": _model(METASPACE, METASPACE, type="Unigram", vocab=UNIGRAM, unk_id=0, byte_fallback=False),
 }
 
+# What a part of a text becomes depends on where it stands.
+FIRST_ALONE = METASPACE | {"prepend_scheme": "first"}
+BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+PREPEND = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, BLANKS]}
+NORMALIZED = [token | {"normalized": True} for token in OWN]
+LONGER = [
+    {"id": FIRST + 4, "content": "<|im_start|>user", **FLAGS, "special": False},
+    {"id": FIRST + 5, "content": "user\n", **FLAGS, "special": False},
+]
+PLACED: dict[str, Files] = {
+    "a space before the first": whole(FAST, sections={"pre_tokenizer": FIRST_ALONE}),
+    "a space before the first, in a sequence": whole(
+        FAST, sections={"pre_tokenizer": {"type": "Sequence", "pretokenizers": [FIRST_ALONE, WHOLE["pre_tokenizer"]]}}
+    ),
+    "a space before each": whole(FAST, sections={"pre_tokenizer": METASPACE}),
+    "a normalizer's space before each": whole(FAST, sections={"normalizer": PREPEND}),
+    "a normalizer's space before all": whole(FAST, own=NORMALIZED, sections={"normalizer": PREPEND}),
+    "words of their own": whole(FAST, own=[token | {"single_word": True} for token in OWN]),
+    "a longer token that is not special": whole(FAST, own=OWN + LONGER),
+    "spaces beside": whole(FAST, own=[token | {"lstrip": True, "rstrip": True} for token in OWN]),
+    "in lower case": whole(FAST, own=NORMALIZED, sections={"normalizer": {"type": "Lowercase"}}),
+}
+LAYOUTS |= PLACED
+
 
 def write(folder: Path, files: Files) -> Path:
     """The files of a layout in `folder`."""

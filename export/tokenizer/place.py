@@ -15,6 +15,7 @@ from typing import Any
 
 from dpad.export.progress import Progress
 from dpad.export.tokenizer.added_tokens import ADDED, CONFIG, SPECIAL, Declared, Token
+from dpad.export.tokenizer.classes import overrules
 from dpad.export.tokenizer.vocabulary_files import PARTS, RULES, from_parts, rules_of, way_out
 from dpad.models import qwen
 from dpad.models.checkpoint.checkpoint import Checkpoint
@@ -147,6 +148,15 @@ def _tell_differences(source: Path, data: dict[str, Any], config: dict[str, Any]
         progress.say(
             f"{source / CONFIG} names {rules.name}, and tokenizer.json parts words by other rules: they count here, as "
             "in transformers 4; transformers 5 takes those of the class"
+        )
+    elif not rules and overrules(config, data):
+        progress.say(
+            f"{source / CONFIG} names {config['tokenizer_class']}, whose own rules transformers 5 puts over "
+            "tokenizer.json; tokenizer.json counts here"
+        )
+    if config.get("split_special_tokens"):
+        progress.say(
+            f"{source / CONFIG}: split_special_tokens is not done: special tokens of a chat template count as such"
         )
     model = data.get("model")
     kind = model.get("type") if isinstance(model, dict) else None

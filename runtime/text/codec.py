@@ -9,7 +9,6 @@ these characters. Only the chat template writes special tokens, and `encode_rend
 written elsewhere.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,7 +19,9 @@ from tokenizers import Encoding, Tokenizer
 from dpad.runtime.arguments import listed, reading
 from dpad.runtime.errors import BundleError, InvalidRequest
 from dpad.runtime.show import kind
+from dpad.runtime.text.beside import Beside
 from dpad.runtime.text.chat_template import ChatTemplate, Message, check_messages
+from dpad.runtime.text.disguise import PRIVATE
 from dpad.runtime.text.special_tokens import named_tokens
 from dpad.runtime.text.tokenizer_file import UNSEEN, WORK, Traits, open_tokenizer
 
@@ -34,12 +35,11 @@ class TextCodec:
         tokenizer.no_padding()
         self._tokenizer, self._traits = tokenizer, traits
         added = tokenizer.get_added_tokens_decoder().items()
-        self._special = {token.content: (number, token) for number, token in added if token.special and token.content}
+        self._special = {token.content: number for number, token in added if token.special and token.content}
         # A text may hold what is unknown, and no other special token.
-        self._reserved = {number for spelled, (number, _) in self._special.items() if spelled != traits.unknown}
-        spellings = "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)"
-        self._spelled = re.compile(f"({spellings})")
+        self._reserved = {number for spelled, number in self._special.items() if spelled != traits.unknown}
         self._template = template
+        self._signed: Beside | None = None
 
     @classmethod
     def open(cls, directory: Path) -> "TextCodec":
@@ -76,6 +76,11 @@ class TextCodec:
         return list(self._encode(text).ids)
 
     def _encode(self, text: str) -> Encoding:
+        encoded = self._encode_by(self._tokenizer, text)
+        self._refuse(self._reserved.intersection(encoded.ids))  # of a tokenizer that has it as a word, too
+        return encoded
+
+    def _encode_by(self, tokenizer: Tokenizer, text: str) -> Encoding:
         if isinstance(text, str) and (size := len(text) * self._traits.encoding) > WORK:
             raise InvalidRequest(
                 f"a text of {len(text)} characters may become {size} bytes on its way to tokens, over the limit of "
@@ -83,16 +88,17 @@ class TextCodec:
             )
         # What it is given and cannot take is half of a surrogate pair, as JSON may spell it.
         with _library("tokenizer.json cannot encode this text", "the text is not valid Unicode"):
-            encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        for number in self._reserved.intersection(encoded.ids):  # of a tokenizer that has it as a word, too
+            return tokenizer.encode(text, add_special_tokens=False)
+
+    def _refuse(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
             raise InvalidRequest(f"the text holds the special token {self.token_text(number)}; take it out")
-        return encoded
 
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of text that a chat template has written: special tokens in it count, nothing is added."""
         if not isinstance(text, str):
             raise InvalidRequest(f"a prompt that a chat template has written is text, not {kind(text)}")
-        return self._encode_parts(self._spelled.split(text))
+        return self._beside.ids(self._encode_by(self._beside.twin, text))
 
     def encode_chat(self, messages: Sequence[Message], measure: Callable[[str], None] | None = None) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn; raises `InvalidRequest`.
@@ -104,22 +110,44 @@ class TextCodec:
         rendered, disguise = self._chat.render_disguised(messages, self._special)
         if measure is not None:
             measure(rendered)
-        parts = self._spelled.split(rendered)
-        return self._encode_parts(parts if disguise is None else list(map(disguise.show, parts)))
+        encoded = self._encode_by(self._beside.twin, rendered)
+        places = self._places(encoded, rendered)
+        if disguise is None and -1 not in places:
+            return self._beside.ids(encoded)
+        show = disguise.show if disguise else str
+        signed = self._beside_without(rendered + show(rendered))
+        encoded = self._encode_by(signed.twin, signed.signed(rendered, places, show))
+        self._refuse((self._reserved - signed.added).intersection(encoded.ids))
+        return signed.ids(encoded)
 
-    def _encode_parts(self, parts: Sequence[str]) -> list[int]:
-        """Ids of parts that are text and a special token's spelling in turn, text first and last."""
-        ids: list[int] = []
-        for index, part in enumerate(parts):
-            if index % 2:
-                ids.append(self._special[part][0])
-                continue
-            if index and self._special[parts[index - 1]][1].rstrip:
-                part = part.lstrip()
-            if index + 1 < len(parts) and self._special[parts[index + 1]][1].lstrip:
-                part = part.rstrip()
-            ids += self.encode_plain(part)
-        return ids
+    def _places(self, encoded: Encoding, text: str) -> dict[int, str]:
+        """Where the special tokens of what a template wrote are spelled; -1 for one that is not.
+
+        A normalizer may make one of other text, and a message may say that.
+        """
+        spelled = {number: spelling for spelling, number in self._special.items()}
+        pairs = [(number, span) for number, span in zip(encoded.ids, encoded.offsets) if number in spelled]
+        places = {text.find(spelled[number], *span): spelled[number] for number, span in pairs}
+        if not any(text.find(spelled[number], *span) < 0 for number, span in pairs if number in self._reserved):
+            places.pop(-1, None)  # what is unknown
+        return places
+
+    @cached_property
+    def _beside(self) -> Beside:
+        with _library("tokenizer.json has special tokens that cannot be told from text"):
+            return Beside(self._tokenizer)
+
+    def _beside_without(self, text: str) -> Beside:
+        """One with a sign that is not in `text`."""
+        signed = self._signed
+        if signed is None or signed.sign in text:
+            taken = text + "".join(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
+            sign = next((sign for sign in map(chr, PRIVATE) if sign not in taken), None)
+            if sign is None:
+                raise InvalidRequest("a text holds all of Unicode's private use area; take some of it out")
+            with _library("tokenizer.json has special tokens that cannot be told from text"):
+                self._signed = signed = Beside(self._tokenizer, sign)
+        return signed
 
     @property
     def template(self) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dpad.runtime.errors import InvalidRequest
 
-_PRIVATE = range(0xE000, 0xF900)  # Unicode's private use area
+PRIVATE = range(0xE000, 0xF900)  # Unicode's private use area
 _PIECES = frozenset({"split", "rsplit", "partition", "rpartition"})
 _ENDS = {"strip": "", "lstrip": "", "rstrip": "", "removeprefix": "", "removesuffix": ""}
 _ANSWERS = frozenset({"count", "endswith", "find", "index", "rfind", "rindex", "startswith"})
@@ -43,7 +43,7 @@ class Disguise:
         spelled = [spelling for spelling in spellings if spelling in told]
         if not spelled:
             return None
-        unused = (chr(code) for code in _PRIVATE if chr(code) not in told + taken)
+        unused = (chr(code) for code in PRIVATE if chr(code) not in told + taken)
         hidden = sorted({spelling[0] for spelling in spelled})
         marks = dict(zip(hidden, unused))
         if len(marks) < len(hidden):

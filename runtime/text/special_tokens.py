@@ -14,10 +14,17 @@ from dpad.runtime.bundle.files import read_json
 from dpad.runtime.errors import BundleError
 
 _END = "<|endoftext|>"
-_DEFAULTS: dict[str, dict[str, str]] = {
+DEFAULTS: dict[str, dict[str, str]] = {
     "Qwen2Tokenizer": {"unk_token": _END, "eos_token": _END, "pad_token": _END},
     "DreamTokenizer": {"unk_token": _END, "eos_token": _END, "pad_token": _END},
+    "Qwen3_5Tokenizer": {"unk_token": _END, "eos_token": _END, "pad_token": _END},
     "GPT2Tokenizer": {"unk_token": _END, "bos_token": _END, "eos_token": _END},
+    "CodeGenTokenizer": {"unk_token": _END, "bos_token": _END, "eos_token": _END},
+    "GPTNeoXTokenizer": {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": "<|padding|>"},
+    "GemmaTokenizer": {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    | {"mask_token": "<mask>"},
+    "CohereTokenizer": {"unk_token": "<UNK>", "bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>"}
+    | {"pad_token": "<PAD>", "cls_token": "<CLS>", "sep_token": "<SEP>", "mask_token": "<MASK_TOKEN>"},
 }
 
 
@@ -47,7 +54,7 @@ def read_table(path: Path) -> dict[str, Any]:
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, str]:
     name = config.get("tokenizer_class")
-    return _DEFAULTS.get(name.removesuffix("Fast"), {}) if isinstance(name, str) else {}
+    return DEFAULTS.get(name.removesuffix("Fast"), {}) if isinstance(name, str) else {}
 
 
 def _text(value: Any) -> str | None:

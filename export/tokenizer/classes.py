@@ -1,0 +1,37 @@
+"""Tokenizer classes of transformers 5 that put rules of their own over a tokenizer.json, which counts here.
+
+    overrules({"tokenizer_class": "GPTNeoXTokenizerFast"}, data)     # True
+
+The rules are how a text is normalized, parted and put together again: only vocabulary and merges are then taken from
+the file. Other names, and classes that a repository brings, leave it as it is.
+"""
+
+from typing import Any
+
+# Without "Tokenizer" at the end.
+_NAMES = """
+Albert Bart Barthez Bartpho Bert BertGeneration BertJapanese Bertweet BigBird BioGpt Blenderbot BlenderbotSmall ByT5
+CLIP CTRL Camembert Canine Clvp CodeGen CodeLlama Cohere Cpm CpmAnt DPRQuestionEncoder Deberta DebertaV2 Dia
+DistilBert Electra Esm Esmc FSMT Flaubert Funnel GPT2 GPTNeoX GPTNeoXJapanese GPTSw3 Gemma Herbert LED Lasr LayoutLM
+LayoutLMv2 LayoutLMv3 LayoutXLM Llama Longformer Luke Lxmert M2M100 MBart MBart50 MLuke MPNet Marian MarkupLM
+MobileBert Mvp MyT5 Nllb Nougat OpenAIGPT PLBart Pegasus Perceiver Phobert Pop2Piano ProphetNet Qwen2 Qwen3_5 Reformer
+RemBert RoCBert RoFormer Roberta SeamlessM4T Siglip Siglip2 Speech2Text SpeechT5 Splinter T5 Tapas Udop VideoPrism
+Whisper XGLM XLM XLMRoberta XLNet
+"""
+OVERRULING = frozenset(f"{name}Tokenizer" for name in _NAMES.split())
+
+
+def overrules(config: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether the class that a tokenizer_config.json names has rules that a tokenizer.json with `data` may not have."""
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if name == "LlamaTokenizer" and _by_bytes(data):  # which transformers tells by that
+        return False
+    return name in OVERRULING and not config.get("auto_map")
+
+
+def _by_bytes(data: dict[str, Any]) -> bool:
+    sections = [data.get("pre_tokenizer"), data.get("decoder")]
+    for section in list(sections):
+        parts = section.get("pretokenizers", section.get("decoders")) if isinstance(section, dict) else None
+        sections += parts if isinstance(parts, list) else []
+    return any(isinstance(part, dict) and part.get("type") == "ByteLevel" for part in sections)
