@@ -204,7 +204,7 @@ def assert_same_text(directory: Path, weights: dict[str, torch.Tensor], out: Pat
     """A bundle of the directory writes what one of the intended weights alone writes."""
     plain = out.parent / "plain"
     shutil.rmtree(plain, ignore_errors=True)
-    shutil.copytree(directory, plain, ignore=shutil.ignore_patterns("*.safetensors", INDEX))
+    shutil.copytree(directory, plain, ignore=shutil.ignore_patterns("*.safetensors*"))
     safetensors.torch.save_file(weights, plain / SINGLE)
     texts = []
     for source in (directory, plain):
