@@ -62,6 +62,20 @@ BLOB = f"../../blobs/{'0' * 64}"
 # how a good checkpoint of one file (Dream) is changed -> words of the message; "!" before what it may not say
 ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "adapter": (both(ADAPTER, LORA, remove(SINGLE)), ("adapter", "Dream-org/Dream-7B", "merge_and_unload", "!again")),
+    "adapter, the way": (
+        both(ADAPTER, LORA, remove(SINGLE)),
+        (
+            "PeftModel.from_pretrained(AutoModel.from_pretrained('Dream-org/Dream-7B', trust_remote_code=True,",
+            "trusted",
+        ),
+    ),
+    **{
+        f"adapter alone, {kind}": (
+            both(put("adapter_config.json", f'{{"peft_type": "{kind}"}}'), LORA, remove(SINGLE)),
+            ("adapter", kind, "cannot be merged", "not supported", "!merge_and_unload"),
+        )
+        for kind in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
+    },
     "adapter alone": (both(ADAPTER, LORA, remove(SINGLE, "config.json")), ("adapter", "merge_and_unload", "!again")),
     "adapter, pickled": (both(put("adapter_model.bin"), remove(SINGLE)), ("adapter", "its base model", "!again")),
     "adapter over weights": (ADAPTER, ("adapter", "merge", f"{SINGLE} are merged ones", "adapter_config.json away")),

@@ -171,10 +171,11 @@ def test_one_template_is_placed(checkpoint: Path, tmp_path: Path, case: str) -> 
 def test_a_bundle_has_the_chosen_template(checkpoint: Path, tmp_path: Path) -> None:
     """Fails if --chat-template changes nothing, or the bundle does not say what it was made of."""
     source = lay(checkpoint, tmp_path / "source", "a file and more")
+    (source / MORE).write_text(written := "A{{ messages[-1]['content'] }}")
     command = ["export", str(source), "--out", str(tmp_path / "out"), "--no-parity", "--chat-template", "rag"]
     assert CliRunner().invoke(main, command).exit_code == 0
     with dpad.load(tmp_path / "out") as model:
-        assert model.codec.template == "A"
+        assert model.codec.template == written
     provenance = Bundle.open(tmp_path / "out").manifest.provenance
     assert set(LAYOUTS["a file and more"]) <= set(provenance["source_files"])
     assert provenance["settings"]["chat_template"] == "rag"

@@ -8,6 +8,7 @@ at the first user. What cannot be right is refused, what is doubtful is said.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,11 @@ def _check_prompts(checkpoint: Checkpoint, codec: TextCodec) -> None:
     config = checkpoint.config
     ways: dict[str, Callable[[], list[int]]] = {"tokenizer.json": lambda: codec.encode(_TEXT)}
     if codec.has_chat_template:
-        ways["chat template"] = lambda: codec.encode_chat(_TURNS[1:2])
-        with suppress(InvalidRequest):  # many templates know no system's turn
-            codec.render(_TURNS)
-            ways["chat template, with all roles"] = lambda: codec.encode_chat(_TURNS)
+        known = {"": _TURNS[1:2], ", with all roles": _TURNS, ", with a system": _TURNS[:2]}
+        for roles, turns in known.items():
+            with suppress(InvalidRequest):  # many templates know no system's turn, some want one
+                codec.render(turns)
+                ways[f"chat template{roles}"] = partial(codec.encode_chat, turns)
     for part, encode in ways.items():
         try:
             ids = encode()
