@@ -25,7 +25,7 @@ _KEY = re.compile(r"(?:^|_)block_?(?:size|len(?:gth)?)$|^bd_size$", re.I)
 _ELSEWHERE = ("quantization_config", "quantization", "compression_config")  # blocks of weights
 _STEP = re.compile(
     r"((global[-_]?)?(checkpoint|ckpt|step|epoch|iter)[-_]?\d+[-_]?)+|snapshots|[0-9a-f]{40}|final|merged|hf|outputs?|last|main|"
-    r"best|latest|models?|weights|checkpoints?",
+    r"best|latest|checkpoints?",
     re.I,
 )
 
@@ -42,9 +42,10 @@ def assumptions(raw: Mapping[str, Any]) -> list[str]:
 def contradiction(raw: Mapping[str, Any], config: Config, model: str, directory: Path | None = None) -> str:
     """The name that says another block length than is assumed, and the way out; empty if none does.
 
-    Asked are config.json, generation_config.json in `directory`, and names: `model`, as it was given, that of `directory` (where
-    that is a step of a training, or a snapshot of the hub's cache, of the folders above too) and config.json's
-    `_name_or_path`. A length that config.json states is not questioned.
+    Asked are config.json, under every name of a block length, generation_config.json in `directory`, and names:
+    `model`, as it was given, that of `directory` (where that is a step or the output of a training, or a snapshot of
+    the hub's cache, of the folders above too) and config.json's `_name_or_path`. A length that config.json states under
+    the family's own key is not questioned.
     """
     if not config.block_length or not (keys := [key for key in assumed(raw) if key != "mask_token_id"]):
         return ""

@@ -99,7 +99,7 @@ def test_a_name_that_says_otherwise_stops_the_export(tmp_path: Path, family: str
         "sdar-v2.b",
         "model-b200",
         "run-b2",
-        "SDAR-4B",
+        "SDAR-4B-mine",
         "SDAR-16b",
         "sdar-bs100",
         "SDAR-4B/output",
@@ -135,11 +135,13 @@ def test_any_key_of_a_block_length_is_heard(tmp_path: Path, family: str, other: 
     key, length = LENGTHS[family]
     for changes in ({other: 16}, {"dllm": {other: 16}}):
         with pytest.raises(CheckpointError) as caught:
-            heard(write(tmp_path, family, **changes))
+            heard(write(tmp_path / "model", family, **changes))
         assert all(word in str(caught.value) for word in (f"{other}=16", f'"{key}"', str(length))), str(caught.value)
-        assert heard(write(tmp_path, family, **changes, **{key: 8})), "the key of the family has the last word"
+        assert heard(write(tmp_path / "model", family, **changes, **{key: 8})), (
+            "the key of the family has the last word"
+        )
     for changes in ({other: length}, {other: None}, {other: "auto"}, {"blocks": 16, "block_sizes": [16], "a": {}}):
-        assert heard(write(tmp_path, family, **changes))
+        assert heard(write(tmp_path / "model", family, **changes))
 
 
 def test_a_canvas_beyond_the_trained_length_is_said(tmp_path: Path) -> None:

@@ -55,6 +55,21 @@ def headed(directory: Path) -> None:
     safetensors.torch.save_file(weights | {"value_head.weight": torch.zeros(1, 64)}, directory / SINGLE)
 
 
+def doubled(directory: Path) -> None:
+    """Weights in float64."""
+    weights = safetensors.torch.load_file(directory / SINGLE)
+    safetensors.torch.save_file({name: tensor.double() for name, tensor in weights.items()}, directory / SINGLE)
+
+
+def resized(directory: Path) -> None:
+    """An embedding and a head that were resized for more tokens."""
+    weights = safetensors.torch.load_file(directory / SINGLE)
+    more = {
+        name: torch.cat([weights[name], weights[name][:3]]) for name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    safetensors.torch.save_file(weights | more, directory / SINGLE)
+
+
 ADAPTER = put("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "Dream-org/Dream-7B"}')
 LORA = put("adapter_model.safetensors", b"x")
 BLOB = f"../../blobs/{'0' * 64}"
@@ -95,6 +110,8 @@ ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a prefix less": (renamed(lambda n: n.removeprefix("model.")), ("lacks the prefix 'model.'",)),
     "no head": (renamed(lambda n: n if n != "lm_head.weight" else "model.rotary_emb.inv_freq"), ("lm_head", "tied")),
     "mixed dtypes": (recast, ("bfloat16", "in float32", "norm.weight", "convert")),
+    "float64": (doubled, ("float64", "model.to(torch.bfloat16)", "!quantised")),
+    "resized": (resized, ("embed_tokens.weight", "set vocab_size to 131")),
     "GPTQ's names": (quantised, ("qweight", "quantised")),
     "GPTQ's config": (configured(quantization_config={"quant_method": "gptq", "bits": 4}), ("quantised", "gptq")),
     "bitsandbytes": (configured(quantization_config={"load_in_4bit": True, "load_in_8bit": False}), ("quantised",)),

@@ -40,8 +40,8 @@ def check_folder(directory: Path, patterns: tuple[str, ...] = FILES) -> None:
     for name in _members(directory, patterns):
         path = directory / name
         _check_link(path, roots)
-        stale = name.endswith(INDEX)  # may be, and nobody reads it then
-        if path.suffix in (".json", *TEXTS) and not stale and (told := damage(path)):
+        unread = name.endswith(INDEX) or path.name.startswith(".")  # an index may be stale
+        if path.suffix in (".json", *TEXTS) and not unread and (told := damage(path)):
             raise CheckpointError(f"{path} cannot be read: {told}")
 
 
