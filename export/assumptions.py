@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from dpad.models.checkpoint.checkpoint import Config, assumed, read_json
-from dpad.models.fields import BLOCKS
+from dpad.models.checkpoint.folder import CONFIG
 from dpad.models.presets import ENDS
 
-# "-b64", "_block64", "-block-size-64"; not the "4B" of a size.
-_BLOCK = re.compile(r"(?<![a-z0-9])(?:b|bd|bl|blk|block(?:[-_]?(?:size|length|len))?[-_]?)(\d{1,4})(?![a-z0-9.])", re.I)
-_STEP = re.compile(r"(checkpoint|step|epoch)[-_]?\d+|snapshots|[0-9a-f]{40}|final|merged|hf", re.I)
+# "-b64", "_blk_8", "-bs16", "-blocklen=16", "-block-size-64", "-16block"; not the "4B" of a size.
+_WORD = r"(?:b|bd|bl|bs|blk|blocks?(?:[-_]?(?:size|length|len))?)"
+_BLOCK = re.compile(rf"(?<![a-z0-9]){_WORD}[-_=]?(\d{{1,4}})(?![a-z0-9.])", re.I)
+_BEFORE = re.compile(r"(?<![a-z0-9.])(\d{1,4})[-_]?(?:blk|blocks?)(?![a-z])", re.I)
+_LENGTHS = (4, 8, 16, 32, 64, 128)  # that models are trained with; other numbers are of cards and runs
+_KEY = re.compile(r"(?:^|_)block_?(?:size|len(?:gth)?)$|^bd_size$", re.I)
+_ELSEWHERE = ("quantization_config", "quantization", "compression_config")  # blocks of weights
+_STEP = re.compile(
+    r"((global[-_]?)?(checkpoint|ckpt|step|epoch|iter)[-_]?\d+[-_]?)+|snapshots|[0-9a-f]{40}|final|merged|hf|outputs?|last|main|"
+    r"best|latest|checkpoints?",
+    re.I,
+)
 
 
 def assumptions(raw: Mapping[str, Any]) -> list[str]:
@@ -33,22 +42,33 @@ def assumptions(raw: Mapping[str, Any]) -> list[str]:
 def contradiction(raw: Mapping[str, Any], config: Config, model: str, directory: Path | None = None) -> str:
     """The name that says another block length than is assumed, and the way out; empty if none does.
 
-    Asked are generation_config.json in `directory`, and names: `model`, as it was given, that of `directory` (where
-    that is a step of a training, or a snapshot of the hub's cache, of the folders above too) and config.json's
-    `_name_or_path`. A length that config.json states is not questioned.
+    Asked are config.json, under every name of a block length, generation_config.json in `directory`, and names:
+    `model`, as it was given, that of `directory` (where that is a step or the output of a training, or a snapshot of
+    the hub's cache, of the folders above too) and config.json's `_name_or_path`. A length that config.json states under
+    the family's own key is not questioned.
     """
     if not config.block_length or not (keys := [key for key in assumed(raw) if key != "mask_token_id"]):
         return ""
-    told = read_json(path) if directory and (path := directory / ENDS).exists() else {}
-    for key in BLOCKS:
-        if told.get(key, config.block_length) not in (None, config.block_length):
-            return _contradicts(f"{ENDS} says {key}={told[key]!r}", keys[0], config.block_length)
+    ends = read_json(path) if directory and (path := directory / ENDS).exists() else {}
+    for file, told in ((CONFIG, raw), (ENDS, ends)):
+        for key, length in _said(told):
+            if length != config.block_length:
+                return _contradicts(f"{file} says {key}={length}", keys[0], config.block_length)
     for name in (model, *_folders(directory), raw.get("_name_or_path")):
         last = str(name).rstrip("/").rsplit("/", 1)[-1]
-        for length in _BLOCK.findall(last):
-            if int(length) != config.block_length:
+        for length in map(int, (*_BLOCK.findall(last), *_BEFORE.findall(last))):
+            if length in _LENGTHS and length != config.block_length:
                 return _contradicts(f"{last!r} says blocks of {length}", keys[0], config.block_length)
     return ""
+
+
+def _said(told: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, int]]:
+    """Block lengths in a file, under any name, and one level deep."""
+    for key, value in told.items():
+        if isinstance(value, dict) and not within and key not in _ELSEWHERE:
+            yield from _said(value, f"{key}.")
+        elif value is not None and _KEY.search(key) and str(value).isdecimal():
+            yield f"{within}{key}", int(value)
 
 
 def _contradicts(said: str, key: str, assumed: int) -> str:

@@ -86,7 +86,7 @@ def export_bundle(
     with writer.stage_bundle(out) as stage:
         tokenizer = place_tokenizer(checkpoint, stage / "tokenizer", progress, settings.chat_template)
         presets = _presets(source, checkpoint, progress)
-        rehearse(checkpoint.directory, stage / "tokenizer", presets, contract)
+        rehearse(checkpoint.directory, stage / "tokenizer", presets, contract, progress)
         check_agreement(checkpoint, stage / "tokenizer", presets, progress)
         place = partial(
             _export_step, source, checkpoint, stage, settings.group, progress, _tracer(checkpoint, contract, progress)

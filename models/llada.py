@@ -128,6 +128,7 @@ class Model(nn.Module):
 
     # one and the same where they are tied
     head, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
+    rows_key = "embedding_size"  # config.json's key of their rows
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -159,6 +159,7 @@ class Model(nn.Module):
     """The mask predictor. Its state dict has exactly the names of the authors' safetensors."""
 
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"  # one and the same where they are tied
+    rows_key = "vocab_size"  # config.json's key of their rows
 
     def __init__(self, config: Config) -> None:
         super().__init__()

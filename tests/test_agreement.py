@@ -76,6 +76,14 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
         set_keys("config.json", mask_token_id=EOS, eos_token_id=5),
         (f"mask_token_id {EOS}", "'<eos>'", "'<mask>'"),
     ),
+    "mask is another than generation's": (
+        both(
+            set_keys("config.json", mask_token_id=9),
+            set_keys("generation_config.json", mask_token_id=MASK),
+            NO_MASK,
+        ),
+        ("generation_config.json", f"mask_token_id {MASK}", "'<mask>'", "means 9", "'w9'"),
+    ),
     "mask is no token": (
         set_keys("config.json", mask_token_id=VOCAB + 1, embedding_size=VOCAB + 2, vocab_size=VOCAB + 2),
         (f"mask_token_id {VOCAB + 1} is no token", "'<mask>'"),
@@ -144,14 +152,23 @@ SAID: dict[str, tuple[Edit, tuple[str, ...]]] = {
         both(set_keys("config.json", mask_token_id=9), NO_MASK, lambda directory: unmask(directory)),
         ("mask_token_id 9", "'w9'", "names no mask"),
     ),
+    "another mask in generation_config.json": (
+        set_keys("generation_config.json", mask_token_id=9),
+        ("generation_config.json says mask_token_id 9", f"means {MASK}, which is taken"),
+    ),
+    "the same mask in generation_config.json": (set_keys("generation_config.json", mask_token_id=MASK), ()),
+    "a mask of GLM's": (
+        both(set_keys("config.json", mask_token_id=9), NO_MASK, lambda directory: unmask(directory, "[gMASK]")),
+        ("mask_token_id 9", "'w9'", "names no mask"),
+    ),
     "a token beyond": (added("<new>", "<newer>"), ("2 of the tokenizer's tokens", f"'<new>' ({VOCAB})")),
 }
 
 
-def unmask(directory: Path) -> None:
-    """A tokenizer that has no mask at all."""
+def unmask(directory: Path, other: str = "<other>") -> None:
+    """A tokenizer that has no mask at all, and another token in its place."""
     path = directory / "tokenizer.json"
-    path.write_text(path.read_text().replace("<mask>", "<other>"))
+    path.write_text(path.read_text().replace("<mask>", other))
 
 
 @pytest.mark.parametrize("case", SAID)

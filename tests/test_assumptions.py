@@ -58,6 +58,15 @@ NAMES = [
     "sdar.BLOCK_LENGTH_16",
     "b8",
     "SDAR-b64/checkpoint-500",
+    "SDAR-bs16",
+    "SDAR-4B-blk_8",
+    "sdar-blocklen=16",
+    "sdar-16block",
+    "SDAR-4B-Chat-b16/output",
+    "SDAR-4B-Chat-b16/last",
+    "SDAR-4B-Chat-b16/output/best",
+    "SDAR-4B-Chat-b16/main",
+    "SDAR-4B-Chat-b16/epoch_3_step_200",
     "models--JetLM--SDAR-4B-b64/snapshots/0123456789abcdef0123456789abcdef01234567",
 ]
 
@@ -79,7 +88,23 @@ def test_a_name_that_says_otherwise_stops_the_export(tmp_path: Path, family: str
 
 
 @pytest.mark.parametrize(
-    "name", ["SDAR-4B-it", "SDAR-1.7B-x", "Fast_dLLM_v2_7B", "sdar-bf16", "b", "x-lib32", "sdar-v2.b"]
+    "name",
+    [
+        "SDAR-4B-it",
+        "SDAR-1.7B-x",
+        "Fast_dLLM_v2_7B",
+        "sdar-bf16",
+        "b",
+        "x-lib32",
+        "sdar-v2.b",
+        "model-b200",
+        "run-b2",
+        "SDAR-4B-mine",
+        "SDAR-16b",
+        "sdar-bs100",
+        "SDAR-4B/output",
+        "my-4block",
+    ],
 )
 def test_other_names_stop_nothing(tmp_path: Path, name: str) -> None:
     """Fails if a size, a dtype or a word is taken for a block length."""
@@ -99,6 +124,24 @@ def test_a_key_that_says_otherwise_stops_the_export(tmp_path: Path, family: str,
         assert all(word in str(caught.value) for word in (other, "16", key, str(length))), str(caught.value)
     assert Checkpoint.open(write(tmp_path, family, **{other: length})).config.block_length == length
     assert Checkpoint.open(write(tmp_path, family, **{other: 16, key: 16})).config.block_length == 16
+
+
+@each_family
+@pytest.mark.parametrize(
+    "other", ["diffusion_block_size", "training_block_size", "block_len", "blocksize", "blockLength"]
+)
+def test_any_key_of_a_block_length_is_heard(tmp_path: Path, family: str, other: str) -> None:
+    """Fails if a trainer's own name of the block length, in config.json or one level deep, is passed over."""
+    key, length = LENGTHS[family]
+    for changes in ({other: 16}, {"dllm": {other: 16}}):
+        with pytest.raises(CheckpointError) as caught:
+            heard(write(tmp_path / "model", family, **changes))
+        assert all(word in str(caught.value) for word in (f"{other}=16", f'"{key}"', str(length))), str(caught.value)
+        assert heard(write(tmp_path / "model", family, **changes, **{key: 8})), (
+            "the key of the family has the last word"
+        )
+    for changes in ({other: length}, {other: None}, {other: "auto"}, {"blocks": 16, "block_sizes": [16], "a": {}}):
+        assert heard(write(tmp_path / "model", family, **changes))
 
 
 def test_a_canvas_beyond_the_trained_length_is_said(tmp_path: Path) -> None:

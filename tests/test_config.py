@@ -6,6 +6,7 @@ import pytest
 from checkpoints import FAMILIES, raw_config
 
 from dpad.models.checkpoint.checkpoint import parse_config
+from dpad.runtime.errors import CheckpointError
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -34,3 +35,9 @@ def test_config_values(family: str) -> None:
 def test_configs_as_newer_libraries_write_them(family: str, changes: dict[str, Any], field: str, value: object) -> None:
     """Fails if a published config.json is refused, or another base or end of text is taken than it says."""
     assert getattr(parse_config(raw_config(family, **changes))[1], field) == value
+
+
+def test_an_assumed_mask_outside_the_vocabulary_is_called_assumed() -> None:
+    """Fails if a mask that config.json does not name is called wrong there, and nobody learns how to state it."""
+    with pytest.raises(CheckpointError, match='151669 is outside .*only assumed: put "mask_token_id" there'):
+        parse_config(raw_config("sdar", mask_token_id=None))

@@ -55,6 +55,21 @@ def headed(directory: Path) -> None:
     safetensors.torch.save_file(weights | {"value_head.weight": torch.zeros(1, 64)}, directory / SINGLE)
 
 
+def doubled(directory: Path) -> None:
+    """Weights in float64."""
+    weights = safetensors.torch.load_file(directory / SINGLE)
+    safetensors.torch.save_file({name: tensor.double() for name, tensor in weights.items()}, directory / SINGLE)
+
+
+def resized(directory: Path) -> None:
+    """An embedding and a head that were resized for more tokens."""
+    weights = safetensors.torch.load_file(directory / SINGLE)
+    more = {
+        name: torch.cat([weights[name], weights[name][:3]]) for name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    safetensors.torch.save_file(weights | more, directory / SINGLE)
+
+
 ADAPTER = put("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "Dream-org/Dream-7B"}')
 LORA = put("adapter_model.safetensors", b"x")
 BLOB = f"../../blobs/{'0' * 64}"
@@ -62,6 +77,20 @@ BLOB = f"../../blobs/{'0' * 64}"
 # how a good checkpoint of one file (Dream) is changed -> words of the message; "!" before what it may not say
 ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "adapter": (both(ADAPTER, LORA, remove(SINGLE)), ("adapter", "Dream-org/Dream-7B", "merge_and_unload", "!again")),
+    "adapter, the way": (
+        both(ADAPTER, LORA, remove(SINGLE)),
+        (
+            "PeftModel.from_pretrained(AutoModel.from_pretrained('Dream-org/Dream-7B', trust_remote_code=True,",
+            "trusted",
+        ),
+    ),
+    **{
+        f"adapter alone, {kind}": (
+            both(put("adapter_config.json", f'{{"peft_type": "{kind}"}}'), LORA, remove(SINGLE)),
+            ("adapter", kind, "cannot be merged", "not supported", "!merge_and_unload"),
+        )
+        for kind in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
+    },
     "adapter alone": (both(ADAPTER, LORA, remove(SINGLE, "config.json")), ("adapter", "merge_and_unload", "!again")),
     "adapter, pickled": (both(put("adapter_model.bin"), remove(SINGLE)), ("adapter", "its base model", "!again")),
     "adapter over weights": (ADAPTER, ("adapter", "merge", f"{SINGLE} are merged ones", "adapter_config.json away")),
@@ -81,6 +110,8 @@ ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a prefix less": (renamed(lambda n: n.removeprefix("model.")), ("lacks the prefix 'model.'",)),
     "no head": (renamed(lambda n: n if n != "lm_head.weight" else "model.rotary_emb.inv_freq"), ("lm_head", "tied")),
     "mixed dtypes": (recast, ("bfloat16", "in float32", "norm.weight", "convert")),
+    "float64": (doubled, ("float64", "model.to(torch.bfloat16)", "!quantised")),
+    "resized": (resized, ("embed_tokens.weight", "set vocab_size to 131")),
     "GPTQ's names": (quantised, ("qweight", "quantised")),
     "GPTQ's config": (configured(quantization_config={"quant_method": "gptq", "bits": 4}), ("quantised", "gptq")),
     "bitsandbytes": (configured(quantization_config={"load_in_4bit": True, "load_in_8bit": False}), ("quantised",)),
@@ -90,6 +121,13 @@ ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "tokenizer's pointer": (put("tokenizer.json", POINTER), ("tokenizer.json", "git lfs pull")),
     "merges' pointer": (put("merges.txt", POINTER), ("merges.txt", "git lfs pull")),
     "template's pointer": (put("chat_template.jinja", POINTER), ("chat_template.jinja", "git lfs pull")),
+    "merges empty": (put("merges.txt"), ("merges.txt", "empty")),
+    "merges of zeros": (put("merges.txt", bytes(900)), ("merges.txt", "zeros", "unfinished")),
+    "merges are a page": (put("merges.txt", PAGE), ("merges.txt", "web page", "hf download")),
+    "merges in UTF-16": (put("merges.txt", "a b".encode("utf-16")), ("merges.txt", "save it as UTF-8")),
+    "template empty": (put("chat_template.jinja"), ("chat_template.jinja", "empty")),
+    "template is a page": (put("chat_template.jinja", PAGE), ("chat_template.jinja", "web page")),
+    "template in UTF-16": (put("chat_template.jinja", "{{ 1 }}".encode("utf-16")), ("save it as UTF-8",)),
     "Xet pointer": (put(SINGLE, b"# xet version 0\nfilesize = 5\n"), ("Xet", "hf download")),
     "annex pointer": (put(SINGLE, b"/annex/objects/MD5E-s1--0.safetensors\n"), ("git annex get",)),
     "link made text": (put(SINGLE, BLOB), ("link", "cp -rL")),

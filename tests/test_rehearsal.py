@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import export, write_source
+from bundles import TEMPLATE, export, write_source
 from checkpoints import MASK
+from heard import heard
 
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
@@ -37,6 +38,50 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     export(write_source(folder / "source"), folder / "out")
     return folder
+
+
+PARTS = "{% for part in messages[0]['content'] %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+SILENT = {
+    "nothing": "{# later #}",
+    "blanks": " \n",
+    "a system's prompt": "You are helpful, since 2034. 53{% if 0 %}{{ messages }}{% endif %}",
+    "a list of parts": PARTS,
+    "another role": "{% for m in messages %}{% if m.role == 'human' %}{{ m.content }}{% endif %}{% endfor %}assistant:",
+    "another key": "{% for m in messages %}{{ m.role }}: {{ m.value }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("case", [*SILENT, "empty, in the settings"])
+def test_a_template_that_loses_the_message_is_refused(tmp_path: Path, case: str) -> None:
+    """Fails if a bundle is made in which every prompt is the same, since its chat template writes no message."""
+    source = write_source(tmp_path / "source", layers=1)
+    if case in SILENT:
+        (source / "chat_template.jinja").write_text(SILENT[case])
+    else:
+        (source / "chat_template.jinja").unlink()
+        (source / "tokenizer_config.json").write_text('{"chat_template": ""}')
+    with pytest.raises(errors.CheckpointError, match="source/.*does not write the user's message .*--chat-template"):
+        heard(source)
+
+
+@pytest.mark.parametrize("how", ["| upper", "| trim", "| tojson", "| replace('+', 'plus')", "| wordwrap(3)"])
+def test_a_template_may_change_the_message(tmp_path: Path, how: str) -> None:
+    """Fails if a template is refused that writes the message in its own way."""
+    source = write_source(tmp_path / "source", layers=1)
+    (source / "chat_template.jinja").write_text(f"user: {{{{ messages[-1]['content'] {how} }}}}")
+    assert not [line for line in heard(source) if "template" in line]
+
+
+def test_a_template_may_want_a_system_turn(tmp_path: Path) -> None:
+    """Fails if a template that refuses a lone user turn stops the export, or nobody hears what prompts have to be."""
+    source = write_source(tmp_path / "source", layers=1)
+    wants = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (source / "chat_template.jinja").write_text(wants + TEMPLATE)
+    [line] = [line for line in heard(source) if "text alone is refused by the chat template" in line]
+    assert "no system" in line and "system turn" in line
+    (source / "chat_template.jinja").write_text("{{ raise_exception('not today') }}")
+    with pytest.raises(errors.CheckpointError, match="not today.*--chat-template, or remove it"):
+        heard(source)
 
 
 @pytest.mark.parametrize("case", BROKEN)

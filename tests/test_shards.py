@@ -16,6 +16,7 @@ import dpad
 from dpad.export.progress import Progress
 from dpad.export.step.weights import convert_shard
 from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
+from dpad.runtime.errors import ExportError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 RAW = raw_config("dream", layers=1)
@@ -128,12 +129,26 @@ def test_a_matrix_of_zeros_is_said(tmp_path: Path) -> None:
     assert "up_proj.weight" in line and SINGLE in line
 
 
+def test_mostly_zeros_are_an_unfinished_download(tmp_path: Path) -> None:
+    """Fails if a file of which most was never fetched becomes a bundle with a warning for each tensor."""
+    weights = random_weights(RAW)
+    for name in sorted(weights)[2:]:
+        weights[name].zero_()
+    with pytest.raises(ExportError, match="matrices hold nothing but zeros.*unfinished; fetch it again"):
+        heard(write_checkpoint(tmp_path, RAW, weights))
+
+
 BUFFERS = ("model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq")
 
 
 def test_recomputed_buffers_are_left_out_everywhere(tmp_path: Path) -> None:
     """Fails if a table that models compute anew stops an export or an engine, decides a dtype, or is converted."""
     weights = random_weights(RAW, dtype=torch.float16) | {name: torch.ones(16) for name in BUFFERS}
+    weights |= {
+        "model.embeddings.position_ids": torch.arange(16)[None],
+        "model.layers.0.self_attn.masked_bias": torch.tensor(-1e4),
+        "model.layers.0.self_attn.causal_mask": torch.ones(4, 4, dtype=torch.bool),
+    }
     source = write_checkpoint(tmp_path / "source", RAW, weights)
     write_tokenizer(source)
     bundle = export(source, tmp_path / "out", dtypes=("float32",), weights=("full", "int4"))

@@ -19,6 +19,7 @@ from dpad.export.tokenizer.place import place_tokenizer
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.text.chat_template import read_templates
 from dpad.runtime.text.codec import TextCodec
 
 USER = [{"role": "user", "content": "a"}]
@@ -74,6 +75,14 @@ def test_the_template_is_the_one_of_transformers(tmp_path: Path, layout: str) ->
                 TextCodec.open(folder)
         return
     assert TextCodec.open(folder).render(USER) == wanted
+
+
+def test_dot_files_are_no_templates(checkpoint: Path, tmp_path: Path) -> None:
+    """Fails if what a copy leaves beside a template is read as one."""
+    source = lay(checkpoint, tmp_path / "source", "a file and more")
+    for name in ("._rag.jinja", ".jinja"):
+        (source / "additional_chat_templates" / name).write_bytes(b"\xff" if name == "._rag.jinja" else b"")
+    assert sorted(read_templates(Checkpoint.open(source).directory)) == ["default", "rag"]
 
 
 @pytest.mark.parametrize("written", [5, True, {"default": 3}, [{"name": "default"}], ["default"], [{"template": "x"}]])
@@ -171,10 +180,11 @@ def test_one_template_is_placed(checkpoint: Path, tmp_path: Path, case: str) -> 
 def test_a_bundle_has_the_chosen_template(checkpoint: Path, tmp_path: Path) -> None:
     """Fails if --chat-template changes nothing, or the bundle does not say what it was made of."""
     source = lay(checkpoint, tmp_path / "source", "a file and more")
+    (source / MORE).write_text(written := "A{{ messages[-1]['content'] }}")
     command = ["export", str(source), "--out", str(tmp_path / "out"), "--no-parity", "--chat-template", "rag"]
     assert CliRunner().invoke(main, command).exit_code == 0
     with dpad.load(tmp_path / "out") as model:
-        assert model.codec.template == "A"
+        assert model.codec.template == written
     provenance = Bundle.open(tmp_path / "out").manifest.provenance
     assert set(LAYOUTS["a file and more"]) <= set(provenance["source_files"])
     assert provenance["settings"]["chat_template"] == "rag"
@@ -184,6 +194,7 @@ def test_a_bundle_has_the_chosen_template(checkpoint: Path, tmp_path: Path) -> N
     ("layout", "options", "said"),
     [
         ("names, no default", [], "choose one of rag with dpad export --chat-template NAME"),
+        ("names, no default", [], "has one chat template, which is not the default"),
         ("more, no default", [], "choose one of rag, tool_use with"),
         ("more and the config", [], "choose one of rag with"),
         ("a file and more", ["--chat-template", "chat"], "no chat template 'chat'; it has default, rag"),

@@ -126,6 +126,17 @@ CONTRADICTIONS: dict[str, tuple[Files, str]] = {
     "half a merge": (parts(QWEN_CLASS, merges="#version: 0.2\na\n"), "line 2 of merges.txt"),
     "a merge of no token": (parts(QWEN_CLASS, merges="H \u0120many\n"), "needs the token 'H\u0120many'"),
     "ids that are none": (parts(QWEN_CLASS) | {"vocab.json": {"a": 0.5}}, "no whole number"),
+    "merges cut": (
+        parts(QWEN_CLASS, merges=MERGES[: MERGES.index("\n", len(MERGES) // 2)]),
+        "merges.txt lacks the merge",
+    ),
+    "merges cut, added tokens": (
+        parts(QWEN_CLASS, merges=MERGES[: MERGES.index("\n", 99)], added_tokens=IDS),
+        r"lacks the merge of .* tokens cannot be made\): it is cut off",
+    ),
+    "a merge less": (parts(QWEN_CLASS, merges=MERGES.rstrip().rpartition("\n")[0]), f"1 of {FIRST} tokens cannot"),
+    "no merges": (parts(QWEN_CLASS, merges=""), "merges.txt lacks the merge"),
+    "the version alone": (parts(QWEN_CLASS, merges="#version: 0.2\n"), "merges.txt lacks the merge"),
     "one id for two words": (parts(QWEN_CLASS, merges="") | {"vocab.json": {"a": 0, "b": 0}}, "two tokens one id"),
 }
 

@@ -5,7 +5,9 @@
 export/rehearsal/trial.py calls it in a process of its own, so this module imports little.
 """
 
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dpad.runtime.errors import BundleError, CheckpointError, DpadError, InvalidRequest
@@ -13,7 +15,10 @@ from dpad.runtime.text.codec import TextCodec
 
 REFUSED = "refused: "
 _SAID = 4000  # characters of an error
-_MESSAGE = {"role": "user", "content": "What is 53 + 34?"}
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 53 + 34?"}]
+_WRITTEN = re.compile("53.{0,40}34", re.DOTALL)  # however a template spells what is around the numbers
+_WAYS = "mend it, choose another with --chat-template, or remove it, and prompts are plain text"
+_SHOWN = 80  # characters of what a template wrote
 _RUN = 2000  # characters of one kind, in which a pattern that is slow gets stuck
 _KINDS = ("a", "Ab", "1", " ", "\n", "a ", "é", "漢", "!", "ab1 ", "x!", "\t\n")
 _SAMPLES = (
@@ -50,8 +55,11 @@ def use_text(source: Path, tokenizer: Path) -> None:
         raise CheckpointError(f"{source / 'tokenizer.json'}: {refused[-1]}")
 
 
-def wrap_a_message(source: Path, tokenizer: Path) -> TextCodec:
-    """The tokenizer, whose chat template has written a message, if there is one; raises `CheckpointError`."""
+def wrap_a_message(source: Path, tokenizer: Path, say: Callable[[str], object] = str) -> TextCodec:
+    """The tokenizer, whose chat template has written a message, if there is one.
+
+    Raises `CheckpointError`, also where what is written does not hold the message; says what a user has to know.
+    """
     try:
         codec = TextCodec.open(tokenizer)
     except BundleError as error:
@@ -61,9 +69,23 @@ def wrap_a_message(source: Path, tokenizer: Path) -> TextCodec:
     files = ("chat_template.jinja", "tokenizer_config.json")
     origin = source / next(name for name in files if (tokenizer / name).exists())
     try:
-        codec.render([_MESSAGE])
-    except (BundleError, InvalidRequest) as error:
-        raise CheckpointError(f"{origin}: {error}") from error
+        written = codec.render(MESSAGES[1:])
+    except InvalidRequest as error:
+        try:
+            written = codec.render(MESSAGES)
+        except (BundleError, InvalidRequest):
+            raise CheckpointError(f"{origin}: {error}; {_WAYS}") from error
+        say(
+            f"{origin}: text alone is refused by the chat template; pass chat messages with a system turn, or token "
+            f"ids ({error})"
+        )
+    except BundleError as error:
+        raise CheckpointError(f"{origin}: {error}; {_WAYS}") from error
+    if not _WRITTEN.search(written):
+        start = repr(written[:_SHOWN]) + "..." * (len(written) > _SHOWN)
+        raise CheckpointError(
+            f"{origin}: the chat template does not write the user's message ({start} is all it writes); {_WAYS}"
+        )
     return codec
 
 

@@ -50,18 +50,17 @@ def place_weights(
 def check_finite(shard: Path, progress: Progress) -> None:
     """Raise `ExportError`, naming the tensor, if a weight is NaN or infinite: linked ones are not looked at again.
 
-    A matrix of zeros is said: so look the parts of a file that a download or a copy has not reached.
+    A matrix of zeros is said: so look the parts of a file that a download or a copy has not reached. Where most are,
+    the file is refused.
     """
     entries = read_header(shard)
+    empty = []
     with progress.task(f"check the values of {shard.name}", shard.stat().st_size) as advance:
         for name, entry in entries.items():
             bits, exponent = _EXPONENTS[entry.dtype]
             words = _mapped(entry, bits)
             if len(entry.shape) == 2 and not any(words[i : i + _CHUNK].any() for i in range(0, len(words), _CHUNK)):
-                progress.say(
-                    f"tensor {name} of the checkpoint holds nothing but zeros; if the model was not trained so, "
-                    f"{shard.name} is damaged"
-                )
+                empty.append(name)
             for start in range(0, len(words), _CHUNK):
                 piece = words[start : start + _CHUNK]
                 if ((piece & exponent) == exponent).any():
@@ -69,6 +68,17 @@ def check_finite(shard: Path, progress: Progress) -> None:
                         f"tensor {name} of the checkpoint holds NaN or infinity; the checkpoint is broken"
                     )
                 advance(piece.nbytes)
+    matrices = sum(len(entry.shape) == 2 for entry in entries.values())
+    if 2 * len(empty) > matrices > 1:
+        raise ExportError(
+            f"{shard}: {len(empty)} of its {matrices} matrices hold nothing but zeros, the first is {empty[0]}: its "
+            "download or copy is unfinished; fetch it again"
+        )
+    for name in empty:
+        progress.say(
+            f"tensor {name} of the checkpoint holds nothing but zeros; if the model was not trained so, "
+            f"{shard.name} is damaged"
+        )
 
 
 def check_tied(checkpoint: Checkpoint) -> None:

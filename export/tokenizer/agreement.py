@@ -8,18 +8,21 @@ at the first user. What cannot be right is refused, what is doubtful is said.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dpad.export.progress import Progress
 from dpad.models.checkpoint.checkpoint import Checkpoint, read_json
 from dpad.models.checkpoint.folder import CONFIG
+from dpad.models.presets import ENDS
 from dpad.runtime.errors import BundleError, CheckpointError, InvalidRequest
 from dpad.runtime.text.codec import TextCodec
 from dpad.runtime.text.tokenizer_file import open_tokenizer
 
 _TEXT = "What is 53 + 34?"
 _TURNS = [{"role": role, "content": _TEXT} for role in ("system", "user", "assistant", "user")]
+_OTHER_MASKS = ("[gMASK]", "[sMASK]")  # of GLM's tokenizers: where text begins
 _SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 
 
@@ -72,6 +75,15 @@ class _Tokens:
 
     def _check_mask(self, progress: Progress) -> None:
         mask = self.config.mask_token_id
+        other = read_json(path).get("mask_token_id") if (path := self.source / ENDS).exists() else None
+        if other not in (None, mask):
+            if self._is_mask(other) and not self._is_mask(mask):
+                raise CheckpointError(
+                    f"{self.source / ENDS} says mask_token_id {other}, {self._what(other)} of the tokenizer, and "
+                    f"{CONFIG} means {mask}, which is {self._what(mask)}; put the id into {CONFIG} that the model was "
+                    "trained with"
+                )
+            progress.say(f"{ENDS} says mask_token_id {other!r}, and {CONFIG} means {mask}, which is taken")
         if self._is_mask(mask):
             return
         declared = self._id_of("mask_token")
@@ -96,13 +108,13 @@ class _Tokens:
             raise CheckpointError(f"{told}, whose eos_token is {self._named(eos)}; put an id there that it knows")
         progress.say(f"{told}; text ends wherever it comes")
 
-    def _is_mask(self, token: int) -> bool:
-        text = self.names.get(token)
+    def _is_mask(self, token: Any) -> bool:
+        text = self.names.get(token) if isinstance(token, int) else None
         if text is None:
             return False
         if text == self.declared.get("mask_token"):
             return True
-        return token in self.added and "mask" in text.lower()
+        return token in self.added and "mask" in text.lower() and text not in _OTHER_MASKS
 
     def _id_of(self, key: str) -> int | None:
         text = self.declared.get(key)
@@ -135,10 +147,11 @@ def _check_prompts(checkpoint: Checkpoint, codec: TextCodec) -> None:
     config = checkpoint.config
     ways: dict[str, Callable[[], list[int]]] = {"tokenizer.json": lambda: codec.encode(_TEXT)}
     if codec.has_chat_template:
-        ways["chat template"] = lambda: codec.encode_chat(_TURNS[1:2])
-        with suppress(InvalidRequest):  # many templates know no system's turn
-            codec.render(_TURNS)
-            ways["chat template, with all roles"] = lambda: codec.encode_chat(_TURNS)
+        known = {"": _TURNS[1:2], ", with all roles": _TURNS, ", with a system": _TURNS[:2]}
+        for roles, turns in known.items():
+            with suppress(InvalidRequest):  # many templates know no system's turn, some want one
+                codec.render(turns)
+                ways[f"chat template{roles}"] = partial(codec.encode_chat, turns)
     for part, encode in ways.items():
         try:
             ids = encode()

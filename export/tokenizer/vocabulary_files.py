@@ -11,7 +11,7 @@ still does after it was named (transformers 5 forgets that of named tokens). Spa
 are refused: it has none, and transformers 5 puts them into words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def from_parts(source: Path, rules: Rules = QWEN, declared: Declared | None = No
     }
     model |= {"end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocabulary}
     tokens = declared.added_to((), vocabulary)
+    _check_complete(source, vocabulary.keys() - {token["content"] for token in tokens}, merges)
     return {
         "version": "1.0",
         "truncation": None,
@@ -130,6 +131,17 @@ def _check_merges(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]])
         for token in (left, right, left + right):
             if token not in vocabulary:
                 raise ValueError(f"the merge {left!r} {right!r} needs the token {token!r}, which {PARTS[0]} has not")
+
+
+def _check_complete(source: Path, words: Set[str], merges: Sequence[tuple[str, str]]) -> None:
+    """Refuse merges that do not make every word: of a file that was cut, text becomes tokens the model hardly knows."""
+    made = {left + right for left, right in merges}
+    lacking = sorted(word for word in words if len(word) > 1 and word not in made)
+    if lacking:
+        raise CheckpointError(
+            f"{source / PARTS[1]} lacks the merge of {lacking[0]!r} ({len(lacking)} of {len(words)} tokens cannot be "
+            f"made): it is cut off, or another model's than {PARTS[0]}; fetch both again"
+        )
 
 
 def _around(config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:

@@ -109,7 +109,10 @@ def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
     ends = tokens(raw, "eos_token_id")
     for key, ids in (("mask_token_id", (config.mask_token_id,)), ("eos_token_id", ends)):
         if max(ids) >= config.vocab_size:
-            raise CheckpointError(f"config.json: {key} {max(ids)} is outside the vocabulary")
+            told = f"config.json: {key} {max(ids)} is outside the vocabulary"
+            if key in assumed(raw):
+                told += f' of {config.vocab_size}, and only assumed: put "{key}" there, with the model\'s own'
+            raise CheckpointError(told)
     if config.mask_token_id in ends:
         raise CheckpointError(f"config.json: mask_token_id and eos_token_id are both {config.mask_token_id}")
     return name, config

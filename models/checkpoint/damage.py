@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dpad.runtime.bundle import files
 
+TEXTS = (".jinja", ".txt")
 _HEAD = 512  # bytes that tell
 _LINK = (
     "it holds the target of a link, which a copy made text: copy the original with `cp -rL`, or fetch it with "
@@ -32,7 +33,6 @@ _POINTERS = {
 }
 _OTHERS = {
     rb"(?i)<(!doctype|html|head|\?xml|error)\b": _PAGE,
-    rb"\xef\xbb\xbf": "it begins with a byte order mark, as some editors write one: save it as UTF-8 without",
     rb"\xff\xfe|\xfe\xff": "it is UTF-16: save it as UTF-8",
     rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!": "it is compressed: unpack it",
     rb"GGUF": "it is GGUF, made for llama.cpp: take the checkpoint that it was made from",
@@ -40,11 +40,8 @@ _OTHERS = {
     rb"\x80[\x02-\x05]": _PICKLE,
     rb"\x89HDF": "it is HDF5, of Keras or TensorFlow: take the repository's safetensors",
 }
-
-
-def pointer(path: Path) -> str:
-    """What stands for the file that should lie at `path`, and the way out; empty where it may be the file."""
-    return _told(_POINTERS, _begin(path)[0])
+# Of all but plain text, whose readers know it.
+_MARK = {rb"\xef\xbb\xbf": "it begins with a byte order mark, as some editors write one: save it as UTF-8 without"}
 
 
 def damage(path: Path) -> str:
@@ -54,7 +51,7 @@ def damage(path: Path) -> str:
         return "it is empty: the download or the copy broke off, or the disk was full; fetch it again"
     if head and not head.strip(b"\0"):
         return "it begins with nothing but zeros, as an unfinished download does; fetch it again"
-    return _told(_POINTERS | _OTHERS, head)
+    return _told(_POINTERS | _OTHERS | ({} if path.suffix in TEXTS else _MARK), head)
 
 
 def _begin(path: Path) -> tuple[bytes, int]:

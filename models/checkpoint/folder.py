@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dpad.models.checkpoint.damage import damage, pointer
+from dpad.models.checkpoint.damage import TEXTS, damage
 from dpad.runtime.errors import CheckpointError
 
 CONFIG, INDEX, TEMPLATES = "config.json", ".safetensors.index.json", "additional_chat_templates"
@@ -40,12 +40,8 @@ def check_folder(directory: Path, patterns: tuple[str, ...] = FILES) -> None:
     for name in _members(directory, patterns):
         path = directory / name
         _check_link(path, roots)
-        told = ""
-        if path.suffix in (".jinja", ".txt"):
-            told = pointer(path)
-        elif path.suffix == ".json" and not name.endswith(INDEX):  # an index may be stale, and nobody reads it then
-            told = damage(path)
-        if told:
+        unread = name.endswith(INDEX) or path.name.startswith(".")  # an index may be stale
+        if path.suffix in (".json", *TEXTS) and not unread and (told := damage(path)):
             raise CheckpointError(f"{path} cannot be read: {told}")
 
 

@@ -24,8 +24,11 @@ from dpad.runtime.errors import CheckpointError
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CODES = {"I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn"}  # of packed weights, which bundles hold
 
-# Tables of the rotation, of which config.json says the base.
-_RECOMPUTED = re.compile(r"(^|\.)(rotary_emb|rotary_embedding|rope)\.(\w*inv_freq|cos_cached|sin_cached)$")
+# Tables of the rotation, of which config.json says the base; positions, and masks of older attention.
+_RECOMPUTED = re.compile(
+    r"(^|\.)((rotary_emb|rotary_embedding|rope)\.(\w*inv_freq|cos_cached|sin_cached)|position_ids|causal_mask|"
+    r"masked_bias)$"
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ def read_header(path: Path, packed: bool = False) -> dict[str, TensorEntry]:
     for name, info in header.items():
         if is_recomputed(name):
             continue
+        if info["dtype"] == "F64":
+            raise CheckpointError(
+                f"{path}: tensor {name} is in float64; convert with model.to(torch.bfloat16), and save it again"
+            )
         if info["dtype"] not in dtypes:
             raise CheckpointError(
                 f"{path}: tensor {name} has dtype {info['dtype']} (only {', '.join(dtypes)}); if the checkpoint is "

@@ -50,6 +50,10 @@ def check_tensors(tensors: Mapping[str, TensorEntry], model: llada.Model | qwen.
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
             empty = "; ZeRO-3 leaves such where it does not gather: run zero_to_fp32.py" * (0 in tensors[name].shape)
+            if not empty and name in (model.embedding, model.head) and tensors[name].shape[1:] == shape[1:]:
+                empty = (
+                    f"; if the embedding was resized, set {model.rows_key} to {tensors[name].shape[0]} in config.json"
+                )
             raise CheckpointError(f"tensor {name} has shape {tensors[name].shape}, config.json implies {shape}{empty}")
 
 

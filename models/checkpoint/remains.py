@@ -42,6 +42,16 @@ _STATE = (
     "adapter_model",
     "scaler",
 )  # what trainers save besides
+# peft_type of adapters that have nothing to merge.
+_PROMPTS = (
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "P_TUNING",
+    "ADAPTION_PROMPT",
+    "CPT",
+    "CARTRIDGE",
+)
 _MERGE = "run `accelerate merge-weights {} OUT`, put the config and tokenizer files there, and pass OUT"
 
 
@@ -51,12 +61,21 @@ def check_adapter(directory: Path) -> None:
     weights = [name for name in names if name.endswith((".safetensors", ".bin")) and not name.startswith(_STATE)]
     if ADAPTER not in names and (weights or not any(name.startswith("adapter_model") for name in names)):
         return
-    base = _read(directory / ADAPTER).get("base_model_name_or_path")
-    named = repr(base) if isinstance(base, str) and base else "its base model"
+    told = _read(directory / ADAPTER)
+    base, kind = told.get("base_model_name_or_path"), str(told.get("peft_type"))
+    known = isinstance(base, str) and base
+    adapter = f"{directory} is an adapter of {base!r}" if known else f"{directory} is an adapter of its base model"
     merged = f"; if the weights in {weights[0]} are merged ones, take {ADAPTER} away" if weights else ""
+    if kind in _PROMPTS:
+        raise CheckpointError(
+            f"{adapter} that puts learned vectors before a prompt ({kind}): it cannot be merged, and is not "
+            f"supported{merged or '; train one that can be, such as LoRA'}"
+        )
+    loaded = f'AutoModel.from_pretrained({repr(base) if known else "BASE"}, trust_remote_code=True, dtype="auto")'
     raise CheckpointError(
-        f"{directory} is an adapter of {named}, to be merged first: AutoPeftModel.from_pretrained({str(directory)!r})"
-        f".merge_and_unload().save_pretrained(OUT), with the base's tokenizer files beside; then pass OUT{merged}"
+        f"{adapter}, to be merged first, where the base's own code is trusted: PeftModel.from_pretrained({loaded}, "
+        f"{str(directory)!r}).merge_and_unload().save_pretrained(OUT), with the base's tokenizer files beside; then "
+        f"pass OUT{merged}"
     )
 
 

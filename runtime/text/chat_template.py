@@ -104,7 +104,8 @@ def read_templates(directory: Path) -> dict[str, str]:
     Files go before tokenizer_config.json. Raises `BundleError` for what cannot be read.
     """
     files = {DEFAULT: directory / FILE} if (directory / FILE).exists() else {}
-    files |= {path.name.removesuffix(".jinja"): path for path in sorted((directory / FOLDER).glob("*.jinja"))}
+    more = sorted(path for path in (directory / FOLDER).glob("*.jinja") if not path.name.startswith("."))
+    files |= {path.name.removesuffix(".jinja"): path for path in more}
     if files:
         return {name: _read(path) for name, path in files.items()}
     path = directory / "tokenizer_config.json"
@@ -130,9 +131,9 @@ def choose(templates: Mapping[str, str], name: str | None, directory: Path) -> s
         return templates[wanted]
     names = ", ".join(map(escaped, sorted(templates)[:_NAMES])) or "none"
     if name is None:
+        several = "several chat templates and none is" if len(templates) > 1 else "one chat template, which is not"
         raise BundleError(
-            f"{directory} has several chat templates and none is the default: choose one of {names} "
-            "with dpad export --chat-template NAME"
+            f"{directory} has {several} the default: choose one of {names} with dpad export --chat-template NAME"
         )
     raise BundleError(f"{directory} has no chat template {name!r}; it has {names}")
 
