@@ -115,14 +115,14 @@ class DiffusionModel:
         Text is wrapped by the chat template unless `raw` or there is none. `suffix` is text
         that stands behind the generated text (infill).
         """
-        given, behind = read_prompt(prompt), read_suffix(suffix)
+        given, behind, raw = read_prompt(prompt), read_suffix(suffix), read_flag(raw)
         if isinstance(given, Request):
             if behind:
                 raise InvalidRequest("a Request holds its own suffix_ids; leave suffix out")
             return given
         self.check_size(given, behind)
         if isinstance(given, str):
-            chat = self.codec.has_chat_template and not read_flag(raw)
+            chat = self.codec.has_chat_template and not raw
             messages = [{"role": "user", "content": given}]
             ids = self.codec.encode_chat(messages, self.check_size) if chat else self.codec.encode(given)
         elif given and isinstance(given[0], dict):
@@ -186,7 +186,7 @@ class DiffusionModel:
         )
         texts = [self.read(request, collector.canvases[row], **options) for row, request in enumerate(requests)]
         return [
-            Generation(text, ids, collector.canvases[row], commit_steps[row], int(nfe[row]), timings)
+            Generation(text, ids, collector.canvases[row].copy(), commit_steps[row], int(nfe[row]), timings)
             for row, (text, ids) in enumerate(texts)
         ]
 
