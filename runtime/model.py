@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from dpad.runtime.arguments import listed, reading
 from dpad.runtime.checks import is_integer
 from dpad.runtime.decoding.generate import Events, StepEvent, generate
 from dpad.runtime.decoding.options import GenerationOptions, Options
-from dpad.runtime.decoding.presets import read_presets, resolve
+from dpad.runtime.decoding.presets import read_presets, resolve, served
 from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.engines.base import Engine
@@ -109,6 +109,11 @@ class DiffusionModel:
         """
         return resolve(self.presets, self.engine.contract, options)
 
+    @reading("an option")
+    def _served(self, options: Options) -> GenerationOptions:
+        """As `options`, for a call: a preset that cannot be served is named."""
+        return served(self.presets, self.engine.contract, options)
+
     def request(self, prompt: Prompt, *, raw: bool = False, suffix: str | None = None) -> Request:
         """A prompt as token ids.
 
@@ -170,7 +175,7 @@ class DiffusionModel:
         if on_step is not None and not callable(on_step):
             raise InvalidRequest(f"on_step {shown(on_step)} cannot be called; give a function of one StepEvent")
         began = perf_counter()
-        resolved = self.options(**options)
+        resolved = self._served(options)
         requests = self._requests(prompts, raw)
         encoded = perf_counter()
         collector = _Collector(requests, resolved)
@@ -200,7 +205,7 @@ class DiffusionModel:
 
     def stream_batch(self, prompts: Prompts, *, raw: bool = False, **options: Unpack[Options]) -> Events:
         """One `StepEvent` a forward pass, for several prompts together."""
-        resolved = self.options(**options)
+        resolved = self._served(options)
         return generate(self.engine, self._requests(prompts, raw), resolved)
 
     def read(
@@ -210,7 +215,7 @@ class DiffusionModel:
 
         `prompt`, `raw` and `options` are those of the call that wrote the canvas.
         """
-        request, resolved = self.request(prompt, raw=raw), self.options(**options)
+        request, resolved = self.request(prompt, raw=raw), self._served(options)
         resolved.check(self.engine.contract)
         canvas = _checked_canvas(canvas, request.canvas_length(resolved), self.engine.contract.vocab_size)
         generated = canvas[len(request.prompt_ids) : len(canvas) - len(request.suffix_ids)]
@@ -218,6 +223,10 @@ class DiffusionModel:
         ends = np.flatnonzero(np.isin(generated, eos))
         token_ids = generated[: ends[0] if ends.size else None].tolist()
         return self._codec.decode(token_ids) if self._codec else "", token_ids
+
+    def __reduce__(self) -> NoReturn:
+        """Raises `InvalidRequest`: an engine is of one process."""
+        raise InvalidRequest("a model cannot be pickled or sent to a process; load the bundle in each process")
 
     def close(self) -> None:
         """Release the engine."""
@@ -262,6 +271,7 @@ class _Collector:
         return nfe, commit_steps
 
 
+@reading("a canvas")
 def _checked_canvas(canvas: Any, length: int, vocab_size: int) -> NDArray[np.int64]:
     """A canvas to read, [length]; raises `InvalidRequest` for what cannot be one of the request that it is read for."""
     tokens = listed(canvas)
