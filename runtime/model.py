@@ -13,6 +13,7 @@ Names it does not know are an error.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +31,7 @@ from dpad.runtime.decoding.presets import read_presets, resolve, served
 from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.engines.base import Engine
-from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.errors import EngineError, InvalidRequest
 from dpad.runtime.show import counted, shown
 from dpad.runtime.text.codec import TextCodec
 
@@ -85,6 +86,7 @@ class DiffusionModel:
         self.engine = engine
         self._codec = codec
         self.presets = read_presets(presets or {})
+        self._closed = False
 
     @property
     def has_tokenizer(self) -> bool:
@@ -179,7 +181,7 @@ class DiffusionModel:
         requests = self._requests(prompts, raw)
         encoded = perf_counter()
         collector = _Collector(requests, resolved)
-        for event in generate(self.engine, requests, resolved):
+        for event in self._events(requests, resolved):
             collector.add(event)
             if on_step is not None:
                 on_step(event)
@@ -206,7 +208,26 @@ class DiffusionModel:
     def stream_batch(self, prompts: Prompts, *, raw: bool = False, **options: Unpack[Options]) -> Events:
         """One `StepEvent` a forward pass, for several prompts together."""
         resolved = self._served(options)
-        return generate(self.engine, self._requests(prompts, raw), resolved)
+        return self._events(self._requests(prompts, raw), resolved)
+
+    def _events(self, requests: list[Request], resolved: GenerationOptions) -> Events:
+        """Those of `generate`, whose refusals come at once; raises `EngineError` where the model is closed."""
+        self._check_open()
+        return self._while_open(generate(self.engine, requests, resolved))
+
+    def _while_open(self, events: Events) -> Events:
+        try:
+            with closing(events):
+                for event in events:
+                    yield event
+                    self._check_open()
+        except EngineError:
+            self._check_open()  # by another thread in the middle of a step: the engine is not to blame
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"this model over {self.engine.name} is closed; load it again")
 
     def read(
         self, prompt: Prompt, canvas: NDArray[np.int64], *, raw: bool = False, **options: Unpack[Options]
@@ -230,6 +251,7 @@ class DiffusionModel:
 
     def close(self) -> None:
         """Release the engine."""
+        self._closed = True
         self.engine.close()
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import dpad
+from dpad.runtime.errors import EngineError
 
 PROMPTS = ["w5 w6 w7", [9, 10], dpad.Request((11, 12, 13, 14), suffix_ids=(15, 16))]
 
@@ -72,3 +73,15 @@ def test_raw_is_true_or_false(eval_bundle: Path, raw: Any) -> None:
                 model.request(prompt, raw=raw)
         assert model.request("w5", raw=np.True_) == model.request("w5", raw=True)  # type: ignore[arg-type]
         assert model.request("w5", raw=np.False_) == model.request("w5")  # type: ignore[arg-type]
+
+
+def test_a_closed_model_says_so(eval_bundle: Path) -> None:
+    """Fails if who closed a model, perhaps in the middle of a stream, is told that an engine failed."""
+    model = dpad.load(eval_bundle, threads=1)
+    events = model.stream("w5 w6", gen_length=32, decoder="fixed")
+    next(events)
+    model.close()
+    with pytest.raises(EngineError, match=r"^this model over onnxruntime-cpu is closed; load it again$"):
+        next(events)
+    with pytest.raises(EngineError, match="is closed; load it again"):
+        model.generate("w5 w6")
