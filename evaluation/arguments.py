@@ -74,6 +74,10 @@ _FOREIGN = {
 }  # fmt: skip
 
 
+_NO_LIMIT = ("steps", "top_k", "top_p", "window")  # decoding options of which None is a value
+_DECODING = {field.name for field in fields(GenerationOptions)} | {"preset", "window", "k", "scale", "count"}
+
+
 class Wanted:
     """Generation arguments of one request, read.
 
@@ -92,8 +96,8 @@ class Wanted:
         lengths = [(name, arguments[name]) for name in LENGTHS if not is_none(arguments.get(name))]
         self.tokens = _positive(*lengths[0]) if lengths else default_tokens
         self.stops = [text for name in STOPS for text in _texts(name, arguments.get(name))]
-        given = _sampling(arguments)
-        sampled = flag("do_sample", arguments.get("do_sample"), True) and given.get("temperature", 0) > 0
+        given = _sampling(arguments) if flag("do_sample", arguments.get("do_sample"), True) else {}
+        sampled = given.get("temperature", 0) > 0
         self.options: dict[str, Any] = given if sampled else {"temperature": 0.0, "top_k": None, "top_p": None}
         if not is_none(seed := arguments.get("seed")):
             self.options["seed"] = integer("seed", seed)
@@ -114,7 +118,10 @@ def check_names(names: Iterable[str], own: Iterable[str]) -> None:
 
 
 def decoding(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Decoding options as a command line spells them: numbers and truths as text, none for the name `none`."""
+    """Decoding options as a command line spells them: numbers and truths as text, none for the name `none`.
+
+    One that is none, and for which None is no value, is left out: its default counts.
+    """
     read: dict[str, Any] = {}
     for name, value in options.items():
         if name in ("schedule", "cache"):
@@ -123,10 +130,11 @@ def decoding(options: Mapping[str, Any]) -> dict[str, Any]:
             read[name] = None if is_none(value) else tuple(integer(name, end) for end in _listed(value))
         elif name == "early_termination":
             read[name] = flag(name, value, True)
+        elif is_none(value):
+            if name in _NO_LIMIT:
+                read[name] = None
         elif name in ("decoder", "pace", "preset"):
             read[name] = value
-        elif is_none(value):
-            read[name] = None
         elif name in ("threshold", "factor", "temperature", "top_p", "k", "scale"):
             read[name] = number(name, value)
         else:
@@ -136,6 +144,11 @@ def decoding(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_neutral(name: Any, value: Any) -> None:
     """Raise `InvalidRequest` unless the argument is read elsewhere, or its value changes nothing."""
+    if isinstance(name, str) and name in _DECODING - _READ:
+        raise InvalidRequest(
+            f"generation argument {name} ({shown(value)}) is an option of decoding, which holds for all requests; "
+            f"give it in --model_args, as {name}=VALUE"
+        )
     if not isinstance(name, str) or name not in {*_READ, *_UNREAD, *_NEUTRAL}:
         close = get_close_matches(str(name), [*_READ, *_NEUTRAL], 1) if isinstance(name, str) else []
         hint = f" (did you mean {close[0]}?)" if close else ""

@@ -48,9 +48,9 @@ class DpadLM(LM):
 
     Model arguments are `bundle`, `engine`, `threads`, `mc_samples` (draws of a likelihood, 128 as in LLaDA's
     evaluation), `mc_seed`, `check_greedy`, `truncation`, `preset`, and all fields of `GenerationOptions`, `schedule`
-    by its name with `window`, `k`, `scale` and `count`; numbers may be text. `batch_size` is the harness's own option;
-    `auto` is the most that the bundle takes. `device`, which the harness always sets, means nothing here: `engine`
-    decides.
+    by its name with `window`, `k`, `scale` and `count`; numbers may be text, and None is the default. `batch_size` is
+    the harness's own option; `auto` is the most that the bundle takes. `device`, which the harness always sets, means
+    nothing here: `engine` decides.
 
     All requests of a call are checked before the first of them is decoded. One whose context is too long is refused,
     or with `truncation` cut at its beginning, as the harness's other models do.
@@ -62,10 +62,10 @@ class DpadLM(LM):
     def __init__(
         self,
         bundle: str | Path = "",
-        engine: str = "auto",
-        threads: int | str = 0,
-        mc_samples: int | str = 128,
-        mc_seed: int | str = 0,
+        engine: str | None = "auto",
+        threads: int | str | None = 0,
+        mc_samples: int | str | None = 128,
+        mc_seed: int | str | None = 0,
         check_greedy: bool | str = True,
         batch_size: int | str | None = 1,
         max_batch_size: int | str | None = None,
@@ -78,15 +78,16 @@ class DpadLM(LM):
         check_names(options, (*_OWN, *_SCHEDULE))
         if bundle in ("", None):
             raise InvalidRequest("no bundle is named; give --model_args bundle=DIR, made by dpad export")
-        self.draws, self.seed = integer("mc_samples", mc_samples), integer("mc_seed", mc_seed)
+        self.draws = _integer_or("mc_samples", mc_samples, 128)
+        self.seed = _integer_or("mc_seed", mc_seed, 0)
         if not 1 <= self.draws <= MOST_DRAWS or self.seed < 0:
             raise InvalidRequest(
                 f"mc_samples {self.draws} must be 1 to {MOST_DRAWS}, and mc_seed {self.seed} must be 0 or more"
             )
         self.check_greedy = flag("check_greedy", check_greedy, True)
         self.bundle = Bundle.open(Path(str(bundle)))
-        threads = integer("threads", threads)
-        self.model = dpad.load(str(bundle), engine=str(engine), threads=threads, verify_hashes=False)
+        name, number = "auto" if is_none(engine) else str(engine), _integer_or("threads", threads, 0)
+        self.model = dpad.load(str(bundle), engine=name, threads=number, verify_hashes=False)
         self.contract = self.model.engine.contract
         self.options = self._options(preset, decoding(options))
         self.options.check(self.contract)
@@ -138,9 +139,9 @@ class DpadLM(LM):
         surest token first, one a step;
         `check_greedy=False` saves these steps and answers False.
         """
-        answers = []
+        answers, pairs = [], self._reader.read(requests, self._reader.pair)
         with self._told(len(requests)) as finished:
-            for request, (context, target) in zip(requests, self._reader.read(requests, self._reader.pair)):
+            for request, (context, target) in zip(requests, pairs):
                 greedy = self.check_greedy and self._is_greedy(context, target)
                 answers.append((self._loglikelihood(context, target), greedy))
                 self._keep("loglikelihood", request, answers[-1])
@@ -150,9 +151,9 @@ class DpadLM(LM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The bound of each text's log-likelihood; longer ones in pieces as long as a canvas, each on its own."""
-        answers = []
+        answers, texts = [], self._reader.read(requests, self._reader.pieces)
         with self._told(len(requests)) as finished:
-            for request, pieces in zip(requests, self._reader.read(requests, self._reader.pieces)):
+            for request, pieces in zip(requests, texts):
                 answers.append(float(sum(self._loglikelihood(*piece) for piece in pieces)))
                 self._keep("loglikelihood_rolling", request, answers[-1])
                 self._commit()
@@ -223,6 +224,11 @@ def _batch_size(asked: int | str | None, most: int) -> int:
     if isinstance(asked, str) and asked.partition(":")[0].strip() == "auto":
         return most
     return 1 if is_none(asked) else _at_least_one("batch_size", asked)
+
+
+def _integer_or(name: str, value: object, default: int) -> int:
+    """A whole number, `default` where there is none."""
+    return default if is_none(value) else integer(name, value)
 
 
 def _at_least_one(name: str, value: object) -> int:

@@ -18,7 +18,8 @@ _EXACT = 1 << 53  # beyond, a float stands for several integers
 def number(name: str, value: Any) -> float:
     """A finite number, or text that spells one; raises `InvalidRequest`."""
     try:
-        read = float(value) if is_number(value) or isinstance(value, str) else math.nan
+        spelled = isinstance(value, str) and value.isascii() and "_" not in value  # as in Python's own source
+        read = float(value) if is_number(value) or spelled else math.nan
     except (ValueError, OverflowError):
         read = math.nan
     if not math.isfinite(read):

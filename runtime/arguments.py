@@ -36,8 +36,9 @@ def axes(value: object) -> int | None:
 
 
 def plain(value: Any) -> Any:
-    """The number in an array without axes; all else as it is."""
-    return value.tolist() if type(value) is not int and axes(value) == 0 else value
+    """The number in an array without axes; all else as it is, so that a masked one or no time is not None."""
+    number = value.tolist() if type(value) is not int and axes(value) == 0 else value
+    return number if isinstance(number, (int, float)) else value
 
 
 def listed(value: Any) -> list[Any] | None:

@@ -13,11 +13,12 @@ Names it does not know are an error.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,11 @@ from dpad.runtime.arguments import listed, reading
 from dpad.runtime.checks import is_integer
 from dpad.runtime.decoding.generate import Events, StepEvent, generate
 from dpad.runtime.decoding.options import GenerationOptions, Options
-from dpad.runtime.decoding.presets import read_presets, resolve
+from dpad.runtime.decoding.presets import read_presets, resolve, served
 from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.engines.base import Engine
-from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.errors import EngineError, InvalidRequest
 from dpad.runtime.show import counted, shown
 from dpad.runtime.text.codec import TextCodec
 
@@ -85,6 +86,7 @@ class DiffusionModel:
         self.engine = engine
         self._codec = codec
         self.presets = read_presets(presets or {})
+        self._closed = False
 
     @property
     def has_tokenizer(self) -> bool:
@@ -109,20 +111,25 @@ class DiffusionModel:
         """
         return resolve(self.presets, self.engine.contract, options)
 
+    @reading("an option")
+    def _served(self, options: Options) -> GenerationOptions:
+        """As `options`, for a call: a preset that cannot be served is named."""
+        return served(self.presets, self.engine.contract, options)
+
     def request(self, prompt: Prompt, *, raw: bool = False, suffix: str | None = None) -> Request:
         """A prompt as token ids.
 
         Text is wrapped by the chat template unless `raw` or there is none. `suffix` is text
         that stands behind the generated text (infill).
         """
-        given, behind = read_prompt(prompt), read_suffix(suffix)
+        given, behind, raw = read_prompt(prompt), read_suffix(suffix), read_flag(raw)
         if isinstance(given, Request):
             if behind:
                 raise InvalidRequest("a Request holds its own suffix_ids; leave suffix out")
             return given
         self.check_size(given, behind)
         if isinstance(given, str):
-            chat = self.codec.has_chat_template and not read_flag(raw)
+            chat = self.codec.has_chat_template and not raw
             messages = [{"role": "user", "content": given}]
             ids = self.codec.encode_chat(messages, self.check_size) if chat else self.codec.encode(given)
         elif given and isinstance(given[0], dict):
@@ -170,11 +177,11 @@ class DiffusionModel:
         if on_step is not None and not callable(on_step):
             raise InvalidRequest(f"on_step {shown(on_step)} cannot be called; give a function of one StepEvent")
         began = perf_counter()
-        resolved = self.options(**options)
+        resolved = self._served(options)
         requests = self._requests(prompts, raw)
         encoded = perf_counter()
         collector = _Collector(requests, resolved)
-        for event in generate(self.engine, requests, resolved):
+        for event in self._events(requests, resolved):
             collector.add(event)
             if on_step is not None:
                 on_step(event)
@@ -186,7 +193,7 @@ class DiffusionModel:
         )
         texts = [self.read(request, collector.canvases[row], **options) for row, request in enumerate(requests)]
         return [
-            Generation(text, ids, collector.canvases[row], commit_steps[row], int(nfe[row]), timings)
+            Generation(text, ids, collector.canvases[row].copy(), commit_steps[row], int(nfe[row]), timings)
             for row, (text, ids) in enumerate(texts)
         ]
 
@@ -200,8 +207,27 @@ class DiffusionModel:
 
     def stream_batch(self, prompts: Prompts, *, raw: bool = False, **options: Unpack[Options]) -> Events:
         """One `StepEvent` a forward pass, for several prompts together."""
-        resolved = self.options(**options)
-        return generate(self.engine, self._requests(prompts, raw), resolved)
+        resolved = self._served(options)
+        return self._events(self._requests(prompts, raw), resolved)
+
+    def _events(self, requests: list[Request], resolved: GenerationOptions) -> Events:
+        """Those of `generate`, whose refusals come at once; raises `EngineError` where the model is closed."""
+        self._check_open()
+        return self._while_open(generate(self.engine, requests, resolved))
+
+    def _while_open(self, events: Events) -> Events:
+        try:
+            with closing(events):
+                for event in events:
+                    yield event
+                    self._check_open()
+        except EngineError:
+            self._check_open()  # by another thread in the middle of a step: the engine is not to blame
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"this model over {self.engine.name} is closed; load it again")
 
     def read(
         self, prompt: Prompt, canvas: NDArray[np.int64], *, raw: bool = False, **options: Unpack[Options]
@@ -210,7 +236,7 @@ class DiffusionModel:
 
         `prompt`, `raw` and `options` are those of the call that wrote the canvas.
         """
-        request, resolved = self.request(prompt, raw=raw), self.options(**options)
+        request, resolved = self.request(prompt, raw=raw), self._served(options)
         resolved.check(self.engine.contract)
         canvas = _checked_canvas(canvas, request.canvas_length(resolved), self.engine.contract.vocab_size)
         generated = canvas[len(request.prompt_ids) : len(canvas) - len(request.suffix_ids)]
@@ -219,8 +245,13 @@ class DiffusionModel:
         token_ids = generated[: ends[0] if ends.size else None].tolist()
         return self._codec.decode(token_ids) if self._codec else "", token_ids
 
+    def __reduce__(self) -> NoReturn:
+        """Raises `InvalidRequest`: an engine is of one process."""
+        raise InvalidRequest("a model cannot be pickled or sent to a process; load the bundle in each process")
+
     def close(self) -> None:
         """Release the engine."""
+        self._closed = True
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -262,6 +293,7 @@ class _Collector:
         return nfe, commit_steps
 
 
+@reading("a canvas")
 def _checked_canvas(canvas: Any, length: int, vocab_size: int) -> NDArray[np.int64]:
     """A canvas to read, [length]; raises `InvalidRequest` for what cannot be one of the request that it is read for."""
     tokens = listed(canvas)

@@ -42,6 +42,7 @@ SMALL: dict[str, Any] = {"threads": 1, "mc_samples": 2, "gen_length": 32, "block
         "do_sample: 0",
         "temperature: '0.0'",
         "temperature: 0.7\ndo_sample: no",
+        "top_p: 0.0\ntop_k: -5\ndo_sample: false",
         "pad_token_id: 0",
         "use_cache: true",
         "early_stopping: true",
@@ -105,6 +106,13 @@ BAD: list[tuple[Any, str]] = [
     ({"max_gen_toks": True}, "max_gen_toks True"),
     ({"max_gen_toks": [5]}, "max_gen_toks"),
     ({"max_gen_toks": "many"}, "max_gen_toks 'many'"),
+    ({"max_gen_toks": "1_0"}, "max_gen_toks '1_0' is not a number"),
+    ({"temperature": "0_1"}, "temperature '0_1'"),
+    ({"block_length": 8}, r"block_length \(8\) .*give it in --model_args, as block_length=VALUE"),
+    ({"steps": 8}, "give it in --model_args"),
+    ({"threshold": None}, "give it in --model_args"),
+    ({"cache": "dual"}, "give it in --model_args"),
+    ({"schedule": "none"}, "give it in --model_args"),
     ({"max_gen_toks": 10**5000}, "max_gen_toks of 16610 bits"),
     ({"max_gen_toks": float("nan")}, "max_gen_toks nan"),
     ({"temperature": 10**5000}, "temperature"),
@@ -176,3 +184,16 @@ def test_model_arguments_may_be_text(eval_bundle: Path) -> None:
     assert DpadLM(str(eval_bundle), **text).options == DpadLM(str(eval_bundle), **SMALL).options
     assert (read.options.cache, read.options.gen_length, read.options.threshold) == ("none", 32, 0.9)
     assert read.batch_size == read.contract.max_batch
+
+
+@pytest.mark.parametrize("nothing", [None, "None", ""])
+def test_a_model_argument_that_is_none_is_the_default(eval_bundle: Path, nothing: Any) -> None:
+    """Fails if a caller that fills in all arguments has to know our defaults."""
+    plain = DpadLM(str(eval_bundle), preset=None)
+    names = ("engine", "threads", "mc_samples", "mc_seed", "check_greedy", "truncation", "batch_size", "seed")
+    more = ("temperature", "threshold", "factor", "gen_length", "block_length", "decoder", "pace", "early_termination")
+    limits = ("steps", "top_k", "top_p", "window", "eos_token_ids", "k", "scale", "count")
+    given: dict[str, Any] = dict.fromkeys((*names, *more, *limits), nothing)
+    read = DpadLM(str(eval_bundle), **given)
+    assert (read.options, read.draws, read.seed) == (plain.options, plain.draws, plain.seed)
+    assert (read.model.engine.name, read.batch_size) == (plain.model.engine.name, plain.batch_size)

@@ -53,8 +53,9 @@ def test_a_request_is_refused_before_the_first_is_decoded(
     """Fails if hours of answers are thrown away for a request that could be seen to be too long."""
     good = {"generate_until": ("w1", {}), "loglikelihood": ("w1", "w2"), "loglikelihood_rolling": ("w1",)}[kind]
     monkeypatch.setattr(model.model.engine, "step", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(InvalidRequest, match=rf"^request 3 of 3 \(task own, document 2\): .*{said}"):
+    with pytest.raises(InvalidRequest, match=rf"^request 3 of 3 \(task own, document 2\): .*{said}") as raised:
         getattr(model, kind)(ask(kind, good, good, last))
+    assert not hasattr(raised.value, "__notes__"), "nothing ran, so nothing is lost"
 
 
 def test_long_contexts_are_cut_where_that_is_asked_for(eval_bundle: Path) -> None:

@@ -6,11 +6,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dpad.evaluation.errors import SandboxError
 from dpad.evaluation.sandbox.sandbox import Limits, Sandbox
+from dpad.runtime.errors import InvalidRequest
 
 LIMITS = Limits(seconds=3, memory=512 << 20, processes=8, output=1 << 16)
 
@@ -62,6 +64,22 @@ def test_only_a_program_that_reaches_its_end_passes(sandbox: Sandbox, program: s
     verdict = sandbox.run(program)
     assert verdict.passed == passed, verdict
     assert bool(verdict.detail) != passed
+
+
+@pytest.mark.parametrize("name", ["seconds", "memory", "processes", "output"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", None, True, 10**30, 10**400])
+def test_what_is_no_limit_is_refused(sandbox: Sandbox, name: str, value: Any) -> None:
+    """Fails if a program runs without a limit, or a limit that is none is told by an error of Python's."""
+    with pytest.raises(InvalidRequest, match=name):
+        Limits(**{name: value})
+    with pytest.raises(InvalidRequest, match="a program is text, not "):
+        sandbox.run(value if not isinstance(value, str) else b"1")  # type: ignore[arg-type]
+
+
+def test_the_largest_limits_are_kept(sandbox: Sandbox) -> None:
+    """Fails if a limit that is taken cannot be set."""
+    most = Sandbox(Limits(1 << 48, 1 << 48, 1 << 48, 1 << 48), weak=bool(sandbox.refused))
+    assert most.run("assert 1").passed
 
 
 def test_a_loop_without_end_is_stopped(sandbox: Sandbox) -> None:

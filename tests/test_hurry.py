@@ -1,5 +1,6 @@
 """What people type in a hurry: served where there is one meaning, else answered with what to type."""
 
+import copy
 import pickle
 from collections import UserDict, deque
 from collections.abc import Iterator
@@ -211,6 +212,13 @@ def test_results_are_shown_short_and_pickled(model: DiffusionModel) -> None:
     assert "array" not in repr(result) and "nfe=" in repr(result)
     again = pickle.loads(pickle.dumps(result))
     assert (again.token_ids, again.canvas.tolist()) == (result.token_ids, result.canvas.tolist())
+
+
+def test_a_model_says_that_it_is_of_one_process(model: DiffusionModel) -> None:
+    """Fails if who sends a model to a pool of processes is told about locks or sessions."""
+    for send in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(InvalidRequest, match="load the bundle in each process"):
+            send(model)
 
 
 @pytest.mark.parametrize("canvas", [None, 5, "w5", [1.5], [1, 2], np.zeros((2, 67), int), [999] * 67])

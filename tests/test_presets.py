@@ -8,9 +8,11 @@ import pytest
 from bundles import export, write_source
 from checkpoints import EOS
 from click.testing import CliRunner
+from test_requests import Untouched
 
 import dpad
 from dpad.cli import main
+from dpad.commands.decoding import chosen
 from dpad.export.hub import published_id, resolve
 from dpad.models.presets import PUBLISHED, presets_of
 from dpad.runtime.decoding.presets import name_of, read_presets, schedule_named
@@ -128,6 +130,11 @@ def test_inspect_names_the_presets(bundle: Path) -> None:
         {"a": {"schedule": {"gaussian": [3]}}},
         {"a": {"schedule": {"gaussian": {"k": "4"}}}},
         {"a": {"schedule": {"uniform": {"count": 1.5}}}},
+        *({"a": {"temperature": value}} for value in ("0.5", None, True, [0.5])),
+        *({"a": {"gen_length": value}} for value in ("64", None, 64.0, True, 10**400)),
+        {"a": {"cache": 5}},
+        {"a": {"early_termination": "no"}},
+        {"a": {"eos_token_ids": [1.5]}},
         *({"a": {"schedule": {"gaussian": {"window": w}}}} for w in ("abc", [1], 1.5, -5, 0, True, float("nan"))),
     ],
 )
@@ -135,6 +142,38 @@ def test_presets_that_cannot_be_read_are_refused(data: dict[str, Any]) -> None:
     """Fails if a manifest's preset is half read, or fails with anything but a typed error that names it."""
     with pytest.raises(ManifestError, match="preset 'a'"):
         read_presets(data)
+
+
+@pytest.mark.parametrize("preset", ["default", "a"])
+@pytest.mark.parametrize(
+    ("brought", "given"),
+    [
+        ({"temperature": -1}, {}),
+        ({"temperature": -1, "gen_length": 48}, {"gen_length": 64}),
+        ({"cache": "blocks"}, {"threshold": 0.5}),
+        ({"decoder": "guess"}, {}),
+        ({"block_length": 48}, {"gen_length": 64}),
+        ({"eos_token_ids": [10**6]}, {}),
+    ],
+)
+def test_a_preset_that_cannot_be_served_is_named(preset: str, brought: dict[str, Any], given: dict[str, Any]) -> None:
+    """Fails if a caller is blamed for a value that the bundle brings, or a preset for the caller's."""
+    model = dpad.DiffusionModel(Untouched(), None, {preset: brought})
+    asked: dict[str, Any] = {**given, "preset": preset} if preset != "default" else given
+    with pytest.raises(InvalidRequest, match=f"^preset '{preset}': "):
+        model.generate([5], **asked)
+    model = dpad.DiffusionModel(Untouched(), None, {preset: {"threshold": 0.5}})
+    with pytest.raises(InvalidRequest, match="^temperature -2"):
+        model.generate([5], **{**asked, "temperature": -2})
+
+
+def test_what_mends_a_preset_is_taken(bundle: Path) -> None:
+    """Fails if a preset's schedule is refused before the caller's own count or length takes its place."""
+    with dpad.load(bundle) as model:
+        named = dpad.DiffusionModel(model.engine, None, {"a": {"schedule": {"uniform": {"count": 60}}}})
+        with pytest.raises(InvalidRequest, match="^preset 'a': count 60"):
+            named.generate([5], preset="a", gen_length=32)
+        assert chosen(named, {"preset": "a", "gen_length": 32, "count": 3})["schedule"] == dpad.Uniform(3)
 
 
 def test_a_schedule_keeps_what_its_base_says() -> None:

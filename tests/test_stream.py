@@ -1,11 +1,14 @@
 """What `stream` brings is what `generate` returns, and it can be left."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dpad
+from dpad.runtime.errors import EngineError
 
 PROMPTS = ["w5 w6 w7", [9, 10], dpad.Request((11, 12, 13, 14), suffix_ids=(15, 16))]
 
@@ -35,3 +38,50 @@ def test_closing_cancels(eval_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
         next(events)
         events.close()
         assert list(events) == [] and len(steps) == 1
+
+
+def _change(event: dpad.StepEvent) -> None:
+    """Everything that a caller might do to the arrays of an event in place."""
+    for array in (event.active, event.rows, event.positions, event.tokens, event.confidences, *event.canvases):
+        with suppress(ValueError):
+            array[...] = array[::-1] + 1
+
+
+def test_what_a_caller_does_to_an_event_changes_no_result(eval_bundle: Path) -> None:
+    """Fails if arrays that results are added up from can be changed, or those of a result cannot."""
+    options: dict[str, Any] = {"gen_length": 32, "block_length": 16}
+    with dpad.load(eval_bundle, threads=1) as model:
+        kept = model.generate_batch(PROMPTS, **options)
+        changed = model.generate_batch(PROMPTS, on_step=_change, **options)
+        streamed = list(model.stream(PROMPTS[0], **options))
+    for before, after in zip(kept, changed, strict=True):
+        assert (after.text, after.nfe) == (before.text, before.nfe)
+        np.testing.assert_array_equal(after.canvas, before.canvas)
+        np.testing.assert_array_equal(after.commit_steps, before.commit_steps)
+        after.canvas[:] = 0
+        after.commit_steps[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        streamed[-1].canvases[0].sort()
+
+
+@pytest.mark.parametrize("raw", ["false", "", float("nan"), object(), None, 0, 1, []])
+def test_raw_is_true_or_false(eval_bundle: Path, raw: Any) -> None:
+    """Fails if what is no truth value silently drops the chat template, or keeps it."""
+    with dpad.load(eval_bundle, threads=1) as model:
+        for prompt in ("w5", [5, 6], [{"role": "user", "content": "w5"}]):
+            with pytest.raises(dpad.InvalidRequest, match="raw .* neither True nor False"):
+                model.request(prompt, raw=raw)
+        assert model.request("w5", raw=np.True_) == model.request("w5", raw=True)  # type: ignore[arg-type]
+        assert model.request("w5", raw=np.False_) == model.request("w5")  # type: ignore[arg-type]
+
+
+def test_a_closed_model_says_so(eval_bundle: Path) -> None:
+    """Fails if who closed a model, perhaps in the middle of a stream, is told that an engine failed."""
+    model = dpad.load(eval_bundle, threads=1)
+    events = model.stream("w5 w6", gen_length=32, decoder="fixed")
+    next(events)
+    model.close()
+    with pytest.raises(EngineError, match=r"^this model over onnxruntime-cpu is closed; load it again$"):
+        next(events)
+    with pytest.raises(EngineError, match="is closed; load it again"):
+        model.generate("w5 w6")

@@ -73,6 +73,46 @@ def test_a_seed_may_have_128_bits() -> None:
     GenerationOptions(seed=2**128 - 1).check(CONTRACT)
 
 
+@pytest.mark.parametrize("nothing", [np.ma.masked, np.datetime64("NaT"), np.array(None)], ids=["masked", "nat", "none"])
+@pytest.mark.parametrize("name", ["steps", "top_k", "top_p", "window", "count", "seed of the row", "prompt_length"])
+def test_what_is_no_number_is_not_none(nothing: Any, name: str) -> None:
+    """Fails if a masked number or a missing time silently means that there is no limit."""
+    with pytest.raises(InvalidRequest):
+        if name == "seed of the row":
+            Request((5,), seed=nothing).check(GenerationOptions(), CONTRACT)
+        elif name == "prompt_length":
+            Explicit(((), (), (), ()), nothing).check_prompt(5)
+        elif name in ("window", "count"):
+            (Uniform(**{name: nothing})).check(128, 32)
+        else:
+            GenerationOptions(**{name: nothing}).check(CONTRACT)
+
+
+class Fails:
+    """Raises where it is asked for an attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_what_fails_at_its_attributes_is_refused() -> None:
+    """Fails if an object's own error comes out of a schedule, a request or a canvas, rather than a typed one."""
+    model = DiffusionModel(Untouched(), None)
+    takers = (
+        lambda: Gaussian(k=Fails()),  # type: ignore[arg-type]
+        lambda: Uniform(count=Fails()),  # type: ignore[arg-type]
+        lambda: Request((5,), schedule=Fails()).check(GenerationOptions(), CONTRACT),
+        lambda: model.generate([5], schedule=Fails()),
+        lambda: model.read([5], Fails()),  # type: ignore[arg-type]
+    )
+    for taker in takers:
+        with pytest.raises(InvalidRequest):
+            taker()
+    with pytest.raises(TypeError, match="block_length") as raised:
+        Explicit.from_positions([[]], 5)  # type: ignore[call-arg]
+    assert not isinstance(raised.value, InvalidRequest)
+
+
 def test_a_preset_beyond_all_use_is_refused_with_its_bundle() -> None:
     """Fails if the preset's number is blamed on the caller."""
     with pytest.raises(ManifestError, match="preset 'a'"):

@@ -68,7 +68,10 @@ def main() -> NoReturn:
         _isolate(weak, "no more namespaces", lambda: _must(_LIBC.unshare(_NEW_USER)))
     _isolate(weak, "no capabilities", _drop_capabilities)
     for name, value in settings["limits"].items():
-        resource.setrlimit(getattr(resource, name), (value, value))
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        most = value if hard == resource.RLIM_INFINITY else min(value, hard)  # a stricter one is there already
+        resource.setrlimit(kind, (most, most))
     _isolate(weak, "files outside its folder", lambda: _confine(settings["readable"]))
     _isolate(weak, "memory and sockets by system call", lambda: _filter(bytes.fromhex(settings["filter"])))
     _run(program, settings["token"], settings["report"])

@@ -35,11 +35,15 @@ from dpad.evaluation.sandbox.memory import can_be_read, used
 from dpad.evaluation.sandbox.readable import closed, readable
 from dpad.evaluation.sandbox.removal import remove
 from dpad.evaluation.sandbox.syscalls import refusals
+from dpad.runtime.checks import is_integer, is_number
+from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.show import kind, shown
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _TAIL = 2000  # bytes of the error output that are looked at
 _FILES = 64  # of the largest size that may be written, together
 _NAMES = 1 << 14  # of files and folders
+_MOST = 1 << 48  # of any limit: what the kernel's own fields hold, times `_FILES` too
 _PROBE = "import colorsys"  # a module that nothing else has read: the interpreter's files can be reached
 _LOOK = 0.02  # seconds from one look at the memory to the next
 
@@ -59,6 +63,15 @@ class Limits:
     memory: int = 1 << 30
     processes: int = 16
     output: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidRequest` for what is no limit."""
+        if not is_number(self.seconds) or not 0 < self.seconds <= _MOST:
+            raise InvalidRequest(f"seconds {shown(self.seconds)} must be a number above 0, and at most {_MOST}")
+        for name in ("memory", "processes", "output"):
+            value = getattr(self, name)
+            if not is_integer(value) or not 0 < value <= _MOST:
+                raise InvalidRequest(f"{name} {shown(value)} must be an integer from 1 to {_MOST}")
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,8 @@ class Sandbox:
 
     def run(self, program: str) -> Verdict:
         """Run `program` to its end or its limits; raises `SandboxError` where this machine cannot start it."""
+        if not isinstance(program, str):
+            raise InvalidRequest(f"a program is text, not {kind(program)}")
         return self._run(program)[0]
 
     def _run(self, program: str) -> tuple[Verdict, str]:

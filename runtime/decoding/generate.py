@@ -34,7 +34,7 @@ _NARROW = 0.75
 
 
 class StepEvent(NamedTuple):
-    """What one forward pass decided. The arrays are parallel, one entry a committed token.
+    """What one forward pass decided. The arrays are parallel, one entry a committed token, and can only be read.
 
     Attributes:
         block, step: index of the block, and of the step within it (0 is the refresh; in block-causal models
@@ -136,13 +136,13 @@ def _steps(
             block=batch.block,
             step=step,
             nfe=nfe,
-            active=batch.rows[lines[active]],
-            rows=batch.rows[committed],
-            positions=positions,
-            tokens=tokens,
-            confidences=choice.confidence[rows, columns],
+            active=_read_only(batch.rows[lines[active]]),
+            rows=_read_only(batch.rows[committed]),
+            positions=_read_only(positions),
+            tokens=_read_only(tokens),
+            confidences=_read_only(choice.confidence[rows, columns]),
             finished=tuple(batch.rows[ends].tolist()) if ends else (),
-            canvases=tuple(batch.canvas_of(row) for row in ends),
+            canvases=tuple(_read_only(batch.canvas_of(row)) for row in ends),
             engine_seconds=seconds,
         )
         step += not batch.appends
@@ -151,6 +151,12 @@ def _steps(
             if 0 < busy.sum() <= _NARROW * len(busy):
                 cache, masks = engine.rows_of(cache, busy), masks.of(busy)
                 stuck = None if stuck is None else stuck[busy]
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array, which a caller can no longer change: results are added up from these."""
+    array.setflags(write=False)
+    return array
 
 
 def _choose(

@@ -113,14 +113,17 @@ class GenerationOptions:
     def check(self, contract: StepContract) -> None:
         """Raise `InvalidRequest` for the first option that cannot be served, naming value and limit."""
         with reading("an option"):
-            self._check_types(CACHES if not contract.block_causal else (BLOCKS,))
+            self.check_types(CACHES if not contract.block_causal else (BLOCKS,))
         for problem, message in self._problems(contract):
             if problem:
                 raise InvalidRequest(message)
         check_schedule(self.schedule, self.gen_length, self.block_length)
 
-    def _check_types(self, caches: Sequence[str]) -> None:
-        """Whole numbers must be whole, numbers numbers, and names text; `caches` are those to choose from."""
+    def check_types(self, caches: Sequence[str] = (*CACHES, BLOCKS)) -> None:
+        """Whole numbers must be whole, numbers numbers, and names text; `caches` are those to choose from.
+
+        Raises `InvalidRequest` for what no contract could take.
+        """
         for name in _WHOLE:
             value = getattr(self, name)
             if not is_integer(value) and not (value is None and name in ("steps", "top_k")):

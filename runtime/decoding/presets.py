@@ -46,6 +46,10 @@ def read_presets(data: Mapping[str, Any]) -> dict[str, Preset]:
             raise ManifestError(f"preset {shown(name)} {wrong}; mend it, and export the bundle again")
         schedule = {"schedule": _schedule(name, preset["schedule"])} if "schedule" in preset else {}
         presets[name] = {**preset, **schedule}
+        try:
+            GenerationOptions(**presets[name]).check_types()
+        except InvalidRequest as error:
+            raise ManifestError(f"preset {shown(name)}: {error}; mend it, and export the bundle again") from None
     return presets
 
 
@@ -69,6 +73,17 @@ def resolve(presets: Mapping[str, Preset], contract: StepContract, options: Mapp
     return GenerationOptions(**{**base, **given})
 
 
+def served(presets: Mapping[str, Preset], contract: StepContract, options: Mapping[str, Any]) -> GenerationOptions:
+    """As `resolve`; what cannot be served because of the preset raises `InvalidRequest`, which names it."""
+    resolved = resolve(presets, contract, options)
+    name = DEFAULT if options.get("preset") is None else options["preset"]
+    if name in presets and (refusal := _refusal(resolved, contract)):
+        given = {option: value for option, value in options.items() if option != "preset"}
+        if refusal != _refusal(GenerationOptions(**{**defaults(contract), **given}), contract):
+            raise InvalidRequest(f"preset {shown(name)}: {refusal}")
+    return resolved
+
+
 def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: Any) -> SuffixSchedule:
     """The schedule of a name in `SCHEDULES`; parameters left out are those of `base`, or their defaults.
 
@@ -86,6 +101,15 @@ def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: 
 def name_of(schedule: SuffixSchedule) -> str:
     """The name of a schedule that has one, `gaussian` of another."""
     return next((name for name, kind in SCHEDULES.items() if isinstance(schedule, kind)), "gaussian")
+
+
+def _refusal(options: GenerationOptions, contract: StepContract) -> str:
+    """Why `options` cannot be served, empty if they can."""
+    try:
+        options.check(contract)
+    except InvalidRequest as error:
+        return str(error)
+    return ""
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -8,6 +8,8 @@ read_batch(tensor)                          # its rows, each a prompt
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from dpad.runtime.arguments import axes, listed, reading
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.decoding.request import Request
@@ -59,7 +61,9 @@ def read_prompt(prompt: object) -> str | list[Any] | Request:
 
 @reading("raw")
 def read_flag(raw: object) -> bool:
-    """Whether a prompt goes in without the chat template."""
+    """Whether a prompt goes in without the chat template; raises `InvalidRequest` for what is no truth value."""
+    if not isinstance(raw, (bool, np.bool_)):
+        raise InvalidRequest(f"raw {shown(raw)} is neither True nor False")
     return bool(raw)
 
 

@@ -60,6 +60,7 @@ class Gaussian:
     scale: float = 2.0
     window: int | None = None
 
+    @reading("a suffix schedule")
     def __post_init__(self) -> None:
         """Numbers become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
         object.__setattr__(self, "k", as_number(self.k))
@@ -94,6 +95,7 @@ class Uniform:
     count: int = 32
     window: int | None = None
 
+    @reading("a suffix schedule")
     def __post_init__(self) -> None:
         """Numbers become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
         object.__setattr__(self, "count", as_integer(self.count, "count"))
@@ -140,7 +142,6 @@ class Explicit:
             object.__setattr__(self, name, as_integer(getattr(self, name), name))
 
     @classmethod
-    @reading("suffix positions")
     def from_positions(cls, positions: Sequence[Sequence[int]], prompt_length: int, block_length: int) -> "Explicit":
         """From absolute canvas positions per block, for a prompt of `prompt_length` tokens.
 
@@ -148,32 +149,11 @@ class Explicit:
         position prompt_length + (b + 1) · block_length. Requests of other lengths are refused. Positions are whole
         numbers of any kind, elements of arrays and tensors too; others raise `InvalidRequest`.
         """
-        refused = "suffix positions must be lists of integers, one for each block, and lengths integers"
-        prompt_length = as_integer(prompt_length, "prompt_length")
-        block_length = as_integer(block_length, "block_length")
-        blocks = listed(positions)
-        if blocks is None:
-            raise InvalidRequest(f"{refused}, not {shown(positions)}")
-        if not (is_integer(prompt_length) and is_integer(block_length) and prompt_length >= 0 and block_length >= 1):
-            raise InvalidRequest(
-                f"{refused}; prompt_length {shown(prompt_length)} and block_length {shown(block_length)} cannot be"
-            )
-        distances = []
-        for block, given in enumerate(blocks):
-            kept = listed(given)
-            if kept is None:
-                raise InvalidRequest(f"{refused}; block {block} has {shown(given)}")
-            kept = [as_integer(position, "a suffix position") for position in kept]
-            if not all(map(is_integer, kept)):
-                wrong = next(position for position in kept if not is_integer(position))
-                raise InvalidRequest(f"{refused}; {shown(wrong)} of block {block} is none")
-            end = prompt_length + (block + 1) * block_length
-            distances.append(tuple(position - end for position in kept))
-        return cls(tuple(distances), prompt_length, block_length)
+        return cls(*_distances(positions, prompt_length, block_length))
 
     def check_prompt(self, length: int) -> None:
         """Raise `InvalidRequest` if the positions are for a prompt of another length, in tokens."""
-        if self.prompt_length not in (None, length):
+        if self.prompt_length is not None and not (is_integer(self.prompt_length) and self.prompt_length == length):
             raise InvalidRequest(
                 f"the suffix positions are for a prompt of {shown(self.prompt_length)} tokens, and this one has "
                 f"{length}; its chat template and special tokens count: len(model.request(prompt).prompt_ids)"
@@ -182,7 +162,7 @@ class Explicit:
     @reading("suffix distances")
     def check(self, gen_length: int, block_length: int) -> None:
         """Raise `InvalidRequest` unless the distances given for a block ascend and end on the canvas."""
-        if self.block_length not in (None, block_length):
+        if self.block_length is not None and not (is_integer(self.block_length) and self.block_length == block_length):
             raise InvalidRequest(
                 f"the suffix positions are for blocks of {shown(self.block_length)} tokens, and block_length is "
                 f"{block_length}"
@@ -229,6 +209,35 @@ class Explicit:
                 f"{block} has none; give it a list too, [] to keep nothing"
             )
         return np.asarray(self.distances[block] if length else (), dtype=np.int64)
+
+
+@reading("suffix positions")
+def _distances(
+    positions: object, prompt_length: int, block_length: int
+) -> tuple[tuple[tuple[int, ...], ...], int, int]:
+    """The fields of `Explicit` for canvas positions, in its order; raises `InvalidRequest`."""
+    refused = "suffix positions must be lists of integers, one for each block, and lengths integers"
+    prompt_length = as_integer(prompt_length, "prompt_length")
+    block_length = as_integer(block_length, "block_length")
+    blocks = listed(positions)
+    if blocks is None:
+        raise InvalidRequest(f"{refused}, not {shown(positions)}")
+    if not (is_integer(prompt_length) and is_integer(block_length) and prompt_length >= 0 and block_length >= 1):
+        raise InvalidRequest(
+            f"{refused}; prompt_length {shown(prompt_length)} and block_length {shown(block_length)} cannot be"
+        )
+    distances = []
+    for block, given in enumerate(blocks):
+        kept = listed(given)
+        if kept is None:
+            raise InvalidRequest(f"{refused}; block {block} has {shown(given)}")
+        kept = [as_integer(position, "a suffix position") for position in kept]
+        if not all(map(is_integer, kept)):
+            wrong = next(position for position in kept if not is_integer(position))
+            raise InvalidRequest(f"{refused}; {shown(wrong)} of block {block} is none")
+        end = prompt_length + (block + 1) * block_length
+        distances.append(tuple(position - end for position in kept))
+    return tuple(distances), prompt_length, block_length
 
 
 def _window(window: int | None, gen_length: int) -> int:

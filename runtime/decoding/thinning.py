@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpad.runtime.arguments import listed
+from dpad.runtime.arguments import listed, reading
 from dpad.runtime.decoding.suffix import NOTHING, SuffixSchedule, Uniform
 from dpad.runtime.errors import DpadError, InvalidRequest
 from dpad.runtime.show import kind, shown, told
 
 
+@reading("a schedule")
 def check_is_schedule(value: object) -> None:
     """Raise `InvalidRequest` for what has not the methods of a `SuffixSchedule`, a class among them."""
     if isinstance(value, type) or not all(callable(getattr(value, name, None)) for name in ("check", "keep")):
