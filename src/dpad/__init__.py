@@ -12,12 +12,13 @@ from dpad._load import load
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.decoding.generate import StepEvent
+from dpad.runtime.decoding.generation import Generation, Timings
 from dpad.runtime.decoding.options import GenerationOptions, Options
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import DpadError, InvalidRequest
-from dpad.runtime.model import DiffusionModel, Generation, Timings
+from dpad.runtime.model import DiffusionModel
 from dpad.runtime.text.codec import TextCodec
 
 try:
