@@ -60,6 +60,8 @@ def test_token_ids_on_the_command_line(folder: Path, ids: str, way: str) -> None
         (("bare", "w5"), 1, "no tokenizer; pass token ids .*--ids"),
         (("bare", "--ids", "5 6.5"), 1, "--ids '5 6.5' must be integers"),
         (("bare", "--ids", "[5, [6]]"), 1, "must be integers"),
+        (("bare", "--ids", "1_000 2"), 1, "--ids '1_000 2' must be integers"),
+        (("bare", "--ids", "\u0663"), 1, "must be integers"),
         (("bare", "--ids", "[" * 9000), 1, "must be integers"),
         (("bare", "--ids", "1" * 9000), 1, "must be integers"),
         (("bare", "--ids", "1" * 400), 1, "too large"),
@@ -72,6 +74,11 @@ def test_token_ids_on_the_command_line(folder: Path, ids: str, way: str) -> None
         (("bundle", "w5", "--positions", "PIPE"), 1, "--positions .*not a regular file"),
         (("bundle", "w5", "--positions", "[[1e400]]"), 1, "lists of integers.* inf of block 0"),
         (("bundle", "w5", "--positions", "{}x"), 1, "--positions"),
+        (("bundle", "w5", "--positions", ""), 1, r"--positions is empty; give \[\[60, 61\], \[\]\], a list"),
+        (("bundle", "w5", "--positions", '{"a":1}'), 1, r"--positions {'a': 1} must be \[\[60, 61\], \[\]\], a list"),
+        (("bundle", "w5", "--positions", "[60, 61]"), 1, r"--positions \[60, 61\] must be \[\[60, 61\], \[\]\]"),
+        (("bundle", "-", "--positions", "-"), 2, "Only one of PROMPT, --ids and --positions"),
+        (("bundle", "w5", "--engine", "TORCH"), 1, "it has auto, .*onnxruntime-cpu, torch, torch-cuda"),
         (("bundle", "w5", "--raw", "--positions", "[[20]]"), 1, "position 20 of block 0 is not behind the block"),
         (("bundle", "w5", "--seed", "1" * 400), 1, "seed of"),
         (("bundle", "w5", "--seed", "1" * 9000), 2, "--seed"),
@@ -95,6 +102,37 @@ def test_arguments_of_generate(folder: Path, arguments: tuple[str, ...], status:
     assert (ran.exit_code, ran.stdout) == (status, "")
     assert re.search(said, ran.stderr), ran.stderr
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", ran.stderr)
+
+
+@pytest.mark.parametrize("way", ["file", "standard input"])
+def test_positions_may_come_with_a_mark_of_their_encoding(folder: Path, tmp_path: Path, way: str) -> None:
+    """Fails if a file as editors on Windows write it is refused, or `-` is a file's name."""
+    text = "\ufeff[[40]]"
+    (tmp_path / "positions.json").write_text(text, encoding="utf-8")
+    command = ("generate", folder / "bundle", "w5", "--raw", "--gen-length", 64, "--json", "--positions")
+    given, stdin = (tmp_path / "positions.json", None) if way == "file" else ("-", text)
+    assert (
+        run(*command, given, stdin=stdin).stdout.split('"engine"')[0]
+        == (run(*command, "[[40]]").stdout.split('"engine"')[0])
+    )
+
+
+@pytest.mark.parametrize("option", ["", "--ids", "w5 --positions"])
+def test_standard_input_without_an_end_is_left(folder: Path, option: str) -> None:
+    """Fails if a stream that never ends is read until memory does."""
+    command = f"yes 5 | {sys.executable} -m dpad generate {folder / 'bundle'} {option} -"
+    ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
+    assert ran.returncode == 1
+    assert "standard input has over 67108864 characters" in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [["\u00fc"], ["w5", "--suffix", "\u00fc"]])
+def test_a_locale_that_is_not_utf8_is_named(folder: Path, arguments: list[str]) -> None:
+    """Fails if a user whose text is well encoded is told that it is not, without the way out."""
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "dpad", "generate", str(folder / "bundle"), *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **locale})
+    assert (ran.returncode, "PYTHONUTF8=1" in ran.stderr) == (1, True), ran.stderr
 
 
 def test_a_bundle_without_a_tokenizer_says_so(folder: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from dpad.runtime.extras import install
 from dpad.runtime.show import shown
 
 AUTO = "auto"
+EAGER = ("torch", "torch-cuda")  # not opened here, which knows nothing of torch
 _THREADS = 4  # at most for each processor: with many more, they wait for each other
 _LIBRARIES = {"tensorrt_rtx": ("tensorrt-rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}  # distribution, extra
 _AMPERE = (8, 0)
@@ -150,7 +151,7 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
         return _open(bundle, usable[0], threads)
     chosen = next((candidate for candidate in found if candidate.name == name), None)
     if chosen is None:
-        known = ", ".join([AUTO, *(candidate.name for candidate in found)])
+        known = ", ".join([AUTO, *(candidate.name for candidate in found), *EAGER])
         raise EngineUnavailable(f"{bundle.directory} has no engine {shown(name)} (it has {known})")
     if chosen.entry is not None and _missing(chosen.entry, machine) is None:
         require_match(chosen.entry, bundle, machine)

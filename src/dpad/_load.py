@@ -13,7 +13,7 @@ from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.checks import as_integer
 from dpad.runtime.decoding.elsewhere import instead_of
 from dpad.runtime.engines.base import Engine
-from dpad.runtime.engines.select import open_engine
+from dpad.runtime.engines.select import EAGER, open_engine
 from dpad.runtime.errors import EngineUnavailable, InvalidRequest
 from dpad.runtime.extras import needed_by
 from dpad.runtime.model import DiffusionModel, tokenizer_directory
@@ -78,7 +78,7 @@ def _checked(engine: object, threads: object, verify_hashes: object, unknown: It
     if not isinstance(verify_hashes, bool):
         raise InvalidRequest(f"verify_hashes {shown(verify_hashes)} is neither True nor False")
     engine = str.__str__(engine)
-    eager = engine in ("torch", "torch-cuda")
+    eager = engine in EAGER
     if eager and as_integer(threads, "threads") != 0:
         raise InvalidRequest(
             f"threads {shown(threads)} cannot be given to engine {engine}: torch has one number for the whole process; "

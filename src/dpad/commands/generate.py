@@ -18,7 +18,8 @@ from dpad.runtime.decoding.suffix import Explicit
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.show import shown, told
 
-_LARGEST = 64 << 20  # bytes of suffix positions
+_LARGEST = 64 << 20  # bytes of suffix positions, and of what standard input brings
+_WANTED = "[[60, 61], []], a list of canvas positions for each block,"
 
 
 @click.command("generate")
@@ -32,7 +33,8 @@ _LARGEST = 64 << 20  # bytes of suffix positions
 @click.option(
     "--positions",
     metavar="JSON",
-    help="Instead of a schedule: for each block the suffix positions to keep, as canvas positions (JSON or a file).",
+    help="Instead of a schedule: for each block the suffix positions to keep, as canvas positions (JSON or a file of "
+    "it; - reads standard input).",
 )
 @click.option("--suffix", help="Text behind the generated text (infill).")
 @click.option("--raw", is_flag=True, help="Do not wrap PROMPT in the chat template.")
@@ -61,9 +63,12 @@ def command(
         raise click.UsageError(
             "Missing argument 'PROMPT', or --ids." if ids is None else "Give PROMPT or --ids, not both."
         )
+    if [prompt, ids, positions].count("-") > 1:
+        raise click.UsageError("Only one of PROMPT, --ids and --positions can be read from standard input.")
     token_ids = None if ids is None else _token_ids(_standard_input("--ids") if ids == "-" else ids)
     if prompt == "-":
         prompt = _standard_input("PROMPT")
+    _check_unicode(f"{prompt} {suffix}")
     with load(directory, engine=engine, threads=threads) as model:
         options = chosen(model, options if positions is None else without_schedule(options, "--positions"))
         given: str | list[int] = prompt if token_ids is None else token_ids  # type: ignore[assignment]
@@ -101,9 +106,22 @@ def _standard_input(what: str) -> str:
     if sys.stdin is None:
         raise InvalidRequest(f"{what} - reads standard input, which is closed; open it, or give the {what} itself")
     try:
-        return sys.stdin.read()
+        text = sys.stdin.read(_LARGEST + 1)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"standard input is no text: {error}") from None
+    if len(text) > _LARGEST:
+        raise InvalidRequest(f"standard input has over {_LARGEST} characters, more than any canvas; shorten it")
+    return text.removeprefix("\ufeff")
+
+
+def _check_unicode(text: str) -> None:
+    """Say what a locale that is not UTF-8 has to do with text that Python could not decode."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and re.search("[\ud800-\udfff]", text):
+        raise InvalidRequest(
+            f"the text is not valid Unicode, because this locale's encoding is {encoding}, not UTF-8; "
+            "set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+        )
 
 
 def _token_ids(text: str) -> list[int]:
@@ -113,7 +131,7 @@ def _token_ids(text: str) -> list[int]:
             data = json.loads(text)
             if isinstance(data, list) and all(map(is_integer, data)):
                 return data
-        else:
+        elif not re.search(r"[^-0-9\s,]", text):
             return [int(part) for part in re.split(r"[\s,]+", text) if part]
     except (ValueError, RecursionError):
         pass
@@ -123,20 +141,29 @@ def _token_ids(text: str) -> list[int]:
 
 
 def _explicit(positions: str, prompt_length: int, block_length: int) -> Explicit:
-    """`positions` is JSON, or a file that holds it: for each block, canvas positions."""
+    """`positions` is JSON, or a file that holds it, or `-`: for each block, canvas positions."""
+    text = positions.strip()
+    if not text:
+        raise InvalidRequest(f"--positions is empty; give {_WANTED} or a file of it")
     try:
-        data = json.loads(positions if positions.lstrip().startswith("[") else _read(Path(positions)))
+        data = json.loads(text if text[0] in "[{" else _read(positions))
     except (OSError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"--positions is neither JSON nor a readable file of it: {told(error)}") from None
+        raise InvalidRequest(
+            f"--positions is neither JSON nor a readable file of it: {told(error)}; give {_WANTED} or a file of it"
+        ) from None
+    if not isinstance(data, list) or not all(isinstance(kept, list) for kept in data):
+        raise InvalidRequest(f"--positions {shown(data)} must be {_WANTED} as JSON")
     return Explicit.from_positions(data, prompt_length, block_length)
 
 
-def _read(path: Path) -> str:
-    with open_file(path) as file:
+def _read(path: str) -> str:
+    if path == "-":
+        return _standard_input("--positions")
+    with open_file(Path(path)) as file:
         data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
         raise ValueError(f"{path} has over {_LARGEST} bytes")
-    return data.decode("utf-8")
+    return data.decode("utf-8-sig")
 
 
 def _document(result: Generation, engine: str) -> dict[str, Any]:
