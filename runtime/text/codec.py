@@ -18,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from dpad.runtime.arguments import listed, reading
 from dpad.runtime.errors import BundleError, InvalidRequest
-from dpad.runtime.show import kind
+from dpad.runtime.show import kind, shown
 from dpad.runtime.text.beside import Beside
 from dpad.runtime.text.chat_template import ChatTemplate, Message, check_messages
 from dpad.runtime.text.disguise import PRIVATE
@@ -81,7 +81,10 @@ class TextCodec:
         return encoded
 
     def _encode_by(self, tokenizer: Tokenizer, text: str) -> Encoding:
-        if isinstance(text, str) and (size := len(text) * self._traits.encoding) > WORK:
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text is encoded, and {shown(text)} is none")
+        text = str.__str__(text)  # a class of texts may have its own length
+        if (size := len(text) * self._traits.encoding) > WORK:
             raise InvalidRequest(
                 f"a text of {len(text)} characters may become {size} bytes on its way to tokens, over the limit of "
                 f"{WORK}; encode it in parts"
