@@ -176,7 +176,7 @@ def test_threads_are_a_few_for_each_processor(threads: Any) -> None:
 class Unread(TextCodec):
     """A tokenizer that must not be reached."""
 
-    def _encode(self, text: str) -> Any:
+    def _encode_by(self, tokenizer: Any, text: str) -> Any:
         raise AssertionError("the text was tokenized")
 
 
