@@ -13,6 +13,7 @@ so does what hangs: after `HANG` seconds the process ends with the stacks of all
 
 import faulthandler
 import json
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,9 +22,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from dpad.runtime.engines.machine import library_version
 from dpad.runtime.errors import DpadError
 
 T = TypeVar("T")
+_LIBRARIES = ("onnxruntime", "tokenizers", "jinja2", "safetensors")  # that read what is drawn
 HANG = 120.0  # seconds
 
 
@@ -95,6 +98,7 @@ def _table(counts: dict[str, Any]) -> str:
         f"{', '.join(f'{kind} {number:,}' for kind, number in count['refused'].items()) or 'none'} |"
         for name, count in counts.items()
     ]
+    versions = ", ".join(f"{name} {library_version(name)}" for name in _LIBRARIES)
     total = sum(count["attempts"] for count in counts.values())
     return "\n".join(
         [
@@ -105,6 +109,7 @@ def _table(counts: dict[str, Any]) -> str:
             "among them, fails the test, and then nothing is written. `make test` runs a short form of each.",
             "",
             f"{total:,} attempts: none untyped, none hanging, none aborting.",
+            f"Python {platform.python_version()}, {versions}.",
             "",
             "| test | attempts | accepted | refused with |",
             "| --- | ---: | ---: | --- |",
