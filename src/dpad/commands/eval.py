@@ -26,6 +26,7 @@ from dpad.evaluation.tasks import Task
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.decoding.presets import DEFAULT
 from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.show import escaped
 
 TASKS = ("problems", "long", "gsm8k", "humaneval", "perplexity")
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -180,11 +181,11 @@ def _task(
         return tasks.gsm8k(data, limit, shots, data_seed, fewshot_data), seeds
     sandbox = Sandbox(Limits(seconds=time_limit), weak=weak_sandbox)
     if sandbox.refused:
-        click.echo(f"not isolated: {sandbox.refused}", err=True)
+        click.echo(escaped(f"not isolated: {sandbox.refused}", lines=True), err=True)
 
     def tell() -> None:
         for left in sandbox.left:
-            click.echo(f"dpad: {left}", err=True)
+            click.echo(escaped(f"dpad: {left}"), err=True)
 
     click.get_current_context().call_on_close(tell)
     return humaneval(data, sandbox, limit, raw), {"time_limit": time_limit, "not_isolated": sandbox.refused}
@@ -198,5 +199,5 @@ def _print(document: dict[str, Any]) -> None:
         table.add_row(name, f"{metric['value']:.4f}", "" if error is None else f"{error:.4f}")
     Console(highlight=False).print(table)
     cost = ", ".join(f"{part['mean']:.4g} {name}" for name, part in document["cost"].items())
-    preset = f", preset {document['preset']}" if document["preset"] else ""
+    preset = f", preset {escaped(document['preset'])}" if document["preset"] else ""
     click.echo(f"[{document['engine']}{preset}: {cost} a sample]", err=True)
