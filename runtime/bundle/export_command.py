@@ -17,7 +17,7 @@ from dpad.runtime.bundle.manifest import Manifest
 from dpad.runtime.bundle.precision import FULL
 from dpad.runtime.show import escaped
 
-_REMOTE = re.compile(r"https?:/.*")
+_REMOTE = re.compile(r"https?:/.*")  # a path keeps one slash of two
 
 # Name of the setting: its option of `dpad export`, and the default.
 _OPTIONS: dict[str, tuple[str, Any]] = {
