@@ -33,7 +33,7 @@ GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
-	@echo "make test        run the tests (under 10 minutes on 2 cores)"
+	@echo "make test        run the tests (about 11 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make fuzz        run the long form of the fuzz tests; counts in docs/fuzzing.md"
 	@echo "make test-full-width  two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
