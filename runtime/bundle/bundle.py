@@ -39,7 +39,7 @@ from dpad.runtime.show import escaped, shown
 
 _CHUNK = 4 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")
-_MANIFEST_LIMIT = 4 << 20  # bytes: a thousand times what one takes, and 100 MB while it is read
+_MANIFEST_LIMIT = 4 << 20  # bytes: a thousand times what one takes; Python takes many times the size to read it
 
 Advance = Callable[[int], None]
 
