@@ -108,7 +108,19 @@ def engine_of(make_bundle: MakeBundle) -> Iterator[Callable[..., Engine]]:
 
 
 @pytest.fixture(scope="session")
-def eval_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle of a random model, for the tests of evaluation."""
-    folder = tmp_path_factory.mktemp("evaluated")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle of a random model, which nobody changes."""
+    folder = tmp_path_factory.mktemp("whole")
     return export(write_source(folder / "source"), folder / "bundle").directory
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it to tamper with."""
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def eval_bundle(whole: Path) -> Path:
+    """... for the tests of evaluation."""
+    return whole

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import edit, export, write_source
+from bundles import edit, write_source
 from click.testing import CliRunner
 from test_travel import STEP, TOKENIZER, WEIGHTS, text_of, to_hub_cache
 
@@ -20,18 +20,6 @@ from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 823976\n"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    return export(write_source(folder / "source"), folder / "bundle").directory
-
-
-@pytest.fixture
-def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A copy that travels."""
-    return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """A bundle that is not what its manifest says is refused, by name and with the way out."""
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,24 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import edit, export, write_source
+from bundles import edit
 
 import dpad
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.engines.onnx import OnnxEngine
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    return export(write_source(folder / "source"), folder / "bundle").directory
-
-
-@pytest.fixture
-def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A copy to tamper with."""
-    return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
 def relist(data: dict[str, Any], old: str, new: str) -> None:

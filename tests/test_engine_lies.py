@@ -1,6 +1,5 @@
 """What an engine returns is compared with the contract: a wrong answer is the engine's fault, and told as that."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,24 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import export, write_source
 from sealed import STEP, answer, edit_graph, reseal
 
 import dpad
 from dpad.runtime import errors
 from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    return export(write_source(folder / "source"), folder / "bundle").directory
-
-
-@pytest.fixture
-def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A copy to tamper with."""
-    return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
 def _bytes(old: bytes, new: bytes) -> Callable[[Path], None]:

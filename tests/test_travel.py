@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import export, write_source
 from click.testing import CliRunner
 
 import dpad
@@ -20,18 +19,6 @@ from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 
 WEIGHTS, STEP, TOKENIZER = "float32/model.safetensors", "float32/step.onnx", "tokenizer/tokenizer.json"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    return export(write_source(folder / "source"), folder / "bundle").directory
-
-
-@pytest.fixture
-def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A copy that travels."""
-    return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
 @pytest.fixture
