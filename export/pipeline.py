@@ -73,7 +73,8 @@ def export_bundle(
         raise CheckpointError(told)
     settings = settings.resolved(checkpoint)
     wanted = {**asdict(settings), "parity": check is not None}
-    provenance = describe(source, checkpoint, wanted, progress)
+    arguments = [*settings.arguments(), *([] if check else ["--no-parity"])]
+    provenance = describe(source, checkpoint, wanted, progress) | {"arguments": arguments}
     previous = _previous(out)
     if previous and not force and previous.manifest.provenance.get("key") == provenance["key"]:
         return previous, False

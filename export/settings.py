@@ -19,6 +19,7 @@ DTYPES = (*ROWS, DYNAMIC)
 WEIGHTS = (FULL, *PACKED)
 # Positions are float32 where they are rotated, which counts to 2**24 and no further; a workspace is in MiB.
 LARGEST = {"max_batch": 2**16, "max_length": 2**24, "block_length": 2**24, "window": 2**24, "workspace": 2**24}
+_OPTIONS = {"targets": "target", "dtypes": "dtype", "capabilities": "compute-capability"}  # others: as the field
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,19 @@ class ExportSettings:
     weights: tuple[str, ...] = (FULL,)
     group: int = 32
     chat_template: str | None = None
+
+    def arguments(self) -> list[str]:
+        """The words of `dpad export` that ask for this, such as `--max-batch=8`; defaults are left out."""
+        default, asked = ({**vars(each), **vars(each.flags)} for each in (ExportSettings(), self))
+        if "tensorrt" in self.targets:
+            del asked["capabilities"]  # it builds for the GPU at hand, which is the default
+        words = []
+        for name, value in asked.items():
+            if name != "flags" and value != default[name]:
+                option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
+                values = value if isinstance(value, tuple | list) else [value]
+                words += [option if each is True else f"{option}={each}" for each in values]
+        return words
 
     def steps(self) -> tuple[str, ...]:
         """Names of the steps: every dtype with all weights, those that are made from another step last."""

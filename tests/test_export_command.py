@@ -1,9 +1,8 @@
 """The command that a message gives makes the whole bundle again, and adds what was missing."""
 
-import json
 import shlex
 import shutil
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,25 @@ from click.testing import CliRunner
 import dpad
 from dpad.cli import main
 from dpad.commands import export as command
+from dpad.export.pipeline import export_bundle
+from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.export_command import export_command
-from dpad.runtime.bundle.manifest import BuildFlags
-from dpad.runtime.engines.machine import Machine
-from dpad.runtime.errors import AlteredFile, EngineUnavailable
+from dpad.runtime.bundle.manifest import BuildFlags, EngineEntry
+from dpad.runtime.engines.machine import Gpu, Machine
+from dpad.runtime.engines.select import require_match
+from dpad.runtime.errors import AlteredFile, EngineMismatch, EngineUnavailable
 
 LIMITS: dict[str, Any] = {"max_batch": 8, "max_length": 128, "block_length": 16, "window": 64}
+TEXTS = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
+FLAGS = BuildFlags(True, True, True, 64)
 EVERY = ExportSettings(
     targets=("onnx", "tensorrt-rtx"),
     dtypes=("float16", "float32"),
     capabilities=("8.9", "8.6"),
     attention="plugin",
-    flags=BuildFlags(True, True, True, 64),
+    flags=FLAGS,
     weights=("full", "int4"),
     group=64,
     chat_template="rag",
@@ -94,19 +98,24 @@ def test_a_damaged_bundle_is_made_again_as_it_was(bundle: Bundle) -> None:
     assert Bundle.open(bundle.directory).manifest == bundle.manifest
 
 
-@pytest.mark.parametrize(("settings", "parity"), [(EVERY, False), (EVERY, True), (ExportSettings(), True)])
-def test_no_setting_is_lost(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, settings: ExportSettings, parity: bool
-) -> None:
-    """Fails if a setting is left out of the command, or a default of `dpad export` is another than it assumes."""
+@pytest.mark.parametrize("settings", [EVERY, ExportSettings()])
+def test_no_setting_is_lost(monkeypatch: pytest.MonkeyPatch, settings: ExportSettings) -> None:
+    """Fails if a setting is left out of the arguments, or `dpad export` calls it otherwise."""
     same = [each.name for each in fields(settings) if getattr(EVERY, each.name) == getattr(ExportSettings(), each.name)]
     assert same == []
-    provenance = bundle.manifest.provenance | {
-        "settings": json.loads(json.dumps({**asdict(settings), "parity": parity}))
-    }
-    line = export_command(replace(bundle.manifest, provenance=provenance), bundle.directory)
-    assert asked(monkeypatch, line) == (provenance["source"], bundle.directory, settings, parity)
+    line = export_command({"source": "a model", "arguments": settings.arguments()}, Path("it's; out"))
+    assert asked(monkeypatch, line) == ("a model", Path("it's; out"), settings, True)
     assert (line.count(" --") == 1) is (settings == ExportSettings())
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_an_export_keeps_its_arguments(whole: Bundle, tmp_path: Path, checked: bool) -> None:
+    """Fails if what was decided from the checkpoint is left open, so that adding a dtype would take another away."""
+    source, settings = whole.manifest.provenance["source"], ExportSettings(max_batch=2)
+    check = (lambda stage, manifest, progress: {"passed": None}) if checked else None
+    bundle, _ = export_bundle(source, tmp_path / "out", settings, Progress(), check=check)
+    arguments = ["--dtype=float32", "--max-batch=2", "--max-length=256", *([] if checked else ["--no-parity"])]
+    assert bundle.manifest.provenance["arguments"] == arguments
 
 
 @pytest.mark.parametrize(("target", "capabilities"), [("tensorrt-rtx", ("8.9", "12.0")), ("tensorrt", ())])
@@ -114,14 +123,29 @@ def test_an_engine_is_built_for_this_machine_too(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, target: str, capabilities: tuple[str, ...]
 ) -> None:
     """Fails if engines of other GPUs are lost, or TensorRT, which builds for the GPU at hand, is asked for another."""
-    settings = {"targets": [target], "capabilities": ["8.9"]}
-    manifest = replace(bundle.manifest, provenance={"settings": settings})
-    model, _, read, _ = asked(monkeypatch, export_command(manifest, bundle.directory, capabilities="12.0"))
-    assert (model, read.targets, read.capabilities) == ("MODEL", (target,), capabilities)
+    arguments = ExportSettings(targets=(target,), capabilities=("8.9",)).arguments()
+    texts = dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256"), "other")
+    entry = EngineEntry(**texts | {"target": target}, weights_sha256=(), profiles={}, flags=FLAGS, build_seconds=1.0)
+    manifest = replace(bundle.manifest, provenance={"arguments": arguments}, engines=(entry,))
+    gpu = Gpu("a GPU", "12.0")
+    with pytest.raises(EngineMismatch) as refused:
+        require_match(entry, Bundle(bundle.directory, manifest), Machine("linux-x86_64", gpu, ""))
+    line = str(refused.value).partition("rebuild it with: ")[2]
+    model, out, read, _ = asked(monkeypatch, line)
+    assert (model, out) == ("MODEL", bundle.directory) and line.endswith(" --force")
+    assert (read.targets, read.capabilities) == ((target,), capabilities)
 
 
-@pytest.mark.parametrize("settings", [None, 3, {"dtypes": 3, "flags": [], "max_batch": [2]}, {"dtypes": [[1]]}])
-def test_settings_that_no_export_writes_do_no_harm(bundle: Bundle, settings: object) -> None:
-    """Fails if a manifest from elsewhere turns the message into a traceback."""
-    line = export_command(replace(bundle.manifest, provenance={"settings": settings}), Path("out"), dtypes="float32")
-    assert line.startswith("dpad export MODEL --out out --dtype ") and line.endswith("float32")
+@pytest.mark.parametrize(
+    "arguments", [None, 3, {"--a": 1}, [3, None, ["--a"], "rm", "-f", "--", "--out=x", "--Out", "-"]]
+)
+def test_words_that_no_export_writes_are_not_repeated(arguments: object) -> None:
+    """Fails if a manifest from elsewhere turns the message into a traceback, or into a command of its own."""
+    line = export_command({"source": 3, "arguments": arguments}, Path("out"), "--dtype=float32")
+    assert line == "dpad export 3 --out out --dtype=float32"
+
+
+def test_a_shell_reads_the_words_as_they_are() -> None:
+    """Fails if a word of a manifest can end the command, or command a terminal."""
+    line = export_command({"source": "$(a)", "arguments": ["--chat-template=b; c", "--a=\x1b[2J"]}, Path("d"))
+    assert shlex.split(line) == ["dpad", "export", "$(a)", "--out", "d", "--chat-template=b; c", r"--a=\x1b[2J"]

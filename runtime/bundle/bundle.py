@@ -143,7 +143,7 @@ class Bundle:
             return "the download was not finished: run the same hf download again"
         if self.is_linked:
             return "fetch it again into the hub's cache: run the same hf download with --force-download"
-        again = export_command(self.manifest, self.directory)
+        again = export_command(self.manifest.provenance, self.directory)
         return f"copy it again from where it is whole, or make the bundle again: {again}"
 
 

@@ -126,8 +126,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _rebuild(bundle: Bundle, capability: str) -> str:
-    """`--force`, because nothing but the machine may differ."""
-    return f"{export_command(bundle.manifest, bundle.directory, capabilities=capability)} --force"
+    """`--force`, because nothing but the machine may differ. TensorRT builds for the GPU at hand, unasked."""
+    unasked = any(entry.target == "tensorrt" for entry in bundle.manifest.engines)
+    added = () if unasked else (f"--compute-capability={capability}",)
+    return export_command(bundle.manifest.provenance, bundle.directory, *added, "--force")
 
 
 def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
@@ -229,7 +231,7 @@ def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
 def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
     quantized = "runs, but its answers may differ from the checkpoint's: ask for it by name"
     reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle or quantized}" for candidate in found)
-    command = export_command(bundle.manifest, bundle.directory, dtypes="float32")
+    command = export_command(bundle.manifest.provenance, bundle.directory, "--dtype=float32")
     return (
         f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
         f"for a CPU, add a float32 step: {command}\n"

@@ -23,9 +23,9 @@ from dpad.export.tokenizer.vocabulary_files import PARTS
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.export_command import export_command
 from dpad.runtime.bundle.manifest import BuildFlags, Manifest
-from dpad.runtime.bundle.precision import FULL
 from dpad.runtime.errors import EngineUnavailable
 
+_DEFAULT = ExportSettings()
 _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be made
 
 
@@ -37,7 +37,7 @@ _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be mad
     "targets",
     multiple=True,
     type=click.Choice(TARGETS),
-    default=("onnx",),
+    default=_DEFAULT.targets,
     show_default=True,
     help="What to build; repeat for several. The ONNX step is always part of the bundle.",
 )
@@ -53,7 +53,7 @@ _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be mad
     "--weights",
     multiple=True,
     type=click.Choice(WEIGHTS),
-    default=(FULL,),
+    default=_DEFAULT.weights,
     show_default=True,
     help="How the layers' weights are stored, in a step of each dtype; repeat for several. Those in int8, int4 or fp8 "
     "are unpacked where they are multiplied, and rows keep their dtype.",
@@ -61,7 +61,7 @@ _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be mad
 @click.option(
     "--group",
     type=click.Choice(GROUPS),
-    default=32,
+    default=_DEFAULT.group,
     show_default=True,
     help="Inputs of an output that share a scale, in int4 and int8 weights.",
 )
@@ -73,7 +73,11 @@ _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be mad
     help="Compute capability of engines, such as 8.9; repeat for several. Default: this machine's GPU, or 8.9.",
 )
 @click.option(
-    "--max-batch", default=4, show_default=True, type=click.IntRange(1, LARGEST["max_batch"]), help="Largest batch."
+    "--max-batch",
+    default=_DEFAULT.max_batch,
+    show_default=True,
+    type=click.IntRange(1, LARGEST["max_batch"]),
+    help="Largest batch.",
 )
 @click.option(
     "--max-length",
@@ -82,21 +86,21 @@ _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be mad
 )
 @click.option(
     "--block-length",
-    default=32,
+    default=_DEFAULT.block_length,
     show_default=True,
     type=click.IntRange(1, LARGEST["block_length"]),
     help="Block that engines are tuned for.",
 )
 @click.option(
     "--window",
-    default=256,
+    default=_DEFAULT.window,
     show_default=True,
     type=click.IntRange(1, LARGEST["window"]),
     help="Suffix window that engines are tuned for.",
 )
 @click.option(
     "--attention",
-    default="native",
+    default=_DEFAULT.attention,
     show_default=True,
     type=click.Choice(ATTENTIONS),
     help="Of engines: the library's own, or this project's kernel as a plugin (target tensorrt only).",
@@ -194,7 +198,7 @@ def command(
         if _nothing_compared(bundle):
             click.echo(
                 f"parity: nothing could be compared here; {shlex.join(['dpad', 'parity', str(out)])} --emulate, "
-                f"or add a float32 step: {export_command(bundle.manifest, out, dtypes='float32')}"
+                f"or add a float32 step: {export_command(bundle.manifest.provenance, out, '--dtype=float32')}"
             )
 
 
