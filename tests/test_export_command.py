@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import export, write_source
+from bundles import edit, export, write_source
 from click.testing import CliRunner
+from test_travel import to_hub_cache
 
 import dpad
 from dpad.cli import main
@@ -18,10 +19,10 @@ from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.export_command import export_command
-from dpad.runtime.bundle.manifest import BuildFlags, EngineEntry
+from dpad.runtime.bundle.manifest import SCHEMA_VERSION, BuildFlags, EngineEntry
 from dpad.runtime.engines.machine import Gpu, Machine
 from dpad.runtime.engines.select import require_match
-from dpad.runtime.errors import AlteredFile, EngineMismatch, EngineUnavailable
+from dpad.runtime.errors import AlteredFile, EngineMismatch, EngineUnavailable, SchemaVersionError
 
 LIMITS: dict[str, Any] = {"max_batch": 8, "max_length": 128, "block_length": 16, "window": 64}
 TEXTS = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
@@ -149,3 +150,46 @@ def test_a_shell_reads_the_words_as_they_are() -> None:
     """Fails if a word of a manifest can end the command, or command a terminal."""
     line = export_command({"source": "$(a)", "arguments": ["--chat-template=b; c", "--a=\x1b[2J"]}, Path("d"))
     assert shlex.split(line) == ["dpad", "export", "$(a)", "--out", "d", "--chat-template=b; c", r"--a=\x1b[2J"]
+
+
+OPTIONS = {
+    "arguments": (["arguments"], ": dpad export "),
+    "settings": (["settings"], ", with the options that its manifest has under provenance.settings: dpad export "),
+    "neither": ([], ": dpad export "),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_a_bundle_of_an_older_schema_is_exported_again(bundle: Bundle, case: str) -> None:
+    """Fails if who has an older bundle is not told how to get a newer one, or that its options are left out."""
+    kept, told = OPTIONS[case]
+
+    def age(data: dict[str, Any]) -> None:
+        data["schema_version"] = SCHEMA_VERSION - 1
+        data["provenance"] = {name: data["provenance"][name] for name in ("source", *kept)}
+
+    edit(bundle.directory, age)
+    with pytest.raises(SchemaVersionError) as refused:
+        dpad.load(bundle.directory)
+    message = str(refused.value)
+    assert "install the version of dpad that wrote it, or export the bundle again" + told in message
+    ran = CliRunner().invoke(main, ["generate", str(bundle.directory), "w1"])
+    assert (ran.exit_code, ran.stderr) == (1, f"dpad: SchemaVersionError: {message}\n")
+    run("dpad export " + message.partition("dpad export ")[2])
+    after = Bundle.open(bundle.directory).manifest
+    assert (after == bundle.manifest) is (case == "arguments")
+
+
+@pytest.mark.parametrize("provenance", [None, 3, [], {"arguments": {}, "settings": 3, "source": ["a"]}])
+def test_an_older_manifest_may_hold_anything(bundle: Bundle, provenance: object) -> None:
+    """Fails if fields that were not checked end in a traceback."""
+    edit(bundle.directory, lambda data: data.update(schema_version=SCHEMA_VERSION - 1, provenance=provenance))
+    with pytest.raises(SchemaVersionError, match="export the bundle again: dpad export .* --out "):
+        Bundle.open(bundle.directory)
+
+
+def test_an_older_bundle_in_a_hub_cache_is_exported_elsewhere(bundle: Bundle, tmp_path: Path) -> None:
+    """Fails if the command would write into the cache of a hub."""
+    edit(bundle.directory, lambda data: data.update(schema_version=SCHEMA_VERSION - 1))
+    with pytest.raises(SchemaVersionError, match="--out bundles/again "):
+        Bundle.open(to_hub_cache(bundle.directory, tmp_path / "hub/models--a--tiny"))

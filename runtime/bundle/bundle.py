@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from dpad.runtime.bundle import manifest as manifests
 from dpad.runtime.bundle import travel
 from dpad.runtime.bundle.companions import hides, is_companion
-from dpad.runtime.bundle.export_command import export_command, first_export
+from dpad.runtime.bundle.export_command import export_again, export_command, first_export
 from dpad.runtime.bundle.files import open_file, read_json
 from dpad.runtime.bundle.manifest import FileEntry, Manifest
 from dpad.runtime.bundle.tree import walk
@@ -31,6 +31,7 @@ from dpad.runtime.errors import (
     ManifestError,
     MissingFile,
     OutOfTreeFile,
+    SchemaVersionError,
     SymlinkedFile,
     TruncatedFile,
     UnlistedFile,
@@ -163,6 +164,9 @@ def read_manifest(directory: Path) -> Manifest:
         raise ManifestError(travel.told(path) or found) from None
     try:
         return Manifest.from_json(data)
+    except SchemaVersionError as error:
+        out = Path("bundles/again") if path.is_symlink() else directory  # a hub's cache takes no export
+        raise SchemaVersionError(f"{path}: {error}{export_again(data, out)}") from None
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from None
 

@@ -35,6 +35,15 @@ def export_command(provenance: Mapping[str, Any], directory: Path, *added: str) 
     return escaped(shlex.join(["dpad", "export", source, "--out", str(directory), *words]))
 
 
+def export_again(data: Mapping[str, Any], directory: Path) -> str:
+    """The same, behind "export the bundle again", for a manifest of which no field was checked."""
+    found = data.get("provenance")
+    provenance = found if isinstance(found, dict) else {}
+    lost = "settings" in provenance and "arguments" not in provenance
+    options = ", with the options that its manifest has under provenance.settings" if lost else ""
+    return f"{options}: {export_command(provenance, directory)}"
+
+
 def first_export(directory: Path) -> str:
     """What lies at `directory`, where no bundle does, and the command that makes one of it."""
     name, model, out = escaped(str(directory)), "MODEL", directory

@@ -18,6 +18,7 @@ from dpad.runtime.bundle.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
 from dpad.runtime.checks import is_number
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ManifestError, SchemaVersionError
+from dpad.runtime.show import shown
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -130,8 +131,8 @@ class Manifest:
         version = data.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise SchemaVersionError(
-                f"schema_version {version!r} is not {SCHEMA_VERSION}, the one this runtime reads; "
-                "export the bundle again with this version of dpad, or install the version that wrote it"
+                f"schema_version {shown(version)} is not {SCHEMA_VERSION}, the one this runtime reads; "
+                "install the version of dpad that wrote it, or export the bundle again"
             )
         parity = data.get("parity")
         manifest = cls(
