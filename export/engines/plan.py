@@ -10,6 +10,7 @@ through Polygraphy, which picks TensorRT or TensorRT-RTX once a process by an en
 variable and keeps the parser's and builder's own errors in its log.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,7 @@ from dpad.runtime.extras import install
 Ranges = dict[str, tuple[int, int, int]]
 
 _NO_FLAGS = BuildFlags()
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # the builder's words, once a profile
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def build_plan(
     check_capability(trt, capability)
     if attention == "plugin":
         _register_plugins(trt, capability)
-    logger = make_logger(trt)
+    activations = [0]
+    logger = make_logger(trt, lambda line: activations.extend(int(size) for size in _ACTIVATIONS.findall(line)))
     builder = trt.Builder(logger)
     network = builder.create_network(network_flags(trt, attention))
     parser = trt.OnnxParser(network, logger)
@@ -105,7 +108,7 @@ def build_plan(
             f"{logger.words()}{_hint(flags)}"
         )
     timings.save(config)
-    return Plan(memoryview(data), logger.activations)
+    return Plan(memoryview(data), max(activations))
 
 
 def check_capability(trt: ModuleType, capability: str) -> None:

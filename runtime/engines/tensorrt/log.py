@@ -4,18 +4,17 @@ logger = make_logger(trt)
 raise EngineError("...:\n" + logger.words())
 """
 
-import re
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 _KEPT = 20  # the last lines; one failure gives a handful
-_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # a builder's words, once a profile
 
 
-def make_logger(trt: Any) -> Any:
+def make_logger(trt: Any, listen: Callable[[str], object] | None = None) -> Any:
     """A `trt.ILogger` with `problems` (its last error lines) and `words()` (them as text, then forgotten).
 
-    `activations` are the bytes of device memory beside the weights that a builder has named, 0 if it has not.
+    `listen` is told every line, errors or not.
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -24,11 +23,10 @@ def make_logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.problems: deque[str] = deque(maxlen=_KEPT)
-            self.activations = 0
 
         def log(self, severity: Any, message: str) -> None:
-            if found := _ACTIVATIONS.search(message):
-                self.activations = max(self.activations, int(found[1]))
+            if listen is not None:
+                listen(message)
             if severity <= trt.ILogger.ERROR:
                 self.problems.append(message)
 
