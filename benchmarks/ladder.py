@@ -4,8 +4,8 @@
 
 Every rung of the ladder decodes the same held-out word problems on executors that take turns:
 `published` (benchmarks/published.py: eager, logits of every row, as the authors run it), `torch` (this
-project's step, eager), `onnxruntime` and, where the bundle has it, the same with int8 products. All of them
-keep the same suffix positions, so their passes can be compared one by one; int8 may choose other tokens, so
+project's step, eager), `onnxruntime` and, where the bundle has it, the same in w8a8. All of them
+keep the same suffix positions, so their passes can be compared one by one; w8a8 may choose other tokens, so
 only its milliseconds a pass can. A chain of ratios then tells what the whole is made of: blocks that early
 termination saves, passes that parallel decoding saves, rows that DPad and the cache save in a pass,
 and what the engine adds.
@@ -33,7 +33,7 @@ from published import Settings, decode
 
 BLOCK = 32
 EXECUTORS = ("published", "torch", "onnxruntime")  # of the same arithmetic
-INT8 = "onnxruntime-int8"
+W8A8 = "onnxruntime-w8a8"
 GOALS = {"total": 61.4, "engine": 4.0}
 
 FIXED, PARALLEL = {"decoder": "fixed"}, {"decoder": "threshold", "threshold": 0.9}
@@ -93,8 +93,8 @@ class Ladder:
         bundle = dpad.Bundle.open(directory)
         self.fast = dpad.load(directory, engine="onnxruntime-cpu", threads=threads)
         self.models = {"onnxruntime": self.fast, "torch": dpad.load(directory, engine="torch")}
-        if "int8" in bundle.manifest.steps:
-            self.models[INT8] = dpad.load(directory, engine="onnxruntime-cpu-int8", threads=threads)
+        if "w8a8" in bundle.manifest.steps:
+            self.models[W8A8] = dpad.load(directory, engine="onnxruntime-cpu-w8a8", threads=threads)
         self.executors = [*EXECUTORS, *(name for name in self.models if name not in EXECUTORS)]
         torch.set_num_threads(threads)
         self.network = open_torch_engine(bundle)._step.model
@@ -158,13 +158,13 @@ def climb(ladder: Ladder, length: int, shots: int, samples: int, vanilla: int, s
 
 
 def accuracy(ladder: Ladder, length: int, shots: int, count: int, seed: int) -> dict[str, float]:
-    """Strict match of every rung but vanilla, whose text is that of early stop; and of everything in int8."""
+    """Strict match of every rung but vanilla, whose text is that of early stop; and of everything in w8a8."""
     if not count:
         return {}
     task = problems(count, shots, seed + 1)
     ways = {name: (ladder.fast, RUNGS[name]) for name in RUNGS if name != "vanilla"}
-    if INT8 in ladder.models:
-        ways[INT8] = ladder.models[INT8], RUNGS[EVERYTHING]
+    if W8A8 in ladder.models:
+        ways[W8A8] = ladder.models[W8A8], RUNGS[EVERYTHING]
     right = dict.fromkeys(ways, 0.0)
     for index, one in enumerate(task.samples):
         for name, (model, rung) in ways.items():
@@ -216,10 +216,10 @@ def cell(runs: dict[str, dict[str, Run]], right: dict[str, float]) -> dict[str, 
         "all_over_best_published": measure.paired(best["published"].seconds, whole),
         "same_passes": best["published"].nfe == best["onnxruntime"].nfe,
     }
-    if INT8 in best:
-        found["int8"] = {
-            "engine_a_pass": measure.paired(best["published"].pace(), best[INT8].pace()),
-            "strict_match": right.get(INT8),
+    if W8A8 in best:
+        found["w8a8"] = {
+            "engine_a_pass": measure.paired(best["published"].pace(), best[W8A8].pace()),
+            "strict_match": right.get(W8A8),
         }
     return found
 
@@ -262,7 +262,7 @@ def main(
 ) -> None:
     """Measure every decoder and executor end to end, at each --length and number of --shots."""
     preset = dpad.Gaussian(k, scale, window)
-    with measure.bundle_for(bundle, model, max_batch=1, max_length=4096, int8=True) as directory:
+    with measure.bundle_for(bundle, model, max_batch=1, max_length=4096, w8a8=True) as directory:
         ladder = Ladder(directory, threads, preset)
         document: dict[str, Any] = {
             "benchmark": "ladder",

@@ -190,9 +190,9 @@ class Watched(Engine):
 
 @contextmanager
 def bundle_for(
-    bundle: Path | None, model: str, max_batch: int, max_length: int, *, int8: bool = False
+    bundle: Path | None, model: str, max_batch: int, max_length: int, *, w8a8: bool = False
 ) -> Iterator[Path]:
-    """`bundle`, or a float32 (and int8) export of `model` with these limits that lasts as long as the context."""
+    """`bundle`, or a float32 (and w8a8) export of `model` with these limits that lasts as long as the context."""
     if bundle is not None:
         yield bundle
         return
@@ -201,7 +201,7 @@ def bundle_for(
     from dpad.export.settings import ExportSettings
 
     settings = ExportSettings(
-        dtypes=("float32", *(["int8"] if int8 else [])), max_batch=max_batch, max_length=max_length
+        dtypes=("float32", *(["w8a8"] if w8a8 else [])), max_batch=max_batch, max_length=max_length
     )
     with tempfile.TemporaryDirectory() as folder:
         yield export_bundle(model, Path(folder) / "bundle", settings, TerminalProgress())[0].directory

@@ -56,9 +56,9 @@ def ladder(document: Document) -> str:
         links = [[told, f"{ratio:g}"] for told, ratio in cell["chain"].items()]
         links.append(["engine alone, best published combination, same passes", middle(cell["engine_at_same_passes"])])
         links.append(["cache extend over dual, both in ONNX Runtime", middle(cell["extend_over_dual"])])
-        if "int8" in cell:
-            links.append(["int8 over published, a pass", middle(cell["int8"]["engine_a_pass"])])
-            links.append(["strict match of everything in int8", share(cell["int8"]["strict_match"])])
+        if "w8a8" in cell:
+            links.append(["w8a8 over published, a pass", middle(cell["w8a8"]["engine_a_pass"])])
+            links.append(["strict match of everything in w8a8", share(cell["w8a8"]["strict_match"])])
         parts.append(table(["times faster, by cause", ""], links))
     note = (
         "Seconds a sample, median and quartiles; passes, tokens and milliseconds are those of ONNX Runtime in float32."

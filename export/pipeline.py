@@ -189,11 +189,11 @@ def _export_step(
     traced: Callable[[str], ir.Model],
     name: str,
 ) -> StepEntry:
-    """Weights and step.onnx of one step, in a folder of its name; dynamic int8 needs float32 in place."""
+    """Weights and step.onnx of one step, in a folder of its name; W8A8 needs float32 in place."""
     folder, dtype, packed = stage / name, rows_dtype(name), weights_of(name)
     began = time.perf_counter()
     if name == DYNAMIC:
-        with progress.task("quantize the step to int8"):
+        with progress.task("quantize the step to W8A8"):
             shards = quantize_step(stage / "float32", folder)
     else:
         if packed == FULL:

@@ -17,6 +17,7 @@ from dpad.runtime.errors import ExportError
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
 DTYPES = (*ROWS, DYNAMIC)
 WEIGHTS = (FULL, *PACKED)
+INT8 = "int8 is no dtype of a step: --dtype w8a8 is for products of integers, --weights int8 for int8 weights"
 # Positions are float32 where they are rotated, which counts to 2**24 and no further; a workspace is in MiB.
 LARGEST = {"max_batch": 2**16, "max_length": 2**24, "block_length": 2**24, "window": 2**24, "workspace": 2**24}
 _OPTIONS = {"targets": "target", "dtypes": "dtype", "capabilities": "compute-capability"}  # others: as the field
@@ -29,7 +30,7 @@ class ExportSettings:
     Attributes:
         targets: `onnx` (always in the bundle), `tensorrt-rtx`, `tensorrt`.
         dtypes: dtypes of the step; default the checkpoint's own, and for engines float16
-            where that is float32; `int8` (W8A8) is made from float32, which comes with it.
+            where that is float32; `w8a8` is made from float32, which comes with it.
         capabilities: compute capabilities of the engines; default this machine's GPU where the
             library can target it, else 8.9.
         max_batch, max_length: limits of the contract; max_length None is the checkpoint's,
@@ -80,6 +81,8 @@ class ExportSettings:
 
     def resolved(self, checkpoint: Checkpoint) -> "ExportSettings":
         """With every default filled in; raises `ExportError` for values that cannot work."""
+        if "int8" in self.dtypes:
+            raise ExportError(INT8)
         for kind, values, known in (
             ("target", self.targets, TARGETS),
             ("dtype", self.dtypes, DTYPES),
@@ -118,4 +121,4 @@ class ExportSettings:
         for form in (form for form in self.weights if form != FULL):
             Packing(form, self.group).check(checkpoint)
         if DYNAMIC in self.dtypes and FULL not in self.weights:
-            raise ExportError("dtype int8 is made from full weights: add --weights full, or leave --dtype int8 out")
+            raise ExportError("dtype w8a8 is made from full weights: add --weights full, or leave --dtype w8a8 out")

@@ -107,7 +107,7 @@ DAMAGES = (change_bytes, change_bytes, change_bytes, swap_files, lose, rename, l
 VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 31, 2**31 - 1, 2**31, 2**63, 2**64, 10**400, -(10**400), float("inf"), float("nan"),
     0.5, -0.0, "", "x", "0", "x" * 5000, "\x1b[31m", "a\nb", "\u202e", "../x", "/etc/hostname", "float32", "\0", [], {},
-    [None], [[]], [0], {"": None}, {"x": {}}, ["float32/step.onnx"], "float32/step.onnx", "int8", "llada", "dream",
+    [None], [[]], [0], {"": None}, {"x": {}}, ["float32/step.onnx"], "float32/step.onnx", "w8a8", "llada", "dream",
     [[[[[[]]]]]], {"gaussian": {"k": 1e308}}, {"uniform": {}}, {"none": {}},
 )  # fmt: skip
 
@@ -128,7 +128,7 @@ def change_fields(manifest: dict[str, Any], rng: random.Random) -> None:
             parent = parent[step]
         how = rng.randrange(4)
         if how == 0 and isinstance(parent, dict):
-            parent[rng.choice(("x", "", "\x1b", "../x", "int8", "default", "eos_token_ids"))] = parent.pop(key)
+            parent[rng.choice(("x", "", "\x1b", "../x", "w8a8", "default", "eos_token_ids"))] = parent.pop(key)
         elif how == 1:
             del parent[key]
         elif how == 2:

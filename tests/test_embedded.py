@@ -16,10 +16,10 @@ TRAINED = ("tiny", "tiny-dream")
 @pytest.fixture(scope="module", params=TRAINED)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("embedded") / request.param
-    return export_bundle(request.param, out, ExportSettings(dtypes=("int8",)), Progress())[0].directory
+    return export_bundle(request.param, out, ExportSettings(dtypes=("w8a8",)), Progress())[0].directory
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "onnxruntime-cpu-int8"])
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "onnxruntime-cpu-w8a8"])
 @pytest.mark.parametrize("cache", ["prefix", "dual", "extend"])
 def test_it_solves_problems_that_it_has_not_seen(bundle: Path, engine: str, cache: str) -> None:
     """Fails if weights, tokenizer, template and decode loop do not belong together: 100 and 99.5 % were right."""

@@ -210,7 +210,7 @@ def test_a_link_to_a_bundle_stays_a_link(source: Path, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"dtypes": ("float64",)}, "float64.*float32, float16, bfloat16, int8"),
+        ({"dtypes": ("float64",)}, "float64.*float32, float16, bfloat16, w8a8"),
         ({"targets": ("onnx", "coreml")}, "coreml.*tensorrt-rtx"),
         ({"targets": ("tensorrt-rtx",), "dtypes": ("float32",)}, "needs float16 or bfloat16"),
         ({"max_batch": 0}, "max_batch 0 must be 1 or more"),

@@ -28,7 +28,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"dtypes": ("float32",)},
     "float16": {"dtypes": ("float16",)},
     "bfloat16": {"dtypes": ("bfloat16",)},
-    "int8": {"dtypes": ("float32", "int8")},
+    "w8a8": {"dtypes": ("float32", "w8a8")},
     "weights-int8": {"dtypes": ("float32",), "weights": ("int8",)},
     "weights-int4": {"dtypes": ("float32",), "weights": ("int4",)},
     "weights-fp8": {"dtypes": ("float32",), "weights": ("fp8",)},

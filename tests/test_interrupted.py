@@ -29,7 +29,7 @@ STAGES = {  # the beginning of what a stage calls itself, and what else it takes
     "copy": {"copies": True},
     "convert": {"dtypes": ("float16",)},
     "pack": {"weights": ("int4",)},
-    "quantize": {"dtypes": ("int8",)},
+    "quantize": {"dtypes": ("w8a8",)},
     "trace": {},
     "check float32/step.onnx": {},
     "build": {"targets": ("tensorrt-rtx",), "capabilities": ("8.9",)},

@@ -30,7 +30,7 @@ LENGTH, BLOCK = 96, 32
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ladder")
-    return export(write_source(folder / "source"), folder / "bundle", max_length=1024, dtypes=("int8",)).directory
+    return export(write_source(folder / "source"), folder / "bundle", max_length=1024, dtypes=("w8a8",)).directory
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
@@ -97,10 +97,10 @@ def test_ladder(bundle: Path, tmp_path: Path) -> None:
         assert rung["differing_tokens"] == 0, name
         assert rung.get("published", rung["torch"])["nfe"] == rung["onnxruntime"]["nfe"]
         assert rung["torch"]["samples"] == (1 if name == "vanilla" else 2)
-        assert rung["onnxruntime-int8"]["samples"] == rung["torch"]["samples"]
+        assert rung["onnxruntime-w8a8"]["samples"] == rung["torch"]["samples"]
     assert cell["rungs"]["vanilla"]["published"]["nfe"]["median"] == 64
     assert cell["same_passes"]
-    assert cell["int8"]["engine_a_pass"]["median"] > 0 and cell["int8"]["strict_match"] == 0.0
+    assert cell["w8a8"]["engine_a_pass"]["median"] > 0 and cell["w8a8"]["strict_match"] == 0.0
     links = [ratio for told, ratio in cell["chain"].items() if told != "total"]
     assert np.prod(links) == pytest.approx(cell["chain"]["total"], rel=0.01)
     page = tables.ladder(found)

@@ -32,9 +32,9 @@ ENGINE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a float32 step and an int8 one."""
+    """A bundle with a float32 step and a W8A8 one."""
     folder = tmp_path_factory.mktemp("manifest")
-    return export(write_source(folder / "source"), folder / "bundle", dtypes=("float32", "int8")).directory
+    return export(write_source(folder / "source"), folder / "bundle", dtypes=("float32", "w8a8")).directory
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def nested(depth: int) -> Any:
 
 
 def swap_steps(data: dict[str, Any]) -> None:
-    data["steps"] = {"float32": data["steps"]["int8"], "int8": data["steps"]["float32"]}
+    data["steps"] = {"float32": data["steps"]["w8a8"], "w8a8": data["steps"]["float32"]}
 
 
 def rename_step(data: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def test_a_report_that_is_none_is_refused(bundle: Path, named: str) -> None:
     assert ran.exit_code == 1 and "is no parity report" in ran.stderr and len(ran.stderr) < 600
 
 
-@pytest.mark.parametrize("weights", ["tokenizer/tokenizer.json", "int8/step.onnx.data"])
+@pytest.mark.parametrize("weights", ["tokenizer/tokenizer.json", "w8a8/step.onnx.data"])
 def test_torch_reads_weights_only(bundle: Path, weights: str) -> None:
     """Fails if a file that holds no weights reaches the library, whose errors are its own."""
     edit(bundle, lambda data: data["steps"]["float32"].update(weights=[weights]))
@@ -162,7 +162,7 @@ def test_torch_reads_weights_only(bundle: Path, weights: str) -> None:
 
 
 def test_without_weights_for_torch_it_says_so(bundle: Path) -> None:
-    """Fails if a bundle whose only step is ONNX Runtime's int8 ends in a traceback in eager torch or in parity."""
+    """Fails if a bundle whose only step is ONNX Runtime's W8A8 ends in a traceback in eager torch or in parity."""
     edit(bundle, lambda data: data["steps"].pop("float32"))
     for run in (lambda: dpad.load(bundle, engine="torch"), lambda: compare_bundle(Bundle.open(bundle), Progress())):
         with pytest.raises(errors.EngineUnavailable, match="no step float32.*--dtype float32"):

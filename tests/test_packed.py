@@ -208,7 +208,7 @@ def test_sixteen_bit_rows_have_sixteen_bit_scales(tmp_path: Path) -> None:
         ({"weights": ("int4",), "group": 128}, "96 inputs, which are no whole groups of 128; --group 32"),
         ({"weights": ("int8",), "group": 24}, "24 inputs is not one of 16, 32"),
         ({"weights": ("int3",)}, "'int3' is not one of full, int8, int4, fp8"),
-        ({"weights": ("int4",), "dtypes": ("int8",)}, "int8 is made from full weights: add --weights full"),
+        ({"weights": ("int4",), "dtypes": ("w8a8",)}, "w8a8 is made from full weights: add --weights full"),
     ],
 )
 def test_what_cannot_be_packed_is_refused_with_a_way_out(tmp_path: Path, settings: dict, said: str) -> None:

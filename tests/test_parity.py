@@ -25,14 +25,14 @@ from dpad.runtime.engines.select import candidates
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("parity")
-    return export(write_source(folder / "source"), folder / "out", dtypes=("float32", "float16", "int8"))
+    return export(write_source(folder / "source"), folder / "out", dtypes=("float32", "float16", "w8a8"))
 
 
 def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
     """Fails if a step or a trajectory differs; the report names both dtypes and every mode."""
     report = require_passed(compare_bundle(bundle, Progress(), steps=2))
     ran = {(e["engine"], e["dtype"]): e for e in report["engines"] if e["status"] == "passed"}
-    names = {("onnxruntime-cpu", "float32"), ("onnxruntime-cpu", "float16"), ("onnxruntime-cpu-int8", "int8")}
+    names = {("onnxruntime-cpu", "float32"), ("onnxruntime-cpu", "float16"), ("onnxruntime-cpu-w8a8", "w8a8")}
     assert set(ran) == names
     exact = ran["onnxruntime-cpu", "float32"]
     assert set(exact["modes"]) == {name for name, _, _ in MODES}
@@ -52,7 +52,7 @@ def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
 def test_trajectories_of_slow_models_are_run_when_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if parity of an 8B model on a CPU takes days, or says that it compared what it did not."""
     monkeypatch.setattr(parity, "_PATIENCE", 0.0)
-    names = ("onnxruntime-cpu-int8",)
+    names = ("onnxruntime-cpu-w8a8",)
     report = require_passed(compare_bundle(bundle, Progress(), engines=names, steps=1))
     assert any("not run" in line and "--trajectories" in line for line in parity_lines(report))
     report = compare_bundle(bundle, Progress(), engines=names, steps=1, trajectories=True)

@@ -1,25 +1,30 @@
-"""The int8 step: what of it is in int8, how far it is from float32, and that it has to be asked for."""
+"""The W8A8 step: what of it is in int8, how far it is from float32, and that it has to be asked for."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from bundles import export, write_source
+from click.testing import CliRunner
 
 import dpad
+from dpad.cli import main
 from dpad.export.parity.feeds import random_feeds
+from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.engines.base import Engine, StepInputs
 from dpad.runtime.engines.select import open_engine
 
-NAME = "onnxruntime-cpu-int8"
+NAME = "onnxruntime-cpu-w8a8"
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("int8")
-    return export(write_source(folder / "source", request.param), folder / "out", dtypes=("int8",))
+    folder = tmp_path_factory.mktemp("w8a8")
+    return export(write_source(folder / "source", request.param), folder / "out", dtypes=("w8a8",))
 
 
 def logits(engine: Engine) -> list[np.ndarray]:
@@ -33,9 +38,9 @@ def logits(engine: Engine) -> list[np.ndarray]:
     return found
 
 
-def test_int8_brings_the_float32_step_and_is_not_the_default(bundle: Bundle) -> None:
+def test_w8a8_brings_the_float32_step_and_is_not_the_default(bundle: Bundle) -> None:
     """Fails if a user gets approximate answers without having asked for them."""
-    assert set(bundle.manifest.steps) == {"float32", "int8"}
+    assert set(bundle.manifest.steps) == {"float32", "w8a8"}
     with open_engine(bundle) as engine:
         assert engine.name == "onnxruntime-cpu"
     with dpad.load(bundle.directory, engine=NAME) as model:
@@ -44,9 +49,19 @@ def test_int8_brings_the_float32_step_and_is_not_the_default(bundle: Bundle) -> 
         assert len(generation.canvas) and generation.nfe > 0
 
 
+def test_int8_alone_says_too_little(bundle: Bundle, tmp_path: Path) -> None:
+    """Fails if who wants weights in int8 gets products of integers, or is told one of the two names only."""
+    source = bundle.directory.parent / "source"
+    told = "int8 is no dtype of a step: --dtype w8a8 is for .*, --weights int8 for "
+    with pytest.raises(errors.ExportError, match=told):
+        export(source, tmp_path / "out", dtypes=("float32", "int8"))
+    ran = CliRunner().invoke(main, ["export", "no-such-model", "--out", str(tmp_path / "out"), "--dtype", "int8"])
+    assert ran.exit_code == 2 and re.search(told, ran.stderr.splitlines()[-1])
+
+
 def test_products_with_weights_are_int8_but_the_second_of_each_mlp(bundle: Bundle) -> None:
     """Fails if a product stays float32 by accident, or the one with outliers does not."""
-    graph = onnx.load(bundle.path("int8/step.onnx"), load_external_data=False).graph
+    graph = onnx.load(bundle.path("w8a8/step.onnx"), load_external_data=False).graph
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
     found = Counter(weights.get(node.input[1]) for node in graph.node if node.op_type.startswith("MatMul"))
     layers = bundle.manifest.contract.layers
@@ -54,7 +69,7 @@ def test_products_with_weights_are_int8_but_the_second_of_each_mlp(bundle: Bundl
 
 
 def test_logits_are_near_those_of_float32_and_not_the_same(bundle: Bundle) -> None:
-    """Fails if quantization breaks the model, or if the int8 engine runs the float32 step."""
+    """Fails if quantization breaks the model, or if its engine runs the float32 step."""
     with open_engine(bundle, "onnxruntime-cpu") as exact, open_engine(bundle, NAME) as quantized:
         for wanted, have in zip(logits(exact), logits(quantized), strict=True):
             difference = np.abs(have - wanted).mean() / np.abs(wanted).mean()
@@ -63,5 +78,5 @@ def test_logits_are_near_those_of_float32_and_not_the_same(bundle: Bundle) -> No
 
 def test_files_may_be_read_by_whoever_may_read_the_step(bundle: Bundle) -> None:
     """Fails if weights are left readable by their owner only, so that a service cannot open them."""
-    folder = bundle.path("int8/step.onnx").parent
+    folder = bundle.path("w8a8/step.onnx").parent
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1

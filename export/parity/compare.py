@@ -42,9 +42,9 @@ from dpad.runtime.errors import EngineUnavailable, ParityError
 
 # Allowed difference of an output, as a share of its values: in float32 the largest difference
 # against the largest value; in 16 bit the mean against the mean, since one rounding that turns a
-# sharp attention score may move a single element far. Dynamic int8 is compared with float32.
-TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
-STATISTIC = {"float32": "max", "float16": "mean", "bfloat16": "mean", "int8": "mean"}
+# sharp attention score may move a single element far. W8A8 is compared with float32.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "w8a8": 2e-1}
+STATISTIC = {"float32": "max", "float16": "mean", "bfloat16": "mean", "w8a8": "mean"}
 
 TRAJECTORY_DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
 _GEN_LENGTH, _BLOCK_LENGTH = 64, 16

@@ -1,6 +1,6 @@
 """`quantize_step`: the float32 step again, its products with weights in int8, for CPUs.
 
-    shards = quantize_step(stage / "float32", stage / "int8")
+    shards = quantize_step(stage / "float32", stage / "w8a8")
 
 Dynamic quantization (W8A8): a weight has one scale a column, the rows that meet it one scale a
 step; sums are int32 and leave as float32. Weights keep 7 of the 8 bits, since CPUs without VNNI

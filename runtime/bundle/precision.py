@@ -12,7 +12,7 @@ rows are rounded to int8 too, so that whole products are of integers (W8A8).
 ROWS = ("float32", "float16", "bfloat16")
 FULL = "full"
 PACKED = ("int8", "int4", "fp8")
-DYNAMIC = "int8"
+DYNAMIC = "w8a8"
 
 _SEPARATOR = "-weights-"
 

@@ -16,7 +16,7 @@ from dpad.export.parity.compare import compare_bundle, require_passed
 from dpad.export.parity.report import parity_lines
 from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
-from dpad.export.settings import DTYPES, LARGEST, TARGETS, WEIGHTS, ExportSettings
+from dpad.export.settings import DTYPES, INT8, LARGEST, TARGETS, WEIGHTS, ExportSettings
 from dpad.export.step.pack import GROUPS
 from dpad.export.tokenizer.place import TOKENIZER
 from dpad.export.tokenizer.vocabulary_files import PARTS
@@ -27,6 +27,15 @@ from dpad.runtime.errors import EngineUnavailable
 
 _DEFAULT = ExportSettings()
 _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be made
+
+
+class _Dtype(click.Choice[str]):
+    """Says of a name with two meanings what they are called."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "int8":
+            self.fail(INT8, param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.command("export")
@@ -45,9 +54,9 @@ _TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be mad
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(DTYPES),
+    type=_Dtype(DTYPES),
     help="Dtype of the step; repeat for several. Default: the checkpoint's, and float16 beside float32 for engines. "
-    "int8 is for CPUs: float32 but for products of rows and weights, both rounded to int8.",
+    "w8a8 is for CPUs: float32 but for products of rows and weights, both rounded to int8.",
 )
 @click.option(
     "--weights",
