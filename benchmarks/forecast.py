@@ -21,7 +21,7 @@ import click
 import measure
 from dpad.export.forecast import forecast
 from dpad.export.forecast.forecast import Load, Sizes
-from dpad.runtime.bundle.precision import FULL, PACKED
+from dpad.runtime.bundle.variant import FULL, PACKED
 
 MODELS = ("llada", "dream")
 PACKED_LAYERS = (4, 8)

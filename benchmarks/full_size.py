@@ -79,7 +79,7 @@ def parity(watch: Stopwatch, work: Path, steps: int) -> dict[str, Any]:
     bundle = Bundle.open(work / "bundle")
     report = compare_bundle(bundle, watch, engines=["onnxruntime-cpu"], steps=steps, trajectories=False)
     require_passed(report)
-    return {"engines": [{key: e[key] for key in ("dtype", "status", "detail")} for e in report["engines"]]}
+    return {"engines": [{key: e[key] for key in ("variant", "status", "detail")} for e in report["engines"]]}
 
 
 def plan_int4(watch: Stopwatch, work: Path) -> dict[str, Any]:

@@ -33,21 +33,21 @@ from dpad.export.step.pack import Packing, layer_weights
 from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.bundle.precision import DYNAMIC, FULL, PACKED, rows_dtype, step_name
+from dpad.runtime.bundle.variant import DYNAMIC, FULL, PACKED, rows_dtype, variant_name
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.onnx import OnnxEngine, open_session
 
 DTYPES = ("float32", "float16", "bfloat16", DYNAMIC)
-STEPS = (*DTYPES, *(step_name("float32", weights) for weights in PACKED))
+VARIANTS = (*DTYPES, *(variant_name("float32", weights) for weights in PACKED))
 GROUPS = {"int8": (16, 32, 64), "int4": (16, 32, 64), "fp8": (32,)}  # that divide the embedded models' widths
 
 Outputs = list[tuple[NDArray[np.int64], NDArray[np.float32]]]  # token ids [B, R] and logits [B, R, V] of each step
 
 
-def onnx_outputs(bundle: Bundle, step: str, count: int, seed: int, threads: int) -> Outputs:
+def onnx_outputs(bundle: Bundle, variant: str, count: int, seed: int, threads: int) -> Outputs:
     """Of random steps in ONNX Runtime."""
-    session = open_session(bundle.path(bundle.manifest.steps[step].onnx), "cpu", threads)
-    feeds = random_feeds(bundle.manifest.contract, rows_dtype(step), count, seed)
+    session = open_session(bundle.path(bundle.manifest.steps[variant].onnx), "cpu", threads)
+    feeds = random_feeds(bundle.manifest.contract, rows_dtype(variant), count, seed)
     return [tuple(session.run(["token_ids", "logits"], feed)) for _, feed in feeds]
 
 
@@ -118,16 +118,16 @@ def precisions(
     wanted = onnx_outputs(bundle, "float32", steps, seed, threads)
     rows = []
     with dpad.load(bundle.directory, engine="onnxruntime-cpu", threads=threads) as model:
-        for step in STEPS:
-            measure.say(f"{name}: {step}")
-            entry, engine = bundle.manifest.steps[step], _engine(bundle, step, threads)
+        for variant in VARIANTS:
+            measure.say(f"{name}: {variant}")
+            entry, engine = bundle.manifest.steps[variant], _engine(bundle, variant, threads)
             if isinstance(engine, TorchEngine):
                 found = torch_outputs(engine, list(random_feeds(engine.contract, engine.dtype, steps, seed)))
             else:
-                found = onnx_outputs(bundle, step, steps, seed, threads)
+                found = onnx_outputs(bundle, variant, steps, seed, threads)
             rows.append(
                 {
-                    "step": step,
+                    "step": variant,
                     "engine": engine.name,
                     "weights_bytes": sum(bundle.path(file).stat().st_size for file in entry.weights),
                     "logits": compared(wanted, found),
@@ -138,10 +138,12 @@ def precisions(
     return {"model": name, "precisions": rows, "choices": choices(checkpoint, bundle, steps, seed)}
 
 
-def _engine(bundle: Bundle, step: str, threads: int) -> Engine:
-    if rows_dtype(step) == "bfloat16":
-        return open_torch_engine(bundle, step)
-    return OnnxEngine(bundle.path(bundle.manifest.steps[step].onnx), bundle.manifest.contract, step, "cpu", threads)
+def _engine(bundle: Bundle, variant: str, threads: int) -> Engine:
+    if rows_dtype(variant) == "bfloat16":
+        return open_torch_engine(bundle, variant)
+    return OnnxEngine(
+        bundle.path(bundle.manifest.steps[variant].onnx), bundle.manifest.contract, variant, "cpu", threads
+    )
 
 
 @click.command(cls=measure.Benchmark)

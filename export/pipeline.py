@@ -37,7 +37,7 @@ from dpad.models.checkpoint.headers import read_headers
 from dpad.models.presets import presets_of
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import Manifest, StepEntry
-from dpad.runtime.bundle.precision import DYNAMIC, FULL, rows_dtype, weights_of
+from dpad.runtime.bundle.variant import DYNAMIC, FULL, rows_dtype, weights_of
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError
 

@@ -10,7 +10,7 @@ from dpad.export.engines.recipe import HALF, EngineRecipe, default_capability
 from dpad.export.step.pack import Packing
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.bundle.manifest import BuildFlags
-from dpad.runtime.bundle.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
+from dpad.runtime.bundle.variant import DYNAMIC, FULL, PACKED, ROWS, variant_name
 from dpad.runtime.checks import is_integer
 from dpad.runtime.errors import ExportError
 
@@ -72,7 +72,7 @@ class ExportSettings:
 
     def steps(self) -> tuple[str, ...]:
         """Names of the steps: every dtype with all weights, those that are made from another step last."""
-        names = [step_name(d, w) for w in self.weights for d in self.dtypes if w == FULL or d != DYNAMIC]
+        names = [variant_name(d, w) for w in self.weights for d in self.dtypes if w == FULL or d != DYNAMIC]
         return tuple(sorted(dict.fromkeys(names), key=lambda name: name == DYNAMIC))
 
     def recipe(self) -> EngineRecipe:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.bundle.variant import PACKED
 
 SCALE = "scale"
 

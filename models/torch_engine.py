@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dpad.models.checkpoint.checkpoint import Model, load_model, parse_config
 from dpad.models.step import Step
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.bundle.precision import DYNAMIC, rows_dtype
+from dpad.runtime.bundle.variant import DYNAMIC, rows_dtype
 from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
@@ -85,12 +85,12 @@ class TorchEngine(Engine):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-def open_torch_engine(bundle: Bundle, dtype: str | None = None, device: str = "cpu") -> TorchEngine:
+def open_torch_engine(bundle: Bundle, variant: str | None = None, device: str = "cpu") -> TorchEngine:
     """The eager engine over a bundle's own weights.
 
     Args:
         bundle: a checked bundle.
-        dtype: name of a step in the bundle. Default: float32 on a CPU, 16 bit on a GPU (where
+        variant: of a step in the bundle. Default: float32 on a CPU, 16 bit on a GPU (where
             attention is the Triton kernel), if the bundle has it. Packed weights are unpacked when they are used.
         device: `cpu` or `cuda`.
 
@@ -101,13 +101,13 @@ def open_torch_engine(bundle: Bundle, dtype: str | None = None, device: str = "c
         raise EngineUnavailable("torch sees no CUDA device here; use engine torch, which runs on the CPU")
     steps = {name: step for name, step in bundle.manifest.steps.items() if name != DYNAMIC}  # ONNX Runtime's own
     preferred = ("bfloat16", "float16") if device == "cuda" else ("float32",)
-    dtype = dtype or next((name for name in (*preferred, *steps) if name in steps), "float32")
-    if dtype not in steps:
+    variant = variant or next((name for name in (*preferred, *steps) if name in steps), "float32")
+    if variant not in steps:
         raise EngineUnavailable(
-            f"{bundle.directory} has no step {dtype}, whose weights torch would read; export it with --dtype {dtype}"
+            f"{bundle.directory} has no step {variant} with weights that torch reads; export it with --dtype {variant}"
         )
     architecture, config = parse_config(bundle.manifest.model_config)
-    shards = tuple(bundle.path(name) for name in steps[dtype].weights)
-    rows = rows_dtype(dtype)
+    shards = tuple(bundle.path(name) for name in steps[variant].weights)
+    rows = rows_dtype(variant)
     model = load_model(architecture, config, shards, getattr(torch, rows))
     return TorchEngine(model.to(device), bundle.manifest.contract, rows)

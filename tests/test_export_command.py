@@ -25,7 +25,7 @@ from dpad.runtime.engines.select import require_match
 from dpad.runtime.errors import AlteredFile, EngineMismatch, EngineUnavailable, SchemaVersionError
 
 LIMITS: dict[str, Any] = {"max_batch": 8, "max_length": 128, "block_length": 16, "window": 64}
-TEXTS = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
+TEXTS = ("file", "onnx", "target", "variant", "library", "library_version", "compute_capability", "platform")
 FLAGS = BuildFlags(True, True, True, 64)
 EVERY = ExportSettings(
     targets=("onnx", "tensorrt-rtx"),

@@ -27,7 +27,7 @@ from dpad.models.checkpoint.checkpoint import FAMILIES as MODULES
 from dpad.models.checkpoint.checkpoint import Checkpoint, parse_config
 from dpad.models.checkpoint.headers import read_headers
 from dpad.models.step import Step
-from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.bundle.variant import PACKED
 from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import GenerationOptions, defaults
 from dpad.runtime.decoding.request import Request
@@ -221,4 +221,4 @@ def test_the_checkpoints_dtype_is_read_by_either_name(key: str, tmp_path: Path) 
     ran = CliRunner().invoke(main, ["plan", str(tmp_path)])
     assert ran.exit_code == 1 and f" {key} 'float64' is not one of float32" in ran.output
     (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", **{key: "float16"})))
-    assert document(tmp_path)["plan"]["step"] == "float16"
+    assert document(tmp_path)["plan"]["variant"] == "float16"

@@ -59,7 +59,7 @@ def test_imports_run_one_way(folder: str) -> None:
 
 def test_models_know_the_runtime_only_by_its_contract() -> None:
     """Fails if a family file reaches into the runtime; the engine and the reader need a little more."""
-    allowed = ("contract", "errors", "bundle.files", "bundle.precision")
+    allowed = ("contract", "errors", "bundle.files", "bundle.variant")
     known = tuple(f"dpad.runtime.{name}" for name in allowed)
     for path in (ROOT / "models").rglob("*.py"):
         if path.name != "torch_engine.py":

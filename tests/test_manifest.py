@@ -20,7 +20,7 @@ from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import FileEntry, Manifest, digest
 
-TEXTS = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
+TEXTS = ("file", "onnx", "target", "variant", "library", "library_version", "compute_capability", "platform")
 ENGINE: dict[str, Any] = {
     **dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256"), "float32/step.onnx"),
     "weights_sha256": [],

@@ -35,7 +35,7 @@ def test_weights_are_not_written_again(bundle: Bundle) -> None:
 def test_the_step_agrees_with_pytorch_in_float32(bundle: Bundle) -> None:
     """Fails if a weight is cast to another value, or not at all."""
     report = compare_bundle(bundle, Progress())
-    compared = {engine["dtype"]: engine for engine in report["engines"] if engine["engine"] == "onnxruntime-cpu"}
+    compared = {engine["variant"]: engine for engine in report["engines"] if engine["engine"] == "onnxruntime-cpu"}
     assert compared["float32"]["status"] == "passed"
 
 

@@ -25,7 +25,7 @@ from dpad.models.checkpoint.checkpoint import load_model, parse_config
 from dpad.models.torch_engine import open_torch_engine
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.bundle.variant import PACKED
 from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.request import Request
@@ -129,7 +129,7 @@ def test_every_format_computes_what_torch_does_with_the_same_weights(bundle: Bun
     moved = {}
     for engine in (engine for engine in report["engines"] if engine["status"] == "passed"):
         assert engine["steps"]["logits"]["checked"] == "max"
-        moved[engine["dtype"].rpartition("-")[2]] = engine["packing"]["relative"]
+        moved[engine["variant"].rpartition("-")[2]] = engine["packing"]["relative"]
     assert 0 < moved["int8"] < moved["fp8"] < moved["int4"] < 1
     assert sum("packed weights move" in line for line in parity_lines(report)) == len(PACKED)
 
@@ -199,7 +199,9 @@ def test_sixteen_bit_rows_have_sixteen_bit_scales(tmp_path: Path) -> None:
         with safe_open(bundle.path(step.weights[0]), framework="pt") as file:
             assert {file.get_slice(name).get_dtype() for name in file.keys() if name.endswith("scale")} == {"F16"}  # noqa: SIM118
     report = require_passed(compare_bundle(bundle, Progress(), steps=1, trajectories=False))
-    assert [engine["dtype"] for engine in report["engines"] if engine["status"] == "passed"] == [*bundle.manifest.steps]
+    assert [engine["variant"] for engine in report["engines"] if engine["status"] == "passed"] == [
+        *bundle.manifest.steps
+    ]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
     """Fails if a step or a trajectory differs; the report names both dtypes and every mode."""
     report = require_passed(compare_bundle(bundle, Progress(), steps=2))
-    ran = {(e["engine"], e["dtype"]): e for e in report["engines"] if e["status"] == "passed"}
+    ran = {(e["engine"], e["variant"]): e for e in report["engines"] if e["status"] == "passed"}
     names = {("onnxruntime-cpu", "float32"), ("onnxruntime-cpu", "float16"), ("onnxruntime-cpu-w8a8", "w8a8")}
     assert set(ran) == names
     exact = ran["onnxruntime-cpu", "float32"]
@@ -117,7 +117,7 @@ def test_an_engine_that_cannot_run_does_not_pass(tmp_path: Path) -> None:
         assert f"parity: nothing could be compared here; {way_out}" in ran.stdout.splitlines()[-1]
     assert "nothing could be compared" in CliRunner().invoke(main, ["inspect", str(out)]).stdout
     bundle = Bundle.open(out)
-    assert [(c.name, c.dtype) for c in candidates(bundle, Machine.current())] == [("onnxruntime-cuda", "bfloat16")]
+    assert [(c.name, c.variant) for c in candidates(bundle, Machine.current())] == [("onnxruntime-cuda", "bfloat16")]
     report = require_passed(compare_bundle(bundle, Progress()))
     assert report["passed"] is None
     assert {engine["status"] for engine in report["engines"]} == {"skipped"}

@@ -17,7 +17,7 @@ from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.bundle.variant import PACKED
 from dpad.runtime.engines.machine import Gpu, Machine
 from dpad.runtime.engines.select import candidates, open_engine, require_match
 

@@ -19,7 +19,7 @@ from typing import Any
 from dpad.export.engines.timing import TimingCache
 from dpad.export.progress import Advance, Progress
 from dpad.runtime.bundle.manifest import BuildFlags
-from dpad.runtime.bundle.precision import rows_dtype
+from dpad.runtime.bundle.variant import rows_dtype
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engines.machine import Machine
 from dpad.runtime.engines.tensorrt.log import make_logger
@@ -67,7 +67,7 @@ def build_plan(
     trt: ModuleType,
     onnx_path: Path,
     contract: StepContract,
-    dtype: str,
+    variant: str,
     capability: str,
     progress: Progress,
     flags: BuildFlags = _NO_FLAGS,
@@ -75,7 +75,7 @@ def build_plan(
 ) -> Plan:
     """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words.
 
-    `dtype` is the name of the step, as the manifest has it.
+    `variant` is that of the step, as the manifest has it.
     With `attention` "plugin" the file holds plugin nodes, whose plugins are registered first.
     """
     check_capability(trt, capability)
@@ -93,7 +93,7 @@ def build_plan(
     _target(trt, config, capability)
     set_flags(trt, config, flags)
     for ranges in profiles(contract).values():
-        config.add_optimization_profile(_profile(builder, contract, rows_dtype(dtype), ranges))
+        config.add_optimization_profile(_profile(builder, contract, rows_dtype(variant), ranges))
     timings = TimingCache(trt, capability)
     timings.attach(config)
     with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:
@@ -104,7 +104,7 @@ def build_plan(
         raise KeyboardInterrupt
     if data is None:
         raise EngineBuildError(
-            f"{trt.__name__} could not build {onnx_path.name} ({dtype}) for compute capability {capability}:\n"
+            f"{trt.__name__} could not build {onnx_path.name} ({variant}) for compute capability {capability}:\n"
             f"{logger.words()}{_hint(flags)}"
         )
     timings.save(config)

@@ -23,7 +23,7 @@ from dpad.models.checkpoint.headers import read_headers
 from dpad.plugins.checks import check_kernel
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import BuildFlags, EngineEntry, StepEntry
-from dpad.runtime.bundle.precision import PACKED, rows_dtype
+from dpad.runtime.bundle.variant import PACKED, rows_dtype
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engines.machine import Machine, available_memory
 from dpad.runtime.errors import ExportError
@@ -39,7 +39,7 @@ _FALLBACK_CAPABILITY = "8.9"
 class EngineRecipe:
     """Which engines a bundle gets: every target × step of 16 bit × compute capability, built the same way.
 
-    `steps` are names as runtime/bundle/precision.py has them. `attention` is `native` (the function body) or `plugin`
+    `steps` are variants as runtime/bundle/variant.py has them. `attention` is `native` (the function body) or `plugin`
     (the project's own kernel).
     """
 
@@ -142,16 +142,16 @@ def _engine_entry(
     onnx: str,
     step: StepEntry,
     contract: StepContract,
-    dtype: str,
+    variant: str,
     capability: str,
 ) -> EngineEntry:
     """The key of an engine, before it is built."""
     plugin = "" if recipe.attention == "native" else f"-{recipe.attention}"
     return EngineEntry(
-        file=f"engines/{target}-sm{capability.replace('.', '')}-{dtype}{plugin}.plan",
+        file=f"engines/{target}-sm{capability.replace('.', '')}-{variant}{plugin}.plan",
         onnx=onnx,
         target=target,
-        dtype=dtype,
+        variant=variant,
         library=trt.__name__,
         library_version=trt.__version__,
         compute_capability=capability,
@@ -197,7 +197,7 @@ def _build_engine(
         trt,
         stage / entry.onnx,
         contract,
-        entry.dtype,
+        entry.variant,
         entry.compute_capability,
         progress,
         entry.flags,

@@ -17,7 +17,7 @@ import numpy as np
 from dpad.export.forecast.gpus import GpuModel
 from dpad.export.step.pack import Packing
 from dpad.models.checkpoint.checkpoint import Config, meta_model
-from dpad.runtime.bundle.precision import FULL, rows_dtype, weights_of
+from dpad.runtime.bundle.variant import FULL, rows_dtype, weights_of
 from dpad.runtime.cache import BLOCKS, block_view
 from dpad.runtime.decoding.suffix import Gaussian
 
@@ -105,26 +105,26 @@ class Floor:
     cached: int
 
 
-def stored(sizes: Sizes, step: str, group: int = Packing.group) -> int:
-    """Bytes of the weights of `step` (a name as in `runtime.precision`), scales of packed ones included."""
-    item, weights = ITEM_BYTES[rows_dtype(step)], weights_of(step)
+def stored(sizes: Sizes, variant: str, group: int = Packing.group) -> int:
+    """Bytes of the weights of a variant of the step, scales of packed ones included."""
+    item, weights = ITEM_BYTES[rows_dtype(variant)], weights_of(variant)
     if weights == FULL:
         return sizes.weights * item
     scales = sizes.outputs if weights == "fp8" else sizes.products // group
     return (sizes.weights - sizes.products + scales) * item + sizes.products * _BITS[weights] // 8
 
 
-def memory(sizes: Sizes, step: str, load: Load, shift: int) -> Memory:
+def memory(sizes: Sizes, variant: str, load: Load, shift: int) -> Memory:
     """What an engine takes whose limits are those of `load`; `shift` is the contract's `logit_shift`.
 
     A batch whose cache grows takes a second one when it moves: once with `extend`, and when a finished row leaves.
     """
-    item = ITEM_BYTES[rows_dtype(step)]
+    item = ITEM_BYTES[rows_dtype(variant)]
     rows = load.batch * load.length
     cached = rows + load.batch * min(load.block + shift, load.length)  # the refresh's, and those of a later step
     logits = load.batch * min(load.block, load.length) * sizes.vocab_size * 4
     live = 3 * sizes.mlp_width + 2 * sizes.width + 2 * sizes.cached // sizes.layers  # elements a row, at the MLP
-    return Memory(stored(sizes, step), cached * sizes.cached * item + logits, rows * live * item)
+    return Memory(stored(sizes, variant), cached * sizes.cached * item + logits, rows * live * item)
 
 
 def building(weights: int, packed: Mapping[str, int]) -> int:
@@ -136,12 +136,12 @@ def building(weights: int, packed: Mapping[str, int]) -> int:
     return 2 * (weights + packed.get("int8", 0)) + packed.get("int4", 0) + _BUILDER
 
 
-def predicted_building(sizes: Sizes, step: str) -> int:
-    """`building` of a plan of `step`."""
-    return building(stored(sizes, step), {weights_of(step): sizes.products})
+def predicted_building(sizes: Sizes, variant: str) -> int:
+    """`building` of a plan of a variant."""
+    return building(stored(sizes, variant), {weights_of(variant): sizes.products})
 
 
-def floor(sizes: Sizes, step: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:
+def floor(sizes: Sizes, variant: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:
     """The least time of a step for the block in the middle of the canvas.
 
     The weights are read once, the attended rows of the cache too, and every product is made once. `vanilla` keeps the
@@ -151,7 +151,7 @@ def floor(sizes: Sizes, step: str, gpu: GpuModel, load: Load, mode: str, shift: 
     queries, cached = _rows(load, mode, shift)
     rows = load.batch * queries
     looked_up = sizes.weights - sizes.products - sizes.head  # embeddings, and norms and biases, which are small
-    moved = stored(sizes, step) + ITEM_BYTES[rows_dtype(step)] * (load.batch * cached * sizes.cached - looked_up)
+    moved = stored(sizes, variant) + ITEM_BYTES[rows_dtype(variant)] * (load.batch * cached * sizes.cached - looked_up)
     work = sizes.products * rows + sizes.head * load.batch * min(load.block, load.length)
     work += 2 * sizes.layers * sizes.attended * rows * (queries + cached)
     seconds = {"memory": moved / gpu.bandwidth / 1e9, "products": 2 * work / gpu.products / 1e12}

@@ -14,7 +14,7 @@ from dpad.export.forecast.gpus import GpuModel
 from dpad.models.checkpoint.checkpoint import Config
 from dpad.plugins.checks import check_kernel
 from dpad.plugins.errors import AttentionError
-from dpad.runtime.bundle.precision import rows_dtype, weights_of
+from dpad.runtime.bundle.variant import rows_dtype, weights_of
 from dpad.runtime.engines.machine import available_memory
 from dpad.runtime.extras import install
 
@@ -22,17 +22,17 @@ RESERVED = 1 << 30  # bytes of a device that CUDA, kernels and whoever else is t
 
 
 def hazards(
-    config: Config, sizes: Sizes, stored: str, step: str, loads: list[Load], gpus: Mapping[str, GpuModel]
+    config: Config, sizes: Sizes, stored: str, variant: str, loads: list[Load], gpus: Mapping[str, GpuModel]
 ) -> list[str]:
     """One line each; empty if nothing is known to be in the way. `stored` is the checkpoint's own dtype."""
     return [
-        *_dtype(stored, rows_dtype(step)),
-        *_weights(weights_of(step)),
-        *_heads(config, rows_dtype(step)),
+        *_dtype(stored, rows_dtype(variant)),
+        *_weights(weights_of(variant)),
+        *_heads(config, rows_dtype(variant)),
         *beyond_training(config, [load.length for load in loads]),
         *_narrow(config),
         *_targets(gpus),
-        *_room(config, sizes, step, loads, gpus),
+        *_room(config, sizes, variant, loads, gpus),
     ]
 
 
@@ -105,16 +105,16 @@ def _targets(gpus: Mapping[str, GpuModel]) -> list[str]:
     ]
 
 
-def _room(config: Config, sizes: Sizes, step: str, loads: list[Load], gpus: Mapping[str, GpuModel]) -> list[str]:
+def _room(config: Config, sizes: Sizes, variant: str, loads: list[Load], gpus: Mapping[str, GpuModel]) -> list[str]:
     found = []
-    need, here = forecast.predicted_building(sizes, step), available_memory()
+    need, here = forecast.predicted_building(sizes, variant), available_memory()
     if need > here:
         found.append(
             f"build: a plan takes about {need / 1e9:.1f} GB of memory, and {here / 1e9:.1f} GB are available on this "
             "machine; build on a larger one, take --weights int4, or for TensorRT --strip-weights"
         )
     for load in loads:
-        need = forecast.memory(sizes, step, load, config.logit_shift).total
+        need = forecast.memory(sizes, variant, load, config.logit_shift).total
         small = [name for name, gpu in gpus.items() if not fits(need, gpu)]
         if small:
             found.append(

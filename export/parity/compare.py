@@ -28,7 +28,7 @@ from dpad.export.parity.runners import SessionRunner, StepRunner
 from dpad.export.progress import Progress
 from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.bundle.precision import DYNAMIC, rows_dtype
+from dpad.runtime.bundle.variant import DYNAMIC, rows_dtype
 from dpad.runtime.contract import StepContract
 from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import GenerationOptions, defaults
@@ -106,7 +106,7 @@ def compare_bundle(
 
 def require_passed(report: dict[str, Any]) -> dict[str, Any]:
     """The report itself, or `ParityError` naming what failed; that nothing could be compared here is no failure."""
-    failed = [f"{e['engine']} ({e['dtype']}): {e['detail']}" for e in report["engines"] if e["status"] == "failed"]
+    failed = [f"{e['engine']} ({e['variant']}): {e['detail']}" for e in report["engines"] if e["status"] == "failed"]
     if failed:
         raise ParityError("parity failed:\n" + "\n".join(failed))
     return report
@@ -132,7 +132,7 @@ def _unfed(candidate: Candidate) -> str | None:
 
 
 def _is_bfloat16(candidate: Candidate) -> bool:
-    return rows_dtype(candidate.dtype) == "bfloat16"
+    return rows_dtype(candidate.variant) == "bfloat16"
 
 
 def _named(found: list[Candidate], name: str) -> list[Candidate]:
@@ -140,18 +140,20 @@ def _named(found: list[Candidate], name: str) -> list[Candidate]:
 
 
 def _header(candidate: Candidate, detail: str, reason: str | None = None) -> dict[str, Any]:
-    header = {"engine": candidate.name, "dtype": candidate.dtype, "file": candidate.file, "status": "skipped"}
+    header = {"engine": candidate.name, "variant": candidate.variant, "file": candidate.file, "status": "skipped"}
     return {**header, "detail": f"{detail}: {reason}" if reason else detail}
 
 
 def _compare(
     bundle: Bundle, candidate: Candidate, steps: int, seed: int, wanted: bool | None, progress: Progress
 ) -> dict[str, Any]:
-    precision = DYNAMIC if candidate.dtype == DYNAMIC else rows_dtype(candidate.dtype)
-    reference = open_torch_engine(bundle, "float32" if precision == DYNAMIC else candidate.dtype)
+    precision = DYNAMIC if candidate.variant == DYNAMIC else rows_dtype(candidate.variant)
+    reference = open_torch_engine(bundle, "float32" if precision == DYNAMIC else candidate.variant)
     feeds = list(random_feeds(bundle.manifest.contract, reference.dtype, steps, seed))
     with _open(bundle, candidate) as engine:
-        with progress.task(f"parity of {candidate.name} {candidate.dtype}: {len(feeds)} steps", 2 * len(feeds)) as told:
+        with progress.task(
+            f"parity of {candidate.name} {candidate.variant}: {len(feeds)} steps", 2 * len(feeds)
+        ) as told:
             runner = (
                 SessionRunner(engine, told) if isinstance(engine, OnnxEngine) else StepRunner("engine", engine, told)
             )
@@ -175,7 +177,7 @@ def _compare(
         "modes": sorted({mode for mode, _ in feeds}),
         "steps": outputs,
         "trajectories": trajectories,
-        **packing_error(bundle, candidate.dtype, reference, feeds),
+        **packing_error(bundle, candidate.variant, reference, feeds),
     }
 
 
@@ -194,7 +196,7 @@ def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
     path, contract = bundle.path(candidate.file), bundle.manifest.contract
     if _is_bfloat16(candidate):
         return emulated_engine(path, contract)
-    return OnnxEngine(path, contract, candidate.dtype, candidate.provider)
+    return OnnxEngine(path, contract, candidate.variant, candidate.provider)
 
 
 def compare_steps(

@@ -12,17 +12,17 @@ import numpy as np
 from dpad.export.parity.feeds import Feed
 from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.bundle.precision import FULL, rows_dtype, weights_of
+from dpad.runtime.bundle.variant import FULL, rows_dtype, weights_of
 
 
-def packing_error(bundle: Bundle, step: str, packed: TorchEngine, feeds: list[tuple[str, Feed]]) -> dict[str, Any]:
+def packing_error(bundle: Bundle, variant: str, packed: TorchEngine, feeds: list[tuple[str, Feed]]) -> dict[str, Any]:
     """`packing`: mean and largest difference of logits over `feeds`, the mean also as a share of their mean size.
 
-    Empty where `step` packs nothing, or the bundle has no step of full weights in its dtype.
+    Empty where `variant` packs nothing, or the bundle has no step of full weights in its dtype.
     """
-    if weights_of(step) == FULL or rows_dtype(step) not in bundle.manifest.steps:
+    if weights_of(variant) == FULL or rows_dtype(variant) not in bundle.manifest.steps:
         return {}
-    full = open_torch_engine(bundle, rows_dtype(step))
+    full = open_torch_engine(bundle, rows_dtype(variant))
     place = [spec.name for spec in full.contract.outputs()].index("logits")
     pairs = [(full.run(feed)[place], packed.run(feed)[place]) for _, feed in feeds]
     return {"packing": logit_error(pairs)}

@@ -13,7 +13,7 @@ def parity_lines(report: dict[str, Any]) -> Iterator[str]:
     """One line an engine, then what was measured and what is allowed."""
     yield f"parity with {report['reference']}:"
     for engine in report["engines"]:
-        yield f"  {engine['status']:7} {engine['engine']} ({engine['dtype']}): {engine['detail']}"
+        yield f"  {engine['status']:7} {engine['engine']} ({engine['variant']}): {engine['detail']}"
         for name, output in engine.get("steps", {}).items():
             allowed = f"{output['checked']} {output['allowed']:.2e}" if output["allowed"] else "none"
             mean = f", mean {output['mean_abs']:.2e}" if output["checked"] == "mean" else ""

@@ -24,7 +24,7 @@ from dpad.export.step.weights import convert, write_shard
 from dpad.models.checkpoint.checkpoint import Checkpoint, meta_model
 from dpad.models.checkpoint.headers import read_header, read_tensors
 from dpad.models.packed import SCALE, Packed
-from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.bundle.variant import PACKED
 from dpad.runtime.errors import ExportError
 
 GROUPS = (16, 32, 64, 128, 256)  # that ONNX Runtime has kernels for

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from dpad.export.step.trace import external
 from dpad.models.checkpoint.headers import TensorEntry
 from dpad.models.packed import SCALE
-from dpad.runtime.bundle.precision import PACKED
+from dpad.runtime.bundle.variant import PACKED
 from dpad.runtime.errors import ExportError
 
 _CODES = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4, "fp8": ir.DataType.FLOAT8E4M3FN}

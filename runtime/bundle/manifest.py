@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from dpad.runtime.bundle.precision import DYNAMIC, FULL, PACKED, ROWS, step_name
+from dpad.runtime.bundle.variant import DYNAMIC, FULL, PACKED, ROWS, variant_name
 from dpad.runtime.checks import is_number
 from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ManifestError, SchemaVersionError
@@ -22,7 +22,7 @@ from dpad.runtime.show import shown
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-_STEPS = {step_name(rows, weights) for rows in ROWS for weights in (FULL, *PACKED)} | {DYNAMIC}
+_STEPS = {variant_name(rows, weights) for rows in ROWS for weights in (FULL, *PACKED)} | {DYNAMIC}
 RANDOM_WEIGHTS = "dpad_random_seed"  # key of the model's config that `dpad synth` sets
 
 T = TypeVar("T")
@@ -66,15 +66,14 @@ class EngineEntry:
     """One compiled engine and everything that decides whether it may be opened.
 
     Together the fields are the key of the engine: two engines with equal keys compute the
-    same function on the same machines. `dtype` is the name of the step that it was compiled
-    from, which says more than a dtype where weights are packed; `onnx` is that step's file, and
-    `plugin_version` is empty where no plugin is inside.
+    same function on the same machines. `variant` is that of the step that it was compiled
+    from, `onnx` is the file of that step, and `plugin_version` is empty where no plugin is inside.
     """
 
     file: str
     onnx: str
     target: str
-    dtype: str
+    variant: str
     library: str
     library_version: str
     compute_capability: str
@@ -212,7 +211,7 @@ def _step(data: Any, where: str) -> StepEntry:
 
 def _engine(data: Any, where: str) -> EngineEntry:
     data, where = _typed(data, dict, where), f"{where}."
-    texts = ("file", "onnx", "target", "dtype", "library", "library_version", "compute_capability", "platform")
+    texts = ("file", "onnx", "target", "variant", "library", "library_version", "compute_capability", "platform")
     return EngineEntry(
         **{name: _take(data, name, str, where) for name in (*texts, "attention", "plugin_version", "step_sha256")},
         weights_sha256=_strings(data, "weights_sha256", where),

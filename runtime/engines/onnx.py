@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dpad.runtime.bundle.precision import rows_dtype, suffix
+from dpad.runtime.bundle.variant import rows_dtype, suffix
 from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
@@ -74,20 +74,20 @@ class OnnxEngine(Engine):
         self,
         path: Path,
         contract: StepContract,
-        dtype: str,
+        variant: str,
         provider: str = "cpu",
         threads: int = 0,
         model: bytes | None = None,
     ) -> None:
         """Open the model; `threads` 0 lets ONNX Runtime use every core.
 
-        `dtype` is the name of the step; that of the engine is the dtype of the step's rows and caches. `model` takes
+        `variant` is that of the step; the engine has the dtype of its rows and caches. `model` takes
         the place of what is at `path`, where its weights lie. `session` is ONNX Runtime's own. Raises
         `EngineUnavailable` if this build of it lacks the provider or cannot start it, and `EngineError` with ONNX
         Runtime's own words if it cannot load the file.
         """
-        self.name = f"onnxruntime-{provider}{suffix(dtype)}"
-        self.contract, self.dtype, self._device = contract, rows_dtype(dtype), provider
+        self.name = f"onnxruntime-{provider}{suffix(variant)}"
+        self.contract, self.dtype, self._device = contract, rows_dtype(variant), provider
         self.extends = self.narrows = provider == "cpu"  # rows are joined, and taken out, on the host
         self.session = open_session(path, provider, threads, model)
         try:

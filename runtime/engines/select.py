@@ -17,14 +17,14 @@ from typing import Any
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.export_command import export_command
 from dpad.runtime.bundle.manifest import EngineEntry
-from dpad.runtime.bundle.precision import (
+from dpad.runtime.bundle.variant import (
     DYNAMIC,
     FULL,
     PACKED,
     is_quantized,
     rows_dtype,
-    step_name,
     suffix,
+    variant_name,
 )
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.engines.base import Engine
@@ -48,13 +48,13 @@ _FIXED = "it cannot add to its cache block by block, as this block-causal model 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run the bundle: its name, the name of its step, the file, and what stands in the way (None: nothing).
+    """A way to run the bundle: its name, the variant of its step, the file, and what stands in the way (None: nothing).
 
     Either a plan, whose `entry` it is, or ONNX Runtime on a `provider`, "cpu" or "cuda".
     """
 
     name: str
-    dtype: str
+    variant: str
     file: str
     obstacle: str | None
     entry: EngineEntry | None = None
@@ -64,26 +64,26 @@ class Candidate:
 def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
     """Everything in the bundle that could run, in the order in which `auto` tries it."""
     found = [
-        Candidate(_plan_name(entry), entry.dtype, entry.file, _plan_obstacle(entry, bundle, machine), entry)
+        Candidate(_plan_name(entry), entry.variant, entry.file, _plan_obstacle(entry, bundle, machine), entry)
         for entry in bundle.manifest.engines
     ]
     steps = bundle.manifest.steps
     for weights in (FULL, *PACKED):
         for provider, dtypes in (("cuda", _CUDA_DTYPES), ("cpu", _CPU_DTYPES)):
-            name = next((name for dtype in dtypes if (name := step_name(dtype, weights)) in steps), None)
+            name = next((name for dtype in dtypes if (name := variant_name(dtype, weights)) in steps), None)
             if name is not None:
                 found.append(onnxruntime(provider, name, bundle, _onnxruntime_obstacle(provider, machine)))
     if DYNAMIC in steps:
         found.append(onnxruntime("cpu", DYNAMIC, bundle, _onnxruntime_obstacle("cpu", machine)))
     if bundle.manifest.contract.block_causal:
         found = [replace(c, obstacle=c.obstacle or _FIXED) if c.provider == "cuda" else c for c in found]
-    return sorted(found, key=lambda candidate: is_quantized(candidate.dtype))
+    return sorted(found, key=lambda candidate: is_quantized(candidate.variant))
 
 
-def onnxruntime(provider: str, step: str, bundle: Bundle, obstacle: str | None) -> Candidate:
+def onnxruntime(provider: str, variant: str, bundle: Bundle, obstacle: str | None) -> Candidate:
     """A step of the bundle in ONNX Runtime."""
-    name, file = f"onnxruntime-{provider}{suffix(step)}", bundle.manifest.steps[step].onnx
-    return Candidate(name, step, file, obstacle, provider=provider)
+    name, file = f"onnxruntime-{provider}{suffix(variant)}", bundle.manifest.steps[variant].onnx
+    return Candidate(name, variant, file, obstacle, provider=provider)
 
 
 def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
@@ -91,7 +91,7 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
 
     Called before a plan is deserialised: plans are executable code.
     """
-    step = bundle.manifest.steps.get(entry.dtype)
+    step = bundle.manifest.steps.get(entry.variant)
     files = bundle.manifest.files
     here: dict[str, Any] = {
         "platform": machine.platform,
@@ -146,8 +146,8 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
     machine = Machine.current()
     found = candidates(bundle, machine)
     if name == AUTO:
-        exact = not all(is_quantized(step) for step in bundle.manifest.steps)
-        usable = [c for c in found if c.obstacle is None and not (exact and is_quantized(c.dtype))]
+        exact = not all(is_quantized(variant) for variant in bundle.manifest.steps)
+        usable = [c for c in found if c.obstacle is None and not (exact and is_quantized(c.variant))]
         if not usable:
             raise EngineUnavailable(_nothing_runs(bundle, found))
         return _open(bundle, usable[0], threads)
@@ -168,7 +168,7 @@ def _open(bundle: Bundle, candidate: Candidate, threads: int) -> Engine:
     from dpad.runtime.engines.onnx import OnnxEngine
 
     path, contract = bundle.path(candidate.file), bundle.manifest.contract
-    return OnnxEngine(path, contract, candidate.dtype, candidate.provider, threads)
+    return OnnxEngine(path, contract, candidate.variant, candidate.provider, threads)
 
 
 def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
@@ -179,7 +179,7 @@ def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
         import_module(entry.library),
         bundle.path(entry.file),
         bundle.manifest.contract,
-        rows_dtype(entry.dtype),
+        rows_dtype(entry.variant),
         CudaDevice(),
         bundle.path(entry.onnx) if entry.flags.strip_weights else None,
         name=name,
@@ -190,7 +190,7 @@ def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
 
 def _plan_name(entry: EngineEntry) -> str:
     plugin = "" if entry.attention == "native" else f"-{entry.attention}"
-    return f"{entry.target}-{entry.dtype}-sm{entry.compute_capability.replace('.', '')}{plugin}"
+    return f"{entry.target}-{entry.variant}-sm{entry.compute_capability.replace('.', '')}{plugin}"
 
 
 def _plan_obstacle(entry: EngineEntry, bundle: Bundle, machine: Machine) -> str | None:

@@ -22,7 +22,13 @@ def command(directory: Path, as_json: bool) -> None:
     """Show what the bundle DIR holds, where it comes from, and which of its engines run here."""
     bundle, machine = Bundle.open(directory), Machine.current()
     engines = [
-        {"engine": c.name, "dtype": c.dtype, "file": c.file, "runs_here": c.obstacle is None, "obstacle": c.obstacle}
+        {
+            "engine": c.name,
+            "variant": c.variant,
+            "file": c.file,
+            "runs_here": c.obstacle is None,
+            "obstacle": c.obstacle,
+        }
         for c in candidates(bundle, machine)
     ]
     if as_json:
@@ -54,7 +60,7 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
     ]
     for engine in engines:
         state = "runs here" if engine["runs_here"] else f"not here: {engine['obstacle']}"
-        lines.append(f"  {engine['engine']} ({engine['dtype']}): {state}")
+        lines.append(f"  {engine['engine']} ({engine['variant']}): {state}")
     return [*lines, f"parity    {_parity(bundle)}"]
 
 
@@ -70,6 +76,6 @@ def _parity(bundle: Bundle) -> str:
 
 
 def _verdict(report: dict[str, Any]) -> str:
-    states = ", ".join(f"{engine['engine']} {engine['dtype']} {engine['status']}" for engine in report["engines"])
+    states = ", ".join(f"{engine['engine']} {engine['variant']} {engine['status']}" for engine in report["engines"])
     verdict = {True: "passed", False: "FAILED", None: "nothing could be compared"}[report["passed"]]
     return f"{verdict} ({states})"

@@ -16,7 +16,7 @@ from dpad.export.forecast.gpus import GPUS, GpuModel
 from dpad.export.forecast.hazards import fits, hazards
 from dpad.export.hub import read_config
 from dpad.models.checkpoint.checkpoint import Config, parse_config
-from dpad.runtime.bundle.precision import FULL, PACKED, step_name
+from dpad.runtime.bundle.variant import FULL, PACKED, variant_name
 from dpad.runtime.engines.machine import available_memory
 from dpad.runtime.errors import CheckpointError
 from dpad.runtime.show import shown
@@ -79,14 +79,14 @@ def command(
     stored = str(raw.get(key) or "bfloat16")
     if stored not in forecast.ITEM_BYTES:
         raise CheckpointError(f"config.json: {key} {shown(stored)} is not one of {', '.join(forecast.ITEM_BYTES)}")
-    step = step_name(dtype or ("float16" if stored == "float32" else stored), weights)
+    variant = variant_name(dtype or ("float16" if stored == "float32" else stored), weights)
     sizes = Sizes.of(architecture, config)
     block_length = config.block_length or block_length
     loads = [Load(batch, length, block_length, window) for batch in batches for length in lengths]
     gpus = {name: GPUS[name] for name in names or GPUS}
     told = contradiction(raw, config, model, Path(model) if os.path.isdir(model) else None)
-    found = [*assumptions(raw), *([told] if told else []), *hazards(config, sizes, stored, step, loads, gpus)]
-    document = _document(config, sizes, step, loads, gpus) | {"hazards": found}
+    found = [*assumptions(raw), *([told] if told else []), *hazards(config, sizes, stored, variant, loads, gpus)]
+    document = _document(config, sizes, variant, loads, gpus) | {"hazards": found}
     if as_json:
         click.echo(json.dumps({"model": model, "architecture": architecture, **document}))
         return
@@ -96,26 +96,28 @@ def command(
     )
     plan = document["plan"]
     say(
-        f"plan in {step}: {_gb(plan['bytes'])} on disk; TensorRT-RTX makes it in about {_gb(plan['build_memory'])} of "
-        f"memory ({_gb(available_memory())} are available here)\n"
+        f"plan in {variant}: {_gb(plan['bytes'])} on disk; TensorRT-RTX makes it in about {_gb(plan['build_memory'])} "
+        f"of memory ({_gb(available_memory())} are available here)\n"
     )
     for line in [*_memory_lines(document), "", *_floor_lines(document), "", *_hazard_lines(found)]:
         say(line)
 
 
-def _document(config: Config, sizes: Sizes, step: str, loads: list[Load], gpus: dict[str, GpuModel]) -> dict[str, Any]:
+def _document(
+    config: Config, sizes: Sizes, variant: str, loads: list[Load], gpus: dict[str, GpuModel]
+) -> dict[str, Any]:
     """Every number of the forecast, in bytes and milliseconds."""
     shift, memory, floors = config.logit_shift, [], []
     modes = BLOCK_CAUSAL if config.block_length else MODES
     for load in loads:
-        need = forecast.memory(sizes, step, load, shift)
+        need = forecast.memory(sizes, variant, load, shift)
         room = [name for name, gpu in gpus.items() if fits(need.total, gpu)]
         memory.append({"batch": load.batch, "length": load.length, **asdict(need), "total": need.total, "fits": room})
         for name, gpu in gpus.items():
-            steps = {mode: asdict(forecast.floor(sizes, step, gpu, load, mode, shift)) for mode in modes}
+            steps = {mode: asdict(forecast.floor(sizes, variant, gpu, load, mode, shift)) for mode in modes}
             floors.append({"gpu": name, "batch": load.batch, "length": load.length, "steps": steps})
-    weights = forecast.stored(sizes, step)
-    plan = {"step": step, "bytes": weights, "build_memory": forecast.predicted_building(sizes, step)}
+    weights = forecast.stored(sizes, variant)
+    plan = {"variant": variant, "bytes": weights, "build_memory": forecast.predicted_building(sizes, variant)}
     return {"sizes": asdict(sizes), "plan": plan, "memory": memory, "floors": floors}
 
 
