@@ -13,8 +13,9 @@ ARGS    ?=
 BENCHES := ladder
 BENCHES += sweep
 BENCHES += step_floor
-BENCHES += growth
 BENCHES += batching
+BENCHES += scheduling
+BENCHES += mixes
 BENCHES += loop_overhead
 BENCHES += sampling
 BENCHES += precision
@@ -68,7 +69,7 @@ types: $(BIN)/.lint $(BIN)/.test
 
 bench: $(BIN)/.bench | bundles/tiny/manifest.json
 	set -e; for name in $(BENCH); do \
-		$(BIN)/python benchmarks/$$name.py --out docs/benchmarks/$$name.json $(ARGS); \
+		PYTHONPATH=tests $(BIN)/python benchmarks/$$name.py --out docs/benchmarks/$$name.json $(ARGS); \
 	done
 	$(BIN)/python benchmarks/plots.py docs/benchmarks
 	$(BIN)/python benchmarks/tables.py docs/benchmarks

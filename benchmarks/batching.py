@@ -1,32 +1,43 @@
-"""Requests of unequal prompt lengths decoded together, against one by one.
+"""What a pass costs by its shape, and requests of unequal length together against one by one.
 
     python benchmarks/batching.py --out docs/benchmarks/batching.json
 
-The same word problems, behind 0 to 4 worked examples in turn, are decoded in batches of each size;
-batches of 1 are one by one. Sizes take turns in one process. A batch makes every row as long as its
-longest, and a row whose block is finished waits for the others: both are counted. A batch must give
-each row the tokens that it gets alone; the exit status is 1 if one token differs.
+Steps of B sequences, Q query rows and K attended slots each are timed, and fixed + row · B · Q + slot · B · K is
+fitted to them: `pass_rows` = fixed / row is what `Engine.pass_rows` says, and row / slot how many slots weigh as much
+as a row.
+
+Then the same word problems, behind 0 to 4 worked examples in turn, are decoded with so many running together; 1 is
+one by one. Each number is tried with the engine's own `pass_rows` and with others: 0 puts only equals together, a
+million all that fit. Ways take turns in one process. A request must get the tokens that it gets alone; the exit status
+is 1 if one token differs.
 """
 
 import random
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 import dpad
 import measure
 from dpad.models.training.corpus import few_shot, heldout, sample
 from dpad.models.training.problems import PROBLEMS
 from dpad.runtime.cache import CACHES
-from dpad.runtime.engines.base import StepInputs
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.scheduler import Scheduler
+from dpad.runtime.decoding.sequence import Sequence
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.step import StepInputs
 
 SHOTS = 5  # 0 to 4 worked examples, in turn
 ENGINE = "onnxruntime-cpu"
+QUERIES, CACHED = (16, 32, 64, 128, 256), (0, 256, 1024)
+PAUSE = 0.01  # seconds, until the last contender's threads sleep
 
 
 def prompts(count: int, seed: int) -> list[str]:
@@ -39,73 +50,139 @@ def prompts(count: int, seed: int) -> list[str]:
     ]
 
 
-@dataclass
-class Padding:
+class Padding(measure.Watched):
     """Counts rows of steps: all that were computed, and those that stood for a token of a canvas."""
 
-    query_rows: int = 0
-    filled_rows: int = 0
-    canvases: int = 0
+    def __init__(self, engine: Engine, pass_rows: int) -> None:
+        super().__init__(engine, self._count)
+        self.pass_rows = pass_rows
+        self.rows = self.filled = self.passes = self.sequences = 0
 
-    def see(self, inputs: StepInputs) -> None:
-        """Add one step."""
-        self.query_rows += inputs.gather_indices.size
-        self.filled_rows += int((inputs.gather_indices >= 0).sum())
-        self.canvases += len(inputs.canvas)
+    def _count(self, inputs: StepInputs) -> None:
+        self.rows += inputs.gather_indices.size
+        self.filled += int((inputs.gather_indices >= 0).sum())
+        self.passes += 1
+        self.sequences += len(inputs.canvas)
+
+    def facts(self) -> dict[str, float]:
+        """Passes, sequences a pass, and the share of query rows that only pad."""
+        return {
+            "passes": self.passes,
+            "sequences_a_pass": measure.digits(self.sequences / self.passes),
+            "padded_query_rows": measure.digits(1 - self.filled / self.rows),
+        }
+
+
+Decoded = tuple[float, list[Sequence], dict[str, float]]
 
 
 def decode(
-    model: dpad.DiffusionModel, requests: list[dpad.Request], size: int, options: dict[str, Any]
-) -> tuple[float, list[dpad.Generation]]:
-    """Seconds, and the results in order, of `requests` in batches of `size`."""
+    engine: Engine, requests: list[dpad.Request], options: GenerationOptions, running: int, pass_rows: int
+) -> Decoded:
+    """Seconds, the finished sequences and what the passes were, with `running` of the requests together."""
+    watched = Padding(engine, pass_rows)
+    sequences = [Sequence(request, options, engine.contract, index) for index, request in enumerate(requests)]
     began = time.perf_counter()
-    results = []
-    for first in range(0, len(requests), size):
-        results += model.generate_batch(requests[first : first + size], **options)
-    return time.perf_counter() - began, results
+    scheduler = Scheduler(watched, running)
+    scheduler.add(*sequences)
+    while scheduler.busy:
+        for outcome in scheduler.step():
+            if outcome.error is not None:
+                raise outcome.error
+    return time.perf_counter() - began, sequences, watched.facts()
 
 
-def waste(
-    model: dpad.DiffusionModel, requests: list[dpad.Request], size: int, options: dict[str, Any]
-) -> dict[str, float]:
-    """Shares of what batches of `size` compute: query rows that only pad, and canvases that wait for others."""
-    padding, engine = Padding(), model.engine
-    model.engine = measure.Watched(engine, padding.see)
-    try:
-        _, results = decode(model, requests, size, options)
-    finally:
-        model.engine = engine
-    worked = sum(result.nfe for result in results)
-    return {
-        "padded_query_rows": measure.digits(1 - padding.filled_rows / padding.query_rows),
-        "waiting_canvases": measure.digits(1 - worked / padding.canvases),
-    }
-
-
-def mismatches(results: list[dpad.Generation], alone: list[dpad.Generation]) -> int:
+def mismatches(results: list[Sequence], alone: list[Sequence]) -> int:
     """Canvas tokens that differ."""
     return sum(int((one.canvas != other.canvas).sum()) for one, other in zip(results, alone, strict=True))
 
 
+def step_of(engine: Engine, batch: int, queries: int, cached: int) -> StepInputs:
+    """A step whose sequences attend `cached` slots each."""
+    rng, contract = np.random.default_rng(0), engine.contract
+    length, rows = queries + cached, min(queries, contract.block_length)
+    slots = 1 + np.arange(batch * cached).reshape(batch, cached)
+    return StepInputs(
+        canvas=rng.integers(contract.vocab_size, size=(batch, length)),
+        gather_indices=np.tile(np.arange(cached, length), (batch, 1)),
+        cache_indices=slots,
+        decode_rows=np.tile(np.arange(rows), (batch, 1)),
+    )
+
+
+def steps(engine: Engine, batches: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of a step of every shape that the pool and the contract hold."""
+    shapes = {
+        f"{batch} {queries} {cached}": measure.timed(partial(engine.step, step_of(engine, *shape)), 3, PAUSE)
+        for shape in product(batches, QUERIES, CACHED)
+        for batch, queries, cached in [shape]
+        if queries + cached <= engine.contract.max_length and batch * cached <= engine.slots.most
+    }
+    found = []
+    for name, seconds in measure.interleaved(shapes, rounds).items():
+        batch, queries, cached = map(int, name.split())
+        spread = measure.spread([1e3 * one for one in seconds])
+        found.append({"batch": batch, "queries": queries, "cached": cached, "step_ms": spread})
+    return found
+
+
+def fit(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Milliseconds of fixed + row · B · Q + slot · B · K, by least squares of the relative error; none is below 0."""
+    shapes = np.array([(1, one["batch"] * one["queries"], one["batch"] * one["cached"]) for one in found], dtype=float)
+    taken = np.array([one["step_ms"]["median"] for one in found])
+    weighed, used = shapes / taken[:, None], [0, 1, 2]
+    while (costs := np.linalg.lstsq(weighed[:, used], np.ones(len(taken)), rcond=None)[0]).min() < 0:
+        used.pop(int(costs.argmin()))
+    fixed, row, slot = (costs[used.index(term)] if term in used else 0.0 for term in range(3))
+    off = np.abs(shapes @ (fixed, row, slot) / taken - 1)
+    return {
+        "fixed_ms": measure.digits(fixed),
+        "row_us": measure.digits(1e3 * row),
+        "slot_us": measure.digits(1e3 * slot),
+        "pass_rows": round(fixed / row),
+        "slots_a_row": round(row / slot) if slot else 0,
+        "off_median": measure.digits(float(np.median(off))),
+        "off_most": measure.digits(float(off.max())),
+    }
+
+
+def ways(own: int, sizes: tuple[int, ...], widths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(running together, pass_rows): one by one, then every size with the engine's own and with each other width."""
+    return [(1, own), *product((size for size in sizes if size > 1), dict.fromkeys((own, *widths)))]
+
+
+def together(
+    engine: Engine, requests: list[dpad.Request], options: GenerationOptions, tried: list[tuple[int, int]], rounds: int
+) -> list[dict[str, Any]]:
+    """Every way to decode the same requests, in turn; the first is one by one."""
+    calls = {f"{size} {width}": partial(decode, engine, requests, options, size, width) for size, width in tried}
+    measure.say(f"{len(requests)} requests in {len(calls)} ways, {rounds + 1} rounds")
+    found = measure.interleaved(calls, rounds)
+    one, *_ = found.values()
+    alone, before = one[0][1], [seconds for seconds, _, _ in one]
+    tokens = sum(len(sequence.token_ids()) for sequence in alone)
+    results = []
+    for (size, width), runs in zip(tried, found.values(), strict=True):
+        seconds = [taken for taken, _, _ in runs]
+        facts: dict[str, Any] = {
+            "running": size,
+            "pass_rows": width,
+            "tokens": tokens,
+            "tokens_per_s": measure.spread([tokens / taken for taken in seconds]),
+            "s_per_sample": measure.spread([taken / len(requests) for taken in seconds]),
+            "times_one_by_one": measure.paired(before, seconds),
+            "mismatches": sum(mismatches(sequences, alone) for _, sequences, _ in runs),
+        }
+        results.append(facts | runs[0][2])
+        measure.say(f"{size} together, pass_rows {width}: {facts['times_one_by_one']['median']:g} times one by one")
+    return results
+
+
 @click.command(cls=measure.Benchmark)
 @measure.own_bundle
-@click.option(
-    "--size",
-    "sizes",
-    multiple=True,
-    type=click.IntRange(1),
-    default=(1, 2, 4, 8, 16),
-    show_default=True,
-    help="Requests a batch; 1 is always measured; repeat for several.",
-)
-@click.option(
-    "--requests",
-    "count",
-    default=16,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Prompts, the same for every size.",
-)
+@click.option("--size", "sizes", multiple=True, type=click.IntRange(1), default=(2, 4, 8, 16), show_default=True)
+@click.option("--width", "widths", multiple=True, type=int, default=(0, 64, 10**6), show_default=True)
+@click.option("--requests", "count", default=16, show_default=True, type=click.IntRange(1))
 @click.option("--gen-length", default=128, show_default=True, help="New tokens of each canvas.")
 @click.option("--cache", default="prefix", show_default=True, type=click.Choice(CACHES))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the prompts and the dropout.")
@@ -116,6 +193,7 @@ def main(
     bundle: Path | None,
     model: str,
     sizes: tuple[int, ...],
+    widths: tuple[int, ...],
     count: int,
     gen_length: int,
     cache: str,
@@ -124,32 +202,19 @@ def main(
     rounds: int,
     out: Path | None,
 ) -> None:
-    """Decode word problems of unequal length in batches of each SIZE."""
-    sizes = tuple(sorted({1, *sizes}))
-    options = {"gen_length": gen_length, "cache": cache, "seed": seed}
-    with measure.bundle_for(bundle, model, max(sizes), max_length=4096) as directory:
+    """Time steps by their shape, and decode word problems with each SIZE together, at each WIDTH of `pass_rows`."""
+    options: dict[str, Any] = {"gen_length": gen_length, "cache": cache, "seed": seed}
+    with measure.bundle_for(bundle, model, max_batch=8, max_length=4096) as directory:
         with dpad.load(directory, engine=ENGINE, threads=threads) as opened:
+            engine = opened.engine
+            batches = tuple(size for size in (1, 2, 4, 8) if size <= engine.contract.max_batch)
+            shapes = steps(engine, batches, rounds)
             requests = [opened.request(prompt) for prompt in prompts(count, seed)]
-            calls = {str(size): partial(decode, opened, requests, size, options) for size in sizes}
-            measure.say(f"{count} requests in batches of {', '.join(calls)}, {rounds + 1} rounds")
-            found = measure.interleaved(calls, rounds)
-            wasted = {size: waste(opened, requests, size, options) for size in sizes}
+            tried = ways(engine.pass_rows, sizes, widths)
+            found = together(engine, requests, opened.options(**options), tried, rounds)
+            limit = engine.contract.max_batch
         facts = measure.model_facts(directory)
-    alone = found["1"][0][1]
-    tokens = sum(len(result.token_ids) for result in alone)
-    seconds = {size: [taken for taken, _ in found[str(size)]] for size in sizes}
-    batches: list[dict[str, Any]] = [
-        {
-            "size": size,
-            "tokens_per_s": measure.spread([tokens / taken for taken in seconds[size]]),
-            "s_per_sample": measure.spread([taken / count for taken in seconds[size]]),
-            "times_one_by_one": measure.paired(seconds[1], seconds[size]),
-            "mismatches": sum(mismatches(results, alone) for _, results in found[str(size)]),
-            **wasted[size],
-        }
-        for size in sizes
-    ]
-    differ = sum(batch["mismatches"] for batch in batches)
+    differ = sum(one["mismatches"] for one in found)
     document = {
         "benchmark": "batching",
         "machine": measure.machine(),
@@ -159,14 +224,16 @@ def main(
         "threads": threads,
         "rounds": rounds,
         **options,
+        "pass_limit": limit,
         "prompt_tokens": [len(request.prompt_ids) for request in requests],
-        "tokens": tokens,
-        "batches": batches,
+        "steps": shapes,
+        "fit": fit(shapes),
+        "ways": found,
         "mismatches": differ,
     }
     measure.publish(document, out)
     if differ:
-        measure.say(f"{differ} tokens differ between a batch and the same requests alone")
+        measure.say(f"{differ} tokens differ between requests together and the same alone")
         sys.exit(1)
 
 

@@ -57,7 +57,7 @@ def built(directory: Path, batch: int, length: int) -> dict[str, Any]:
     with measure.OwnPeak() as peak:
         plan = build_plan(tensorrt_rtx, bundle.path(step.onnx), contract, name, CAPABILITY, Progress())
     sizes = Sizes.of(*parse_config(bundle.manifest.model_config))
-    predicted = forecast.memory(sizes, name, Load(batch, length), contract.logit_shift)
+    predicted = forecast.memory(sizes, name, Load(batch, length))
     pairs = {
         "activations": (predicted.activations, plan.activations),
         "plan": (predicted.weights, plan.data.nbytes),

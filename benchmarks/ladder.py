@@ -97,7 +97,7 @@ class Ladder:
             self.models[W8A8] = dpad.load(directory, engine="onnxruntime-cpu-w8a8", threads=threads)
         self.executors = [*EXECUTORS, *(name for name in self.models if name not in EXECUTORS)]
         torch.set_num_threads(threads)
-        self.network = open_torch_engine(bundle)._step.model
+        self.network = open_torch_engine(bundle).program.model
         self.contract, self.preset = bundle.manifest.contract, preset
 
     def schedule(self, rung: dict[str, Any], length: int) -> SuffixSchedule:

@@ -19,12 +19,13 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from dpad.runtime.bundle.bundle import Bundle, sha256
-from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.machine import library_version
+from dpad.runtime.engines.step import StepInputs, StepOutputs
 from dpad.runtime.errors import DpadError
+from dpad.runtime.model import DiffusionModel
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -163,29 +164,38 @@ def in_child(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) 
 
 
 class Watched(Engine):
-    """An engine that shows the inputs of every step to `see` before it runs the step."""
+    """An engine that shows the inputs of every step to `see` before it runs the step.
 
-    def __init__(self, engine: Engine, see: Callable[[StepInputs], object]) -> None:
-        self.name, self.contract, self.dtype = engine.name, engine.contract, engine.dtype
-        self.extends, self.narrows = engine.extends, engine.narrows
+    Attributes:
+        seconds: inside `Engine.step` so far.
+    """
+
+    def __init__(self, engine: Engine, see: Callable[[StepInputs], object] = lambda inputs: None) -> None:
+        super().__init__()
+        self.name, self.contract, self.dtype, self.slots = engine.name, engine.contract, engine.dtype, engine.slots
+        self.pass_rows, self.most_rows = engine.pass_rows, engine.most_rows
+        self.seconds = 0.0
         self._engine, self._see = engine, see
 
-    def new_cache(self, batch: int, slots: int) -> Any:
-        """That of the engine."""
-        return self._engine.new_cache(batch, slots)
-
-    def step(self, inputs: StepInputs, cache: Any) -> StepOutputs:
+    def step(self, inputs: StepInputs) -> StepOutputs:
         """That of the engine, watched."""
         self._see(inputs)
-        return self._engine.step(inputs, cache)
+        began = time.perf_counter()
+        outputs = self._step(inputs)
+        self.seconds += time.perf_counter() - began
+        return outputs
 
-    def rows_of(self, cache: Any, rows: NDArray[np.bool_]) -> Any:
-        """That of the engine."""
-        return self._engine.rows_of(cache, rows)
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        return self._engine.step(inputs)
 
     def padded(self, axis: str, size: int) -> int:
         """That of the engine."""
         return self._engine.padded(axis, size)
+
+
+def over(model: DiffusionModel, engine: Engine) -> DiffusionModel:
+    """The same tokenizer and presets over another engine."""
+    return DiffusionModel(engine, model.codec if model.has_tokenizer else None, model.presets)
 
 
 @contextmanager

@@ -97,44 +97,21 @@ def step_floor(document: Document) -> dict[str, Figure]:
     return {"step_floor": figure}
 
 
-def growth(document: Document) -> dict[str, Figure]:
-    """Time and memory of a step over the canvas length, and over the batch."""
-    labels = {"length": "canvas length, tokens", "batch": "batch, canvases"}
-    return {f"growth-{axis}": _growth(document, axis, label) for axis, label in labels.items()}
-
-
-def _growth(document: Document, axis: str, label: str) -> Figure:
-    figure, [(time, memory)] = panels("A step in the first block, and its memory", document, 1, 2, 3.9)
-    points = [point for point in document["points"] if point["axis"] == axis]
-    for style, method in enumerate(dict.fromkeys(point["method"] for point in points)):
-        found = [point for point in points if point["method"] == method]
-        sizes = [point[axis] for point in found]
-        line(time, style, method, sizes, [point["step_ms"] for point in found])
-        memory.plot(sizes, [point["memory_mib"] for point in found], **STYLES[style])
-    for axes, name in ((time, "milliseconds a step"), (memory, "peak memory growth, MiB")):
-        ticks(axes, [point[axis] for point in points], label)
-        log_values(axes, name)
-    time.legend(fontsize=9, frameon=False)
-    return figure
-
-
 def batching(document: Document) -> dict[str, Figure]:
-    """Throughput of batches, and what of their work is padding."""
-    figure, [(speed, waste)] = panels("Requests of unequal length in batches", document, 1, 2, 3.9)
-    batches = document["batches"]
-    sizes = [batch["size"] for batch in batches]
-    line(speed, 0, "tokens/s", sizes, [batch["tokens_per_s"] for batch in batches])
+    """Throughput of requests that run together, and what of their work is padding, by what padding may cost."""
+    figure, [(speed, waste)] = panels("Requests of unequal length together", document, 1, 2, 3.9)
+    one, *others = document["ways"]
+    for style, width in enumerate(dict.fromkeys(way["pass_rows"] for way in others)):
+        ways = [one, *(way for way in others if way["pass_rows"] == width)]
+        sizes = [way["running"] for way in ways]
+        line(speed, style, f"pass_rows {width}", sizes, [way["tokens_per_s"] for way in ways])
+        waste.plot(sizes, [100 * way["padded_query_rows"] for way in ways], **STYLES[style])
     speed.set_ylabel("tokens a second")
-    speed.set_ylim(bottom=0)
-    for style, (key, name) in enumerate(
-        (("padded_query_rows", "query rows that pad"), ("waiting_canvases", "canvases that wait")), 1
-    ):
-        waste.plot(sizes, [100 * batch[key] for batch in batches], label=name, **STYLES[style])
-    waste.set_ylabel("% of what is computed")
-    waste.set_ylim(bottom=0)
-    waste.legend(fontsize=9, frameon=False)
+    waste.set_ylabel("% of query rows that pad")
+    speed.legend(fontsize=9, frameon=False)
     for axes in (speed, waste):
-        ticks(axes, sizes, "requests a batch")
+        axes.set_ylim(bottom=0)
+        ticks(axes, [way["running"] for way in document["ways"]], "requests together")
     return {"batching": figure}
 
 
@@ -194,7 +171,6 @@ PLOTS: dict[str, Callable[[Document], dict[str, Figure]]] = {
     "ladder": ladder,
     "sweep": sweep,
     "step_floor": step_floor,
-    "growth": growth,
     "batching": batching,
 }
 

@@ -69,7 +69,7 @@ def compared(wanted: Outputs, found: Outputs) -> dict[str, Any]:
 
 def answers(model: dpad.DiffusionModel, engine: Engine, limit: int, options: dict[str, Any]) -> dict[str, Any]:
     """Share of `limit` held-out problems that `engine` answers right, and its mean number of forward passes."""
-    model.engine, task = engine, problems(limit)
+    model, task = measure.over(model, engine), problems(limit)
     with Journal.open(None, {}) as journal:
         records = evaluate(task.samples, generate_answers(model, task, model.options(**options)), journal)
     score, error = mean_scores(records)["strict_match"]

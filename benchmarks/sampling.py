@@ -1,69 +1,96 @@
-"""Milliseconds that the choice of tokens takes beside a step, at the vocabularies of full-size models.
+"""Milliseconds that the second program takes beside a step, at the vocabularies of full-size models.
 
     python benchmarks/sampling.py
 
-Between two steps the loop turns what the engine gave into tokens and an order. The usual decoders get three
-numbers a row for it; a temperature, filters and Dream's orders need every logit of every masked row. Logits are made
-up: a bell curve of the spread that language models have, and in each row twenty tokens that stand out of it, in
-some rows one of them by far.
+Greedy decoding by threshold, factor or fixed steps takes what the step itself decides. A temperature, filters and
+Dream's orders run `decide`, which has every logit of every masked row before it; here in ONNX Runtime, as on a CPU
+it is. Logits are made up: a bell curve of the spread that language models have, and in each row twenty tokens that
+stand out of it, in some rows one of them by far.
 """
 
+import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 import measure
-from dpad.runtime.decoding.options import GenerationOptions
-from dpad.runtime.decoding.sampler import choose
-from dpad.runtime.engines.base import StepOutputs
+from dpad.export.step.trace_decide import trace_decide
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engines.onnx import open_session
+from simulation import LLADA
 
-VOCABULARIES = {"llada": 126464, "dream": 152064}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "threshold": {},
-    "entropy": {"decoder": "entropy"},
-    "margin": {"decoder": "margin"},
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llada": {},
+    "dream": {"family": "dream", "vocab_size": 152064, "logit_shift": 1, "tempers_confidence": True},
+}
+SETTINGS: dict[str, dict[str, float]] = {
+    "entropy or margin": {},
+    "a mask that must not predict itself": {"banned": 0},
     "temperature 1": {"temperature": 1.0},
     "temperature 1, top_k 50": {"temperature": 1.0, "top_k": 50},
-    "entropy, temperature 0.2, top_p 0.95": {"decoder": "entropy", "temperature": 0.2, "top_p": 0.95},  # Dream's card
+    "temperature 0.2, top_p 0.95": {"temperature": 0.2, "top_p": 0.95},  # Dream's card
 }
 
+Feed = dict[str, NDArray[Any]]
 
-def outputs_of(rows: int, vocabulary: int, seed: int) -> StepOutputs:
-    """Outputs of a step with these logits, for one sequence."""
+
+def logits_of(rows: int, vocabulary: int, seed: int) -> NDArray[np.float32]:
+    """[1, rows, vocabulary], of one sequence."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0.0, 2.5, (1, rows, vocabulary)).astype(np.float32)
     for row in logits[0]:
         row[rng.choice(vocabulary, 20, replace=False)] += rng.uniform(5, 15) * rng.random(20, dtype=np.float32)
-    tokens = logits.argmax(axis=-1)
-    best = logits.max(axis=-1, keepdims=True)
-    odds = np.exp(logits - best, dtype=np.float64).sum(axis=-1) - 1
-    return StepOutputs(tokens, (1 / (1 + odds)).astype(np.float32), odds.astype(np.float32), logits)
+    return logits
+
+
+def feed(
+    logits: NDArray[np.float32], *, temperature: float = 0, top_k: float = 0, top_p: float = 1, banned: float = -1
+) -> Feed:
+    """Inputs of `decide` for one sequence."""
+    return {
+        "logits": logits,
+        "uniform": np.random.default_rng(0).random(logits.shape[:2], dtype=np.float32),
+        "temperature": np.array([temperature], dtype=np.float32),
+        "top_k": np.array([top_k], dtype=np.int64),
+        "top_p": np.array([top_p], dtype=np.float32),
+        "banned": np.array([banned], dtype=np.int64),
+    }
+
+
+def program(contract: StepContract, threads: int) -> Callable[[Feed], list[NDArray[Any]]]:
+    """The second program of `contract` in ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        ir.save(trace_decide(contract), Path(folder) / "decide.onnx")
+        session = open_session(Path(folder) / "decide.onnx", "cpu", threads)
+    return partial(session.run, None)
 
 
 @click.command(cls=measure.Benchmark)
 @click.option("--rows", type=click.IntRange(1), default=32, show_default=True, help="Masks of the block.")
+@measure.threads_option
 @measure.rounds_option
 @measure.out_option
-def main(rows: int, rounds: int, out: Path | None) -> None:
-    """Measure the choice of tokens."""
+def main(rows: int, threads: int, rounds: int, out: Path | None) -> None:
+    """Measure what decides."""
     results = []
-    for family, vocabulary in VOCABULARIES.items():
-        outputs = outputs_of(rows, vocabulary, seed=0)
-        tempered = family == "dream"
-        calls = {}
-        for name, setting in SETTINGS.items():
-            options, rng = GenerationOptions(**setting), [np.random.default_rng(0)]
-            call = partial(choose, outputs, options, rng, tempered=tempered)
-            calls[name] = measure.timed(call, repeat=3)
+    for family, changes in FAMILIES.items():
+        contract = StepContract(**LLADA | {"max_batch": 1} | changes)
+        run, logits = program(contract, threads), logits_of(rows, contract.vocab_size, seed=0)
+        calls = {
+            name: measure.timed(partial(run, feed(logits, **setting)), repeat=3) for name, setting in SETTINGS.items()
+        }
         for name, seconds in measure.interleaved(calls, rounds).items():
             taken = measure.spread([1e3 * one for one in seconds])
-            results.append({"family": family, "vocabulary": vocabulary, "setting": name, "choose_ms": taken})
+            results.append({"family": family, "vocabulary": contract.vocab_size, "setting": name, "decide_ms": taken})
             measure.say(f"{family}, {name}: {taken['median']:g} ms")
-    facts = {"machine": measure.machine(), "model": " and ".join(VOCABULARIES), "rows": rows, "rounds": rounds}
-    measure.publish({"benchmark": "sampling", **facts, "results": results}, out)
+    facts = {"machine": measure.machine(), "model": " and ".join(FAMILIES), "threads": threads, "rows": rows}
+    measure.publish({"benchmark": "sampling", **facts, "rounds": rounds, "results": results}, out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Goal: at 128 rows a step takes at most 1.5 times its matrix products in ONNX Run
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from onnx import helper, numpy_helper
 import dpad
 import measure
 from dpad.models.checkpoint.checkpoint import Config, parse_config
-from dpad.runtime.engines.base import Engine, StepInputs
+from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.onnx import open_session
+from dpad.runtime.engines.step import StepInputs
 
 GOAL_ROWS, GOAL_RATIO = 128, 1.5
 PAUSE = 0.02  # seconds, until the last contender's threads sleep
@@ -133,16 +135,14 @@ def torch_call(work: Products) -> Call:
 
 
 def step_call(engine: Engine, case: Case) -> Call:
-    """The step itself; what it reads from the cache is refreshed once, before."""
+    """The step itself; what it reads from the pool is written once, before."""
     length = case.cached + case.rows
     canvas = np.random.default_rng(0).integers(engine.contract.vocab_size, size=(1, length))
     positions, nothing = np.arange(length)[None], np.empty((1, 0), dtype=np.int64)
-    decoded = np.arange(case.decoded)[None]
-    cache = engine.new_cache(1, length if case.cached else 0)
+    decoded, slots = np.arange(case.decoded)[None], 1 + np.arange(case.cached)[None]
     if case.cached:
-        engine.step(StepInputs(canvas, positions, nothing, decoded, write_back=True), cache)
-    inputs = StepInputs(canvas, positions[:, case.cached :], positions[:, : case.cached], decoded)
-    return lambda: engine.step(inputs, cache)
+        engine.step(StepInputs(canvas, positions[:, : case.cached], nothing, decoded[:, :1], slots))
+    return partial(engine.step, StepInputs(canvas, positions[:, case.cached :], slots, decoded))
 
 
 def measured(engine: Engine, config: Config, case: Case, threads: int, rounds: int, repeat: int) -> dict[str, Any]:

@@ -8,9 +8,10 @@ harness's own command line with all its options. In Python, import it before `si
 """
 
 import hashlib
+import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +21,17 @@ import numpy as np
 
 import dpad
 from dpad.evaluation.arguments import check_names, decoding
-from dpad.evaluation.asked import Answer, Reader
-from dpad.evaluation.likelihood import MOST_DRAWS, bounds, whole
+from dpad.evaluation.asked import Answer, Pair, Reader
+from dpad.evaluation.ended import ended
+from dpad.evaluation.likelihood import MOST_DRAWS, Estimate, estimates, whole
 from dpad.evaluation.scoring import cut
 from dpad.evaluation.spelled import flag, integer, is_none
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.presets import name_of, schedule_named
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import WAITING
+from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.errors import DpadError, InvalidRequest, MissingExtra
 from dpad.runtime.extras import needed_by
 from dpad.runtime.show import escaped
@@ -48,9 +52,9 @@ class DpadLM(LM):
 
     Model arguments are `bundle`, `engine`, `threads`, `mc_samples` (draws of a likelihood, 128 as in LLaDA's
     evaluation), `mc_seed`, `check_greedy`, `truncation`, `preset`, and all fields of `GenerationOptions`, `schedule`
-    by its name with `window`, `k`, `scale` and `count`; numbers may be text, and None is the default. `batch_size` is
-    the harness's own option; `auto` is the most that the bundle takes. `device`, which the harness always sets, means
-    nothing here: `engine` decides.
+    by its name with `window`, `k`, `scale` and `count`; numbers may be text, and None is the default. `batch_size`, the
+    harness's own option, is how many requests are given to the model at a time, which makes passes of them; `auto` is
+    as many as may wait. `device`, which the harness always sets, means nothing here: `engine` decides.
 
     All requests of a call are checked before the first of them is decoded. One whose context is too long is refused,
     or with `truncation` cut at its beginning, as the harness's other models do.
@@ -91,9 +95,8 @@ class DpadLM(LM):
         self.contract = self.model.engine.contract
         self.options = self._options(preset, decoding(options))
         self.options.check(self.contract)
-        most = self.contract.max_batch
-        largest = most if is_none(max_batch_size) else _at_least_one("max_batch_size", max_batch_size)
-        self.batch_size = min(_batch_size(batch_size, most), largest, most)
+        most = WAITING if is_none(max_batch_size) else _at_least_one("max_batch_size", max_batch_size)
+        self.batch_size = min(_batch_size(batch_size), most)
         self._reader = Reader(self.model, self.options, flag("truncation", truncation, False))
 
     def _options(self, preset: str | None, options: dict[str, Any]) -> GenerationOptions:
@@ -120,16 +123,16 @@ class DpadLM(LM):
             if options.temperature > 0 and seen[same]:
                 asked[index] = Answer(wanted, options, replace(prompt, seed=options.seed + seen[same]))
             seen[same] += 1
+
+        def sequences(index: int) -> list[Sequence]:
+            return [Sequence(asked[index].row, asked[index].options, self.contract, index)]
+
         with self._told(len(requests)) as finished:
-            for rows in _groups([(each.wanted.tokens, repr(each.options)) for each in asked], self.batch_size):
-                first = asked[rows[0]]
-                answers = self.model.generate_batch([asked[row].row for row in rows], **vars(first.options))
-                for row, answer in zip(rows, answers):
-                    text = self.model.codec.decode(answer.token_ids[: first.wanted.tokens])
-                    texts[row] = cut(text, asked[row].wanted.stops)
-                    self._keep("generate_until", requests[row], texts[row])
-                self._commit()
-                finished += rows
+            for sequence in self._ended(len(asked), sequences):
+                wanted, index = asked[sequence.index].wanted, sequence.index
+                texts[index] = cut(self.model.codec.decode(sequence.token_ids()[: wanted.tokens]), wanted.stops)
+                self._keep("generate_until", requests[index], texts[index])
+                finished.append(index)
         return texts
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -139,26 +142,13 @@ class DpadLM(LM):
         surest token first, one a step;
         `check_greedy=False` saves these steps and answers False.
         """
-        answers, pairs = [], self._reader.read(requests, self._reader.pair)
-        with self._told(len(requests)) as finished:
-            for request, (context, target) in zip(requests, pairs):
-                greedy = self.check_greedy and self._is_greedy(context, target)
-                answers.append((self._loglikelihood(context, target), greedy))
-                self._keep("loglikelihood", request, answers[-1])
-                self._commit()
-                finished.append(len(answers))
-        return answers
+        pairs = self._reader.read(requests, self._reader.pair)
+        return self._likelihoods("loglikelihood", requests, [[pair] for pair in pairs])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The bound of each text's log-likelihood; longer ones in pieces as long as a canvas, each on its own."""
-        answers, texts = [], self._reader.read(requests, self._reader.pieces)
-        with self._told(len(requests)) as finished:
-            for request, pieces in zip(requests, texts):
-                answers.append(float(sum(self._loglikelihood(*piece) for piece in pieces)))
-                self._keep("loglikelihood_rolling", request, answers[-1])
-                self._commit()
-                finished.append(len(answers))
-        return answers
+        texts = self._reader.read(requests, self._reader.pieces)
+        return self._likelihoods("loglikelihood_rolling", requests, texts)
 
     @property
     def tokenizer_name(self) -> str:
@@ -197,32 +187,62 @@ class DpadLM(LM):
         return self.cache_hook.dbdict is not None
 
     def _keep(self, kind: str, request: Instance, answer: object) -> None:
-        """Into the harness's cache, where there is one."""
+        """Into the harness's cache, where there is one, and on disk, so that a kill does not cost it."""
         self.cache_hook.add_partial(kind, request.args, answer)
-
-    def _commit(self) -> None:
-        """Wait until what was kept is on disk, so that a kill does not cost it."""
-        if self.cache_hook.dbdict is not None:
+        if self._cached:
             self.cache_hook.dbdict.commit()
 
-    def _loglikelihood(self, context: Sequence[int], target: Sequence[int]) -> float:
-        options = whole(self.contract, self.options, len(target))
-        seed = (self.seed,)
-        return -float(bounds(self.model.engine, context, target, options, self.draws, seed).mean())
+    def _ended(self, count: int, sequences: Callable[[int], Iterable[Sequence]]) -> Iterator[Sequence]:
+        """The `sequences` of each of `count` requests, which have its index, as they end."""
+        for start in range(0, count, self.batch_size):
+            batch = range(count)[start : start + self.batch_size]
+            given = (sequence for index in batch for sequence in sequences(index))
+            for sequence, _ in ended(self.model, given, lambda one: f"request {one.index + 1} of {count}"):
+                yield sequence
 
-    def _is_greedy(self, context: Sequence[int], target: Sequence[int]) -> bool:
-        options = vars(whole(self.contract, self.options, len(target)))
-        options |= {"decoder": "fixed", "pace": "even", "temperature": 0.0, "top_k": None, "top_p": None}
+    def _likelihoods(self, kind: str, requests: list[Instance], texts: list[list[Pair]]) -> list[Any]:
+        """The bound of each text, the sum of its pieces'; for `loglikelihood` also whether it is greedy."""
+        check_greedy = kind == "loglikelihood" and self.check_greedy
+
+        def sequences(index: int) -> Iterator[Sequence]:
+            for context, target in texts[index]:
+                if check_greedy:
+                    yield self._greedy(index, context, target)
+                options = whole(self.contract, self.options, len(target))
+                yield from estimates(self.contract, context, target, options, self.draws, (self.seed,), index)
+
+        nats, greedy = [list[float]() for _ in texts], [False] * len(texts)
+        answers: list[Any] = [0.0] * len(texts)  # of a text without tokens
+        left = [len(pieces) * (self.draws + check_greedy) for pieces in texts]
+        with self._told(len(texts)) as finished:
+            for sequence in self._ended(len(texts), sequences):
+                index = sequence.index
+                left[index] -= 1
+                if isinstance(sequence, Estimate):
+                    nats[index].append(sequence.nats)
+                else:
+                    target = texts[index][0].target
+                    greedy[index] = bool(np.array_equal(sequence.canvas[sequence.prompt :][: len(target)], target))
+                if not left[index]:
+                    bound = -math.fsum(nats[index]) / self.draws
+                    answers[index] = (bound, greedy[index]) if kind == "loglikelihood" else bound
+                    self._keep(kind, requests[index], answers[index])
+                    finished.append(index)
+        return answers
+
+    def _greedy(self, index: int, context: list[int], target: list[int]) -> Sequence:
+        """What writes as many tokens as `target` has, the surest first, one a pass."""
+        options = replace(whole(self.contract, self.options, len(target)), decoder="fixed", pace="even")
+        options = replace(options, temperature=0.0, top_k=None, top_p=None)
         if not self.contract.block_causal:
-            options["cache"] = "none"
-        answer = self.model.generate(Request(tuple(context)), **options)
-        return bool(np.array_equal(answer.canvas[len(context) :][: len(target)], target))
+            options = replace(options, cache="none")
+        return Sequence(Request(tuple(context)), options, self.contract, index)
 
 
-def _batch_size(asked: int | str | None, most: int) -> int:
-    """`auto` and `auto:4` are the most that the bundle takes, as is anything larger."""
+def _batch_size(asked: int | str | None) -> int:
+    """`auto` and `auto:4` are as many as may wait."""
     if isinstance(asked, str) and asked.partition(":")[0].strip() == "auto":
-        return most
+        return WAITING
     return 1 if is_none(asked) else _at_least_one("batch_size", asked)
 
 
@@ -234,17 +254,8 @@ def _integer_or(name: str, value: object, default: int) -> int:
 def _at_least_one(name: str, value: object) -> int:
     count = integer(name, value)
     if count < 1:
-        raise InvalidRequest(f"{name} {count} must be 1 or more, or auto for the most that the bundle takes")
+        raise InvalidRequest(f"{name} {count} must be 1 or more, or auto for as many as may wait")
     return count
-
-
-def _groups(keys: Sequence[object], size: int) -> Iterator[list[int]]:
-    """Indices of equal keys together, at most `size` at once."""
-    same: dict[object, list[int]] = {}
-    for index, key in enumerate(keys):
-        same.setdefault(key, []).append(index)
-    for indices in same.values():
-        yield from (indices[at : at + size] for at in range(0, len(indices), size))
 
 
 if __name__ == "__main__":

@@ -3,18 +3,18 @@
     records = evaluate(task.samples, score_texts(model, task, options, draws=32), journal)
     perplexities(records)["perplexity_full"]
 
-Both are bounds by `likelihood.bounds` on the same masks, so their difference is that of the suffix alone.
+Both are bounds by `likelihood.estimates` on the same masks, so their difference is that of the suffix alone.
 """
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from time import perf_counter
 
+from dpad.evaluation.ended import ended
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Record
-from dpad.evaluation.likelihood import bounds, fitted, spans
+from dpad.evaluation.likelihood import Estimate, estimates, fitted
 from dpad.evaluation.report import Metrics
 from dpad.evaluation.run import Work
 from dpad.evaluation.scoring import ratio
@@ -30,9 +30,9 @@ _LARGEST = sys.float_info.max  # what lies beyond has no spelling in JSON
 def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, draws: int, raw: bool = False) -> Work:
     """Work whose records hold the mean bound of each text in nats, `full` and (unless that is all) `dpad`.
 
-    `nfe` counts one a draw and step, as the decoder's counts one a row and step. Models that are causal between blocks
-    attend no suffix: they have `full` alone. Raises `DataError`, with
-    the sample's number, if one of the task's texts cannot be scored.
+    `nfe` counts one a draw and pass, `seconds` are those of its draws by `ended`. Models that are causal between blocks
+    attend no suffix: they have `full` alone. Raises `DataError`, with the sample's number, if one of the task's texts
+    cannot be scored.
     """
     contract = model.engine.contract
     schedules = {"full": replace(options, schedule=Full())}
@@ -44,23 +44,32 @@ def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, d
         except InvalidRequest as error:
             raise DataError(f"sample {sample.index + 1} cannot be scored: {error}") from error
 
-    def work(samples: Sequence[Sample]) -> Iterable[Record]:
-        for sample in samples:
-            began = perf_counter()
+    def drawn(samples: Sequence[Sample]) -> Iterator[Estimate]:
+        for place, sample in enumerate(samples):
             prompt, target = _tokens(model, sample, raw)
-            seed = (options.seed, sample.index)
-            drawn = {
-                name: bounds(model.engine, prompt, target, chosen, draws, seed) for name, chosen in schedules.items()
-            }
-            parts = spans(contract, len(prompt), len(target), options.block_length)
-            yield {
-                "key": sample.key,
-                "index": sample.index,
-                "scores": {name: float(nats.mean()) for name, nats in drawn.items()},
-                "nfe": len(schedules) * draws * sum(part.passes for part in parts),
-                "tokens": len(target),
-                "seconds": perf_counter() - began,
-            }
+            for kind, chosen in enumerate(schedules.values()):
+                seed, index = (options.seed, sample.index), place * len(schedules) + kind
+                yield from estimates(contract, prompt, target, chosen, draws, seed, index)
+
+    def work(samples: Sequence[Sample]) -> Iterable[Record]:
+        found = [[list[float]() for _ in schedules] for _ in samples]
+        nfe, seconds = [0] * len(samples), [0.0] * len(samples)
+        for estimate, more in ended(
+            model, drawn(samples), lambda one: f"sample {samples[one.index // len(schedules)].index + 1}"
+        ):
+            place, kind = divmod(estimate.index, len(schedules))
+            found[place][kind].append(estimate.nats)
+            nfe[place] += estimate.nfe
+            seconds[place] += more
+            if all(len(nats) == draws for nats in found[place]):
+                yield {
+                    "key": samples[place].key,
+                    "index": samples[place].index,
+                    "scores": {name: math.fsum(nats) / draws for name, nats in zip(schedules, found[place])},
+                    "nfe": nfe[place],
+                    "tokens": len(estimate.target),
+                    "seconds": seconds[place],
+                }
 
     return work
 

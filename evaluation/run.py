@@ -1,32 +1,35 @@
-"""`evaluate`: a task over a model, batch by batch, each finished sample kept at once.
+"""`evaluate`: a task over a model, each sample kept as soon as it is finished.
 
     with Journal.open(path, settings_of(bundle, task, options, engine)) as journal:
         records = evaluate(task.samples, generate_answers(model, task, options), journal, batch_size=4)
 
-Rows of a batch give what they would give alone, so the batch size is no setting of a run.
+A sample gives what it would give alone, so the batch size is no setting of a run.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Several
 from dataclasses import asdict
 from typing import Any
 
 import dpad
+from dpad.evaluation.ended import ended
 from dpad.evaluation.errors import DataError
 from dpad.evaluation.journal import Journal, Record
 from dpad.evaluation.tasks import Sample, Task
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import FILE_NAME
 from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.model import DiffusionModel
 
-# The records of some samples, each with `key` and `scores`, in their order.
-Work = Callable[[Sequence[Sample]], Iterable[Record]]
+# The records of some samples, run together; each with `key` and `scores`, as it is finished.
+Work = Callable[[Several[Sample]], Iterable[Record]]
 
 
 def evaluate(
-    samples: Sequence[Sample],
+    samples: Several[Sample],
     work: Work,
     journal: Journal,
     batch_size: int = 1,
@@ -34,8 +37,8 @@ def evaluate(
 ) -> list[Record]:
     """Records of all `samples`, in order: those in the journal, and the rest from `work`.
 
-    `advance` is told of samples as they are finished, those of the journal first. Raises `DataError` where the
-    journal's have other scores.
+    `batch_size` samples are given to the model at a time; its scheduler makes passes of them. `advance` is told of
+    samples as they are finished, those of the journal first. Raises `DataError` where the journal's have other scores.
     """
     open_samples = [sample for sample in samples if sample.key not in journal.records]
     advance(len(samples) - len(open_samples))
@@ -52,8 +55,8 @@ def evaluate(
 def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptions, raw: bool = False) -> Work:
     """Work that writes an answer to each prompt and grades it; `raw` leaves the chat template out.
 
-    A record holds the text, NFE, tokens, and the seconds of the batch divided by its rows. Raises
-    `DataError`, with the sample's number, if one of the task's prompts does not fit.
+    A record holds the text, NFE, tokens, and the sample's seconds by `ended`, without its grading. Raises `DataError`,
+    with the sample's number, if one of the task's prompts does not fit.
     """
     for sample in task.samples:
         try:
@@ -61,17 +64,22 @@ def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptio
         except InvalidRequest as error:
             raise DataError(f"sample {sample.index + 1} cannot be answered: {error}") from error
 
-    def work(samples: Sequence[Sample]) -> Iterable[Record]:
-        answers = model.generate_batch([sample.prompt for sample in samples], raw=raw, **vars(options))
-        for sample, answer in zip(samples, answers):
+    def work(samples: Several[Sample]) -> Iterable[Record]:
+        asked = [
+            Sequence(model.request(sample.prompt, raw=raw), options, model.engine.contract, place)
+            for place, sample in enumerate(samples)
+        ]
+        for sequence, seconds in ended(model, asked, lambda one: f"sample {samples[one.index].index + 1}"):
+            sample, ids = samples[sequence.index], sequence.token_ids()
+            text = model.codec.decode(ids)
             yield {
                 "key": sample.key,
                 "index": sample.index,
-                "scores": task.grade(sample, answer.text),
-                "text": answer.text,
-                "nfe": answer.nfe,
-                "tokens": len(answer.token_ids),
-                "seconds": answer.timings.total / len(samples),
+                "scores": task.grade(sample, text),
+                "text": text,
+                "nfe": sequence.nfe,
+                "tokens": len(ids),
+                "seconds": seconds,
             }
 
     return work

@@ -28,6 +28,7 @@ from dpad.export.step import trace, weights
 from dpad.export.step.pack import Packing, place_packed
 from dpad.export.step.packed_graph import unpack_weights
 from dpad.export.step.quantize import quantize_step
+from dpad.export.step.trace_decide import trace_decide
 from dpad.export.tokenizer.agreement import check_agreement
 from dpad.export.tokenizer.place import place_tokenizer
 from dpad.export.writing import writer
@@ -93,13 +94,15 @@ def export_bundle(
             _export_step, source, checkpoint, stage, settings.group, progress, _tracer(checkpoint, contract, progress)
         )
         steps = {name: place(name) for name in settings.steps()}
-        engines = build_engines(settings.recipe(), contract, stage, steps, previous, progress)
+        decide = _export_decide(stage, contract, progress)
+        engines = build_engines(settings.recipe(), contract, stage, steps, decide, previous, progress)
         manifest = Manifest(
             name=source.name,
             contract=contract,
             architecture=checkpoint.architecture,
             model_config=checkpoint.raw_config,
             steps=steps,
+            decide=decide,
             engines=engines,
             tokenizer=tuple(f"tokenizer/{name}" for name in tokenizer),
             presets=presets,
@@ -137,6 +140,7 @@ def make_contract(checkpoint: Checkpoint, settings: ExportSettings) -> StepContr
         max_length=settings.max_length,
         block_length=config.block_length or settings.block_length,
         window=settings.window,
+        tempers_confidence=config.tempers_confidence,
         block_causal=config.block_length > 0,
     )
 
@@ -212,3 +216,12 @@ def _export_step(
         f"{name}/step.onnx: {size / 1e3:.0f} kB over {len(shards)} weight file(s), {time.perf_counter() - began:.1f} s"
     )
     return StepEntry(f"{name}/step.onnx", tuple(f"{name}/{shard.name}" for shard in shards))
+
+
+def _export_decide(stage: Path, contract: StepContract, progress: Progress) -> str:
+    """decide.onnx, which has no weights and serves every step."""
+    with progress.task("trace and check what decides"):
+        path = stage / "decide.onnx"
+        ir.save(trace_decide(contract), path)
+        trace.check_onnx(path, ())
+    return path.name

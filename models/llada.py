@@ -12,7 +12,7 @@ rows and returns [B, Q, H, D], so tracing, training and serving share one forwar
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,7 @@ class Config:
     max_length: int
     logit_shift: int = 0
     block_length: int = 0  # not block-causal: attention sees the whole canvas
+    tempers_confidence: ClassVar[bool] = False  # a drawn token's confidence is its probability in the model's own terms
 
     @property
     def head_size(self) -> int:

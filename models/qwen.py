@@ -11,7 +11,7 @@ The families are files of their own and say what differs. As in `llada`, attenti
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ class Config:
     qkv_bias: bool = False
     qk_norm: bool = False
     block_length: int = 0
+    tempers_confidence: ClassVar[bool] = True  # a drawn token's confidence is its probability among those drawn from
 
     @classmethod
     def read(cls, data: Mapping[str, Any], **family: Any) -> Self:

@@ -8,10 +8,13 @@ no in-place update. The vocabulary projection runs on the decoded rows only.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dpad.models import llada, qwen
-from dpad.plugins.attention import gather_rows, sparse_suffix_attention
+from dpad.plugins.attention import sparse_suffix_attention
+
+_NEVER = -1e4  # a logit so far below the best has the power 0
 
 
 class Step(nn.Module):
@@ -34,13 +37,13 @@ class Step(nn.Module):
         Args:
             canvas: int64 [B, N], prompt, decided tokens and masks.
             gather_indices: int64 [B, Q], canvas positions that take part; -1 pads.
-            cache_indices: int64 [B, K], cache slots every query may attend; -1 pads.
+            cache_indices: int64 [B, K], pool slots that every query of the sequence may attend; -1 pads.
             decode_rows: int64 [B, R], rows of Q whose logits are wanted.
-            caches: key and value cache of each layer in turn, each [B, T, G, D].
+            caches: key and value pool of each layer in turn, each [P, G, D].
 
         Returns:
-            token_ids int64 [B, R], confidence, odds_against float32 [B, R],
-            logits float32 [B, R, V], then new key and value of each layer [B, Q, G, D].
+            token_ids int64 [B, R], odds_against float32 [B, R], logits float32 [B, R, V],
+            then new key and value of each layer [B, Q, G, D].
         """
         positions = gather_indices.clamp(min=0)
         ids = canvas.gather(1, positions)
@@ -56,19 +59,26 @@ class Step(nn.Module):
             return out
 
         hidden = self.model(ids, positions, attend)
-        logits = self.model.logits(gather_rows(hidden, decode_rows))
+        logits = self.model.logits(_rows_at(hidden, decode_rows))
         return (*predict(logits), logits, *new_rows)
 
 
-def predict(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Greedy choice a row: logits [B, R, V] -> token_ids, confidence, odds_against [B, R].
+def _rows_at(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of `hidden` [B, Q, width] at `rows` [B, R] -> [B, R, width]; -1 reads row 0."""
+    batch, queries, width = hidden.shape
+    first = torch.arange(batch, device=hidden.device)[:, None] * queries
+    return F.embedding(rows.clamp(min=0) + first, hidden.reshape(batch * queries, width))
 
-    The odds against the chosen token are the sum of exp(logit - max) over all others, so
-    confidence = 1 / (1 + odds_against) and nothing is lost where confidence rounds to 1.
+
+def predict(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy choice a row: logits [B, R, V] -> token_ids, odds_against [B, R].
+
+    The odds against the chosen token are the sum of exp(logit - best) over all others, so its probability is
+    1 / (1 + odds_against) and nothing is lost where that rounds to 1.
     """
     token_ids = logits.argmax(dim=-1)
-    best = logits.amax(dim=-1, keepdim=True)
-    others = torch.arange(logits.shape[-1], device=logits.device) != token_ids[..., None]
-    shifted = logits - best  # 0 at the chosen token, but NaN if its logit is infinite: that must show
-    odds_against = torch.where(others, shifted.exp(), shifted).sum(dim=-1)
-    return token_ids, 1.0 / (1.0 + odds_against), odds_against
+    chosen = token_ids[..., None]
+    shifted = logits - logits.gather(-1, chosen)
+    # 0 at the chosen token, but NaN if its logit is infinite or NaN: that must show
+    others = shifted.scatter(-1, chosen, shifted.gather(-1, chosen) + _NEVER)
+    return token_ids, others.exp().sum(dim=-1)

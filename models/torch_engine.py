@@ -1,13 +1,12 @@
 """`TorchEngine`: the eager reference. Slow and plain; every other engine is compared to it.
 
     engine = TorchEngine(load_model(...), contract, "float32")
+    outputs = engine.step(inputs)
 
-It runs on the device of the weights, and is not meant for serving. Its caches have a row for
-every canvas position, unlike those of other engines: an independent way to the same tokens.
+It runs on the device of the weights, and is not meant for serving.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,77 +14,80 @@ import torch
 from numpy.typing import NDArray
 
 from dpad.models.checkpoint.checkpoint import Model, load_model, parse_config
+from dpad.models.decide import decide
 from dpad.models.step import Step
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.variant import DYNAMIC, rows_dtype
-from dpad.runtime.checks import check_cache, check_step
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.machine import available_memory
+from dpad.runtime.engines.slots import Slots, pool_size
+from dpad.runtime.engines.step import Decisions, Sampling, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineUnavailable
 
 
-@dataclass
-class TorchCache:
-    """Key and value tensors of each layer in turn: [B, T, G, D] each."""
-
-    tensors: list[torch.Tensor]
-
-
 class TorchEngine(Engine):
-    """Runs `Step` eagerly on the device of the model's weights."""
+    """Runs `Step` eagerly on the device of the model's weights, and `decide` where a step asks for it."""
 
-    def __init__(self, model: Model, contract: StepContract, dtype: str) -> None:
-        self._step = Step(model)
+    pass_rows = 12  # as ONNX Runtime's on a CPU, measured in the same way
+
+    def __init__(self, model: Model, contract: StepContract, dtype: str, slots: int | None = None) -> None:
+        """`slots` is the size of the pool, see `pool_size`."""
+        super().__init__()
+        self.program = Step(model)
         self.device = next(model.parameters()).device
         self.name = f"torch-{self.device.type}"
         self.contract, self.dtype = contract, dtype
+        kind = getattr(torch, dtype)
+        row, count = contract.kv_heads * contract.head_size, 2 * contract.layers
+        free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else available_memory()
+        self.slots = Slots(pool_size(contract, count * row * kind.itemsize, free, slots))
+        shape = (self.slots.size, contract.kv_heads, contract.head_size)
+        self.pool = [_zeros(shape, kind, self.device) for _ in range(count)]
 
-    extends = narrows = True
-
-    def rows_of(self, cache: TorchCache, rows: NDArray[np.bool_]) -> TorchCache:
-        """Copies of the chosen rows."""
-        return TorchCache([tensor[torch.from_numpy(rows)] for tensor in cache.tensors])
-
-    def new_cache(self, batch: int, slots: int) -> TorchCache:
-        """Zeroed caches on the model's device."""
-        shape = (batch, slots, self.contract.kv_heads, self.contract.head_size)
-        dtype = getattr(torch, self.dtype)
-        return TorchCache(
-            [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2 * self.contract.layers)]
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        arrays = (inputs.canvas, inputs.gather_indices, inputs.cache_indices, inputs.decode_rows)
+        with torch.inference_mode():
+            tokens, odds, logits, *new = self.program(*map(self._tensor, arrays), self.pool)
+            if inputs.write_slots is not None:
+                slots = self._tensor(inputs.write_slots)
+                for tensor, fresh in zip(self.pool, new):
+                    tensor[slots[slots >= 0]] = fresh[slots >= 0]
+            decisions = None if inputs.sampling is None else self._decide(logits, inputs.sampling)
+        return StepOutputs(
+            tokens.cpu().numpy(), odds.cpu().numpy(), decisions, logits.cpu().numpy() if inputs.want_logits else None
         )
 
-    def step(self, inputs: StepInputs, cache: TorchCache) -> StepOutputs:
-        """Run one step eagerly."""
-        check_step(inputs, self.contract, extends=True)
-        check_cache(inputs, *cache.tensors[0].shape[:2])
-        arrays = (inputs.canvas, inputs.gather_indices, inputs.cache_indices, inputs.decode_rows)
-        canvas, gather, cached, rows = (self._tensor(array) for array in arrays)
-        with torch.inference_mode():
-            tokens, confidence, odds, logits, *new = self._step(canvas, gather, cached, rows, cache.tensors)
-            if inputs.write_back:
-                row, column = torch.nonzero(gather >= 0, as_tuple=True)
-                slots = gather[row, column]
-                for tensor, fresh in zip(cache.tensors, new):
-                    tensor[row, slots] = fresh[row, column]
-        token_ids, probability, odds_against = (tensor.cpu().numpy() for tensor in (tokens, confidence, odds))
-        return StepOutputs(token_ids, probability, odds_against, logits.cpu().numpy() if inputs.want_logits else None)
+    def _decide(self, logits: torch.Tensor, sampling: Sampling) -> Decisions:
+        tensors = {name: self._tensor(array) for name, array in vars(sampling).items()}
+        made = decide(logits, **tensors, tempers=self.contract.tempers_confidence)
+        return Decisions(*(tensor.cpu().numpy() for tensor in made))
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """One step with every input given and every output returned, in the order of the contract.
 
         Rows in bfloat16 are float32 arrays here: numpy has no bfloat16.
         """
-        canvas, gather, cached, rows, *caches = (self._tensor(feed[s.name]) for s in self.contract.inputs())
+        canvas, gather, cached, rows, *pool = (self._tensor(feed[s.name]) for s in self.contract.inputs())
         with torch.inference_mode():
             dtype = getattr(torch, self.dtype)
-            outputs = self._step(canvas, gather, cached, rows, [cache.to(dtype) for cache in caches])
+            outputs = self.program(canvas, gather, cached, rows, [tensor.to(dtype) for tensor in pool])
         return [(t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in outputs]
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-def open_torch_engine(bundle: Bundle, variant: str | None = None, device: str = "cpu") -> TorchEngine:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU they take no memory until they are written, which torch's own do."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), np.uint8)).view(dtype)
+
+
+def open_torch_engine(
+    bundle: Bundle, variant: str | None = None, device: str = "cpu", slots: int | None = None
+) -> TorchEngine:
     """The eager engine over a bundle's own weights.
 
     Args:
@@ -93,8 +95,10 @@ def open_torch_engine(bundle: Bundle, variant: str | None = None, device: str = 
         variant: of a step in the bundle. Default: float32 on a CPU, 16 bit on a GPU (where
             attention is the Triton kernel), if the bundle has it. Packed weights are unpacked when they are used.
         device: `cpu` or `cuda`.
+        slots: of the pool, see `pool_size`.
 
     Raises:
+        InvalidRequest: `slots` is no size that memory has room for.
         EngineUnavailable: torch sees no GPU, or the bundle has no such step with weights that torch can read.
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -110,4 +114,4 @@ def open_torch_engine(bundle: Bundle, variant: str | None = None, device: str = 
     shards = tuple(bundle.path(name) for name in steps[variant].weights)
     rows = rows_dtype(variant)
     model = load_model(architecture, config, shards, getattr(torch, rows))
-    return TorchEngine(model.to(device), bundle.manifest.contract, rows)
+    return TorchEngine(model.to(device), bundle.manifest.contract, rows, slots)

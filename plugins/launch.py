@@ -41,7 +41,7 @@ def attend_rows(
     """
     batch, rows, heads, size = query.shape
     check_kernel(size, str(query.dtype).removeprefix("torch."))
-    shape = Shape(batch, rows, cache_indices.shape[1], key_cache.shape[1], heads, key.shape[2])
+    shape = Shape(batch, rows, cache_indices.shape[1], len(key_cache), heads, key.shape[2])
     out = torch.empty_like(query, memory_format=torch.contiguous_format) if output is None else output
     if not out.is_contiguous() or out.shape != query.shape or out.dtype != query.dtype:
         raise AttentionError(f"output must be contiguous {tuple(query.shape)} in {query.dtype}")
@@ -109,9 +109,9 @@ def _fits(tensor: torch.Tensor) -> bool:
     return last == 1 and heads == size and not any(s % size for s in outer) and tensor.data_ptr() % 16 == 0
 
 
-def _strides(tensor: torch.Tensor) -> tuple[int, int]:
-    size = tensor.shape[-1]
-    return tensor.stride(0) // size, tensor.stride(1) // size
+def _strides(tensor: torch.Tensor) -> list[int]:
+    """Of all axes but the last two, in heads."""
+    return [stride // tensor.shape[-1] for stride in tensor.stride()[:-2]]
 
 
 @cache

@@ -1,13 +1,14 @@
-"""The ONNX face of the op: node `SparseSuffixAttention` in domain `dpad`.
+"""The ONNX face of the op: nodes `SuffixMask` and `SparseSuffixAttention` in domain `dpad`.
 
     torch.onnx.export(..., custom_translation_table=translation_table())
-    model.functions.append(function_proto())     # after the export: see below
+    for function in function_protos():       # after the export: see below
+        model.functions.append(function)
 
-The node's meaning travels in the model as an ONNX function over standard operators
-(GatherND, Concat, `Attention` of opset 23), so ONNX Runtime and TensorRT-RTX run the file
-with no custom code. It is appended after the export, because the exporter's inliner
-would dissolve it; a TensorRT plugin engine strips it again, so that a missing plugin is
-an error and never silently the function body.
+What depends on the indices alone is a node of its own, equal in all layers: the exporter keeps one of it, and a step
+computes it once. The nodes' meaning travels in the model as ONNX functions over standard operators (`Attention` of
+opset 23), so ONNX Runtime and TensorRT-RTX run the file with no custom code. They are appended after the export,
+because the exporter's inliner would dissolve them; a TensorRT plugin engine strips them again, so that a missing plugin
+is an error and never silently the function body.
 """
 
 from collections.abc import Callable
@@ -21,56 +22,84 @@ from onnxscript import values
 import dpad.plugins.attention  # registers the torch op that is translated
 
 DOMAIN = "dpad"
+MASK_TYPE = "SuffixMask"
 OP_TYPE = "SparseSuffixAttention"
 OP_VERSION = 1
 OPSET = 23  # the first with Attention and RMSNormalization
 
-_INPUTS = ("query", "key", "value", "key_cache", "value_cache")
-_INDICES = ("cache_indices", "gather_indices")
+# Types and names of inputs and outputs, and attributes, of each node. T: rows; I: int64; B: bool.
+_SIGNATURES: dict[str, tuple[str, str, dict[str, onnx.defs.OpSchema.AttrType]]] = {
+    MASK_TYPE: (
+        "I cache_indices, I gather_indices",
+        "I slots, B mask, B anything",
+        {"block": onnx.defs.OpSchema.AttrType.INT},
+    ),
+    OP_TYPE: (
+        "T query, T key, T value, T key_cache, T value_cache, I slots, B mask, B anything",
+        "T output",
+        {"scale": onnx.defs.OpSchema.AttrType.FLOAT},
+    ),
+}
+_TYPES = {
+    "T": ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"],
+    "I": ["tensor(int64)"],
+    "B": ["tensor(bool)"],
+}
 
-# Shapes: query [B, Q, H, D]; key, value [B, Q, G, D]; caches [B, T, G, D]; S = K + Q.
+# query [B, Q, H, D]; key, value [B, Q, G, D]; caches [P, G, D]; slots [B, K]; mask [B, 1, Q, K + Q]; anything
+# [B, 1, 1, 1].
 # A row with nothing to attend gives 0: its softmax is undefined, so the output is selected.
-_FUNCTION = f"""
+_ATTENTION = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
-{OP_TYPE} <SETTINGS> ({", ".join(_INPUTS + _INDICES)}) => (output)
+{OP_TYPE} <scale: float = 1.0> (query, key, value, key_cache, value_cache, slots, mask, anything) => (output)
 {{
-    zero = Constant <value_int = 0> ()
-    last = Constant <value_ints = [-1]> ()
-    middle = Constant <value_ints = [1, 2]> ()
-    slots = Max (cache_indices, zero)
-    rows = Unsqueeze (slots, last)
-    cached_key = GatherND <batch_dims = 1> (key_cache, rows)
-    cached_value = GatherND <batch_dims = 1> (value_cache, rows)
+    cached_key = Gather <axis = 0> (key_cache, slots)
+    cached_value = Gather <axis = 0> (value_cache, slots)
     keys = Concat <axis = 1> (cached_key, key)
     values = Concat <axis = 1> (cached_value, value)
     query_heads = Transpose <perm = [0, 2, 1, 3]> (query)
     key_heads = Transpose <perm = [0, 2, 1, 3]> (keys)
     value_heads = Transpose <perm = [0, 2, 1, 3]> (values)
+    heads = Attention <scale: float = @scale> (query_heads, key_heads, value_heads, mask)
+    tokens = Transpose <perm = [0, 2, 1, 3]> (heads)
+    zero = Constant <value_int = 0> ()
+    nothing = CastLike (zero, query)
+    output = Where (anything, tokens, nothing)
+}}
+"""
+
+# cache_indices [B, K], gather_indices [B, Q]. ONNX Runtime's CUDA provider has every operator here in the version that
+# this opset means: those of Equal and, in some releases, ReduceMax are older, and would run on the CPU.
+_SUFFIX_MASK = f"""
+<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
+{MASK_TYPE} %SETTINGS (cache_indices, gather_indices) => (slots, mask, anything)
+{{
+    zero = Constant <value_int = 0> ()
+    slots = Max (cache_indices, zero)
     indices = Concat <axis = 1> (cache_indices, gather_indices)
-    attended = GreaterOrEqual (indices, zero)
-    attended_row = Unsqueeze (attended, middle)
+    named = GreaterOrEqual (indices, zero)
+    middle = Constant <value_ints = [1, 2]> ()
+    named_row = Unsqueeze (named, middle)
     batch_count = Shape <start = 0, end = 1> (gather_indices)
     one = Constant <value_ints = [1]> ()
     query_count = Shape <start = 1, end = 2> (gather_indices)
     key_count = Shape <start = 1, end = 2> (indices)
     mask_shape = Concat <axis = 0> (batch_count, one, query_count, key_count)
-    MASK
-    heads = Attention <scale: float = @scale> (query_heads, key_heads, value_heads, mask)
-    tokens = Transpose <perm = [0, 2, 1, 3]> (heads)
-    highest = ReduceMax <keepdims = 1> (indices, last)
-    anything = GreaterOrEqual (highest, zero)
-    anything_row = Unsqueeze (anything, middle)
-    floating_zero = CastLike (zero, query)
-    output = Where (anything_row, tokens, floating_zero)
+    %MASK
+    last = Constant <value_ints = [-1]> ()
+    marks = Cast <to = 1> (named)
+    count = ReduceSum <keepdims = 1> (marks, last)
+    none = Constant <value_float = 0.0> ()
+    any_named = Greater (count, none)
+    anything = Unsqueeze (any_named, middle)
 }}
 """
 
-
-_MASK = "mask = Expand (attended_row, mask_shape)"
+_ALL = "mask = Expand (named_row, mask_shape)"
 
 # With blocks: a new row at position p sees new rows up to the end of p's block; a padded one, all that is named.
-_CAUSAL_MASK = """
-    everything = Expand (attended_row, mask_shape)
+_CAUSAL = """
+    everything = Expand (named_row, mask_shape)
     length = Constant <value_int: int = @block> ()
     blocks = Div (gather_indices, length)
     furthest = Constant <value_int = 9223372036854775807> ()
@@ -82,48 +111,44 @@ _CAUSAL_MASK = """
     seen = LessOrEqual (blocks_row, reach_column)
     cached_count = Shape <start = 1, end = 2> (cache_indices)
     cached_shape = Concat <axis = 0> (batch_count, one, query_count, cached_count)
-    yes = Equal (zero, zero)
+    yes = GreaterOrEqual (zero, zero)
     all_cached = Expand (yes, cached_shape)
     all_seen = Concat <axis = 3> (all_cached, seen)
     mask = And (everything, all_seen)
 """
 
 
-def function_proto(block_causal: bool = False) -> onnx.FunctionProto:
-    """The op's meaning over standard operators; append it to `ModelProto.functions`.
+def function_protos(block_causal: bool = False) -> list[onnx.FunctionProto]:
+    """The nodes' meaning over standard operators; append them to `ModelProto.functions`.
 
     The meaning with blocks costs a comparison of every query with every key, so models without them do not have it.
     """
-    settings, mask = (
-        ("scale: float = 1.0, block: int = 0", _CAUSAL_MASK) if block_causal else ("scale: float = 1.0", _MASK)
-    )
-    return onnx.parser.parse_function(_FUNCTION.replace("SETTINGS", settings).replace("MASK", mask))
+    settings, mask = ("<block: int = 0>", _CAUSAL) if block_causal else ("", _ALL)
+    texts = _SUFFIX_MASK.replace("%SETTINGS", settings).replace("%MASK", mask), _ATTENTION
+    return [onnx.parser.parse_function(text) for text in texts]
 
 
 @cache
 def register_schema() -> None:
-    """Make the node known to onnx's checker, shape inference and the exporter; once a process."""
-    parameter = onnx.defs.OpSchema.FormalParameter
-    floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
-    onnx.defs.register_schema(
-        onnx.defs.OpSchema(
-            OP_TYPE,
-            DOMAIN,
-            OP_VERSION,
-            doc="Attention of the new rows over named cache rows and themselves (DPad), causal between blocks if any.",
-            inputs=[parameter(n, "T") for n in _INPUTS] + [parameter(n, "I") for n in _INDICES],
-            outputs=[parameter("output", "T")],
-            type_constraints=[("T", floats, "rows"), ("I", ["tensor(int64)"], "positions")],
-            attributes=[
-                onnx.defs.OpSchema.Attribute("scale", onnx.defs.OpSchema.AttrType.FLOAT),
-                onnx.defs.OpSchema.Attribute("block", onnx.defs.OpSchema.AttrType.INT, required=False),
-            ],
+    """Make the nodes known to onnx's checker, shape inference and the exporter; once a process."""
+    for name, (inputs, outputs, attributes) in _SIGNATURES.items():
+        both = [[one.split() for one in text.split(", ")] for text in (inputs, outputs)]
+        used = {kind for side in both for kind, _ in side}
+        onnx.defs.register_schema(
+            onnx.defs.OpSchema(
+                name,
+                DOMAIN,
+                OP_VERSION,
+                inputs=[onnx.defs.OpSchema.FormalParameter(n, kind) for kind, n in both[0]],
+                outputs=[onnx.defs.OpSchema.FormalParameter(n, kind) for kind, n in both[1]],
+                type_constraints=[(kind, types, "") for kind, types in _TYPES.items() if kind in used],
+                attributes=[onnx.defs.OpSchema.Attribute(n, kind, required=False) for n, kind in attributes.items()],
+            )
         )
-    )
 
 
 def translation_table() -> dict[Callable[..., object], Callable[..., object]]:
-    """For `torch.onnx.export(custom_translation_table=...)`: torch op -> ONNX node."""
+    """For `torch.onnx.export(custom_translation_table=...)`: torch op -> ONNX nodes."""
     register_schema()
     opset = values.Opset(DOMAIN, OP_VERSION)
 
@@ -138,9 +163,9 @@ def translation_table() -> dict[Callable[..., object], Callable[..., object]]:
         scale: float,
         block: int = 0,
     ) -> object:
-        rows = (query, key, value, key_cache, value_cache)
         blocks = {"block": block} if block else {}
-        return getattr(opset, OP_TYPE)(*rows, cache_indices, gather_indices, scale=scale, **blocks)
+        shared = getattr(opset, MASK_TYPE)(cache_indices, gather_indices, **blocks)
+        return getattr(opset, OP_TYPE)(query, key, value, key_cache, value_cache, *shared, scale=scale)
 
     return {torch.ops.dpad.sparse_suffix_attention.default: translate}
 

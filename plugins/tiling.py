@@ -103,20 +103,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Strides:
-    """Distances in heads (D elements) of batch rows and token rows: query, new rows, caches."""
+    """Distances in heads (D elements) of sequences and their rows, of query and new rows, and of the pool's slots."""
 
     query_batch: Any
     query_row: Any
     new_batch: Any
     new_row: Any
-    cache_batch: Any
     cache_row: Any
 
     @classmethod
     def contiguous(cls, shape: Shape) -> "Strides":
         """Of tensors without gaps."""
         heads, kv_heads = shape.heads, shape.kv_heads
-        return cls(shape.rows * heads, heads, shape.rows * kv_heads, kv_heads, shape.slots * kv_heads, kv_heads)
+        return cls(shape.rows * heads, heads, shape.rows * kv_heads, kv_heads, kv_heads)
 
 
 def row_tiles(shape: Shape, tile: Tile, number: Arithmetic = NUMBERS) -> Any:
@@ -152,7 +151,6 @@ def attend_integers(shape: Shape, strides: Strides, bits: int, splits: int, per_
         "query_row": strides.query_row,
         "new_batch": strides.new_batch,
         "new_row": strides.new_row,
-        "cache_batch": strides.cache_batch,
         "cache_row": strides.cache_row,
         "scale_bits": bits,
         "splits": splits,

@@ -9,7 +9,7 @@ head are rows of one tile, so every gathered row is loaded once for all of them.
 queries meet many keys, the keys are split among programs (flash decoding) and `combine`
 adds the parts up.
 
-Symbols: B batch, Q new rows, K attended cache rows, T cache slots, H query heads, G
+Symbols: B sequences, Q new rows, K attended cache rows, P pool slots, H query heads, G
 key/value heads, D head size. Strides are in heads (D elements), so that every address is
 known to be aligned; a row's heads are contiguous. Arguments come in the order that a
 TensorRT plugin prescribes: inputs, integers, outputs, then constants.
@@ -45,7 +45,6 @@ def _fold(acc, weight, peak, query, keys, values, seen, scale):
         "query_row",
         "new_batch",
         "new_row",
-        "cache_batch",
         "cache_row",
         "scale_bits",
         "splits",
@@ -56,19 +55,18 @@ def attend(
     query,  # [B, Q, H, D]
     key,  # [B, Q, G, D]
     value,
-    key_cache,  # [B, T, G, D]
+    key_cache,  # [P, G, D]
     value_cache,
     cache_indices,  # [B, K]
     gather_indices,  # [B, Q]
     rows,  # Q
     cached,  # K
-    slots,  # T
+    slots,  # P
     group,  # H / G
     query_batch,  # strides in heads
     query_row,
     new_batch,
     new_row,
-    cache_batch,
     cache_row,
     scale_bits,  # the float32 scale · log2(e), as the integer of its bits
     splits,
@@ -110,7 +108,7 @@ def attend(
         number = index * BLOCK_N + step
         slot = tl.load(cache_indices + batch * cached + number, mask=number < cached, other=-1)
         named = (slot >= 0) & (slot < slots)
-        place = (batch * cache_batch + slot * cache_row + head).to(tl.int64) * HEAD
+        place = (slot * cache_row + head).to(tl.int64) * HEAD
         mask = named[:, None] & inside[None, :]
         keys = tl.load(key_cache + place[:, None] + column[None, :], mask=mask, other=0.0)
         values = tl.load(value_cache + place[:, None] + column[None, :], mask=mask, other=0.0)

@@ -165,7 +165,7 @@ def _attend(
     tile = tiling.tiles(capability)[max(tactic, 1) - 1]
     batch, rows, heads, size = query.shape_expr
     kv_heads = key.shape_expr[2].constant_value()
-    shape = Shape(batch, rows, cache_indices.shape_expr[1], key_cache.shape_expr[1], heads.constant_value(), kv_heads)
+    shape = Shape(batch, rows, cache_indices.shape_expr[1], key_cache.shape_expr[0], heads.constant_value(), kv_heads)
     number = Arithmetic(trtp.cdiv, trtp.max)
     kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, splits > 1, block)
     per_split = tiling.tiles_per_split(shape, tile, splits, tiling.PROCESSORS[capability], number)

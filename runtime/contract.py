@@ -3,18 +3,22 @@
     contract = StepContract.from_json(manifest["contract"])
     contract.inputs()   # names, dtypes and axes of every input tensor
 
-Slots are absolute positions: a token's index on the canvas is its RoPE position and its
-row in the key/value cache, and nothing is renumbered when DPad drops tokens. One pure
-graph therefore serves every mode; the modes are data. Symbols of the axes:
+A token's index on the canvas is its RoPE position, and nothing is renumbered when DPad drops tokens. Keys and values
+lie in a pool that all sequences share, a tensor of P slots a layer for each; a step names the slots that a sequence
+attends. One pure graph therefore serves every mode; the modes are data. Symbols of the axes:
 
-    B batch · N canvas length · Q query rows this step · K attended cache rows
-    R decoded rows · T cache slots · G key/value heads · D head size · V vocabulary
+    B sequences · N canvas length · Q query rows this step · K attended slots · R decoded rows
+    P pool slots · G key/value heads · D head size · V vocabulary
+
+A second program decides from the logits, which stay on the device, what the step's own outputs do not say: tokens drawn
+from a tempered and filtered distribution, entropies and margins. Greedy decoding does not run it.
 """
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
+from dpad.runtime.cache import BLOCKS, CACHES
 from dpad.runtime.errors import ManifestError
 
 _INT32 = 2**31 - 1
@@ -37,7 +41,9 @@ class StepContract:
 
     `logit_shift` is 0 where row p predicts position p (LLaDA, SDAR) and 1 where row p-1 predicts
     position p (Dream, Fast-dLLM v2). `block_length` and `window` are the values that compiled engines are
-    tuned for, not limits. `max_batch` and `max_length` (canvas tokens) are limits.
+    tuned for, not limits. `max_batch` (sequences a step) and `max_length` (canvas tokens) are limits.
+    `tempers_confidence`: whether a drawn token's confidence is its probability in the distribution that it was drawn
+    from, as in the authors' code of every family but LLaDA, where it is that in the model's own.
 
     `block_causal`: attention is causal between blocks and full inside one (SDAR, Fast-dLLM v2). Blocks are then
     counted from position 0, the prompt's included, and `block_length` is the model's own. Manifests of other
@@ -57,27 +63,25 @@ class StepContract:
     max_length: int
     block_length: int
     window: int
+    tempers_confidence: bool
     block_causal: bool = False
 
     @property
-    def tempers_confidence(self) -> bool:
-        """Whether a drawn token's confidence is its probability in the distribution that it was drawn from.
-
-        It is in the authors' code of every family but LLaDA, where it is that in the model's own.
-        """
-        return self.family != "llada"
+    def caches(self) -> tuple[str, ...]:
+        """The cache policies that serve the model; see `runtime.cache`."""
+        return (BLOCKS,) if self.block_causal else CACHES
 
     def cache_names(self) -> list[tuple[str, str]]:
         """(key, value) input names a layer."""
         return [(f"key_cache.{i}", f"value_cache.{i}") for i in range(self.layers)]
 
     def new_names(self) -> list[tuple[str, str]]:
-        """(key, value) output names a layer: the rows to write back to the cache."""
+        """(key, value) output names a layer: the new rows, some of which the engine keeps in the pool."""
         return [(f"new_key.{i}", f"new_value.{i}") for i in range(self.layers)]
 
     def inputs(self, dtype: str = "float32") -> list[TensorSpec]:
-        """Input tensors in graph order; `dtype` is that of the caches."""
-        cache = ("B", "T", self.kv_heads, self.head_size)
+        """Input tensors in graph order; `dtype` is that of the pool."""
+        cache = ("P", self.kv_heads, self.head_size)
         return [
             TensorSpec("canvas", "int64", ("B", "N")),
             TensorSpec("gather_indices", "int64", ("B", "Q")),
@@ -87,23 +91,38 @@ class StepContract:
         ]
 
     def outputs(self, dtype: str = "float32") -> list[TensorSpec]:
-        """Output tensors in graph order; `dtype` is that of the new cache rows.
+        """Output tensors in graph order; `dtype` is that of the new rows.
 
-        `confidence` is the softmax probability of `token_ids`; `odds_against` is
-        (1 - p) / p of the same token, which keeps the order of near-certain tokens that
-        float32 would round to p = 1 (the authors compare in float64).
+        `token_ids` are the likeliest tokens, the lower id first; `odds_against` is (1 - p) / p of their softmax
+        probability, which keeps the order of near-certain tokens that float32 would round to p = 1 (the authors
+        compare in float64).
         """
         rows = ("B", "Q", self.kv_heads, self.head_size)
         return [
             TensorSpec("token_ids", "int64", ("B", "R")),
-            TensorSpec("confidence", "float32", ("B", "R")),
             TensorSpec("odds_against", "float32", ("B", "R")),
             TensorSpec("logits", "float32", ("B", "R", self.vocab_size)),
             *(TensorSpec(n, dtype, rows) for pair in self.new_names() for n in pair),
         ]
 
+    def decide_inputs(self) -> list[TensorSpec]:
+        """Inputs of the program that decides, in graph order; see `engines.base.Sampling`."""
+        return [
+            TensorSpec("logits", "float32", ("B", "R", self.vocab_size)),
+            TensorSpec("uniform", "float32", ("B", "R")),
+            TensorSpec("temperature", "float32", ("B",)),
+            TensorSpec("top_k", "int64", ("B",)),
+            TensorSpec("top_p", "float32", ("B",)),
+            TensorSpec("banned", "int64", ("B",)),
+        ]
+
+    def decide_outputs(self) -> list[TensorSpec]:
+        """Outputs of the program that decides, in graph order; see `engines.base.Decisions`."""
+        floats = ("odds_against", "negative_entropy", "margin")
+        return [TensorSpec("token_ids", "int64", ("B", "R")), *(TensorSpec(n, "float32", ("B", "R")) for n in floats)]
+
     def axis_ranges(self) -> dict[str, tuple[int, int]]:
-        """Smallest and largest size of each dynamic axis. K and T may be 0 in ONNX."""
+        """Smallest and largest size of each dynamic axis. K may be 0 in ONNX; P is fixed when an engine opens."""
         length = (1, self.max_length)
         return {
             "B": (1, self.max_batch),
@@ -111,7 +130,7 @@ class StepContract:
             "Q": length,
             "K": (0, self.max_length),
             "R": length,
-            "T": (0, self.max_length),
+            "P": (1, _INT32),
         }
 
     def to_json(self) -> dict[str, Any]:

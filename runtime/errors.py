@@ -2,6 +2,7 @@
 
     DpadError
     ├── InvalidRequest        the caller's prompt or options cannot be served (also a ValueError)
+    ├── QueueFull             too many requests wait already
     ├── AttentionError        inputs that the attention op cannot take (also a ValueError)
     ├── KernelCompileError    a kernel cannot be compiled into what a plain launch runs
     ├── CheckpointError       a model directory cannot be read as one of the families
@@ -18,7 +19,8 @@
     │   └── SymlinkedFile     a link where a plain file must be
     ├── EngineError           an engine failed to open or to run
     │   ├── EngineMismatch    it was built for another machine or another bundle
-    │   └── EngineUnavailable nothing on this machine can run it
+    │   ├── EngineUnavailable nothing on this machine can run it
+    │   └── ModelClosed       the model was closed, before the call or while it ran
     ├── ParityError           an engine disagrees with PyTorch
     ├── MissingExtra          a command needs a package that an extra of this one installs
     └── EvaluationError       a task cannot be run as asked; evaluation/errors.py draws its branch
@@ -34,6 +36,10 @@ from dpad.plugins.errors import KernelCompileError as KernelCompileError
 
 class InvalidRequest(DpadError, ValueError):
     """A prompt or an option that cannot be served; names the value and the limit."""
+
+
+class QueueFull(DpadError):
+    """More requests wait than the queue holds; the same request can be served later."""
 
 
 class CheckpointError(DpadError):
@@ -94,6 +100,10 @@ class EngineMismatch(EngineError):
 
 class EngineUnavailable(EngineError):
     """No engine of the kind asked for can run on this machine; says why."""
+
+
+class ModelClosed(EngineError):
+    """The model was closed, before the call or while it ran."""
 
 
 class ParityError(DpadError):

@@ -6,48 +6,71 @@
 
     for event in model.stream("What is 53 + 34?"):
         event.positions, event.tokens, event.confidences
-        texts = [model.read("What is 53 + 34?", canvas) for canvas in event.canvases]
+    event.generation.text
+    generation = await model.agenerate("What is 53 + 34?")
 
 Options are `preset`, the name of some that the bundle brings, and the fields of `GenerationOptions`.
 Names it does not know are an error.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from contextlib import aclosing, closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, NoReturn, Self, Unpack
+from typing import Any, NamedTuple, NoReturn, Self, Unpack
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dpad.runtime.arguments import listed, reading
-from dpad.runtime.checks import is_integer
-from dpad.runtime.decoding.generate import Events, StepEvent, generate
-from dpad.runtime.decoding.generation import Collector, Generation, Timings
+from dpad.runtime.arguments import reading
+from dpad.runtime.decoding.event import Generation, StepEvent, Timings
 from dpad.runtime.decoding.options import GenerationOptions, Options
+from dpad.runtime.decoding.part import Scheduled
 from dpad.runtime.decoding.presets import read_presets, resolve, served
 from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import WAITING, Outcome, Scheduler
+from dpad.runtime.decoding.sequence import Sequence
+from dpad.runtime.decoding.worker import Worker
 from dpad.runtime.engines.base import Engine
-from dpad.runtime.errors import EngineError, InvalidRequest
-from dpad.runtime.show import counted, shown
+from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed
+from dpad.runtime.show import shown
 from dpad.runtime.text.codec import TextCodec
 
 OnStep = Callable[[StepEvent], None]
+Events = Generator[StepEvent, None, None]  # what may be closed before its end
 _DROPPED = 2  # how much shorter a tokenizer may make a text: spaces between words, accents apart from their letters
+
+
+class _Call(NamedTuple):
+    """A sequence, and when its call began and had its tokens, by `perf_counter`."""
+
+    sequence: Sequence
+    began: float
+    encoded: float
 
 
 class DiffusionModel:
     """An engine with a tokenizer.
 
-    `generate` and `stream` keep no state between calls: each has its own canvas, cache and
-    random generators, so threads may share a model over ONNX Runtime or TensorRT.
+    Calls keep nothing from each other: each request has its own canvas, slots and random generators. Threads and tasks
+    may share a model, and what they ask for at the same time runs in the same passes.
     """
 
-    def __init__(self, engine: Engine, codec: TextCodec | None, presets: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        codec: TextCodec | None,
+        presets: Mapping[str, Any] | None = None,
+        *,
+        max_running: int | None = None,
+        max_waiting: int = WAITING,
+    ) -> None:
+        """`max_running` sequences run together (None: four times what a pass takes), `max_waiting` wait."""
         self.engine = engine
+        self._scheduler = Scheduler(engine, max_running, max_waiting)
+        self._worker = Worker(self._scheduler)
         self._codec = codec
         self.presets = read_presets(presets or {})
         self._closed = False
@@ -134,88 +157,115 @@ class DiffusionModel:
         on_step: OnStep | None = None,
         **options: Unpack[Options],
     ) -> list[Generation]:
-        """Generate for several prompts together; each row gives what it would give alone.
+        """Generate for several prompts together; each gives what it would give alone.
 
-        `on_step` is called with the `StepEvent` of every forward pass.
+        `on_step` is called with the `StepEvent` of every forward pass of each.
         """
         if on_step is not None and not callable(on_step):
             raise InvalidRequest(f"on_step {shown(on_step)} cannot be called; give a function of one StepEvent")
-        began = perf_counter()
-        resolved = self._served(options)
-        requests = self._requests(prompts, raw)
-        encoded = perf_counter()
-        collector = Collector(requests, resolved)
-        for event in self._events(requests, resolved):
-            collector.add(event)
-            if on_step is not None:
-                on_step(event)
-        nfe, commit_steps = collector.totals()
-        ended = perf_counter()
-        engine = collector.refresh + collector.denoise
-        timings = Timings(
-            encoded - began, collector.refresh, collector.denoise, ended - encoded - engine, ended - began
-        )
-        texts = [self.read(request, collector.canvases[row], **options) for row, request in enumerate(requests)]
-        return [
-            Generation(text, ids, collector.canvases[row].copy(), commit_steps[row], int(nfe[row]), timings)
-            for row, (text, ids) in enumerate(texts)
-        ]
+        found: dict[int, Generation] = {}
+        with closing(self._events(self._calls(prompts, raw, options), every=on_step is not None)) as events:
+            for event in events:
+                if event.generation is not None:
+                    found[event.index] = event.generation
+                if on_step is not None:
+                    on_step(event)
+        return [found[index] for index in range(len(found))]
 
     def stream(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> Events:
-        """One `StepEvent` a forward pass, for one prompt.
+        """One `StepEvent` a forward pass, for one prompt; the last one brings the `Generation`.
 
-        The last one brings the canvas, which `read` turns into text. Closing the iterator cancels the passes that
-        are left.
+        Closing the iterator, or dropping it, cancels the passes that are left.
         """
         return self.stream_batch([prompt], raw=raw, **options)
 
     def stream_batch(self, prompts: Prompts, *, raw: bool = False, **options: Unpack[Options]) -> Events:
-        """One `StepEvent` a forward pass, for several prompts together."""
-        resolved = self._served(options)
-        return self._events(self._requests(prompts, raw), resolved)
+        """The `StepEvent`s of several prompts as they come; `index` says of which."""
+        return self._events(self._calls(prompts, raw, options))
 
-    def _events(self, requests: list[Request], resolved: GenerationOptions) -> Events:
-        """Those of `generate`, whose refusals come at once; raises `EngineError` where the model is closed."""
+    async def agenerate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> Generation:
+        """As `generate`, in an event loop; cancelling the task cancels the passes that are left."""
+        async with aclosing(self._events_async(prompt, raw, options, every=False)) as events:
+            async for event in events:
+                if event.generation is not None:
+                    return event.generation
+        raise EngineError(f"{self.engine.name} ended a sequence without a text")
+
+    async def astream(
+        self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]
+    ) -> AsyncGenerator[StepEvent, None]:
+        """As `stream`, in an event loop; cancelling the task cancels the passes that are left."""
+        async with aclosing(self._events_async(prompt, raw, options)) as events:
+            async for event in events:
+                yield event
+
+    def run(self, sequences: Iterable[Scheduled]) -> Generator[Outcome, None, None]:
+        """How each of the caller's own `sequences` ends, an error too, in the order of their ends.
+
+        They are taken from `sequences` as many at a time as may wait. Closing the iterator cancels those that are left.
+        """
+        source = iter(sequences)
+        while given := list(islice(source, max(1, self._scheduler.max_waiting))):
+            with closing(self._worker.outcomes(given, every=False)) as outcomes:
+                yield from outcomes
+
+    def _calls(self, prompts: Prompts, raw: bool, options: Options) -> list[_Call]:
+        """The prompts as sequences, checked: refusals come before any work."""
         self._check_open()
-        return self._while_open(generate(self.engine, requests, resolved))
+        began = perf_counter()
+        contract, resolved = self.engine.contract, self._served(options)
+        resolved.check(contract)
+        requests = self._requests(prompts, raw)
+        if not requests:
+            raise InvalidRequest("a batch of no prompts cannot be served; give at least one prompt")
+        sequences = [Sequence(request, resolved, contract, index) for index, request in enumerate(requests)]
+        for sequence in sequences:
+            self._scheduler.check(sequence)
+        return [_Call(sequence, began, perf_counter()) for sequence in sequences]
 
-    def _while_open(self, events: Events) -> Events:
-        try:
-            with closing(events):
-                for event in events:
-                    yield event
-                    self._check_open()
-        except EngineError:
-            self._check_open()  # by another thread in the middle of a step: the engine is not to blame
-            raise
+    def _events(self, calls: list[_Call], every: bool = True) -> Events:
+        with closing(self._worker.outcomes([call.sequence for call in calls], every)) as outcomes:
+            for outcome in outcomes:
+                yield self._event(calls[outcome.sequence.index], outcome)
+
+    async def _events_async(
+        self, prompt: Prompt, raw: bool, options: Options, every: bool = True
+    ) -> AsyncGenerator[StepEvent, None]:
+        calls = await asyncio.to_thread(self._calls, [prompt], raw, options)  # a long prompt takes its time
+        async with aclosing(self._worker.outcomes_async([call.sequence for call in calls], every)) as outcomes:
+            async for outcome in outcomes:
+                yield self._event(calls[0], outcome)
+
+    def _event(self, call: _Call, outcome: Outcome) -> StepEvent:
+        """The event of a pass, with the text where it was the last; raises what ended the sequence."""
+        if outcome.error is not None:
+            raise outcome.error
+        event: StepEvent = outcome.event
+        return replace(event, generation=self._generation(call)) if outcome.last else event
+
+    def _generation(self, call: _Call) -> Generation:
+        sequence, began, encoded = call
+        ids, total = sequence.token_ids(), sequence.ended - began
+        phases = (encoded - began, sequence.waited, sequence.refresh, sequence.denoise)
+        timings = Timings(*phases, loop=total - sum(phases), total=total)
+        text = self._codec.decode(ids) if self._codec else ""
+        return Generation(text, ids, sequence.canvas, sequence.commit_steps, sequence.nfe, timings)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise EngineError(f"this model over {self.engine.name} is closed; load it again")
+            raise self._closing()
 
-    def read(
-        self, prompt: Prompt, canvas: NDArray[np.int64], *, raw: bool = False, **options: Unpack[Options]
-    ) -> tuple[str, list[int]]:
-        """Generated text and token ids of a finished canvas up to EOS, as `Generation` has them.
-
-        `prompt`, `raw` and `options` are those of the call that wrote the canvas.
-        """
-        request, resolved = self.request(prompt, raw=raw), self._served(options)
-        resolved.check(self.engine.contract)
-        canvas = _checked_canvas(canvas, request.canvas_length(resolved), self.engine.contract.vocab_size)
-        generated = canvas[len(request.prompt_ids) : len(canvas) - len(request.suffix_ids)]
-        eos = resolved.ends_of_text(self.engine.contract.eos_token_id)
-        ends = np.flatnonzero(np.isin(generated, eos))
-        token_ids = generated[: ends[0] if ends.size else None].tolist()
-        return self._codec.decode(token_ids) if self._codec else "", token_ids
+    def _closing(self) -> ModelClosed:
+        return ModelClosed(f"this model over {self.engine.name} is closed; load it again")
 
     def __reduce__(self) -> NoReturn:
         """Raises `InvalidRequest`: an engine is of one process."""
         raise InvalidRequest("a model cannot be pickled or sent to a process; load the bundle in each process")
 
     def close(self) -> None:
-        """Release the engine."""
+        """Release the engine. Requests that run or wait end with `ModelClosed`."""
         self._closed = True
+        self._worker.close(self._closing())
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -225,22 +275,6 @@ class DiffusionModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@reading("a canvas")
-def _checked_canvas(canvas: Any, length: int, vocab_size: int) -> NDArray[np.int64]:
-    """A canvas to read, [length]; raises `InvalidRequest` for what cannot be one of the request that it is read for."""
-    tokens = listed(canvas)
-    if tokens is None or not all(map(is_integer, tokens)):
-        raise InvalidRequest(f"a canvas is a list of token ids, as StepEvent.canvases holds them, not {shown(canvas)}")
-    if len(tokens) != length:
-        raise InvalidRequest(
-            f"a canvas of {counted(len(tokens), 'token')} is not of this prompt and these options, whose canvas has "
-            f"{length}; give those of the call that wrote it"
-        )
-    if wrong := [token for token in tokens if not 0 <= token < vocab_size]:
-        raise InvalidRequest(f"the canvas holds {shown(wrong[0])}, outside the vocabulary of {vocab_size}")
-    return np.asarray(tokens, dtype=np.int64)
 
 
 def tokenizer_directory(bundle_directory: Path) -> Path:

@@ -61,6 +61,11 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object], *, sign: b
     path.write_text(json.dumps({**data, "digest": digest(data)} if sign else data))
 
 
+def deciding(bundle: Bundle) -> tuple[Path, Path]:
+    """The plan that decides beside the first engine of a bundle, and the ONNX file that it is built from."""
+    return bundle.path(bundle.manifest.engines[0].decide), bundle.path(bundle.manifest.decide)
+
+
 def export(source: Path, out: Path, **settings: Any) -> Bundle:
     """Export without parity and without progress; float32 for ONNX Runtime unless told otherwise."""
     return export_bundle(str(source), out, ExportSettings(**settings), Progress())[0]

@@ -11,6 +11,8 @@ decodes never prefers the mask, unless a test asks for it.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import safetensors.torch
 import torch
 
 from dpad.export.step.trace import attach_weights, trace_step
+from dpad.export.step.trace_decide import trace_decide
 from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.models.torch_engine import TorchEngine
 from dpad.runtime.contract import StepContract
@@ -215,15 +218,22 @@ def contract_of(checkpoint: Checkpoint, **changes: Any) -> StepContract:
         "max_length": config.max_length,
         "block_length": config.block_length or 16,
         "window": 32,
+        "tempers_confidence": _MODULES[checkpoint.architecture] != "llada",
         "block_causal": config.block_length > 0,
     }
     return StepContract(**(values | changes))
 
 
+_ANY = StepContract("llada", 1, 1, 1, 8, VOCAB, MASK, EOS, 0, 1, 1, 1, 1, False)
+_decisions = cache(trace_decide)  # tracing takes seconds, and depends on the vocabulary and one flag alone
+
+
 def export_step(directory: Path) -> Path:
-    """Trace the checkpoint's step beside its weights -> `step.onnx`."""
+    """Trace the checkpoint's step beside its weights -> `step.onnx`, and `decide.onnx` beside that."""
     checkpoint = Checkpoint.open(directory)
-    model = trace_step(checkpoint.architecture, checkpoint.config, contract_of(checkpoint), checkpoint.dtype)
+    contract = contract_of(checkpoint)
+    ir.save(_decisions(replace(_ANY, tempers_confidence=contract.tempers_confidence)), directory / "decide.onnx")
+    model = trace_step(checkpoint.architecture, checkpoint.config, contract, checkpoint.dtype)
     attach_weights(model, checkpoint.tensors)
     ir.save(model, directory / "step.onnx")
     return directory / "step.onnx"
@@ -240,7 +250,8 @@ def torch_engine(directory: Path, kind: type[TorchEngine] = TorchEngine) -> Torc
 def onnx_engine(directory: Path, kind: type[OnnxEngine] = OnnxEngine) -> OnnxEngine:
     """ONNX Runtime on a checkpoint whose `step.onnx` was exported; one thread."""
     checkpoint = Checkpoint.open(directory)
-    return kind(directory / "step.onnx", contract_of(checkpoint), checkpoint.dtype, threads=1)
+    files = {"path": directory / "step.onnx", "decide": directory / "decide.onnx"}
+    return kind(**files, contract=contract_of(checkpoint), variant=checkpoint.dtype, threads=1)
 
 
 OPENERS: dict[str, Callable[..., TorchEngine | OnnxEngine]] = {

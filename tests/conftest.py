@@ -79,7 +79,8 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
             edit(weights)
         directory = write_checkpoint(tmp_path_factory.mktemp(family), raw, weights)
         if (family, dtype) in steps:
-            shutil.copyfile(steps[family, dtype], directory / "step.onnx")
+            for name in ("step.onnx", "decide.onnx"):
+                shutil.copyfile(steps[family, dtype].with_name(name), directory / name)
         else:
             steps[family, dtype] = export_step(directory)
         made[key] = directory

@@ -6,12 +6,15 @@
 The engines of `BUCKETS` pad their axes, as compiled ones do.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dpad.models.torch_engine import TorchEngine
-from dpad.runtime.decoding.generate import StepEvent, generate
+from dpad.runtime.decoding import scheduler
+from dpad.runtime.decoding.event import StepEvent
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.onnx import OnnxEngine
 
@@ -25,26 +28,37 @@ class Decoded:
     committed: dict[int, tuple[int, int]] = field(default_factory=dict)  # position -> (block, step)
     confidence: dict[int, float] = field(default_factory=dict)
 
+    def add(self, event: StepEvent) -> None:
+        """Count one more, in order."""
+        self.nfe += 1
+        assert event.nfe == self.nfe
+        for position, confidence in zip(event.positions, event.confidences):
+            assert position not in self.committed, "a position is decided once"
+            self.committed[int(position)] = (event.block, event.step)
+            self.confidence[int(position)] = float(confidence)
 
-def collect(events: list[StepEvent], rows: int) -> list[Decoded]:
-    """What the events say of each row."""
+
+def collect(events: Iterable[StepEvent], rows: int) -> list[Decoded]:
+    """What the events of whole generations say of each row."""
     results = [Decoded() for _ in range(rows)]
     for event in events:
-        for row in event.active:
-            results[row].nfe += 1
-        for row, position, confidence in zip(event.rows, event.positions, event.confidences):
-            assert position not in results[row].committed, "a position is decided once"
-            results[row].committed[int(position)] = (event.block, event.step)
-            results[row].confidence[int(position)] = float(confidence)
-        for row, canvas in zip(event.finished, event.canvases):
-            assert not results[row].tokens, "a row finishes once"
-            results[row].tokens = canvas.tolist()
+        results[event.index].add(event)
+        if event.generation is not None:
+            assert not results[event.index].tokens, "a row finishes once"
+            results[event.index].tokens = event.generation.canvas.tolist()
     return results
 
 
 def run(engine: Engine, requests: list[Request], options: GenerationOptions) -> list[Decoded]:
-    """Decode a batch to its end."""
-    return collect(list(generate(engine, requests, options)), len(requests))
+    """Decode them together, to their ends."""
+    options.check(engine.contract)
+    sequences = [Sequence(request, options, engine.contract, row) for row, request in enumerate(requests)]
+    results = [Decoded() for _ in requests]
+    for sequence, event in scheduler.run(engine, sequences):
+        results[sequence.index].add(event)
+        if event.finished:
+            results[sequence.index].tokens = sequence.canvas.tolist()
+    return results
 
 
 class Buckets:

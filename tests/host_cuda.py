@@ -46,8 +46,9 @@ class _Region:
 class HostDevice(Device):
     """`counts` says how often each method ran; a name in `failing` raises as CUDA would."""
 
-    def __init__(self) -> None:
-        self.stream = 7
+    def __init__(self, memory: int = 4 << 30) -> None:
+        """`memory` is that of a small GPU, in bytes."""
+        self.stream, self.memory = 7, memory
         self.counts: Counter[str] = Counter()
         self.failing: dict[str, int] = {}  # method -> how many calls succeed before it fails
         self.recording: Recording | None = None
@@ -71,6 +72,10 @@ class HostDevice(Device):
         """Nothing to do on a host."""
         if self.closed:
             raise HostFault("the device is used after close")
+
+    def free_memory(self) -> int:
+        """What is not allocated."""
+        return self.memory - self.living()
 
     def alloc(self, size: int) -> int:
         """Aligned host memory, full of garbage."""
@@ -171,12 +176,12 @@ class HostDevice(Device):
         self.queue(lambda: self.view(address, size).fill(value))
 
     def synchronise(self) -> None:
-        """Run what is queued."""
-        self._enter("synchronise")
+        """Run what is queued; what fails is told afterwards, as CUDA does."""
         self._outside_capture("synchronise")
         queue, self.pending = self.pending, []
         for operation in queue:
             operation()
+        self._enter("synchronise")
 
     def begin_capture(self) -> None:
         """Record from here on."""

@@ -1,14 +1,15 @@
 """`HostTrt`: the part of TensorRT's API that the engine uses, over `HostDevice` and ONNX Runtime.
 
-    trt = HostTrt(device, step_onnx, contract, "float32")
-    engine = TrtEngine(trt, plan, contract, "float32", device)
+    trt = HostTrt(device, step_onnx, contract, "float32", decide=(decide_plan, decide_onnx))
+    engine = TrtEngine(trt, plan, contract, "float32", device, decide=decide_plan)
 
 A simulation of hardware and a library that are not there, not a mock of code of ours: an
-execution reads its inputs at the addresses that were bound, runs the very step.onnx in ONNX
-Runtime, and writes its outputs at their addresses. Whatever TensorRT documents as an error
-or as undefined is a `HostFault`: shapes outside the active profile, a missing or unaligned
-address, outputs that overlap inputs, activation memory that was not set, capturing before
-the shapes have settled, changing a context whose recording is still launched.
+execution reads its inputs at the addresses that were bound, runs the very step.onnx (or
+decide.onnx, for that plan) in ONNX Runtime, and writes its outputs at their addresses.
+Whatever TensorRT documents as an error or as undefined is a `HostFault`: shapes outside the
+active profile, a missing or unaligned address, outputs that overlap inputs, activation memory
+that was not set, capturing before the shapes have settled, changing a context whose recording
+is still launched.
 """
 
 import enum
@@ -26,7 +27,7 @@ from host_cuda import GARBAGE, HostDevice, HostFault
 
 from dpad.export.engines.plan import profiles
 from dpad.models.checkpoint.checkpoint import Checkpoint
-from dpad.runtime.contract import StepContract
+from dpad.runtime.contract import StepContract, TensorSpec
 from dpad.runtime.engines.bfloat16 import from_bits, to_bits
 from dpad.runtime.engines.gpu.device import ALIGNMENT
 from dpad.runtime.engines.tensorrt.engine import TrtEngine
@@ -53,20 +54,33 @@ class HostTrt:
     ILogger, DataType, TensorIOMode, ExecutionContextAllocationStrategy = Logger, Kind, Mode, Strategy
 
     def __init__(
-        self, device: HostDevice, step: Path, contract: StepContract, dtype: str = "float32", *, rtx: bool = False
+        self,
+        device: HostDevice,
+        step: Path,
+        contract: StepContract,
+        dtype: str = "float32",
+        *,
+        rtx: bool = False,
+        decide: tuple[Path, Path] | None = None,
     ) -> None:
+        """`decide` is the plan that is known by its bytes, and the ONNX file that it stands for."""
         self.__name__ = "tensorrt_rtx" if rtx else "tensorrt"
         self.device, self.contract, self.dtype, self.rtx = device, contract, dtype, rtx
         self.counts: Counter[str] = Counter()
+        self.most_contexts = 99  # for which there is memory
         self.stripped = False
         self.missing: list[str] = []  # weights that a refit does not find
         self.refitted_from: list[str] = []
         self.validity = (Validity.VALID, 0)
         self.kernels: list[bytes] = []  # what was loaded into the kernel cache
         self.configs: list[Any] = []
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(step, options, providers=["CPUExecutionProvider"])
+        ranges = list(profiles(contract).values())
+        self.program = Program(step, contract.inputs(dtype), contract.outputs(dtype), ranges)
+        self.deciding: dict[bytes, Program] = {}
+        if decide is not None:
+            plan, onnx = decide
+            specs = contract.decide_inputs(), contract.decide_outputs()
+            self.deciding[plan.read_bytes()] = Program(onnx, *specs, ranges[:1])
         if rtx:
             self.CudaGraphStrategy, self.EngineValidity = GraphStrategy, Validity
             self.EngineInvalidityDiagnostics = Diagnostics
@@ -80,7 +94,7 @@ class HostTrt:
             if bytes(plan[:6]) == b"broken":
                 logger.log(Logger.ERROR, "simulated: the plan has a bad magic number")
                 return None
-            return HostEngine(self, logger)
+            return HostEngine(self, logger, self.deciding.get(bytes(plan), self.program))
 
         runtime.deserialize_cuda_engine = deserialize
         if self.rtx:
@@ -106,19 +120,29 @@ class HostTrt:
         return SimpleNamespace(refit_from_file=refit, num_errors=1, get_error=lambda i: "simulated parser error")
 
 
+class Program:
+    """What a plan was built from: an ONNX file, its tensors, and the ranges of its axes in each profile."""
+
+    def __init__(self, onnx: Path, inputs: list[TensorSpec], outputs: list[TensorSpec], ranges: list[Any]) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        self.inputs, self.outputs, self.ranges = inputs, outputs, ranges
+
+
 class HostEngine:
     """`ICudaEngine` with the profiles that the builder would give it."""
 
     device_memory_size_v2 = ACTIVATION_BYTES
-    num_optimization_profiles = 2
 
-    def __init__(self, trt: HostTrt, logger: Any) -> None:
-        self.trt, self.logger, self.complete = trt, logger, not trt.stripped
-        self.inputs = {spec.name: spec for spec in trt.contract.inputs(trt.dtype)}
-        self.outputs = {spec.name: spec for spec in trt.contract.outputs(trt.dtype)}
+    def __init__(self, trt: HostTrt, logger: Any, program: Program) -> None:
+        self.trt, self.logger, self.session = trt, logger, program.session
+        self.complete = not (trt.stripped and program is trt.program)
+        self.inputs = {spec.name: spec for spec in program.inputs}
+        self.outputs = {spec.name: spec for spec in program.outputs}
         self.names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self.names)
-        self.ranges = list(profiles(trt.contract).values())
+        self.ranges, self.num_optimization_profiles = program.ranges, len(program.ranges)
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -144,11 +168,14 @@ class HostEngine:
         self.trt.configs.append(config)
         return config
 
-    def create_execution_context(self, strategy: Any = None, runtime_config: Any = None) -> "HostContext":
+    def create_execution_context(self, strategy: Any = None, runtime_config: Any = None) -> "HostContext | None":
         """`IExecutionContext`; only the user-managed kind is simulated."""
         if (runtime_config.strategy if runtime_config else strategy) is not Strategy.USER_MANAGED:
             raise HostFault("a context would allocate activation memory of its own")
         self.trt.counts["contexts"] += 1
+        if self.trt.counts["contexts"] > self.trt.most_contexts:
+            self.logger.log(Logger.ERROR, "simulated: no memory")
+            return None
         return HostContext(self)
 
 
@@ -215,7 +242,7 @@ class HostContext:
         return True
 
     def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
-        trt, engine = self.engine.trt, self.engine
+        engine = self.engine
         sizes = {a: n for name, spec in engine.inputs.items() for a, n in zip(spec.axes, shapes[name])}
         for name, spec in engine.inputs.items():
             if any(isinstance(a, str) and sizes[a] != n for a, n in zip(spec.axes, shapes[name])):
@@ -234,7 +261,7 @@ class HostContext:
         feed = {name: self._tensor(name, addresses[name], shapes[name]).copy() for name in engine.inputs}
         feed = {name: from_bits(a) if a.dtype == np.uint16 else a for name, a in feed.items()}
         self.device.view(*self.memory).fill(GARBAGE)
-        for name, value in zip(engine.outputs, trt.session.run(list(engine.outputs), feed)):
+        for name, value in zip(engine.outputs, engine.session.run(list(engine.outputs), feed)):
             target = self._tensor(name, addresses[name], shapes[name])
             np.copyto(target, to_bits(value) if target.dtype == np.uint16 else value)
 
@@ -251,13 +278,20 @@ class HostContext:
 
 
 @contextmanager
-def opened(directory: Path, rtx: bool = False, **settings: Any) -> Iterator[TrtEngine]:
-    """The engine of a checkpoint over simulated hardware; afterwards everything must be free again."""
+def opened(
+    directory: Path, rtx: bool = False, decides: bool = True, memory: int | None = None, **settings: Any
+) -> Iterator[TrtEngine]:
+    """The engine of a checkpoint over simulated hardware; afterwards everything must be free again.
+
+    `memory` is that of the device; `decides`: whether there is a plan that draws and filters.
+    """
     contract = contract_of(Checkpoint.open(directory))
-    device = HostDevice()
-    trt = HostTrt(device, directory / "step.onnx", contract, rtx=rtx)
-    plan = directory / "host.plan"
+    device = HostDevice() if memory is None else HostDevice(memory)
+    plan, decide = directory / "host.plan", directory / "decide.plan"
     plan.write_bytes(b"a plan of the simulation")
+    decide.write_bytes(b"a plan that decides")
+    trt = HostTrt(device, directory / "step.onnx", contract, rtx=rtx, decide=(decide, directory / "decide.onnx"))
+    settings |= {"decide": decide} if decides else {}
     with TrtEngine(trt, plan, contract, "float32", device, **settings) as engine:
         engine.simulation, engine.hardware = trt, device  # type: ignore[attr-defined]
         yield engine

@@ -1,5 +1,6 @@
 """Random calls of the public interface and random command lines: a result or an error of this package, always."""
 
+import asyncio
 import io
 import random
 from collections import UserDict, deque
@@ -190,7 +191,8 @@ def some_call(model: DiffusionModel, bundle: Path, pool: list[Any], rng: random.
         "generate_batch": lambda: model.generate_batch(rng.choice([[prompt(), prompt()], nasty()]), **options()),
         "stream": lambda: list(model.stream(prompt(), **options())),
         "stream_batch": lambda: list(model.stream_batch(rng.choice([[prompt()], nasty()]), **options())),
-        "read": lambda: model.read(prompt(), nasty(), **options()),
+        "agenerate": lambda: asyncio.run(model.agenerate(prompt(), raw=rng.choice([False, nasty()]), **options())),
+        "limits": lambda: [DiffusionModel(model.engine, None, max_running=nasty(), max_waiting=nasty())],
         "request": lambda: model.request(prompt(), suffix=rng.choice([None, "w5", nasty()])),
         "on_step": lambda: model.generate([5], on_step=rng.choice([None, 5, "len", [], deep()]), gen_length=32),
         "options": lambda: model.options(**options()),
@@ -201,7 +203,9 @@ def some_call(model: DiffusionModel, bundle: Path, pool: list[Any], rng: random.
         "Uniform": lambda: Uniform(nasty(), nasty()).check(64, 32),
         "Request": lambda: model.generate(Request(nasty(), nasty(), nasty(), nasty()), gen_length=32),
         "Request of ids": lambda: model.generate(Request((5, 6), (), None, nasty()), gen_length=64),
-        "load": lambda: dpad.load(rng.choice([bundle, nasty()]), **{rng.choice(["engine", "threads", "x"]): nasty()}),
+        "load": lambda: dpad.load(
+            rng.choice([bundle, nasty()]), **{rng.choice(["engine", "threads", "slots", "x"]): nasty()}
+        ),
         "verify": lambda: dpad.load(bundle, engine="none", verify_hashes=nasty()),
         "unknown": lambda: model.generate([5], **{str(rng.choice(["top", "\x1b", "seed ", "K" * 9999])): nasty()}),
         "encode": lambda: codec.encode(rng.choice(["w5", "\ud800", "", "\0" * 99])),

@@ -43,8 +43,8 @@ def naive(inputs: Inputs, scale: float, block: int = 0) -> Array:
             for q in range(rows):
                 place = inputs["gather_indices"][b]
                 seen = [r for r in new if not block or place[q] < 0 or place[r] < (place[q] // block + 1) * block]
-                keys = [inputs["key_cache"][b, s, g] for s in cached] + [inputs["key"][b, r, g] for r in seen]
-                values = [inputs["value_cache"][b, s, g] for s in cached] + [inputs["value"][b, r, g] for r in seen]
+                keys = [inputs["key_cache"][s, g] for s in cached] + [inputs["key"][b, r, g] for r in seen]
+                values = [inputs["value_cache"][s, g] for s in cached] + [inputs["value"][b, r, g] for r in seen]
                 scores = np.array([np.dot(query[b, q, h], k.astype(np.float64)) * scale for k in keys])
                 weights = np.exp(scores - scores.max())
                 out[b, q, h] = sum(w * v.astype(np.float64) for w, v in zip(weights / weights.sum(), values))
@@ -58,20 +58,21 @@ def run_torch(inputs: Inputs, scale: float, block: int = 0) -> Array:
 
 @cache
 def session(scale: float, dtype: int, block: int) -> ort.InferenceSession:
-    """A model of the one node, with its function body."""
+    """A model of the two nodes, with their function bodies."""
     onnx_face.register_schema()
-    axes = {"query": "BQHD", "key": "BQGD", "value": "BQGD", "key_cache": "BTGD", "value_cache": "BTGD"}
+    axes = {"query": "BQHD", "key": "BQGD", "value": "BQGD", "key_cache": "PGD", "value_cache": "PGD"}
     values = [helper.make_tensor_value_info(name, dtype, list(shape)) for name, shape in axes.items()]
     values += [helper.make_tensor_value_info(n, TensorProto.INT64, ["B", s]) for n, s in zip(INDICES, "KQ")]
-    names = [value.name for value in values]
-    node = helper.make_node(onnx_face.OP_TYPE, names, ["output"], domain=onnx_face.DOMAIN, scale=scale)
-    if block:
-        node.attribute.append(helper.make_attribute("block", block))
+    shared, blocks = ["slots", "mask", "anything"], {"block": block} if block else {}
+    nodes = [
+        helper.make_node(onnx_face.MASK_TYPE, INDICES, shared, domain=onnx_face.DOMAIN, **blocks),
+        helper.make_node(onnx_face.OP_TYPE, [*axes, *shared], ["output"], domain=onnx_face.DOMAIN, scale=scale),
+    ]
     output = helper.make_tensor_value_info("output", dtype, list("BQHD"))
     model = helper.make_model(
-        helper.make_graph([node], "op", values, [output]),
+        helper.make_graph(nodes, "op", values, [output]),
         opset_imports=[helper.make_opsetid("", onnx_face.OPSET), helper.make_opsetid(onnx_face.DOMAIN, 1)],
-        functions=[onnx_face.function_proto(block_causal=block > 0)],
+        functions=onnx_face.function_protos(block_causal=block > 0),
         ir_version=11,
     )
     onnx.checker.check_model(model, full_check=True)
@@ -104,10 +105,10 @@ def random_inputs(
     group: int = 2,
     size: int = 32,
 ) -> Inputs:
-    """Random rows; unequal pads a batch row; slots in any order; H = heads, G = heads / group."""
+    """Random rows; unequal pads a sequence; slots in any order, shared or not; H = heads, G = heads / group."""
     rng = np.random.default_rng(seed)
     kv = heads // group
-    shapes = [(batch, rows, heads, size)] + [(batch, rows, kv, size)] * 2 + [(batch, slots, kv, size)] * 2
+    shapes = [(batch, rows, heads, size)] + [(batch, rows, kv, size)] * 2 + [(slots, kv, size)] * 2
     inputs: Inputs = {n: rng.standard_normal(s).astype(np.float32) for n, s in zip(FLOATS, shapes)}
     cached = min(cached, slots)
     cache_indices = np.full((batch, cached), -1)
@@ -128,7 +129,7 @@ def random_inputs(
     batch=st.integers(1, 3),
     rows=st.integers(1, 7),
     cached=st.integers(0, 6),
-    slots=st.integers(0, 9),
+    slots=st.integers(1, 9),
     kv_heads=st.integers(1, 3),
     group=st.sampled_from([1, 2, 4]),
     size=st.sampled_from([32, 64, 96, 128]),
@@ -136,7 +137,7 @@ def random_inputs(
 def test_agrees_with_the_loop(
     face: str, seed: int, batch: int, rows: int, cached: int, slots: int, kv_heads: int, group: int, size: int
 ) -> None:
-    """Fails for wrong gathering, masking, grouping or scaling at any shape, K = 0 and T = 0 included."""
+    """Fails for wrong gathering, masking, grouping or scaling at any shape, K = 0 and P = 1 included."""
     inputs = random_inputs(seed, batch, rows, cached, slots, kv_heads * group, group, size)
     out = FACES[face](inputs, 0.125)
     assert out.dtype == np.float32 and out.shape == inputs["query"].shape
@@ -180,11 +181,11 @@ def test_a_row_with_nothing_to_attend_gives_zero(face: str) -> None:
 
 @each_face
 def test_unequal_rows_do_not_mix(face: str) -> None:
-    """Fails if a batch row reads another's cache: each row alone gives the same."""
+    """Fails if a sequence attends another's slots or new rows: each alone, in the same pool, gives the same."""
     inputs = random_inputs(3, batch=3)
     together = FACES[face](inputs, 0.2)
     for b in range(3):
-        alone = FACES[face]({name: array[b : b + 1] for name, array in inputs.items()}, 0.2)
+        alone = FACES[face]({n: a if "_cache" in n else a[b : b + 1] for n, a in inputs.items()}, 0.2)
         np.testing.assert_allclose(alone[0], together[b], atol=1e-6)
 
 
@@ -193,11 +194,10 @@ def test_unequal_rows_do_not_mix(face: str) -> None:
 def test_unnamed_slots_are_never_read(face: str, poison: float) -> None:
     """Fails if a cache slot that no index names reaches the result."""
     inputs = random_inputs(4)
-    inputs["cache_indices"][:] = [0, 3, 5, 8]
+    inputs["cache_indices"][:] = [[0, 3, 5, 8], [2, 3, 8, 0]]
     clean = FACES[face](inputs, 0.2)
-    for b in range(2):
-        unnamed = [1, 2, 4, 6, 7]
-        inputs["key_cache"][b, unnamed] = inputs["value_cache"][b, unnamed] = poison
+    unnamed = [1, 4, 6, 7]
+    inputs["key_cache"][unnamed] = inputs["value_cache"][unnamed] = poison
     np.testing.assert_array_equal(FACES[face](inputs, 0.2), clean)
 
 
@@ -208,10 +208,9 @@ def test_a_pad_weighs_nothing(face: str, poison: float) -> None:
     inputs = random_inputs(5)
     inputs["cache_indices"][:] = [[3, -1, 5, -1], [-1, -1, -1, 8]]
     expected = naive(inputs, 0.2)
-    for b, named in enumerate(([3, 5], [8])):
-        unnamed = [slot for slot in range(1, 9) if slot not in named]
-        inputs["key_cache"][b, unnamed] = inputs["value_cache"][b, unnamed] = poison
-        inputs["key_cache"][b, 0] = inputs["value_cache"][b, 0] = 1e30
+    unnamed = [slot for slot in range(1, 9) if slot not in (3, 5, 8)]
+    inputs["key_cache"][unnamed] = inputs["value_cache"][unnamed] = poison
+    inputs["key_cache"][0] = inputs["value_cache"][0] = 1e30
     np.testing.assert_allclose(FACES[face](inputs, 0.2), expected, atol=2e-6)
 
 
@@ -281,6 +280,6 @@ def test_opcheck() -> None:
 
 def test_the_function_body_is_standard_onnx() -> None:
     """Fails if the body needs an operator that a runtime without custom code does not have."""
-    function = onnx_face.function_proto()
-    assert {node.domain for node in function.node} <= {""}
-    assert all(onnx.defs.has(node.op_type) for node in function.node)
+    for function in onnx_face.function_protos(block_causal=True):
+        assert {node.domain for node in function.node} <= {""}
+        assert all(onnx.defs.has(node.op_type) for node in function.node)

@@ -1,6 +1,7 @@
 """A row decodes the same alone, in a batch, on padded axes, and beside another request."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,11 @@ from checkpoints import FAMILIES, MASK, OPENERS, VOCAB, Weights, onnx_engine
 from decoding import BUCKETS, collect, run
 
 from dpad.runtime.cache import CACHES
-from dpad.runtime.decoding.generate import StepEvent, generate
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import decode
 from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, Uniform
-from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import EngineError, InvalidRequest
 
 GEN, BLOCK = 48, 16
@@ -72,25 +73,6 @@ def test_unequal_rows_are_as_alone(engine_of: Any, engine: str, family: str, cac
 
 
 @each_engine
-@each_cache
-def test_rows_that_wait_are_not_computed(
-    engine_of: Any, engine: str, cache_mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fails if rows whose block is finished are computed on until the last row of the batch is."""
-    opened, sizes = engine_of(engine, "llada"), []
-
-    def step(inputs: StepInputs, cache: Any, step: Any = opened.step) -> StepOutputs:
-        sizes.append(len(inputs.canvas))
-        outputs: StepOutputs = step(inputs, cache)
-        return outputs
-
-    monkeypatch.setattr(opened, "step", step)
-    events = list(generate(opened, UNEQUAL, options_for(cache_mode)))
-    assert min(sizes) < len(UNEQUAL)
-    assert all(len(event.active) > 0.75 * size for event, size in zip(events, sizes, strict=True))
-
-
-@each_engine
 @each_family
 @each_cache
 def test_a_row_that_ends_early_leaves_the_others(engine_of: Any, engine: str, family: str, cache_mode: str) -> None:
@@ -129,16 +111,11 @@ def test_interleaved_requests_do_not_meet(engine_of: Any, engine: str, family: s
     options = options_for(cache_mode, temperature=0.5)
     pairs = [UNEQUAL[:2], UNEQUAL[2:]]
     alone = [run(opened, requests, options) for requests in pairs]
-    streams = [generate(opened, requests, options) for requests in pairs]
-    events: list[list[StepEvent]] = [[], []]
-    while any(streams):
-        for side, stream in enumerate(streams):
-            if stream is not None and (event := next(stream, None)) is not None:
-                events[side].append(event)
-            else:
-                streams[side] = None  # type: ignore[call-overload]
+    streams = [decode(opened, requests, options) for requests in pairs]
+    events = [[event for event in side if event] for side in zip(*zip_longest(*streams), strict=True)]
     for side in range(2):
-        assert [r.tokens for r in collect(events[side], 2)] == [r.tokens for r in alone[side]]
+        assert [r.committed for r in collect(events[side], 2)] == [r.committed for r in alone[side]]
+        assert [r.confidence for r in collect(events[side], 2)] == [r.confidence for r in alone[side]]
 
 
 def favour_mask(weights: Weights) -> None:
@@ -163,14 +140,11 @@ def test_a_mask_that_predicts_itself(
     """Fails if a model that writes the mask id hangs the loop, leaves a mask, or disturbs its neighbours."""
     opened = engine_of(engine, family, edit=favour_mask)
     options = options_for(cache_mode, **changes)
-    events = []
-    for event in generate(opened, UNEQUAL, options):
-        events.append(event)
-        assert len(events) <= 2 * GEN + GEN, "at most one useless pass for each useful one"
-        assert MASK not in event.tokens
-    assert any(len(event.tokens) == 0 or len(set(event.rows)) < len(event.active) for event in events), "never stuck"
-    rows = collect(events, len(UNEQUAL))
-    assert all(row.tokens and MASK not in row.tokens for row in rows)
+    events = list(islice(decode(opened, UNEQUAL, options), len(UNEQUAL) * 2 * GEN + 1))
+    assert len(events) <= len(UNEQUAL) * 2 * GEN, "at most one useless pass for each useful one"
+    assert not any(MASK in event.tokens for event in events)
+    assert any(len(event.tokens) == 0 for event in events), "never stuck"
+    assert all(row.tokens and MASK not in row.tokens for row in run(opened, UNEQUAL, options))
     assert_rows_are_as_alone(opened, UNEQUAL, options)
 
 
@@ -241,8 +215,6 @@ def test_refusals_come_before_any_work(engine_of: Any, engine: str) -> None:
     opened = engine_of(engine, "llada")
     good = Request(prompt(1, 6))
     for requests, options, words in [
-        ([], options_for("none"), "0"),
-        ([good] * 5, options_for("none"), "5"),
         ([good, Request((1, MASK, 2))], options_for("none"), str(MASK)),
         ([good, Request(prompt(1, 6), suffix_ids=(VOCAB,))], options_for("none"), str(VOCAB)),
         ([good, Request(prompt(1, 465))], options_for("none"), "513"),
@@ -251,7 +223,7 @@ def test_refusals_come_before_any_work(engine_of: Any, engine: str) -> None:
         ([good], options_for("none", schedule=Explicit(((0, 40), (), ()))), "40"),
     ]:
         with pytest.raises(InvalidRequest, match=words):
-            generate(opened, requests, options)
+            decode(opened, requests, options)
     assert run(opened, [Request(prompt(1, 464))], options_for("none", threshold=0.0))[0].nfe == 3
 
 

@@ -1,7 +1,6 @@
 """The benchmarks of `make bench`, tried at small sizes: what they write, never how long it took."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import batching  # noqa: E402
-import growth  # noqa: E402
 import loop_overhead  # noqa: E402
-import measure  # noqa: E402
 import plots  # noqa: E402
 import sampling  # noqa: E402
 import step_floor  # noqa: E402
 import tables  # noqa: E402
 from dpad.models.checkpoint.checkpoint import parse_config  # noqa: E402
-from dpad.runtime.contract import StepContract  # noqa: E402
 
 COMMANDS = {
     "step_floor": (step_floor.main, "--rows 32 --rows 128 --cached 40 --threads 1 --rounds 1 --repeat 1"),
-    "growth": (
-        growth.main,
-        "--prompt 32 --length 96 --length 256 --batch 2 --batch-length 96 --threads 1 --rounds 1",
+    "batching": (
+        batching.main,
+        "--size 2 --size 3 --width 0 --width 1000000 --requests 5 --gen-length 64 --threads 1 --rounds 1",
     ),
-    "batching": (batching.main, "--size 2 --size 3 --requests 5 --gen-length 64 --threads 1 --rounds 1"),
     "loop_overhead": (loop_overhead.main, "--gen-length 32 --threads 1 --rounds 1"),
 }
 COMMON = {"benchmark", "machine", "model", "weights_sha256", "engine", "dtype", "rounds"}
@@ -111,91 +106,85 @@ def test_the_floor_multiplies_by_every_weight(tmp_path: Path, family: str) -> No
     assert with_onnx[f"heads {last}"].size == 6 * config.heads * config.head_size
 
 
-def test_growth(folder: Path) -> None:
-    """Fails if a point is lost, DPad's rows grow with the canvas, or the cache is not what the contract says."""
-    found = document(folder, "growth")
-    assert found["skipped"] == [] and found["threads"] == 1
-    points = {(p["axis"], p["method"], p["length"], p["batch"]): p for p in found["points"]}
-    assert len(points) == len(found["points"]) == 3 * 3
-    vanilla, dual = points["length", "vanilla", 256, 1], points["length", "dpad-dual", 256, 1]
-    assert (vanilla["query_rows"], vanilla["cached_rows"], vanilla["cache_mib"]) == (256, 0, 0)
-    kept = points["length", "dpad", 256, 1]["query_rows"]
-    assert kept < 200
-    assert (dual["query_rows"], dual["cached_rows"]) == (32, kept - 32)
-    assert dual["cache_mib"] * 2**20 == pytest.approx(2 * 2 * kept * 1 * 64 * 4, rel=1e-3)
-    for point in found["points"]:
-        base = points[point["axis"], "vanilla", point["length"], point["batch"]]
-        ratio = base["step_ms"]["median"] / point["step_ms"]["median"]
-        assert point["vanilla_over_this"]["median"] == pytest.approx(ratio, rel=2e-3)
-        assert point["memory_mib"] >= 0
-
-
-def test_growth_tells_what_it_skips(bundle: Path) -> None:
-    """Fails if a point that would take too long is measured, or left out without a word."""
-    found = run(
-        growth.main,
-        f"--bundle {bundle} --prompt 32 --length 64 --length 128 --batch 1 --batch-length 64 --rounds 1 --limit 1e-9",
-    )
-    assert {p["length"] for p in found["points"]} == {64}
-    assert [(p["method"], p["length"]) for p in found["skipped"]] == [(name, 128) for name in growth.METHODS]
-    assert all("over the limit" in p["reason"] for p in found["skipped"])
-
-
-def test_cache_bytes() -> None:
-    """Fails if the size of keys and values is computed wrongly: two tensors a layer."""
-    contract = StepContract("llada", 5, 8, 2, 64, 640, 5, 1, 0, 4, 1024, 32, 256)
-    assert growth.cache_bytes(contract, batch=3, rows=100, dtype="float16") == 2 * 5 * 3 * 100 * 2 * 64 * 2
-
-
 def test_batching(folder: Path) -> None:
-    """Fails if a batch changes a token, or padding is not counted where prompts are unequal."""
+    """Fails if company changes a token, padding is not counted where prompts are unequal, or a way is missing."""
     found = document(folder, "batching")
-    assert found["mismatches"] == 0 and len(found["prompt_tokens"]) == 5
-    assert len(set(found["prompt_tokens"])) > 1
-    assert [batch["size"] for batch in found["batches"]] == [1, 2, 3]
-    one, *larger = found["batches"]
-    assert one["padded_query_rows"] == one["waiting_canvases"] == 0
-    assert all(0 < batch["padded_query_rows"] < 1 and 0 <= batch["waiting_canvases"] < 1 for batch in larger)
-    for batch in found["batches"]:
-        seconds = batch["s_per_sample"]["median"]
-        assert batch["tokens_per_s"]["median"] == pytest.approx(found["tokens"] / 5 / seconds, rel=2e-3)
-        assert batch["times_one_by_one"]["median"] == pytest.approx(one["s_per_sample"]["median"] / seconds, rel=2e-3)
+    assert found["mismatches"] == 0 and len(set(found["prompt_tokens"])) > 1
+    widths = list(dict.fromkeys((found["ways"][0]["pass_rows"], 0, 10**6)))
+    tried = [(way["running"], way["pass_rows"]) for way in found["ways"]]
+    assert tried == [(1, widths[0]), *((size, width) for size in (2, 3) for width in widths)]
+    one = found["ways"][0]
+    assert one["padded_query_rows"] == 0 and one["sequences_a_pass"] == 1
+    for way in found["ways"]:
+        seconds = way["s_per_sample"]["median"]
+        assert way["tokens_per_s"]["median"] == pytest.approx(way["tokens"] / 5 / seconds, rel=2e-3)
+        assert way["times_one_by_one"]["median"] == pytest.approx(one["s_per_sample"]["median"] / seconds, rel=2e-3)
+        if way["pass_rows"] == 10**6:
+            assert 0 < way["padded_query_rows"] < 1 and way["passes"] < one["passes"]
+        if way["pass_rows"] == 0:
+            assert way["padded_query_rows"] == 0
+
+
+def test_the_fit_finds_what_steps_are_made_of() -> None:
+    """Fails if costs are ascribed to the wrong axis, or one comes out below nothing."""
+
+    def steps(fixed: float, row: float, slot: float) -> list[dict[str, Any]]:
+        shapes = [(b, q, k) for b in (1, 2, 4) for q in (16, 64, 256) for k in (0, 512)]
+        return [
+            {"batch": b, "queries": q, "cached": k, "step_ms": {"median": fixed + row * b * q + slot * b * k}}
+            for b, q, k in shapes
+        ]
+
+    found = batching.fit(steps(3.0, 0.01, 0.0005))
+    assert (found["fixed_ms"], found["row_us"], found["slot_us"]) == pytest.approx((3.0, 10.0, 0.5), rel=1e-3)
+    assert (found["pass_rows"], found["slots_a_row"]) == (300, 20) and found["off_most"] < 1e-3
+    free = batching.fit(steps(-0.05, 0.01, 0.0))
+    assert free["fixed_ms"] == free["pass_rows"] == 0 and free["row_us"] > 0
 
 
 def test_batching_counts_and_tells_tokens_that_differ(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a batch could change tokens unnoticed."""
+    """Fails if company could change tokens unnoticed."""
     right = batching.decode
 
-    def wrong(model: Any, requests: Any, size: int, options: Any) -> Any:
-        seconds, results = right(model, requests, size, options)
-        if size > 1:
+    def wrong(engine: Any, requests: Any, options: Any, running: int, width: int) -> Any:
+        seconds, results, facts = right(engine, requests, options, running, width)
+        if running > 1:
             results[1].canvas[-1] += 1
-        return seconds, results
+        return seconds, results, facts
 
     monkeypatch.setattr(batching, "decode", wrong)
-    options = f"--bundle {bundle} --size 2 --requests 2 --gen-length 32 --threads 1 --rounds 2"
+    monkeypatch.setattr(batching, "QUERIES", (16, 32))
+    options = f"--bundle {bundle} --size 2 --width 0 --requests 2 --gen-length 32 --threads 1 --rounds 2"
     ran = CliRunner().invoke(batching.main, options.split())
-    assert ran.exit_code == 1 and "2 tokens differ" in ran.stderr
-    assert json.loads(ran.stdout.splitlines()[-1])["mismatches"] == 2
+    assert ran.exit_code == 1 and "differ between requests together" in ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["mismatches"] == 2 * (len(found["ways"]) - 1)
 
 
 def test_loop_overhead(folder: Path) -> None:
-    """Fails if a cache mode is missing or the goal is judged by other numbers than those reported."""
+    """Fails if a way is missing, or the goal is judged by other numbers than those reported."""
     found = document(folder, "loop_overhead")
-    assert [result["cache"] for result in found["results"]] == ["none", "prefix", "dual", "extend"]
+    assert [result["way"] for result in found["results"]] == list(loop_overhead.WAYS)
     assert all(result["overhead"]["median"] == result["overhead_worst"] > 0 for result in found["results"])
-    assert all(result["loop_alone_us"]["median"] > 0 for result in found["results"])
-    assert found["goal"]["met"] is all(result["overhead"]["median"] < loop_overhead.GOAL for result in found["results"])
+    for result in found["results"]:
+        assert result["outside_us"]["median"] > result["loop_us"]["median"] > 0
+        assert result["outside_alone_us"]["median"] > 0
+        assert result["below"] == (0.05 if result["way"] in ("none", "prefix", "dual", "extend") else 0.15)
+    assert found["goal"]["met"] is all(one["overhead"]["median"] <= one["below"] for one in found["results"])
 
 
-def test_sampling(folder: Path) -> None:
-    """Fails if a decoder or a vocabulary is missing, or what is chosen from is not what decoders see."""
-    found = run(sampling.main, f"--rows 2 --rounds 1 --out {folder / 'sampling.json'}")
+def test_sampling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a setting or a vocabulary is missing, or the program does not take what a setting asks for."""
+    narrow = {"vocab_size": 6000, "mask_token_id": 5, "eos_token_id": 1}
+    small = {"dream": sampling.FAMILIES["dream"] | narrow}
+    monkeypatch.setattr(sampling, "FAMILIES", small)
+    found = run(sampling.main, f"--rows 2 --rounds 1 --threads 1 --out {folder / 'sampling.json'}")
     told = [(one["vocabulary"], one["setting"]) for one in found["results"]]
-    assert told == [(size, name) for size in sampling.VOCABULARIES.values() for name in sampling.SETTINGS]
-    assert all(one["choose_ms"]["median"] > 0 for one in found["results"])
-    outputs = sampling.outputs_of(32, 5000, seed=1)
-    assert outputs.confidence.min() < 0.5 < 0.9 < outputs.confidence.max()
+    assert told == [(6000, name) for name in sampling.SETTINGS]
+    assert all(one["decide_ms"]["median"] > 0 for one in found["results"])
+    logits = sampling.logits_of(32, 5000, seed=1)
+    odds = 1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
+    assert odds.min() < 0.5 < 0.9 < odds.max()
 
 
 def test_results_as_tables(folder: Path) -> None:
@@ -205,7 +194,7 @@ def test_results_as_tables(folder: Path) -> None:
     text = (folder / "results.md").read_text()
     for name in COMMANDS:
         assert f"## {tables.TABLES[name][0]}" in text
-    assert f"{document(folder, 'growth')['points'][-1]['step_ms']['median']:g} (" in text
+    assert f"{document(folder, 'batching')['ways'][-1]['tokens_per_s']['median']:g} (" in text
     floor = document(folder, "step_floor")
     told = "a step of 128 rows at most 1.5 times its products, 1 thread(s)"
     rows = {goal: (have, met) for goal, have, met in tables.goals({"step_floor": floor})}
@@ -221,7 +210,7 @@ def test_results_as_tables(folder: Path) -> None:
 
 def test_figures(folder: Path, tmp_path: Path) -> None:
     """Fails if a figure cannot be drawn, is not 800 pixels wide, or differs when it is drawn again."""
-    names = {"step_floor", "growth-length", "growth-batch", "batching"}
+    names = {"step_floor", "batching"}
     drawn: list[dict[str, bytes]] = []
     for _ in range(2):
         ran = CliRunner().invoke(plots.main, [str(folder)], catch_exceptions=False)
@@ -232,16 +221,7 @@ def test_figures(folder: Path, tmp_path: Path) -> None:
         assert image[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(image[16:20], "big") == 800
         assert b"tEXt" not in image
     ran = CliRunner().invoke(plots.main, [str(tmp_path)])
-    assert ran.exit_code == 0 and "growth.json is not there" in ran.stderr
-
-
-def test_a_killed_process_is_a_skipped_point(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a point that takes all memory ends the benchmark, or vanishes from it."""
-    in_child = measure.in_child
-    monkeypatch.setattr(measure, "in_child", lambda *arguments: in_child(os._exit, 9))
-    found = run(growth.main, f"--bundle {bundle} --prompt 32 --length 64 --batch 1 --batch-length 64 --rounds 1")
-    assert found["points"] == [] and len(found["skipped"]) == 2 * len(growth.METHODS)
-    assert all("was killed" in point["reason"] for point in found["skipped"])
+    assert ran.exit_code == 0 and "batching.json is not there" in ran.stderr
 
 
 def test_errors_of_the_project_are_one_line(tmp_path: Path) -> None:

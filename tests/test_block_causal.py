@@ -3,21 +3,23 @@
 Every engine and commit rule is compared with `block_reference.py`, for prompts that end inside a block and at its end.
 """
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 from block_reference import LENGTH, expected, forward_of
 from checkpoints import BLOCK_CAUSAL, MASK, OPENERS, VOCAB, Weights
-from decoding import BUCKETS, Decoded, collect, run
+from decoding import BUCKETS, Decoded, run
 from reference import Result
 
 from dpad.runtime.cache import BLOCKS, CACHES
-from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import DECODERS, GenerationOptions
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import decode
 from dpad.runtime.decoding.suffix import NOTHING, Full, Gaussian, Uniform
-from dpad.runtime.engines.base import Engine, StepInputs
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.step import StepInputs
 from dpad.runtime.errors import InvalidRequest
 
 GEN = 24
@@ -71,12 +73,12 @@ def test_logits_block_by_block_are_those_of_the_whole_mask(engine_of: Any, engin
     opened, length = engine_of(engine, family, sharpness=1.5), 23
     canvas = np.random.default_rng(3).integers(2, VOCAB, (1, length))
     canvas[0, 17:] = MASK
-    kv_cache, ours = opened.new_cache(1, length), []
+    slots, ours = opened.slots.take(length), []
     for start in range(0, length, LENGTH[family]):
         block = np.arange(start, min(start + LENGTH[family], length))[None]
-        before, rows = np.arange(start)[None], block - start
-        inputs = StepInputs(canvas, block, before, rows, write_back=True, want_logits=True)
-        ours.append(opened.step(inputs, kv_cache).logits[0])
+        inputs = StepInputs(canvas, block, slots[None, :start], block - start, slots[block], want_logits=True)
+        ours.append(opened.step(inputs).logits[0])
+    opened.slots.give(slots)
     theirs = forward_of(family, 1.5)(canvas[0].tolist())
     assert 1.0 < theirs.std() < 4.0
     assert np.abs(np.concatenate(ours) - theirs.numpy()).max() <= 1e-5
@@ -193,15 +195,17 @@ def favour_mask(weights: Weights) -> None:
 @pytest.mark.parametrize("changes", [{}, {"decoder": "fixed"}, {"temperature": 1.0}])
 def test_a_mask_that_predicts_itself(engine_of: Any, engine: str, family: str, changes: dict[str, Any]) -> None:
     """Fails if a first token that is the mask hangs the loop or is left undecided."""
-    opened, events = engine_of(engine, family, edit=favour_mask), []
-    for event in generate(opened, UNEQUAL, options_for(family, **changes)):
-        events.append(event)
-        assert len(events) <= 8 * GEN and MASK not in event.tokens
-    for block in {event.block for event in events}:
-        own = [event.step for event in events if event.block == block and event.step]
-        assert own == [*range(1, len(own) + 1)], "a pass that is made again for its first token is a refresh too"
-    assert all(row.tokens and MASK not in row.tokens for row in collect(events, len(UNEQUAL)))
-    assert_rows_are_as_alone(opened, options_for(family, **changes))
+    opened, options = engine_of(engine, family, edit=favour_mask), options_for(family, **changes)
+    events = list(islice(decode(opened, UNEQUAL, options), 8 * GEN * len(UNEQUAL)))
+    assert not any(MASK in event.tokens for event in events)
+    for row in range(len(UNEQUAL)):
+        own = [(event.block, event.step) for event in events if event.index == row]
+        for block in {block for block, _ in own}:
+            steps = [step for where, step in own if where == block and step]
+            assert steps == [*range(1, len(steps) + 1)], "a pass made again for its first token is a refresh too"
+    assert sum(event.finished for event in events) == len(UNEQUAL)
+    assert all(MASK not in row.tokens for row in run(opened, UNEQUAL, options))
+    assert_rows_are_as_alone(opened, options)
 
 
 @each_family
@@ -218,17 +222,6 @@ def test_what_makes_no_sense_is_refused(engine_of: Any, family: str) -> None:
     ]
     for request, changes, words in refused:
         with pytest.raises(InvalidRequest, match=rf"{words}(.|\n)*causal between blocks"):
-            generate(opened, [request], options_for(family, **changes))
+            decode(opened, [request], options_for(family, **changes))
     with pytest.raises(InvalidRequest, match="'blocks' is not one of none"):
-        generate(engine_of("torch", "llada"), [good], GenerationOptions(cache=BLOCKS))
-
-
-@each_family
-def test_an_engine_that_cannot_add_to_its_cache_says_so(
-    engine_of: Any, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fails if ONNX Runtime on CUDA begins to decode and breaks down in the second block."""
-    opened = engine_of("torch", family)
-    monkeypatch.setattr(opened, "extends", False)
-    with pytest.raises(InvalidRequest, match="ONNX Runtime on the CPU"):
-        generate(opened, [Request(prompt_of(5))], options_for(family))
+        decode(engine_of("torch", "llada"), [good], GenerationOptions(cache=BLOCKS))

@@ -93,7 +93,7 @@ TAMPERED = {
         errors.UnlistedFile,
         "float32/other",
     ),
-    "newer schema": (lambda b: edit(b, lambda d: d.update(schema_version=2)), errors.SchemaVersionError, "2"),
+    "newer schema": (lambda b: edit(b, lambda d: d.update(schema_version=3)), errors.SchemaVersionError, "3"),
     "no schema": (lambda b: edit(b, lambda d: d.pop("schema_version")), errors.SchemaVersionError, "None"),
     "not JSON": (lambda b: (b / "manifest.json").write_text("{"), errors.ManifestError, "manifest.json"),
     "a list": (lambda b: (b / "manifest.json").write_text("[]"), errors.ManifestError, "manifest"),

@@ -155,7 +155,7 @@ def test_inspect_says_what_runs_here(bundle: Path) -> None:
     ):
         assert said in ran.stdout
     document = json.loads(dpad("inspect", bundle, "--json").stdout)
-    assert document["manifest"]["schema_version"] == 1
+    assert document["manifest"]["schema_version"] == 2
     assert any(engine["runs_here"] for engine in document["engines"])
 
 

@@ -1,4 +1,4 @@
-"""Commit rules against the same rules written one row and one mask at a time."""
+"""Commit rules against the same rules written one mask at a time."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,14 @@ from dpad.runtime.decoding.options import DECODERS, GenerationOptions
 BLOCK = 12
 
 
+def count_of(options: GenerationOptions, confidences: list[float], step: int) -> int:
+    """The rule's answer for masks of these confidences, in any order."""
+    confidence = np.array(confidences)
+    return commit_count(options, confidence, np.argsort(-confidence, kind="stable"), step)
+
+
 def naive(options: GenerationOptions, confidences: list[float], step: int) -> int:
-    """Commits of one row whose masks have these confidences, best first."""
-    if not confidences:
-        return 0
+    """Commits where the masks have these confidences, best first."""
     if options.decoder == "threshold":
         return max(1, sum(c >= options.threshold for c in confidences))
     if options.decoder == "factor":
@@ -31,11 +35,8 @@ def naive(options: GenerationOptions, confidences: list[float], step: int) -> in
     return min(max(1, wanted), len(confidences))
 
 
-rows = st.lists(st.lists(st.floats(0, 1, width=32), max_size=BLOCK), min_size=1, max_size=4)
-
-
 @given(
-    rows=rows,
+    confidences=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=BLOCK),
     decoder=st.sampled_from(DECODERS),
     threshold=st.floats(0, 1),
     factor=st.floats(0.01, 4),
@@ -43,9 +44,9 @@ rows = st.lists(st.lists(st.floats(0, 1, width=32), max_size=BLOCK), min_size=1,
     step=st.integers(0, 30),
 )
 def test_counts(
-    rows: list[list[float]], decoder: str, threshold: float, factor: float, steps: int | None, step: int
+    confidences: list[float], decoder: str, threshold: float, factor: float, steps: int | None, step: int
 ) -> None:
-    """Fails if a rule counts too many or too few, none where there are masks, or any where there are none."""
+    """Fails if a rule counts too many or too few, or none at all."""
     options = GenerationOptions(
         gen_length=2 * BLOCK,
         block_length=BLOCK,
@@ -54,24 +55,17 @@ def test_counts(
         factor=factor,
         steps=steps,
     )
-    ordered = [sorted(row, reverse=True) for row in rows]
-    width = max(1, *(len(row) for row in rows))
-    ranked = np.full((len(rows), width), -np.inf)
-    for target, row in zip(ranked, ordered):
-        target[: len(row)] = row
-    masked = np.array([len(row) for row in rows])
-    counts = commit_count(options, lambda: ranked, masked, step)
+    count = count_of(options, confidences, step)
     if decoder in ("fixed", "entropy", "margin") and step >= options.steps_per_block:
         return  # past the plan only progress is promised: see below
-    assert counts.tolist() == [naive(options, row, step) for row in ordered]
+    assert count == naive(options, sorted(confidences, reverse=True), step)
 
 
 @given(masked=st.integers(1, BLOCK), steps=st.sampled_from([2, 4, 10, 24]), step=st.integers(0, 40))
 def test_past_the_plan_there_is_progress(masked: int, steps: int, step: int) -> None:
     """Fails if a block whose masks outlive their steps stops, or commits more than there are."""
     options = GenerationOptions(gen_length=2 * BLOCK, block_length=BLOCK, decoder="fixed", steps=steps)
-    [count] = commit_count(options, lambda: np.full((1, BLOCK), 0.5), np.array([masked]), step)
-    assert 1 <= count <= masked
+    assert 1 <= count_of(options, [0.5] * masked, step) <= masked
 
 
 @pytest.mark.parametrize(
@@ -82,9 +76,8 @@ def test_the_published_plan(steps: int, plan: list[int]) -> None:
     options = GenerationOptions(gen_length=2 * BLOCK, block_length=BLOCK, decoder="fixed", steps=steps)
     left, counts = BLOCK, []
     while left:
-        [count] = commit_count(options, lambda: np.full((1, BLOCK), 0.5), np.array([left]), len(counts))
-        counts.append(int(count))
-        left -= count
+        counts.append(count_of(options, [0.5] * left, len(counts)))
+        left -= counts[-1]
     assert counts == plan
 
 
@@ -94,18 +87,16 @@ def test_dreams_pace(masks: int, steps: int) -> None:
     options = GenerationOptions(masks, masks, "fixed", steps=steps, pace="noise")
     left, counts = masks, []
     while left:
-        [count] = commit_count(options, lambda: np.full((1, masks), 0.5), np.array([left]), len(counts))
-        counts.append(int(count))
-        left -= count
+        counts.append(count_of(options, [0.5] * left, len(counts)))
+        left -= counts[-1]
     assert counts == [count for count in noise_budget(masks, steps) if count]
 
 
 def test_threshold_is_inclusive_and_factor_is_not() -> None:
     """Fails if >= and < are swapped at the edge."""
-    ranked, masked = np.array([[0.75, 0.5, 0.25]]), np.array([3])
     for threshold, count in ((0.5, 2), (0.5000001, 1), (0.8, 1), (0.0, 3)):
         options = GenerationOptions(decoder="threshold", threshold=threshold)
-        assert commit_count(options, lambda: ranked, masked, 0).tolist() == [count]
+        assert count_of(options, [0.25, 0.75, 0.5], 0) == count
     for factor, count in ((0.5, 1), (0.6, 1), (1.5, 1), (1.500001, 2), (3.0, 2), (3.1, 3)):
         options = GenerationOptions(decoder="factor", factor=factor)
-        assert commit_count(options, lambda: ranked, masked, 0).tolist() == [count]
+        assert count_of(options, [0.25, 0.75, 0.5], 0) == count

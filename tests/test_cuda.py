@@ -25,6 +25,7 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "cudaSetDevice": lambda device: device.make_current(),
     "cudaMalloc": lambda device: device.alloc(16),
     "cudaFree": lambda device: device.free(256),
+    "cudaMemGetInfo": lambda device: device.free_memory(),
     "cudaHostAlloc": lambda device: device.pinned(16),
     "cudaFreeHost": lambda device: device.free_pinned(HOST),
     "cudaMemcpyAsync": lambda device: device.upload(256, HOST),

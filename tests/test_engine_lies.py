@@ -12,7 +12,8 @@ from sealed import STEP, answer, edit_graph, reseal
 
 import dpad
 from dpad.runtime import errors
-from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.step import StepInputs, StepOutputs
 
 
 def _bytes(old: bytes, new: bytes) -> Callable[[Path], None]:
@@ -37,7 +38,7 @@ GRAPHS: dict[str, tuple[Callable[[Path], None], str]] = {
     "token beyond the vocabulary": (_graph("token_ids", "Add", 10**9), "predicted token 1000000"),
     "token below 0": (_graph("token_ids", "Sub", 10**12), "predicted token -9999"),
     "more tokens": (_graph("token_ids", "Concat", axis=1, repeats=True), "gave .* for token_ids, and"),
-    "more rows": (_graph("confidence", "Concat", axis=0, repeats=True), "gave .* for confidence, and"),
+    "more rows": (_graph("odds_against", "Concat", axis=0, repeats=True), "gave .* for odds_against, and"),
     "odds below 0": (_graph("odds_against", "Sub", 1e9), "gave odds of -"),
     "odds that are NaN": (_graph("odds_against", "Mul", float("nan")), "produced NaN"),
     "another axis": (_graph("odds_against", "Flatten", axis=0), "gave .* for odds_against"),
@@ -46,7 +47,7 @@ GRAPHS: dict[str, tuple[Callable[[Path], None], str]] = {
     "more keys": (_graph("new_key.0", "Concat", axis=1, repeats=True), "gave new_key.0 of shape"),
     "more heads": (_graph("new_value.1", "Concat", axis=2, repeats=True), "gave new_value.1 of shape"),
     "more of a batch": (_graph("new_key.1", "Concat", axis=0, repeats=True), "gave new_key.1 of shape"),
-    "name that is no text": (_bytes(b"confidence", b"confid\xff\xfece"), "step.onnx"),
+    "name that is no text": (_bytes(b"odds_against", b"odds_ag\xff\xfenst"), "step.onnx"),
     "input that is no text": (_bytes(b"gather_indices", b"gather_\xff\xfe\xfd\xfc\xfb\xfa\xf9"), "step.onnx"),
     "one output less": (lambda bundle: edit_graph(bundle, _drop_output), "outputs are not those of the contract"),
 }
@@ -68,24 +69,31 @@ class Liar(Engine):
     """Another engine whose outputs are passed through `lie`."""
 
     def __init__(self, engine: Engine, lie: Callable[[StepOutputs], Any]) -> None:
-        self.name, self.contract, self.dtype = "liar", engine.contract, engine.dtype
+        super().__init__()
+        self.name, self.contract, self.dtype, self.slots = "liar", engine.contract, engine.dtype, engine.slots
         self._engine, self._lie = engine, lie
 
-    def new_cache(self, batch: int, slots: int) -> Any:
-        return self._engine.new_cache(batch, slots)
-
-    def step(self, inputs: StepInputs, cache: Any) -> StepOutputs:
-        told: StepOutputs = self._lie(self._engine.step(inputs, cache))
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        told: StepOutputs = self._lie(self._engine.step(inputs))
         return told
+
+
+def _decisions(**edits: Callable[[Any], Any]) -> Callable[[StepOutputs], Any]:
+    def lie(outputs: StepOutputs) -> StepOutputs:
+        decisions = outputs.decisions
+        assert decisions is not None
+        return replace(outputs, decisions=replace(decisions, **{n: e(getattr(decisions, n)) for n, e in edits.items()}))
+
+    return lie
 
 
 LIES: dict[str, Callable[[StepOutputs], Any]] = {
     "nothing": lambda outputs: None,
-    "a tuple": lambda outputs: (outputs.token_ids, outputs.confidence),
+    "a tuple": lambda outputs: (outputs.token_ids, outputs.odds_against),
     "lists": lambda outputs: replace(outputs, token_ids=outputs.token_ids.tolist()),
     "fewer rows": lambda outputs: replace(outputs, token_ids=outputs.token_ids[:, :-1]),
     "no rows": lambda outputs: replace(outputs, odds_against=outputs.odds_against[:, :0]),
-    "one axis": lambda outputs: replace(outputs, confidence=outputs.confidence[0]),
+    "one axis": lambda outputs: replace(outputs, odds_against=outputs.odds_against[0]),
     "tokens in 32 bit": lambda outputs: replace(outputs, token_ids=outputs.token_ids.astype(np.int32)),
     "tokens that are numbers": lambda outputs: replace(outputs, token_ids=outputs.token_ids.astype(np.float32)),
     "odds that are objects": lambda outputs: replace(outputs, odds_against=outputs.odds_against.astype(object)),
@@ -93,14 +101,22 @@ LIES: dict[str, Callable[[StepOutputs], Any]] = {
     "a token below 0": lambda outputs: replace(outputs, token_ids=outputs.token_ids - 2**40),
     "odds below 0": lambda outputs: replace(outputs, odds_against=-1 - outputs.odds_against),
     "odds that are NaN": lambda outputs: replace(outputs, odds_against=outputs.odds_against * np.float32("nan")),
-    "no logits": lambda outputs: replace(outputs, logits=None),
+}
+DECISIONS: dict[str, Callable[[StepOutputs], Any]] = {
+    "no decisions": lambda outputs: replace(outputs, decisions=None),
+    "an array of decisions": lambda outputs: replace(outputs, decisions=outputs.odds_against),
+    "a drawn token too large": _decisions(token_ids=lambda array: array + 2**62),
+    "a drawn token below 0": _decisions(token_ids=lambda array: array - 2**40),
+    "fewer margins": _decisions(margin=lambda array: array[:, :-1]),
+    "entropies in a list": _decisions(negative_entropy=lambda array: array.tolist()),
+    "margins that are NaN": _decisions(margin=lambda array: array * np.float32("nan")),
 }
 
 
-@pytest.mark.parametrize("case", LIES)
+@pytest.mark.parametrize("case", [*LIES, *DECISIONS])
 def test_an_engine_that_lies_is_named(whole: Path, case: str) -> None:
     """Fails if an engine of somebody's own, or a compiled one, makes a traceback or an error about the prompt."""
     with dpad.load(whole) as model:
-        liar = dpad.DiffusionModel(Liar(model.engine, LIES[case]), model.codec)
+        liar = dpad.DiffusionModel(Liar(model.engine, (LIES | DECISIONS)[case]), model.codec)
         with pytest.raises(errors.EngineError, match="engine liar gave|engine liar predicted|the engine produced NaN"):
-            liar.generate("w5 w6", gen_length=32, decoder="margin" if case == "no logits" else "threshold")
+            liar.generate("w5 w6", gen_length=32, decoder="margin" if case in DECISIONS else "threshold")

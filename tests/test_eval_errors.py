@@ -45,7 +45,6 @@ FILES = {
         (("--task", "gsm8k", "--data", "broken.gz"), "DataError", "cannot be read"),
         (("--task", "gsm8k", "--data", "good", "--shots", "1"), "DataError", "give --fewshot-data"),
         (("--task", "gsm8k", "--data", "good", "--gen-length", "33"), "InvalidRequest", "does not divide"),
-        (("--task", "gsm8k", "--data", "good", "--batch-size", "64"), "InvalidRequest", "is over this bundle's "),
         (("--task", "gsm8k", "--data", "good", "--out", "no/such/out.json"), "DataError", "is no folder"),
         (("--task", "gsm8k", "--data", "good", "--out", "BUNDLE/out.json"), "InvalidRequest", "lies in the bundle"),
         (("--task", "gsm8k", "--data", "good", "--out", "other"), "DataError", "is not a file of samples"),

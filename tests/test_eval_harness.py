@@ -15,6 +15,7 @@ import pytest
 import yaml
 from bundles import TEMPLATE
 from click.testing import CliRunner
+from estimating import bounds
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.evaluator import simple_evaluate
@@ -23,7 +24,6 @@ from lm_eval.tasks import TaskManager
 from dpad import Full, Gaussian, Request
 from dpad.cli import main
 from dpad.evaluation.harness import DpadLM
-from dpad.evaluation.likelihood import bounds
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.errors import InvalidRequest
 
@@ -109,7 +109,7 @@ def test_texts_are_what_the_model_writes(model: DpadLM, task_folder: Path) -> No
 
 
 def test_requests_of_several_kinds_keep_their_order(model: DpadLM) -> None:
-    """Fails if grouping by generation arguments mixes answers up, or batches change them."""
+    """Fails if answers of different generation arguments are mixed up, or what runs beside them changes them."""
     arguments = [
         (
             f"w{i + 5} w{i + 9}",
@@ -207,7 +207,8 @@ def test_its_gsm8k_and_ours_agree(eval_bundle: Path, model: DpadLM, tmp_path: Pa
     ours = [*("--task", "gsm8k", "--data", str(tmp_path / "rows.jsonl"), "--raw", "--json", "--batch-size", "2")]
     ours += [*("--gen-length", "32", "--block-length", "16", "--window", "16", "--out", str(tmp_path / "out"))]
     assert CliRunner().invoke(main, ["eval", str(eval_bundle), *ours]).exit_code == 0
-    texts = [json.loads(line)["text"] for line in (tmp_path / "out.samples.jsonl").read_text().splitlines()[1:]]
+    lines = [json.loads(line) for line in (tmp_path / "out.samples.jsonl").read_text().splitlines()[1:]]
+    texts = [line["text"] for line in sorted(lines, key=lambda line: line["index"])]
     for row, text in zip(rows[::2], texts[::2]):  # half of them become right
         row["answer"] = f"w8\n#### {(re.findall('[0-9]+', text) or [0])[-1]}"
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -236,12 +237,17 @@ def test_model_arguments_are_checked(eval_bundle: Path, arguments: dict[str, Any
         DpadLM(str(eval_bundle), **arguments)
 
 
-@pytest.mark.parametrize(("asked", "most"), [(2, 2), ("auto", 4), ("auto:4", 4), (100, 4)])
-def test_batches_fit_the_bundle(eval_bundle: Path, asked: int | str, most: int) -> None:
-    """Fails if the harness's batch size is not read, or goes beyond the bundle's."""
-    model = DpadLM(str(eval_bundle), batch_size=asked)
-    assert model.contract.max_batch == 4
-    assert model.batch_size == most
+@pytest.mark.parametrize("limits", [{"batch_size": 1}, {"batch_size": 100}, {"batch_size": "auto"}])
+def test_batches_may_be_larger_than_a_pass(model: DpadLM, eval_bundle: Path, limits: dict[str, Any]) -> None:
+    """Fails if the number of requests that the model is given changes an answer, or has a limit of the engine's."""
+    settings: dict[str, Any] = {"threads": 1, "mc_samples": 8, "gen_length": 32, "block_length": 16, "window": 16}
+    other = DpadLM(str(eval_bundle), **settings, **limits)
+    asked = ask("generate_until", *[(f"w{number} w9", {"until": ["w1"]}) for number in range(8, 15)])
+    assert other.generate_until(asked) == model.generate_until(asked)
+    pairs = ask("loglikelihood", *[(f"w{number} w9", "w7") for number in range(8, 11)])
+    for ours, theirs in zip(other.loglikelihood(pairs), model.loglikelihood(pairs), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert DpadLM(str(eval_bundle), **settings, **limits, max_batch_size=3).batch_size <= 3
 
 
 def test_its_command_line_is_the_harness_s_own(eval_bundle: Path, task_folder: Path, tmp_path: Path) -> None:

@@ -10,11 +10,15 @@ import torch
 from block_reference import LENGTH, SHIFT, forward_of
 from checkpoints import BLOCK_CAUSAL, FAMILIES, MASK
 from conftest import MakeBundle
+from estimating import bounds
 from reference import forward
 
-from dpad.evaluation.likelihood import bounds, whole
+from dpad.evaluation.likelihood import estimates, whole
 from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.runtime.decoding.options import GenerationOptions, defaults
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import run
+from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, SuffixSchedule
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import InvalidRequest
@@ -148,12 +152,31 @@ def test_blocks_of_the_model_are_scored_over_what_is_clean(
 
 @each_family
 def test_draws_depend_on_the_seed_only(engine_of: Callable[..., Engine], family: str) -> None:
-    """Fails if the size of a batch or the number of draws changes a draw, or the seed does not."""
+    """Fails if the number of draws changes a draw, or the seed does not."""
     engine, schedule = engine_of("onnxruntime", family), Gaussian(k=3, scale=2, window=9)
     drawn = draw(engine, schedule, draws=9)
-    assert np.allclose(draw(engine, schedule, draws=9, batch_size=2), drawn, atol=1e-4)
     assert np.allclose(draw(engine, schedule, draws=5), drawn[:5], atol=1e-4)
     assert not np.allclose(draw(engine, schedule, draws=9, seed=(4,)), drawn, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["dream", "fast_dllm"])
+def test_estimates_share_passes_with_what_is_decoded(engine_of: Callable[..., Engine], family: str) -> None:
+    """Fails if a neighbour in a pass changes an estimate, an estimate changes a text, or a pass gives nobody logits."""
+    engine = engine_of("torch", family)
+    options = GenerationOptions(**{"gen_length": 16, "block_length": 8, "cache": "none", **defaults(engine.contract)})
+    sampled = GenerationOptions(**{**vars(options), "temperature": 0.8})
+
+    def made() -> tuple[list[Sequence], list[Sequence]]:
+        drawn = list(estimates(engine.contract, PROMPT, TARGET, options, draws=3, seed=(7,)))
+        return list(drawn), [Sequence(Request((8, 9, 30)), each, engine.contract) for each in (options, sampled)]
+
+    drawn, texts = made()
+    list(run(engine, [*drawn, *texts]))
+    others, alone = made()
+    for sequence in (*others, *alone):
+        list(run(engine, [sequence]))
+    assert [one.nats for one in drawn] == pytest.approx([one.nats for one in others], abs=1e-4)
+    assert [one.token_ids() for one in texts] == [one.token_ids() for one in alone]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from estimating import bounds
 
 from dpad import Gaussian, GenerationOptions, load
 from dpad.cli import main
 from dpad.evaluation import tasks
-from dpad.evaluation.likelihood import bounds
 from dpad.evaluation.perplexity import perplexities
 from dpad.models.training import corpus
 from dpad.runtime.decoding.suffix import Full

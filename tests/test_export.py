@@ -188,7 +188,7 @@ def test_a_file_put_into_a_bundle_is_not_lost(source: Path, tmp_path: Path) -> N
         export(source, out)
     (out / "float32/notes.txt").unlink()
     manifest = out / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 1'))
     export(source, out)
     Bundle.open(out)
 

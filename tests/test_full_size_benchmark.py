@@ -14,6 +14,7 @@ from dpad.export.forecast.layouts import LAYOUTS
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import forecast
 import full_size
+import sections
 import tables
 
 DOCUMENTS = Path(__file__).parent.parent / "docs/benchmarks"
@@ -34,7 +35,7 @@ def test_stages_run_and_tell_seconds_and_memory(tmp_path: Path, monkeypatch: pyt
         assert facts["seconds"] >= facts["reading"] >= 0
     assert 0 < stages["export"]["reading"] < stages["export"]["seconds"]
     assert any("hash checkpoint" in name for name in stages["export"]["tasks"])
-    text = tables.full_size({"models": {"llada": {"stages": stages}}})
+    text = sections.full_size({"models": {"llada": {"stages": stages}}})
     assert "### llada: 2 layers" in text and text.count("\n| ") == 5
 
 
@@ -56,7 +57,7 @@ def test_a_build_is_compared_with_its_forecast(weights: str, tmp_path: Path, mon
     assert found["activations_mib"] > 0 and found["plan_mib"] > 0 and found["build_mib"] > 0
     assert 0 < found["plan_ratio"] <= 1  # a plan holds more than its weights
     point = {"model": "llada", "weights": weights, "layers": 1, "batch": 1, "length": 512}
-    text = tables.forecast({"results": [point | found]})
+    text = sections.forecast({"results": [point | found]})
     assert f"| llada | {weights} | 1 | 1 | 512 | {found['activations_mib']} |" in text
 
 

@@ -171,9 +171,15 @@ def test_ends_of_text_may_be_an_array(model: DiffusionModel) -> None:
         ({"load_in_4bit": True}, "here: --weights"),
         ({"trust_remote_code": True}, "no code of a checkpoint"),
         ({"num_threads": 2}, "here: threads"),
-        ({"anything": 2}, "anything is no argument of load; these are: engine, threads, verify_hashes"),
+        (
+            {"anything": 2},
+            "anything is no argument of load; these are: engine, threads, slots, max_running, max_waiting, verify",
+        ),
         ({"engine": ["torch"]}, "is no name; dpad inspect"),
         ({"engine": None}, "is no name; dpad inspect"),
+        ({"slots": "all"}, "slots 'all' must be an integer; leave it out"),
+        ({"slots": True}, "slots True must be an integer"),
+        ({"slots": 1}, "slots 1 must be from 2 to"),
         ({"verify_hashes": "no"}, "'no' is neither True nor False"),
     ],
 )
@@ -219,15 +225,6 @@ def test_a_model_says_that_it_is_of_one_process(model: DiffusionModel) -> None:
     for send in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(InvalidRequest, match="load the bundle in each process"):
             send(model)
-
-
-@pytest.mark.parametrize("canvas", [None, 5, "w5", [1.5], [1, 2], np.zeros((2, 67), int), [999] * 67])
-def test_read_refuses_what_is_no_canvas(model: DiffusionModel, canvas: Any) -> None:
-    """Fails if something else than the canvas of this prompt is read as text, or is an error of Python's."""
-    with pytest.raises(InvalidRequest, match="canvas"):
-        model.read(IDS, canvas, gen_length=64)
-    whole = model.generate(IDS, gen_length=64)
-    assert model.read(IDS, whole.canvas.tolist(), gen_length=64) == (whole.text, whole.token_ids)  # type: ignore[arg-type]
 
 
 def test_a_suffix_is_text(model: DiffusionModel) -> None:

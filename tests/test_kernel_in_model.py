@@ -1,5 +1,6 @@
 """The Triton kernel inside a model: every step of a decode, beside the definition, in 16 bit."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from dpad.plugins import attention
 from dpad.plugins.launch import attend_rows
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.cache import CACHES
-from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.request import Request
-from dpad.runtime.engines.base import StepInputs, StepOutputs
+from dpad.runtime.decoding.scheduler import decode
+from dpad.runtime.engines.step import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineUnavailable
 
 
@@ -27,15 +28,16 @@ class Recorder(TorchEngine):
 
     recorded: list[StepInputs]
 
-    def step(self, inputs: StepInputs, cache: Any) -> StepOutputs:
-        self.recorded.append(replace(inputs, canvas=inputs.canvas.copy(), want_logits=True))
-        return super().step(inputs, cache)
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        self.recorded.append(replace(deepcopy(inputs), want_logits=True))
+        return super()._step(inputs)
 
 
 def logits_of(engine: TorchEngine, steps: list[StepInputs]) -> list[np.ndarray[Any, Any]]:
-    """Of every step, over a cache of their own."""
-    cache = engine.new_cache(*steps[0].canvas.shape)
-    return [TorchEngine.step(engine, inputs, cache).logits for inputs in steps]  # type: ignore[misc]
+    """Of every step, over an empty pool."""
+    for tensor in engine.pool:
+        tensor.zero_()
+    return [TorchEngine._step(engine, inputs).logits for inputs in steps]  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -48,7 +50,7 @@ def test_every_step_of_a_decode(make_bundle: Any, monkeypatch: pytest.MonkeyPatc
         gen_length=32, block_length=16, cache=cache, steps=8, decoder="fixed", early_termination=False
     )
     requests = [Request((3, 4, 5, 6, 7)), Request((9, 8))]
-    list(generate(engine, requests, options))
+    list(decode(engine, requests, options))
     want = logits_of(engine, engine.recorded)
     calls: list[tuple[int, ...]] = []
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ladder  # noqa: E402
 import measure  # noqa: E402
 import plots  # noqa: E402
+import sections  # noqa: E402
 import sweep  # noqa: E402
 import tables  # noqa: E402
 from dpad.runtime.decoding.presets import read_presets  # noqa: E402
@@ -103,7 +104,7 @@ def test_ladder(bundle: Path, tmp_path: Path) -> None:
     assert cell["w8a8"]["engine_a_pass"]["median"] > 0 and cell["w8a8"]["strict_match"] == 0.0
     links = [ratio for told, ratio in cell["chain"].items() if told != "total"]
     assert np.prod(links) == pytest.approx(cell["chain"]["total"], rel=0.01)
-    page = tables.ladder(found)
+    page = sections.ladder(found)
     assert all(f"| {name} | " in page for name in ladder.RUNGS) and f"| total | {cell['chain']['total']:g} |" in page
     assert [met for _, _, met in tables.goals({"ladder": found})] == [cell["engine_at_same_passes"]["median"] >= 4]
     (figure,) = plots.PLOTS["ladder"](found).values()
@@ -124,7 +125,7 @@ def test_sweep(bundle: Path, tmp_path: Path) -> None:
     right = {"problems": {**found["tasks"]["problems"], "preset": best | {"score": 1.0}}}
     presets = read_presets(sweep.stored(right, "dual"))
     assert list(presets) == ["problems"] and presets["problems"]["threshold"] == best["threshold"]
-    assert tables.sweep(found).count("\n| ") == 2 + len(found["tasks"]["problems"]["points"])
+    assert sections.sweep(found).count("\n| ") == 2 + len(found["tasks"]["problems"]["points"])
     task = found["tasks"]["problems"]
     assert len(task["points"]) == 2 * (1 + len(sweep.DROPOUTS))
     whole = next(p for p in task["points"] if p["schedule"] is None and p["threshold"] == 0.9)
@@ -144,9 +145,9 @@ def test_tables_say_which_weights_were_measured(tmp_path: Path) -> None:
     old = facts | {"weights_sha256": {"tiny": {"model.safetensors": "0"}}}
     told = [tables.earlier(found) for found in (facts, old, {"model": "tiny and tiny-dream"}, {"model": "llada"})]
     assert told == ["", "tiny", "tiny and tiny-dream", ""]
-    document = {"benchmark": "batching", "machine": measure.machine(), "batches": [], "mismatches": 0}
-    assert "Measured with earlier weights of tiny." in tables.report({"batching": document | old}, {})
-    assert "earlier" not in tables.report({"batching": document | facts}, {})
+    document = {"benchmark": "mixes", "machine": measure.machine(), "results": []}
+    assert "Measured with earlier weights of tiny." in tables.report({"mixes": document | old}, {})
+    assert "earlier" not in tables.report({"mixes": document | facts}, {})
 
 
 def test_a_preset_is_the_fastest_that_is_good_enough() -> None:

@@ -20,9 +20,9 @@ from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import FileEntry, Manifest, digest
 
-TEXTS = ("file", "onnx", "target", "variant", "library", "library_version", "compute_capability", "platform")
+TEXTS = ("file", "onnx", "decide", "target", "variant", "library", "library_version", "compute_capability", "platform")
 ENGINE: dict[str, Any] = {
-    **dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256"), "float32/step.onnx"),
+    **dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256", "decide_sha256"), "float32/step.onnx"),
     "weights_sha256": [],
     "profiles": {},
     "flags": {"strip_weights": False, "hardware_compatible": False, "version_compatible": False, "workspace": None},

@@ -38,7 +38,6 @@ def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
     assert set(exact["modes"]) == {name for name, _, _ in MODES}
     assert set(exact["steps"]) == {
         "token_ids",
-        "confidence",
         "odds_against",
         "logits",
         "new_key",
@@ -73,24 +72,37 @@ def unrotate(model: onnx.ModelProto) -> None:
             node.op_type = "Cos"
 
 
-def flip_confidence(model: onnx.ModelProto) -> None:
-    """A confidence that is its own reciprocal."""
+def overlook(model: onnx.ModelProto) -> None:
+    """Odds against a token that name one other only."""
     for node in model.graph.node:
-        if node.op_type == "Reciprocal":
-            node.op_type = "Neg"
+        if node.op_type == "ReduceSum":
+            node.op_type = "ReduceMax"
+
+
+def reverse(model: onnx.ModelProto) -> None:
+    """Draws by descending token ids."""
+    for node in model.graph.node:
+        if node.op_type == "CumSum":
+            next(a for a in node.attribute if a.name == "reverse").i = 1
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [(rescale, "logits"), (unrotate, "new_key"), (flip_confidence, "confidence")]
+    ("file", "damage", "said"),
+    [
+        ("float32/step.onnx", rescale, "logits"),
+        ("float32/step.onnx", unrotate, "new_key"),
+        ("float32/step.onnx", overlook, "odds_against"),
+        ("decide.onnx", reverse, "decisions"),
+    ],
 )
 def test_a_wrong_engine_fails(
-    bundle: Bundle, tmp_path: Path, damage: Callable[[onnx.ModelProto], None], said: str
+    bundle: Bundle, tmp_path: Path, file: str, damage: Callable[[onnx.ModelProto], None], said: str
 ) -> None:
     """Fails if parity would let a subtly wrong graph through."""
     directory = Path(shutil.copytree(bundle.directory, tmp_path / "out"))
-    model = onnx.load(directory / "float32/step.onnx", load_external_data=False)
+    model = onnx.load(directory / file, load_external_data=False)
     damage(model)
-    onnx.save(model, directory / "float32/step.onnx")
+    onnx.save(model, directory / file)
     damaged = Bundle(directory, bundle.manifest)
     report = compare_bundle(damaged, Progress(), engines=["onnxruntime-cpu"], steps=1, trajectories=False)
     with pytest.raises(errors.ParityError, match=said):

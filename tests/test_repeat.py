@@ -14,8 +14,8 @@ from test_requests import CONTRACT, Untouched
 
 import dpad
 from dpad import DiffusionModel, Explicit, InvalidRequest, Request
-from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.scheduler import decode
 
 IDS = [5, 6, 7]
 
@@ -45,7 +45,7 @@ def test_messages_about_positions_speak_in_positions(case: str) -> None:
     given, said = POSITIONS[case]
     schedule = Explicit.from_positions(given, prompt_length=3, block_length=32)
     with pytest.raises(InvalidRequest, match=said):
-        generate(Untouched(), [Request((5, 6, 7))], GenerationOptions(schedule=schedule))
+        decode(Untouched(), [Request((5, 6, 7))], GenerationOptions(schedule=schedule))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,8 @@ def test_runs_to_repeat_are_written_in_our_options(code: str) -> None:
     """Fails if the options that repeat another decoder's run are refused, or leave a default of that decoder out."""
     options = eval(code, {"dpad": dpad, "dict": dict})
     family = "dream" if "pace" in options else "llada"
-    GenerationOptions(**options).check(dataclasses.replace(CONTRACT, family=family))
+    contract = dataclasses.replace(CONTRACT, family=family, tempers_confidence=family == "dream")
+    GenerationOptions(**options).check(contract)
     assert options.keys() >= {"gen_length", "block_length", "cache", "schedule", "early_termination"}
 
 

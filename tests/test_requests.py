@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 
 from dpad.runtime.cache import CACHES
 from dpad.runtime.contract import StepContract
-from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import DECODERS, GenerationOptions, Options
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import decode
 from dpad.runtime.decoding.suffix import Explicit, Gaussian, Uniform
-from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
-from dpad.runtime.errors import InvalidRequest, ManifestError
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.slots import Slots
+from dpad.runtime.engines.step import StepInputs, StepOutputs
+from dpad.runtime.errors import EngineError, InvalidRequest, ManifestError
 from dpad.runtime.model import DiffusionModel
 
-CONTRACT = StepContract("llada", 2, 2, 1, 32, VOCAB, MASK, 1, 0, 4, 200, 32, 64)
+CONTRACT = StepContract("llada", 2, 2, 1, 32, VOCAB, MASK, 1, 0, 4, 200, 32, 64, False)
 
 
 class Untouched(Engine):
@@ -27,11 +29,11 @@ class Untouched(Engine):
 
     name, contract, dtype = "untouched", CONTRACT, "float32"
 
-    def new_cache(self, batch: int, slots: int) -> None:
-        """Fails the test."""
-        raise AssertionError("work was done")
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = Slots(4 * 200 + 1)
 
-    def step(self, inputs: StepInputs, cache: None) -> StepOutputs:
+    def _step(self, inputs: StepInputs) -> StepOutputs:
         """Fails the test."""
         raise AssertionError("work was done")
 
@@ -94,14 +96,12 @@ def test_bad_options(case: str) -> None:
     """Fails if the option is accepted, raises anything else, or the message leaves the user guessing."""
     changes, words = BAD_OPTIONS[case]
     with pytest.raises(InvalidRequest) as caught:
-        generate(Untouched(), [Request((5, 6))], GenerationOptions(**changes))
+        decode(Untouched(), [Request((5, 6))], GenerationOptions(**changes))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 # requests -> what the message must say
 BAD_REQUESTS: dict[str, tuple[list[Request], tuple[str, ...]]] = {
-    "nothing": ([], ("0", "4")),
-    "batch too large": ([Request((5,))] * 5, ("5", "4", "--max-batch")),
     "mask in the prompt": ([Request((5,)), Request((5, MASK))], (str(MASK), "mask")),
     "mask in the suffix": ([Request((5,), suffix_ids=(MASK,))], (str(MASK), "mask")),
     "token over the vocabulary": ([Request((5, VOCAB))], (str(VOCAB), "vocabulary")),
@@ -121,7 +121,7 @@ def test_bad_requests(case: str) -> None:
     """Fails if one bad row of a batch is accepted or found out late."""
     requests, words = BAD_REQUESTS[case]
     with pytest.raises(InvalidRequest) as caught:
-        generate(Untouched(), requests, GenerationOptions())
+        decode(Untouched(), requests, GenerationOptions())
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert isinstance(caught.value, ValueError)
 
@@ -134,8 +134,8 @@ def test_the_limits_themselves_are_served() -> None:
         Request(()),
         Request((np.int64(3),)),
     ]
-    with pytest.raises(AssertionError, match="work was done"):
-        next(generate(Untouched(), full, GenerationOptions(schedule=Gaussian(window=128), threshold=1.0, seed=0)))
+    with pytest.raises(EngineError, match="work was done"):
+        next(decode(Untouched(), full, GenerationOptions(schedule=Gaussian(window=128), threshold=1.0, seed=0)))
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(GenerationOptions)])
@@ -179,6 +179,12 @@ def test_what_is_no_batch_is_refused(method: str, prompts: Any) -> None:
     """Fails if each letter becomes a prompt, one method lets pass what another refuses, or the error is another."""
     with pytest.raises(InvalidRequest, match=f"a list of prompts, not {type(prompts).__name__}; .* generate or stream"):
         getattr(DiffusionModel(Untouched(), None), method)(prompts)
+
+
+def test_a_batch_of_nothing_is_refused() -> None:
+    """Fails if an empty list of prompts silently gives an empty list of texts."""
+    with pytest.raises(InvalidRequest, match="at least one prompt"):
+        DiffusionModel(Untouched(), None).generate_batch([])
 
 
 OPTION_TAKERS = ("generate", "generate_batch", "stream", "stream_batch", "options")

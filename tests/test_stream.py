@@ -8,41 +8,38 @@ import numpy as np
 import pytest
 
 import dpad
-from dpad.runtime.errors import EngineError
+from dpad.runtime.errors import ModelClosed
 
 PROMPTS = ["w5 w6 w7", [9, 10], dpad.Request((11, 12, 13, 14), suffix_ids=(15, 16))]
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_streamed_canvas_reads_as_generate_does(eval_bundle: Path, raw: bool) -> None:
+def test_what_is_streamed_is_what_generate_gives(eval_bundle: Path, raw: bool) -> None:
     """Fails if a service that streams gets another text, or the prompt, what follows the end, or the suffix with it."""
     with dpad.load(eval_bundle, threads=1) as model:
         free = model.generate_batch(PROMPTS, raw=raw, gen_length=32, block_length=16)
         ends = tuple(row.token_ids[4] for row in free)
         options: dict[str, Any] = {"gen_length": 32, "block_length": 16, "eos_token_ids": ends}
         told = model.generate_batch(PROMPTS, raw=raw, **options)
-        read = {}
-        for event in model.stream_batch(PROMPTS, raw=raw, **options):
-            for row, canvas in zip(event.finished, event.canvases, strict=True):
-                read[row] = model.read(PROMPTS[row], canvas, raw=raw, **options)
-    assert [read[row] for row in range(3)] == [(row.text, row.token_ids) for row in told]
+        events = list(model.stream_batch(PROMPTS, raw=raw, **options))
+        start = [len(model.request(prompt, raw=raw).prompt_ids) for prompt in PROMPTS]
+    read = {event.index: event.generation for event in events if event.generation is not None}
+    assert [read[row].text for row in range(3)] == [row.text for row in told]
+    assert [read[row].canvas.tolist() for row in range(3)] == [row.canvas.tolist() for row in told]
+    assert [event.finished for event in events] == [event.generation is not None for event in events]
+    for row, generation in read.items():
+        own = [event for event in events if event.index == row]
+        assert [event.nfe for event in own] == list(range(1, generation.nfe + 1)) and own[-1].finished
+        for event in own:
+            at = event.positions - start[row]
+            assert (generation.commit_steps[at] == event.nfe).all()
+            assert generation.canvas[event.positions].tolist() == event.tokens.tolist()
     assert all(len(row.token_ids) <= 4 for row in told) and all(len(row.token_ids) > 4 for row in free)
-
-
-def test_closing_cancels(eval_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a client that went away is computed for on and on."""
-    with dpad.load(eval_bundle, threads=1) as model:
-        step, steps = model.engine.step, []
-        monkeypatch.setattr(model.engine, "step", lambda *given: (steps.append(1), step(*given))[1])
-        events = model.stream("w5 w6", gen_length=32, decoder="fixed")
-        next(events)
-        events.close()
-        assert list(events) == [] and len(steps) == 1
 
 
 def _change(event: dpad.StepEvent) -> None:
     """Everything that a caller might do to the arrays of an event in place."""
-    for array in (event.active, event.rows, event.positions, event.tokens, event.confidences, *event.canvases):
+    for array in (event.positions, event.tokens, event.confidences):
         with suppress(ValueError):
             array[...] = array[::-1] + 1
 
@@ -61,7 +58,7 @@ def test_what_a_caller_does_to_an_event_changes_no_result(eval_bundle: Path) -> 
         after.canvas[:] = 0
         after.commit_steps[:] = 0
     with pytest.raises(ValueError, match="read-only"):
-        streamed[-1].canvases[0].sort()
+        streamed[-1].tokens.sort()
 
 
 @pytest.mark.parametrize("raw", ["false", "", float("nan"), object(), None, 0, 1, []])
@@ -81,7 +78,7 @@ def test_a_closed_model_says_so(eval_bundle: Path) -> None:
     events = model.stream("w5 w6", gen_length=32, decoder="fixed")
     next(events)
     model.close()
-    with pytest.raises(EngineError, match=r"^this model over onnxruntime-cpu is closed; load it again$"):
-        next(events)
-    with pytest.raises(EngineError, match="is closed; load it again"):
+    with pytest.raises(ModelClosed, match=r"^this model over onnxruntime-cpu is closed; load it again$"):
+        list(events)
+    with pytest.raises(ModelClosed, match="is closed; load it again"):
         model.generate("w5 w6")

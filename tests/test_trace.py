@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from checkpoints import (
+    BLOCK_CAUSAL,
     FAMILIES,
     MASK,
     VOCAB,
@@ -66,15 +67,24 @@ def test_signature_is_the_contract(make_bundle: Any, family: str, dtype: str) ->
 @each_family
 @each_dtype
 def test_checker_and_one_node_a_layer(make_bundle: Any, family: str, dtype: str) -> None:
-    """Fails if the file is not valid ONNX, or if the op was dissolved or lost its body."""
+    """Fails if the file is not valid ONNX, the op was dissolved or lost its body, or masks are made in every layer."""
     directory = make_bundle(family, dtype=dtype)
     check_onnx(directory / "step.onnx", Checkpoint.open(directory).shards)
     model = graph_of(directory)
     nodes = [node for node in model.graph.node if node.domain == onnx_face.DOMAIN]
-    assert [node.op_type for node in nodes] == [onnx_face.OP_TYPE] * 2
-    assert [(f.domain, f.name) for f in model.functions] == [(onnx_face.DOMAIN, onnx_face.OP_TYPE)]
-    scale = onnx.helper.get_node_attr_value(nodes[0], "scale")
+    kinds = [onnx_face.MASK_TYPE, onnx_face.OP_TYPE]
+    assert [node.op_type for node in nodes] == [*kinds, onnx_face.OP_TYPE]
+    assert [(f.domain, f.name) for f in model.functions] == [(onnx_face.DOMAIN, kind) for kind in kinds]
+    scale = onnx.helper.get_node_attr_value(nodes[1], "scale")
     assert scale == pytest.approx(32**-0.5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *BLOCK_CAUSAL])
+def test_every_operator_has_a_cuda_kernel(make_bundle: Any, family: str) -> None:
+    """Fails if the step holds an operator whose CUDA kernel is older (so it runs on the CPU), or waits for the host."""
+    model = graph_of(make_bundle(family))
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    assert not {node.op_type for node in nodes} & {"Equal", "ReduceMax", "ReduceMin", "GatherND"}
 
 
 @each_family
@@ -181,14 +191,7 @@ def test_a_weight_the_checkpoint_lacks(make_bundle: Any) -> None:
 
 
 def step_inputs(
-    checkpoint: Checkpoint,
-    seed: int,
-    batch: int,
-    canvas: int,
-    rows: int,
-    cached: int,
-    decoded: int,
-    slots: int,
+    checkpoint: Checkpoint, seed: int, batch: int, canvas: int, rows: int, cached: int, decoded: int, slots: int
 ) -> dict[str, NDArray[Any]]:
     """Random step inputs: unequal rows, -1 pads at the end of both index tensors."""
     rng = np.random.default_rng(seed)
@@ -199,7 +202,7 @@ def step_inputs(
         gather[b, :real] = np.sort(rng.permutation(canvas)[:real])
         named = min(int(rng.integers(0, cached + 1)), slots)
         cache[b, :named] = rng.permutation(slots)[:named]
-    shape = (batch, slots, contract.kv_heads, contract.head_size)
+    shape = (slots, contract.kv_heads, contract.head_size)
     inputs: dict[str, NDArray[Any]] = {
         "canvas": np.where(rng.random((batch, canvas)) < 0.4, MASK, rng.integers(0, VOCAB, (batch, canvas))),
         "gather_indices": gather,
@@ -234,19 +237,19 @@ def compare_to_eager(directory: Path, inputs: dict[str, NDArray[Any]], tolerance
 @pytest.mark.parametrize(
     "batch,canvas,rows,cached,decoded,slots",
     [
-        (1, 24, 24, 0, 24, 0),
+        (1, 24, 24, 0, 24, 1),
         (1, 24, 24, 0, 3, 24),
         (2, 40, 16, 24, 16, 40),
         (3, 33, 7, 12, 5, 33),
         (4, 60, 21, 9, 1, 31),
         (2, 5, 1, 5, 1, 5),
-        (1, 1, 1, 0, 1, 0),
+        (1, 1, 1, 0, 1, 1),
     ],
 )
 def test_onnxruntime_equals_eager(
     make_bundle: Any, family: str, batch: int, canvas: int, rows: int, cached: int, decoded: int, slots: int
 ) -> None:
-    """Fails if any output differs at any size of the dynamic axes, K = 0 and T = 0 included."""
+    """Fails if any output differs at any size of the dynamic axes, K = 0 and P = 1 included."""
     directory = make_bundle(family)
     sizes = (batch, canvas, rows, cached, decoded, slots)
     for seed in range(2):
@@ -271,7 +274,7 @@ from dpad.runtime.contract import StepContract
 raw = raw_config("llada", width=4096, heads=32, kv_heads=32, mlp_width=12288, max_length=4096)
 raw |= {"embedding_size": 126464, "vocab_size": 126464}
 architecture, c = parse_config(raw)
-contract = StepContract("llada", 2, 32, 32, 128, 126464, 127, 1, 0, 4, 4096, 32, 256)
+contract = StepContract("llada", 2, 32, 32, 128, 126464, 127, 1, 0, 4, 4096, 32, 256, False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 model = trace_step(architecture, c, contract, "float16")
 values = [v.const_value for v in model.graph.initializers.values()]

@@ -105,8 +105,8 @@ def test_an_empty_prompt_and_an_early_end(engine_of: Any, trt_of: Any, cache: st
     assert_same(run(trt_of("dream"), requests, ends), early)
 
 
-def test_a_drawn_token_needs_the_logits(engine_of: Any, trt_of: Any) -> None:
-    """Fails if the logits that reach the host are not those of the step."""
+def test_drawn_tokens_are_those_of_onnxruntime(engine_of: Any, trt_of: Any) -> None:
+    """Fails if the plan that draws gets another seed's numbers, another sequence's options or other logits."""
     options = options_for("dual", temperature=0.8, top_k=20)
     requests = [Request(row.prompt_ids, seed=seed) for seed, row in enumerate(UNEQUAL)]
     assert_same(run(trt_of("llada"), requests, options), run(engine_of("onnxruntime", "llada"), requests, options))

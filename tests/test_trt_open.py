@@ -13,8 +13,8 @@ from host_trt import Diagnostics, GraphStrategy, HostTrt, Validity, opened
 
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.engines import user_cache
-from dpad.runtime.engines.base import StepInputs
 from dpad.runtime.engines.gpu.buckets import Buckets
+from dpad.runtime.engines.step import StepInputs
 from dpad.runtime.engines.tensorrt.engine import TrtEngine
 from dpad.runtime.errors import EngineError, EngineMismatch
 
@@ -74,6 +74,15 @@ def test_a_plan_that_cannot_be_opened_says_why(directory: Path) -> None:
         open_with(directory, contract={"layers": 3})
 
 
+def test_the_plan_that_decides_is_checked_too(directory: Path) -> None:
+    """Fails if a plan that is no such program draws tokens, or one that cannot be opened leaves the first one open."""
+    with pytest.raises(EngineError, match="tensor 'banned' is not that of the contract"):
+        open_with(directory, decide=directory / "host.plan")
+    (directory / "no.plan").write_bytes(b"broken")
+    with pytest.raises(EngineError, match="no.plan cannot be deserialised"):
+        open_with(directory, decide=directory / "no.plan")
+
+
 def test_host_code_is_allowed_only_when_asked_for(directory: Path) -> None:
     """Fails if every plan may bring code of its own."""
     seen: list[Any] = []
@@ -91,13 +100,12 @@ def test_tensorrt_rtx_captures_by_itself_and_keeps_its_kernels(
         with opened(directory, rtx=True, kernel_cache="kernels", cuda_graphs=cuda_graphs) as engine:
             canvas, empty = np.full((1, 8), 5), np.empty((1, 0), dtype=np.int64)
             for _ in range(3):
-                engine.step(
-                    StepInputs(canvas, np.arange(8)[None], empty, np.zeros_like(canvas)), engine.new_cache(1, 8)
-                )
+                engine.step(StepInputs(canvas, np.arange(8)[None], empty, np.zeros_like(canvas)))
             assert engine.hardware.counts["begin_capture"] == 0
-            assert [config.cuda_graph_strategy for config in engine.simulation.configs] == [strategy]
-            assert engine.simulation.kernels == ([] if cuda_graphs else [b"compiled kernels"])
-    assert (tmp_path / "dpad/kernels").read_bytes() == b"compiled kernels"
+            assert [config.cuda_graph_strategy for config in engine.simulation.configs] == [strategy] * 2
+            assert engine.simulation.kernels == ([] if cuda_graphs else [b"compiled kernels"] * 2)
+    for name in ("kernels", "decide-kernels"):
+        assert (tmp_path / "dpad" / name).read_bytes() == b"compiled kernels"
 
 
 def test_a_plan_that_is_not_valid_here_is_a_mismatch(directory: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import edit, export, write_source
+from bundles import deciding, edit, export, write_source
 from click.testing import CliRunner
 from host_cuda import HostDevice
 from host_trt import HostTrt
@@ -30,6 +30,7 @@ from dpad.runtime.engines.tensorrt.engine import TrtEngine
 from dpad.runtime.errors import EngineError, EngineUnavailable
 
 PLAN = "tensorrt-rtx-float16-sm89"
+DRAWN: dict[str, Any] = {"temperature": 0.7, "top_k": 20, "seed": 3}
 FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
 
 
@@ -44,7 +45,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def device(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevice]:
     """A machine with a simulated GPU of compute capability 8.9; afterwards it must be empty."""
     device = HostDevice()
-    trt = HostTrt(device, bundle.path("float16/step.onnx"), bundle.manifest.contract, "float16", rtx=True)
+    step, contract = bundle.path("float16/step.onnx"), bundle.manifest.contract
+    trt = HostTrt(device, step, contract, "float16", rtx=True, decide=deciding(bundle))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))
@@ -63,14 +65,17 @@ def inspect(bundle: Bundle) -> dict[str, Any]:
 def test_the_plan_is_the_engine_of_choice_where_it_fits(bundle: Bundle, device: HostDevice) -> None:
     """Fails if a plan that fits is not opened, or does not write what the step says."""
     assert inspect(bundle)[PLAN]["runs_here"] is True
-    with dpad.load(bundle.directory) as model:
+    with dpad.load(bundle.directory, slots=1000) as model:
         assert isinstance(model.engine, TrtEngine) and model.engine.name == PLAN
         assert device.counts["alloc"] > 0
-        ours = model.generate("w5 w6 w7", gen_length=64, cache="dual")
+        assert model.engine.slots.size == 1000
+        ours = [model.generate("w5 w6 w7", gen_length=64, cache="dual", **each) for each in ({}, DRAWN)]
     assert device.closed
-    with OnnxEngine(bundle.path("float16/step.onnx"), bundle.manifest.contract, "float16") as engine:
-        theirs = dpad.DiffusionModel(engine, model.codec).generate("w5 w6 w7", gen_length=64, cache="dual")
-    assert ours.token_ids == theirs.token_ids and ours.nfe == theirs.nfe
+    decide = bundle.path(bundle.manifest.decide)
+    with OnnxEngine(bundle.path("float16/step.onnx"), bundle.manifest.contract, "float16", decide=decide) as engine:
+        model = dpad.DiffusionModel(engine, model.codec)
+        theirs = [model.generate("w5 w6 w7", gen_length=64, cache="dual", **each) for each in ({}, DRAWN)]
+    assert [(a.token_ids, a.nfe) for a in ours] == [(b.token_ids, b.nfe) for b in theirs]
 
 
 @pytest.mark.parametrize("flag", ["strip_weights", "version_compatible", "workspace"])
@@ -90,7 +95,8 @@ def test_compiled_kernels_are_kept_under_the_plan(bundle: Bundle, device: HostDe
     """Fails if two plans would share one cache of kernels."""
     dpad.load(bundle.directory).close()
     sha = bundle.manifest.files[bundle.manifest.engines[0].file].sha256
-    assert [path.name for path in (tmp_path / "cache/dpad").iterdir()] == [f"kernels-{sha[:32]}.cache"]
+    names = {f"kernels-{sha[:32]}.cache", f"decide-kernels-{sha[:32]}.cache"}
+    assert {path.name for path in (tmp_path / "cache/dpad").iterdir()} == names
 
 
 def test_parity_compares_the_plan_itself(bundle: Bundle, device: HostDevice) -> None:
@@ -98,7 +104,7 @@ def test_parity_compares_the_plan_itself(bundle: Bundle, device: HostDevice) -> 
     report = require_passed(compare_bundle(bundle, Progress(), engines=[PLAN], steps=1))
     [engine] = report["engines"]
     assert engine["status"] == "passed" and engine["file"].endswith(".plan")
-    assert set(engine["steps"]) == {"confidence", "odds_against", "logits", "new_key", "new_value"}
+    assert set(engine["steps"]) == {"odds_against", "logits", "new_key", "new_value"}
     assert engine["trajectories"]["positions"] > 0
     assert device.counts["upload"] > 100
 
@@ -108,7 +114,8 @@ def test_parity_compares_a_bfloat16_plan(tmp_path: Path, monkeypatch: pytest.Mon
     settings: dict[str, Any] = {"dtypes": ("float32", "bfloat16"), "capabilities": ("8.9",)}
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", targets=("tensorrt-rtx",), **settings)
     device = HostDevice()
-    trt = HostTrt(device, bundle.path("float32/step.onnx"), bundle.manifest.contract, "bfloat16", rtx=True)
+    step, contract = bundle.path("float32/step.onnx"), bundle.manifest.contract
+    trt = HostTrt(device, step, contract, "bfloat16", rtx=True, decide=deciding(bundle))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))

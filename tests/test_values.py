@@ -10,10 +10,10 @@ import pytest
 from bundles import write_tokenizer
 from test_requests import CONTRACT, Untouched
 
-from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.presets import read_presets
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import decode
 from dpad.runtime.decoding.suffix import Explicit, Gaussian, SuffixSchedule, Uniform
 from dpad.runtime.engines.select import open_engine
 from dpad.runtime.errors import InvalidRequest, ManifestError
@@ -103,7 +103,6 @@ def test_what_fails_at_its_attributes_is_refused() -> None:
         lambda: Uniform(count=Fails()),  # type: ignore[arg-type]
         lambda: Request((5,), schedule=Fails()).check(GenerationOptions(), CONTRACT),
         lambda: model.generate([5], schedule=Fails()),
-        lambda: model.read([5], Fails()),  # type: ignore[arg-type]
     )
     for taker in takers:
         with pytest.raises(InvalidRequest):
@@ -149,14 +148,14 @@ def test_wrong_values_are_refused_before_any_work(case: str) -> None:
 def test_what_is_no_request_is_refused(values: tuple[Any, ...]) -> None:
     """Fails if a field of `Request` that holds something else is told by an error of Python's."""
     with pytest.raises(InvalidRequest):
-        generate(Untouched(), [Request(*values)], GenerationOptions())
+        decode(Untouched(), [Request(*values)], GenerationOptions())
 
 
 @pytest.mark.parametrize("schedule", ["full", object(), Gaussian, 5])
 def test_a_row_has_a_schedule_or_none(schedule: SuffixSchedule) -> None:
     """Fails if the schedule of a row is checked less than that of the options."""
     with pytest.raises(InvalidRequest, match="is no suffix schedule"):
-        generate(Untouched(), [Request((11,), schedule=schedule)], GenerationOptions())
+        decode(Untouched(), [Request((11,), schedule=schedule)], GenerationOptions())
 
 
 @pytest.mark.parametrize("values", [(5, 1, 1), ([[1]], None, 32), ([[1]], 5, "32"), (["a"], 5, 32), ([5], 5, 32)])

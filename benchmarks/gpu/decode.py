@@ -14,9 +14,10 @@ from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
 from dpad.models.torch_engine import TorchEngine
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.cache import CACHES
-from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import run
+from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.machine import Machine
 from dpad.runtime.engines.select import candidates, open_engine
@@ -27,15 +28,12 @@ LENGTH = 128
 
 
 def canvases(engine: Engine, cache: str) -> tuple[np.ndarray[Any, Any], float]:
-    """All tokens of a batch of two unequal prompts, and milliseconds a step inside the engine."""
+    """All tokens of two unequal prompts that run together, and milliseconds a step inside the engine."""
     options = GenerationOptions(gen_length=LENGTH, cache=cache, early_termination=False)
-    requests = [Request(tuple(prompt)) for prompt in PROMPTS]
-    done: dict[int, Any] = {}
-    seconds = []
-    for event in generate(engine, requests, options):
-        done.update(zip(event.finished, event.canvases))
-        seconds.append(event.engine_seconds)
-    return np.concatenate([done[row] for row in sorted(done)]), 1e3 * median(seconds)
+    options.check(engine.contract)
+    sequences = [Sequence(Request(tuple(prompt)), options, engine.contract) for prompt in PROMPTS]
+    seconds = [event.engine_seconds for _, event in run(engine, sequences)]
+    return np.concatenate([sequence.canvas for sequence in sequences]), 1e3 * median(seconds)
 
 
 def torch_engine(device: str, dtype: torch.dtype) -> TorchEngine:
@@ -107,7 +105,7 @@ def _engines(bundle: Bundle, reference: Engine) -> dict[str, Any]:
             results[candidate.name] = {}
             for cache in CACHES:
                 with open_engine(bundle, candidate.name) as engine:
-                    if cache not in engine.caches:
+                    if cache not in engine.contract.caches:
                         continue
                     tokens, step_ms = canvases(engine, cache)
                 equal = float((tokens == canvases(reference, cache)[0]).mean())

@@ -29,7 +29,7 @@ def make_inputs(
 ) -> Inputs:
     """Random rows; slots in ascending order with gaps, as a retained prefix and suffix have."""
     slots = cached + cached // 4 + 1
-    shapes = [(batch, rows, heads, size)] + [(batch, rows, kv_heads, size)] * 2 + [(batch, slots, kv_heads, size)] * 2
+    shapes = [(batch, rows, heads, size)] + [(batch, rows, kv_heads, size)] * 2 + [(slots, kv_heads, size)] * 2
     floats = [torch.randn(shape, dtype=dtype, device=DEVICE) for shape in shapes]
     chosen = torch.stack([torch.randperm(slots)[:cached].sort().values for _ in range(batch)])
     positions = torch.arange(rows).repeat(batch, 1) + slots
@@ -73,9 +73,8 @@ def correctness() -> dict[str, Any]:
 def gathered(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that a kernel without gathering would be given: [B, G, K + Q, D]."""
     _, key, value, key_cache, value_cache, chosen, _ = inputs
-    lines = torch.arange(len(chosen), device=DEVICE)[:, None]
-    keys = torch.cat([key_cache[lines, chosen], key], 1)
-    values = torch.cat([value_cache[lines, chosen], value], 1)
+    keys = torch.cat([key_cache[chosen], key], 1)
+    values = torch.cat([value_cache[chosen], value], 1)
     return keys.transpose(1, 2), values.transpose(1, 2)
 
 

@@ -47,9 +47,10 @@ def _attend(plugins: dict[str, Plugin], inputs: Inputs, scale: float, tactic: in
     """The op by its plugins, as a network would hold them."""
     rows = [*inputs[:5], inputs[5].int(), inputs[6].int()]
     bits = tiling.scale_bits(scale)
+    fixed = [[2, 3]] * 3 + [[1, 2]] * 2 + [[], []]
     if splits == 1:
-        return _run(plugins["dpad::attend"], rows, [[2, 3]] * 5 + [[], []], [bits, 0], tactic)[0]
-    parts = _run(plugins["dpad::attend_parts"], rows, [[2, 3]] * 5 + [[], []], [bits, 0, splits], tactic)
+        return _run(plugins["dpad::attend"], rows, fixed, [bits, 0], tactic)[0]
+    parts = _run(plugins["dpad::attend_parts"], rows, fixed, [bits, 0, splits], tactic)
     numbers = [splits, int(inputs[0].dtype == torch.bfloat16)]
     return _run(plugins["dpad::combine_parts"], parts, [[0, 3, 4], [0, 3]], numbers, 0)[0]
 

@@ -98,11 +98,10 @@ def measure(bandwidth: float, peak: float, seconds: float) -> dict[str, Any]:
 
 
 def _mode(step: Step, queries: torch.Tensor, cached: torch.Tensor, bandwidth: float, peak: float) -> dict[str, Any]:
-    slots = CANVAS if cached.shape[1] else 0
-    shape = (1, slots, CONFIG.kv_heads, CONFIG.head_size)
+    shape = (CANVAS, CONFIG.kv_heads, CONFIG.head_size)
     caches = [torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) for _ in range(2 * CONFIG.layers)]
     canvas = torch.randint(0, CONFIG.vocab_size, (1, CANVAS), device=DEVICE)
-    rows = torch.arange(BLOCK, device=DEVICE)[None] + (PROMPT if not slots else 0)
+    rows = torch.arange(BLOCK, device=DEVICE)[None] + (0 if cached.shape[1] else PROMPT)
 
     def run() -> object:
         return step(canvas, queries, cached, rows, caches)

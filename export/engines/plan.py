@@ -11,7 +11,7 @@ variable and keeps the parser's and builder's own errors in its log.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,7 @@ from dpad.export.engines.timing import TimingCache
 from dpad.export.progress import Advance, Progress
 from dpad.runtime.bundle.manifest import BuildFlags
 from dpad.runtime.bundle.variant import rows_dtype
-from dpad.runtime.contract import StepContract
+from dpad.runtime.contract import StepContract, TensorSpec
 from dpad.runtime.engines.machine import Machine
 from dpad.runtime.engines.tensorrt.log import make_logger
 from dpad.runtime.errors import EngineBuildError
@@ -30,6 +30,7 @@ from dpad.runtime.extras import install
 Ranges = dict[str, tuple[int, int, int]]
 
 _NO_FLAGS = BuildFlags()
+_MOST_ELEMENTS = 2**31 - 1  # of a tensor
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # the builder's words, once a profile
 
 
@@ -47,19 +48,23 @@ def profiles(contract: StepContract) -> dict[str, Ranges]:
     """Two optimisation profiles: refresh (all rows, no cache) and cached (one block).
 
     Block length and window say what is likely; max batch and max length are the limits, but
-    for R, whose memory is that of the logits: at most a block. K and T are at least 1 here:
-    engines pad an empty axis with one -1 (one unused slot). A block-causal model computes one
-    block in every step but its first, which is the prompt and attends nothing.
+    for R, whose memory is that of the logits: at most a block. K is at least 1 here: engines pad an empty axis with one
+    -1. A block-causal model computes one block in every step but its first, which is the prompt and attends nothing.
+
+    The pool may have a slot for every token of the largest batch and the one that padding reads, as far as a tensor
+    of so many elements may be.
     """
     longest, block = contract.max_length, min(contract.block_length, contract.max_length)
     batch, canvas = (1, 1, contract.max_batch), (1, max(longest // 2, 1), longest)
     rows = (1, block, block)
+    most = min(contract.max_batch * longest + 1, _MOST_ELEMENTS // (contract.kv_heads * contract.head_size))
+    pool = (1, min(longest + 1, most), most)
     # A Gaussian schedule keeps about half of scale · window / k; text behind the blank adds to it.
     kept = 0 if contract.block_causal else contract.window // 4
     step_rows = (1, min(block + kept, longest), longest)
     return {
-        "refresh": {"B": batch, "N": canvas, "Q": canvas, "K": (1, 1, 1), "R": rows, "T": canvas},
-        "cached": {"B": batch, "N": canvas, "Q": step_rows, "K": canvas, "R": rows, "T": canvas},
+        "refresh": {"B": batch, "N": canvas, "Q": canvas, "K": (1, 1, 1), "R": rows, "P": pool},
+        "cached": {"B": batch, "N": canvas, "Q": step_rows, "K": canvas, "R": rows, "P": pool},
     }
 
 
@@ -78,9 +83,42 @@ def build_plan(
     `variant` is that of the step, as the manifest has it.
     With `attention` "plugin" the file holds plugin nodes, whose plugins are registered first.
     """
-    check_capability(trt, capability)
     if attention == "plugin":
+        check_capability(trt, capability)
         _register_plugins(trt, capability)
+    inputs = contract.inputs(rows_dtype(variant))
+    shapes = [(inputs, ranges) for ranges in profiles(contract).values()]
+    return _build(trt, onnx_path, variant, shapes, capability, progress, flags, attention)
+
+
+def build_decide_plan(
+    trt: ModuleType,
+    onnx_path: Path,
+    contract: StepContract,
+    capability: str,
+    progress: Progress,
+    flags: BuildFlags = _NO_FLAGS,
+) -> Plan:
+    """Compile the program that decides, as `build_plan` does the step; it has one profile, and no weights to strip."""
+    rows = profiles(contract)["cached"]
+    shapes = [(contract.decide_inputs(), {axis: rows[axis] for axis in ("B", "R")})]
+    return _build(
+        trt, onnx_path, "float32", shapes, capability, progress, replace(flags, strip_weights=False), "native"
+    )
+
+
+def _build(
+    trt: ModuleType,
+    onnx_path: Path,
+    variant: str,
+    shapes: list[tuple[list[TensorSpec], Ranges]],
+    capability: str,
+    progress: Progress,
+    flags: BuildFlags,
+    attention: str,
+) -> Plan:
+    """Compile a file whose inputs have these `shapes`, a profile each."""
+    check_capability(trt, capability)
     activations = [0]
     logger = make_logger(trt, lambda line: activations.extend(int(size) for size in _ACTIVATIONS.findall(line)))
     builder = trt.Builder(logger)
@@ -92,8 +130,8 @@ def build_plan(
     config = builder.create_builder_config()
     _target(trt, config, capability)
     set_flags(trt, config, flags)
-    for ranges in profiles(contract).values():
-        config.add_optimization_profile(_profile(builder, contract, rows_dtype(variant), ranges))
+    for inputs, ranges in shapes:
+        config.add_optimization_profile(_profile(builder, inputs, ranges))
     timings = TimingCache(trt, capability)
     timings.attach(config)
     with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:
@@ -180,9 +218,9 @@ def _target(trt: Any, config: Any, capability: str) -> None:
         config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
 
 
-def _profile(builder: Any, contract: StepContract, dtype: str, ranges: Ranges) -> Any:
+def _profile(builder: Any, inputs: list[TensorSpec], ranges: Ranges) -> Any:
     profile = builder.create_optimization_profile()
-    for spec in contract.inputs(dtype):
+    for spec in inputs:
         sizes = [(axis,) * 3 if isinstance(axis, int) else ranges[axis] for axis in spec.axes]
         profile.set_shape(spec.name, *(tuple(size[i] for size in sizes) for i in range(3)))
     return profile

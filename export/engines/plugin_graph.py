@@ -1,12 +1,13 @@
-"""The step for a TensorRT plugin engine: custom nodes in place of the op and its function body.
+"""The step for a TensorRT plugin engine: custom nodes in place of the op's and their function bodies.
 
     path = write_plugin_step(Path("float16/step.onnx"), splits=4)    # float16/step-plugin.onnx
 
-TensorRT looks for a function body before it looks for a plugin, so the body is taken out:
-a plugin that is missing is then an error, never silently the native path.
+TensorRT looks for a function body before it looks for a plugin, so the bodies are taken out: a plugin that is missing
+is then an error, never silently the native path. The plugins take the indices themselves, and no mask.
 """
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -33,21 +34,23 @@ def write_plugin_step(step: Path, splits: int) -> Path:
         raise ExportError(f"splits {splits} is outside 1 to {MAX_SPLITS}")
     model = onnx.load(str(step), load_external_data=False)
     bfloat16 = any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer)
-    nodes: list[onnx.NodeProto] = []
-    narrowed: dict[str, str] = {}
-    count = 0
+    masks = [node for node in model.graph.node if _is(node, onnx_face.MASK_TYPE)]
+    if len(masks) != 1:
+        raise ExportError(f"{step} has {len(masks)} {onnx_face.MASK_TYPE} nodes, not one; export the bundle again")
+    narrowed = [f"{name}_int32" for name in masks[0].input]
+    nodes = [
+        helper.make_node("Cast", [name], [narrow], to=TensorProto.INT32)
+        for name, narrow in zip(masks[0].input, narrowed)
+    ]
+    block = _attributes(masks[0]).get("block", 0)
     for node in model.graph.node:
-        if (node.domain, node.op_type) != (onnx_face.DOMAIN, onnx_face.OP_TYPE):
+        if _is(node, onnx_face.OP_TYPE):
+            nodes += _plugins(node, narrowed, block, splits, bfloat16)
+        elif not _is(node, onnx_face.MASK_TYPE):
             nodes.append(node)
-            continue
-        nodes += _narrow(node.input[5:], narrowed)
-        nodes += _plugins(node, [narrowed[name] for name in node.input[5:]], splits, bfloat16)
-        count += 1
-    if count == 0:
-        raise ExportError(f"{step} has no {onnx_face.OP_TYPE} node; export the bundle again")
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    kept = [f for f in model.functions if (f.domain, f.name) != (onnx_face.DOMAIN, onnx_face.OP_TYPE)]
+    kept = [f for f in model.functions if f.domain != onnx_face.DOMAIN]
     del model.functions[:]
     model.functions.extend(kept)
     target = step.with_name(FILE_NAME)
@@ -55,20 +58,17 @@ def write_plugin_step(step: Path, splits: int) -> Path:
     return target
 
 
-def _narrow(names: list[str], narrowed: dict[str, str]) -> list[onnx.NodeProto]:
-    """Casts of index tensors to int32, once each."""
-    casts = []
-    for name in names:
-        if name not in narrowed:
-            narrowed[name] = f"{name}_int32"
-            casts.append(helper.make_node("Cast", [name], [narrowed[name]], to=TensorProto.INT32))
-    return casts
+def _is(node: onnx.NodeProto, kind: str) -> bool:
+    return (node.domain, node.op_type) == (onnx_face.DOMAIN, kind)
 
 
-def _plugins(node: onnx.NodeProto, indices: list[str], splits: int, bfloat16: bool) -> list[onnx.NodeProto]:
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _plugins(node: onnx.NodeProto, indices: list[str], block: int, splits: int, bfloat16: bool) -> list[onnx.NodeProto]:
     """The nodes that stand for one op: `attend`, or `attend_parts` and `combine_parts`."""
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    numbers = [scale_bits(attributes["scale"]), attributes.get("block", 0)]
+    numbers = [scale_bits(_attributes(node)["scale"]), block]
     inputs = [*node.input[:5], *indices]
     if splits == 1:
         return [_plugin("attend", inputs, list(node.output), numbers)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dpad.export.engines.plan import build_plan, check_capability, profiles
+from dpad.export.engines.plan import build_decide_plan, build_plan, check_capability, profiles
 from dpad.export.engines.plan import capabilities as capabilities_of
 from dpad.export.forecast.forecast import building
 from dpad.export.progress import Progress
@@ -86,10 +86,11 @@ def build_engines(
     contract: StepContract,
     stage: Path,
     steps: dict[str, StepEntry],
+    decide: str,
     previous: Bundle | None,
     progress: Progress,
 ) -> tuple[EngineEntry, ...]:
-    """Compile what `recipe` says below `stage`.
+    """Compile what `recipe` says below `stage`, and the program `decide` once for each library and capability.
 
     Says before a build how much memory it takes, and after it how long it took. An engine of `previous` with an
     equal key is copied instead. Raises `ExportError` if a library or the memory for a build is missing,
@@ -104,8 +105,8 @@ def build_engines(
         for target in (target for target in recipe.targets if target != "onnx"):
             trt = _import_builder(target)
             for capability in recipe.capabilities:
-                entry = _engine_entry(recipe, target, trt, stage, onnx, steps[name], contract, name, capability)
-                entries.append(_build_engine(entry, trt, stage, contract, memory, previous, progress))
+                entry = _engine_entry(recipe, target, trt, stage, onnx, steps[name], decide, contract, name, capability)
+                entries.append(_build_engine(entry, trt, stage, decide, contract, memory, previous, progress))
     return tuple(entries)
 
 
@@ -141,6 +142,7 @@ def _engine_entry(
     stage: Path,
     onnx: str,
     step: StepEntry,
+    decide: str,
     contract: StepContract,
     variant: str,
     capability: str,
@@ -150,6 +152,7 @@ def _engine_entry(
     return EngineEntry(
         file=f"engines/{target}-sm{capability.replace('.', '')}-{variant}{plugin}.plan",
         onnx=onnx,
+        decide=f"engines/{target}-sm{capability.replace('.', '')}-decide.plan",
         target=target,
         variant=variant,
         library=trt.__name__,
@@ -159,6 +162,7 @@ def _engine_entry(
         attention=recipe.attention,
         plugin_version=_plugin_version(recipe.attention),
         step_sha256=digest(stage / onnx),
+        decide_sha256=digest(stage / decide),
         weights_sha256=tuple(digest(stage / name) for name in step.weights),
         profiles={name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
         flags=recipe.flags,
@@ -179,6 +183,7 @@ def _build_engine(
     entry: EngineEntry,
     trt: Any,
     stage: Path,
+    decide: str,
     contract: StepContract,
     memory: int,
     previous: Bundle | None,
@@ -188,11 +193,15 @@ def _build_engine(
     target.parent.mkdir(exist_ok=True)
     for old in previous.manifest.engines if previous else ():
         if previous and old.key() == entry.key():
-            shutil.copyfile(previous.path(old.file), target)
+            for kept, place in ((old.file, target), (old.decide, stage / entry.decide)):
+                shutil.copyfile(previous.path(kept), place)
             progress.say(f"{entry.file}: unchanged, reused")
             return replace(entry, build_seconds=old.build_seconds)
     _require_memory(entry, memory, progress)
     began = time.perf_counter()
+    if not (stage / entry.decide).exists():
+        built = build_decide_plan(trt, stage / decide, contract, entry.compute_capability, progress, entry.flags)
+        (stage / entry.decide).write_bytes(built.data)
     plan = build_plan(
         trt,
         stage / entry.onnx,

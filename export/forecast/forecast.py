@@ -1,7 +1,7 @@
 """What a model needs and how fast a step can be, from its config.json alone: no weights, no GPU.
 
     sizes = Sizes.of(architecture, config)
-    memory(sizes, "bfloat16", Load(batch=1, length=1024), shift=0).total        # bytes on the device
+    memory(sizes, "bfloat16", Load(batch=1, length=1024)).total        # bytes on the device
     floor(sizes, "bfloat16-weights-int4", GPUS["H100"], Load(1, 1024), "dual", shift=0).milliseconds
 
 Weights, caches and logits are counted as the engine allocates them. Activations and the builder's memory are fitted
@@ -21,6 +21,7 @@ from dpad.runtime.bundle.variant import FULL, rows_dtype, weights_of
 from dpad.runtime.cache import BLOCKS, block_view
 from dpad.runtime.decoding.suffix import Gaussian
 
+PASS_ROWS = 1200  # of a pass of several sequences, at most; see `TrtEngine`
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MODES = ("vanilla", "none", "prefix", "dual")
 BLOCK_CAUSAL = (BLOCKS,)  # of models that are causal between blocks
@@ -114,14 +115,15 @@ def stored(sizes: Sizes, variant: str, group: int = Packing.group) -> int:
     return (sizes.weights - sizes.products + scales) * item + sizes.products * _BITS[weights] // 8
 
 
-def memory(sizes: Sizes, variant: str, load: Load, shift: int) -> Memory:
-    """What an engine takes whose limits are those of `load`; `shift` is the contract's `logit_shift`.
+def memory(sizes: Sizes, variant: str, load: Load) -> Memory:
+    """What an engine takes whose limits are those of `load`.
 
-    A batch whose cache grows takes a second one when it moves: once with `extend`, and when a finished row leaves.
+    A row for every token lies in its pool, and those of one pass beside it: where a step puts what it computes. Where
+    there is less memory than that, and one canvas has room, it opens with a smaller pool.
     """
     item = ITEM_BYTES[rows_dtype(variant)]
     rows = load.batch * load.length
-    cached = rows + load.batch * min(load.block + shift, load.length)  # the refresh's, and those of a later step
+    cached = rows + min(rows, max(load.length, PASS_ROWS)) + 1
     logits = load.batch * min(load.block, load.length) * sizes.vocab_size * 4
     live = 3 * sizes.mlp_width + 2 * sizes.width + 2 * sizes.cached // sizes.layers  # elements a row, at the MLP
     return Memory(stored(sizes, variant), cached * sizes.cached * item + logits, rows * live * item)

@@ -114,7 +114,7 @@ def _room(config: Config, sizes: Sizes, variant: str, loads: list[Load], gpus: M
             "machine; build on a larger one, take --weights int4, or for TensorRT --strip-weights"
         )
     for load in loads:
-        need = forecast.memory(sizes, variant, load, config.logit_shift).total
+        need = forecast.memory(sizes, variant, load).total
         small = [name for name, gpu in gpus.items() if not fits(need, gpu)]
         if small:
             found.append(

@@ -3,7 +3,8 @@
     report = compare_bundle(bundle, progress)
     report["passed"], report["engines"][0]["steps"]["logits"]["max_abs"]
 
-Steps are compared through Polygraphy, output by output, within the tolerance of the dtype.
+Steps are compared through Polygraphy, output by output, within the tolerance of the dtype, and what is decided from
+their logits with what PyTorch decides from the same.
 Trajectories are compared by the token and the forward pass at which each position was
 committed: in float32 they must be equal, in 16 bit their agreement is reported. The reference of packed weights
 is PyTorch with the same weights unpacked, so tolerances stay those of the rows; what packing itself does to the
@@ -21,6 +22,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.comparator import Comparator, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from dpad.export.parity.decisions import compare_decisions
 from dpad.export.parity.emulation import emulated_engine
 from dpad.export.parity.feeds import Feed, random_feeds
 from dpad.export.parity.packing_error import packing_error
@@ -30,9 +32,9 @@ from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.variant import DYNAMIC, rows_dtype
 from dpad.runtime.contract import StepContract
-from dpad.runtime.decoding.generate import generate
 from dpad.runtime.decoding.options import GenerationOptions, defaults
 from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.scheduler import decode
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.machine import Machine, library_version
 from dpad.runtime.engines.onnx import OnnxEngine
@@ -158,7 +160,8 @@ def _compare(
                 SessionRunner(engine, told) if isinstance(engine, OnnxEngine) else StepRunner("engine", engine, told)
             )
             outputs = compare_steps(StepRunner("torch", reference, told), runner, reference.contract, feeds, precision)
-        decodes = len(engine.caches) * len(TRAJECTORY_DECODERS)
+        decisions = compare_decisions(engine, feeds, seed)
+        decodes = len(engine.contract.caches) * len(TRAJECTORY_DECODERS)
         predicted = 2 * _seconds(reference, feeds[0][1]) * decodes * _GEN_LENGTH
         if wanted or (wanted is None and predicted < _PATIENCE):
             with progress.task("parity of trajectories", decodes) as advance:
@@ -166,6 +169,8 @@ def _compare(
         else:
             trajectories = {"skipped": f"not run; at this speed they take up to {predicted / 60:.0f} minutes"}
     failed = sorted(name for name, output in outputs.items() if not output["passed"])
+    if not decisions["passed"]:
+        failed.append("decisions")
     if precision == "float32" and trajectories.get("equal") != trajectories.get("positions"):
         failed.append("trajectories")
     detail = f"out of tolerance: {', '.join(failed)}" if failed else "within tolerance"
@@ -176,6 +181,7 @@ def _compare(
         "status": "failed" if failed else "passed",
         "modes": sorted({mode for mode, _ in feeds}),
         "steps": outputs,
+        "decisions": decisions,
         "trajectories": trajectories,
         **packing_error(bundle, candidate.variant, reference, feeds),
     }
@@ -194,9 +200,10 @@ def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
         assert isinstance(engine, TrtEngine)
         return engine
     path, contract = bundle.path(candidate.file), bundle.manifest.contract
+    decide = bundle.path(bundle.manifest.decide)
     if _is_bfloat16(candidate):
-        return emulated_engine(path, contract)
-    return OnnxEngine(path, contract, candidate.variant, candidate.provider)
+        return emulated_engine(path, contract, decide)
+    return OnnxEngine(path, contract, candidate.variant, candidate.provider, decide=decide)
 
 
 def compare_steps(
@@ -233,13 +240,12 @@ def compare_steps(
 def _allowed(names: list[str], dtype: str, iterations: list[dict[str, Any]]) -> dict[str, float]:
     """Absolute tolerance of each output; token ids must be equal.
 
-    A logit error of d moves the odds by a factor of up to exp(2d), and a probability by d / 2.
+    A logit error of d moves the odds by a factor of up to exp(2d).
     """
     size = np.max if STATISTIC[dtype] == "max" else np.mean
     sizes = {name: max(float(size(np.abs(outputs[name]))) for outputs in iterations) for name in names}
     allowed = {name: TOLERANCES[dtype] * sizes[name] for name in names}
     allowed["token_ids"] = 0.0
-    allowed["confidence"] = allowed["logits"] / 2
     allowed["odds_against"] = float(np.expm1(2 * allowed["logits"])) * sizes["odds_against"]
     return allowed
 
@@ -255,7 +261,7 @@ def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: 
     prompts = tokens[:12][:room], tokens[12:40][:room]
     requests = [Request(tuple(prompt), seed=seed) for seed, prompt in enumerate(prompts)][: contract.max_batch]
     equal = positions = 0
-    for cache in engine.caches:
+    for cache in contract.caches:
         for decoder in TRAJECTORY_DECODERS:
             wanted = {"gen_length": gen_length, "block_length": block_length, "decoder": decoder, "cache": cache}
             options = GenerationOptions(**{**defaults(contract), **wanted})
@@ -266,7 +272,7 @@ def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: 
     return {
         "equal": equal,
         "positions": positions,
-        "caches": list(engine.caches),
+        "caches": list(contract.caches),
         "decoders": list(TRAJECTORY_DECODERS),
     }
 
@@ -274,10 +280,9 @@ def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: 
 def _trajectory(
     engine: Engine, requests: list[Request], options: GenerationOptions
 ) -> dict[tuple[int, int], tuple[int, int]]:
-    """(row, position) -> (token, forward pass that committed it)."""
-    events = generate(engine, requests, options)
+    """(request, position) -> (token, forward pass that committed it)."""
     return {
-        (row, position): (token, event.nfe)
-        for event in events
-        for row, position, token in zip(event.rows.tolist(), event.positions.tolist(), event.tokens.tolist())
+        (event.index, position): (token, event.nfe)
+        for event in decode(engine, requests, options)
+        for position, token in zip(event.positions.tolist(), event.tokens.tolist())
     }

@@ -19,9 +19,9 @@ _NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 _MOVES = {"Gather", "GatherElements", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}  # nothing to round
 
 
-def emulated_engine(path: Path, contract: StepContract) -> OnnxEngine:
+def emulated_engine(path: Path, contract: StepContract, decide: Path | None = None) -> OnnxEngine:
     """ONNX Runtime on the CPU over the step in bfloat16 at `path`; the rows it takes and gives are float32 arrays."""
-    return OnnxEngine(path, contract, "float32", model=emulated(path))
+    return OnnxEngine(path, contract, "float32", model=emulated(path), decide=decide)
 
 
 def emulated(path: Path) -> bytes:

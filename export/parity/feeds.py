@@ -3,8 +3,8 @@
     for feed in random_feeds(contract, "float32", count=2, seed=0):
         feed["gather_indices"]
 
-Rows are of unequal length, so every feed of more than one row exercises the -1 padding;
-caches hold random rows, so an index into the wrong slot shows.
+Sequences are of unequal length, so every feed of more than one exercises the -1 padding; the pool holds random rows
+and sequences have their slots anywhere in it, so an index into the wrong one shows.
 """
 
 from collections.abc import Iterator
@@ -39,15 +39,18 @@ def _feed(contract: StepContract, dtype: str, policy: str, refresh: bool, batch:
     starts = rng.integers(0, length - block + 1, size=batch)
     views = [_view(contract, policy, refresh, int(start), block, length, rng) for start in starts]
     gather = _padded([view.queries for view in views])
-    shape = (batch, length, contract.kv_heads, contract.head_size)
+    slots = 1 + rng.permutation(batch * length).reshape(batch, length)
+    shape = (1 + batch * length, contract.kv_heads, contract.head_size)
     feed: Feed = {
         "canvas": rng.integers(0, contract.vocab_size, size=(batch, length)),
         "gather_indices": gather,
-        "cache_indices": _padded([view.cached for view in views]),
+        "cache_indices": _padded([own[view.cached] for own, view in zip(slots, views)]),
         "decode_rows": rng.integers(0, min(len(view.queries) for view in views), size=(batch, block)),
     }
     for pair in contract.cache_names():
         feed |= {name: _rows(rng.standard_normal(shape), dtype) for name in pair}
+        for name in pair:
+            feed[name][0] = 0  # nobody's slot
     return feed
 
 

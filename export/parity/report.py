@@ -18,6 +18,11 @@ def parity_lines(report: dict[str, Any]) -> Iterator[str]:
             allowed = f"{output['checked']} {output['allowed']:.2e}" if output["allowed"] else "none"
             mean = f", mean {output['mean_abs']:.2e}" if output["checked"] == "mean" else ""
             yield (f"            {name:13} largest difference {output['max_abs']:.2e}{mean}, allowed {allowed}")
+        if decided := engine.get("decisions"):
+            yield (
+                f"            decisions     {decided['other_tokens']} of {decided['rows']} with another token, "
+                f"largest difference {max(decided['differences'].values()):.2e}, allowed {decided['allowed']:.2e}"
+            )
         if packing := engine.get("packing"):
             yield (
                 f"            packed weights move the logits by {packing['relative']:.2%} of their size on average, "

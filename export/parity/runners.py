@@ -13,6 +13,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from dpad.export.parity.feeds import Feed
+from dpad.export.parity.plan_runner import run_plan
 from dpad.export.progress import Advance
 from dpad.models.torch_engine import TorchEngine
 from dpad.runtime.engines.onnx import OnnxEngine
@@ -52,7 +53,9 @@ class StepRunner(BaseRunner):  # type: ignore[misc]
         """One step."""
         names = [spec.name for spec in self._engine.contract.outputs(self._engine.dtype)]
         began = perf_counter()
-        outputs = self._engine.run(feed_dict)
+        outputs = (
+            run_plan(self._engine, feed_dict) if isinstance(self._engine, TrtEngine) else self._engine.run(feed_dict)
+        )
         self.inference_time = perf_counter() - began
         self._advance(1)
         return OrderedDict(zip(names, outputs))

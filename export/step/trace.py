@@ -32,10 +32,10 @@ from dpad.runtime.errors import ExportError
 
 IR_VERSION = 11  # the first with opset 23
 
-_FOLD_LIMIT = 100  # elements of a folded constant: an arange over the vocabulary stays an operator
+FOLD_LIMIT = 100  # elements of a folded constant: an arange over the vocabulary stays an operator
 
 # Distinct sizes, none 0 or 1, so that the tracer never takes two axes for one.
-_EXAMPLE = {"B": 2, "N": 46, "Q": 30, "K": 12, "R": 9, "T": 41}
+_EXAMPLE = {"B": 2, "N": 46, "Q": 30, "K": 12, "R": 9, "P": 41}
 
 
 def trace_step(architecture: str, config: Config, contract: StepContract, dtype: str) -> ir.Model:
@@ -45,12 +45,12 @@ def trace_step(architecture: str, config: Config, contract: StepContract, dtype:
     with fake, _default_dtype(getattr(torch, dtype)):
         step = Step(FAMILIES[architecture].Model(config)).eval()
     with fake:
-        example = [_example(spec) for spec in contract.inputs(dtype)]
-    with _quiet():
+        inputs = [example(spec) for spec in contract.inputs(dtype)]
+    with quiet():
         try:
             program = torch.onnx.export(
                 step,
-                (*example[:4], example[4:]),
+                (*inputs[:4], inputs[4:]),
                 dynamo=True,
                 opset_version=onnx_face.OPSET,
                 dynamic_shapes=_dynamic_shapes(contract, dtype),
@@ -74,23 +74,28 @@ def _finish(model: ir.Model, contract: StepContract, dtype: str) -> ir.Model:
         if name.startswith("model."):  # Step.model
             value.const_value = None  # no data: nothing can be folded into the graph
             value.name = name.removeprefix("model.")
-    optimizer.optimize_ir(model, inline=False, output_size_limit=_FOLD_LIMIT)
-    for value, spec in zip([*graph.inputs, *graph.outputs], [*contract.inputs(dtype), *contract.outputs(dtype)]):
+    optimizer.optimize_ir(model, inline=False, output_size_limit=FOLD_LIMIT)
+    tidy(model, f"dpad-step-{contract.family}", [*contract.inputs(dtype), *contract.outputs(dtype)])
+    for function in onnx_face.function_protos(contract.block_causal):
+        model.functions[function.domain, function.name, ""] = ir.serde.deserialize_function(function)
+    return model
+
+
+def tidy(model: ir.Model, name: str, specs: list[TensorSpec]) -> None:
+    """Name a traced graph and its axes as the contract does, and take out what the tracer left of this machine."""
+    graph = model.graph
+    for value, spec in zip([*graph.inputs, *graph.outputs], specs, strict=True):
         if value.name != spec.name:
-            raise ExportError(f"the traced step has {value.name} where the contract has {spec.name}")
+            raise ExportError(f"{name} has {value.name} where the contract has {spec.name}")
         value.shape = ir.Shape(spec.axes)
-    for node in graph:
+    for node in graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the paths of this machine
         for value in node.outputs:
             value.metadata_props.clear()
             if not value.is_graph_output():
                 value.shape = None  # the tracer's own symbols; shape inference rebuilds them
-    model.functions[onnx_face.DOMAIN, onnx_face.OP_TYPE, ""] = ir.serde.deserialize_function(
-        onnx_face.function_proto(contract.block_causal)
-    )
-    model.graph.name = f"dpad-step-{contract.family}"
+    graph.name = name
     model.producer_name, model.producer_version = "dpad", None
-    return model
 
 
 def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
@@ -172,7 +177,8 @@ def check_onnx(path: Path, weights: Iterable[Path]) -> None:
 _IR_DTYPES = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 
 
-def _example(spec: TensorSpec) -> torch.Tensor:
+def example(spec: TensorSpec) -> torch.Tensor:
+    """Zeros of the shape that the tracer is shown."""
     sizes = [axis if isinstance(axis, int) else _EXAMPLE[axis] for axis in spec.axes]
     return torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
 
@@ -188,7 +194,7 @@ def _dynamic_shapes(contract: StepContract, dtype: str) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's own warnings (missing torchvision, weights without data) off the terminal."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     before = [logger.level for logger in loggers]

@@ -20,7 +20,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import ManifestError, SchemaVersionError
 from dpad.runtime.show import shown
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 _STEPS = {variant_name(rows, weights) for rows in ROWS for weights in (FULL, *PACKED)} | {DYNAMIC}
 RANDOM_WEIGHTS = "dpad_random_seed"  # key of the model's config that `dpad synth` sets
@@ -66,12 +66,14 @@ class EngineEntry:
     """One compiled engine and everything that decides whether it may be opened.
 
     Together the fields are the key of the engine: two engines with equal keys compute the
-    same function on the same machines. `variant` is that of the step that it was compiled
-    from, `onnx` is the file of that step, and `plugin_version` is empty where no plugin is inside.
+    same function on the same machines. `dtype` is the name of the step that it was compiled
+    from, which says more than a dtype where weights are packed; `onnx` is that step's file, `decide` the plan of
+    the program that decides, and `plugin_version` is empty where no plugin is inside.
     """
 
     file: str
     onnx: str
+    decide: str
     target: str
     variant: str
     library: str
@@ -81,6 +83,7 @@ class EngineEntry:
     attention: str
     plugin_version: str
     step_sha256: str
+    decide_sha256: str
     weights_sha256: tuple[str, ...]
     profiles: dict[str, Any]
     flags: BuildFlags
@@ -88,18 +91,22 @@ class EngineEntry:
 
     def key(self) -> dict[str, Any]:
         """The fields that change the result; not the names of files nor how long the build took."""
-        return {k: v for k, v in asdict(self).items() if k not in ("file", "onnx", "build_seconds")}
+        return {k: v for k, v in asdict(self).items() if k not in ("file", "onnx", "decide", "build_seconds")}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle holds. Paths are relative, with forward slashes."""
+    """Everything a bundle holds. Paths are relative, with forward slashes.
+
+    `decide` is the ONNX file of the program that decides, one for all steps.
+    """
 
     name: str
     contract: StepContract
     architecture: str
     model_config: dict[str, Any]
     steps: dict[str, StepEntry]
+    decide: str
     engines: tuple[EngineEntry, ...]
     tokenizer: tuple[str, ...]
     presets: dict[str, Any]
@@ -115,7 +122,8 @@ class Manifest:
     def references(self) -> set[str]:
         """Every path that a section other than `files` names."""
         names = {path for step in self.steps.values() for path in (step.onnx, *step.weights)}
-        names |= {path for engine in self.engines for path in (engine.file, engine.onnx)} | set(self.tokenizer)
+        names |= {path for engine in self.engines for path in (engine.file, engine.onnx, engine.decide)}
+        names |= {self.decide, *self.tokenizer}
         return names | ({self.parity} if self.parity else set())
 
     def to_json(self) -> dict[str, Any]:
@@ -140,6 +148,7 @@ class Manifest:
             architecture=_take(data, "architecture", str),
             model_config=_take(data, "model_config", dict),
             steps={k: _step(v, f"steps.{k}") for k, v in _take(data, "steps", dict).items()},
+            decide=_take(data, "decide", str),
             engines=tuple(_engine(v, f"engines[{i}]") for i, v in enumerate(_take(data, "engines", list))),
             tokenizer=_strings(data, "tokenizer"),
             presets=_take(data, "presets", dict),
@@ -211,9 +220,8 @@ def _step(data: Any, where: str) -> StepEntry:
 
 def _engine(data: Any, where: str) -> EngineEntry:
     data, where = _typed(data, dict, where), f"{where}."
-    texts = ("file", "onnx", "target", "variant", "library", "library_version", "compute_capability", "platform")
     return EngineEntry(
-        **{name: _take(data, name, str, where) for name in (*texts, "attention", "plugin_version", "step_sha256")},
+        **{field.name: _take(data, field.name, str, where) for field in fields(EngineEntry) if field.type is str},
         weights_sha256=_strings(data, "weights_sha256", where),
         profiles=_take(data, "profiles", dict, where),
         flags=_flags(_take(data, "flags", dict, where), f"{where}flags."),

@@ -1,12 +1,10 @@
 """Commit rules: how many of the ranked masks of a block are decided in this step.
 
-    count = commit_count(options, ranked, masked, step)
+    count = commit_count(options, confidence, ranked, step)
 
-Rows of the batch are ranked by score, best first, ties to the lower position. Each rule
-answers with a count a row, and never with less than one while there are masks.
+Masks are ranked by score, best first, ties to the lower position. No rule answers with less than one.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -17,25 +15,23 @@ from dpad.runtime.decoding.options import GenerationOptions
 
 
 def commit_count(
-    options: GenerationOptions, ranked: Callable[[], NDArray[np.float64]], masked: NDArray[np.int64], step: int
-) -> NDArray[np.int64]:
-    """Number of masks to commit in each row.
+    options: GenerationOptions, confidence: NDArray[np.float64], ranked: NDArray[np.int64], step: int
+) -> int:
+    """Number of masks to commit, 1 at least.
 
     Args:
         options: names the rule and its parameter.
-        ranked: gives [B, R] confidences, each row best first, -inf where a row has no mask;
-            called only by the rules that look at them.
-        masked: [B] masks left in each row's block.
+        confidence: [R], of the masks left in the block.
+        ranked: int64 [R], their order, best first.
         step: index of this step within the block.
-
-    Returns:
-        [B], each at most `masked`.
     """
     if options.decoder == "threshold":
-        return np.asarray(np.minimum(np.maximum((ranked() >= options.threshold).sum(axis=1), 1), masked))
-    if options.decoder == "factor":
-        return np.asarray(np.minimum(np.maximum(_factor(ranked(), options.factor), 1), masked))
-    return np.asarray(np.minimum(max(_planned(options, step), 1), masked))
+        count = int(np.count_nonzero(confidence >= options.threshold))
+    elif options.decoder == "factor":
+        count = _factor(confidence[ranked], options.factor)
+    else:
+        count = _planned(options, step)
+    return min(max(count, 1), len(ranked))
 
 
 def _planned(options: GenerationOptions, step: int) -> int:
@@ -61,8 +57,7 @@ def _by_noise(masks: int, steps: int) -> tuple[int, ...]:
     return tuple(count for count in (*counts, left) if count)
 
 
-def _factor(ranked: NDArray[np.float64], factor: float) -> NDArray[np.int64]:
+def _factor(ranked: NDArray[np.float64], factor: float) -> int:
     """Fast-dLLM (arXiv 2505.22618): accept the top n while (n + 1) · (1 - p_n) < factor."""
-    rank = np.arange(1, ranked.shape[1] + 1)
-    accepted = (rank + 1) * (1.0 - ranked) < factor
-    return np.asarray(np.logical_and.accumulate(accepted, axis=1).sum(axis=1))
+    accepted = (np.arange(2, len(ranked) + 2) * (1.0 - ranked)) < factor
+    return len(ranked) if accepted.all() else int(accepted.argmin())

@@ -101,8 +101,8 @@ class GenerationOptions:
         return (eos_token_id,) if self.eos_token_ids is None else self.eos_token_ids
 
     @property
-    def needs_logits(self) -> bool:
-        """Whether the choice needs more than each row's best token and its confidence."""
+    def needs_decisions(self) -> bool:
+        """Whether the choice needs more than each row's likeliest token and its confidence."""
         return self.shapes or self.decoder in ("entropy", "margin")
 
     @property

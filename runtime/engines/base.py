@@ -1,95 +1,60 @@
 """`Engine`: opens one artifact and runs one denoising step. The only seam to a backend.
 
     with OnnxEngine(path, contract, "float32") as engine:
-        cache = engine.new_cache(batch=1, slots=canvas.shape[1])
-        outputs = engine.step(StepInputs(canvas, gather, cached, rows, write_back=True), cache)
+        slots = engine.slots.take(70)
+        outputs = engine.step(StepInputs(canvas, gather, cached, rows, write_slots=...))
 
-An engine keeps no state between requests: caches belong to the caller, so that two
-requests never disturb each other.
+Keys and values lie in the engine's pool, in slots that its callers take and give back, so two sequences never disturb
+each other. `step` checks what goes in and what comes out, once; an engine implements `_step`.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from threading import Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dpad.runtime.cache import BLOCKS, CACHES
 from dpad.runtime.contract import StepContract
-from dpad.runtime.errors import EngineError
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """Inputs of one step, on the host. Axes as in `StepContract`.
-
-    Attributes:
-        canvas: int64 [B, N].
-        gather_indices: int64 [B, Q], positions that take part; -1 pads.
-        cache_indices: int64 [B, K], cache slots that every query may attend; -1 pads.
-        decode_rows: int64 [B, R], rows of Q whose prediction is wanted.
-        write_back: a refresh: afterwards the cache holds the new rows, in the slots named by
-            `gather_indices`, and those that were attended; what other slots held may be gone.
-        want_logits: also return the logits.
-    """
-
-    canvas: NDArray[np.int64]
-    gather_indices: NDArray[np.int64]
-    cache_indices: NDArray[np.int64]
-    decode_rows: NDArray[np.int64]
-    write_back: bool = False
-    want_logits: bool = False
-
-
-@dataclass(frozen=True)
-class StepOutputs:
-    """Outputs of one step, on the host: [B, R] each, logits [B, R, V] if they were wanted."""
-
-    token_ids: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    odds_against: NDArray[np.float32]
-    logits: NDArray[np.float32] | None
-
-    def first_rows(self, count: int) -> "StepOutputs":
-        """Without the rows that padding added."""
-        if self.token_ids.shape[1] == count:
-            return self
-        logits = None if self.logits is None else self.logits[:, :count]
-        return StepOutputs(self.token_ids[:, :count], self.confidence[:, :count], self.odds_against[:, :count], logits)
+from dpad.runtime.engines.checks import check_outputs, check_step
+from dpad.runtime.engines.slots import Slots
+from dpad.runtime.engines.step import StepInputs, StepOutputs
 
 
 class Engine(ABC):
-    """One compiled or eager step. Not thread-safe unless a subclass says so."""
+    """One compiled or eager step, and its pool.
+
+    Attributes:
+        name, contract, dtype: of what it runs; `dtype` is that of rows and pool.
+        slots: those of the pool, for whoever runs sequences.
+        pass_rows: query rows that take as long as all else of a step does (reading the weights, launching): padding
+            that costs less than that is worth another sequence in the step. Measured by benchmarks/batching.py.
+        most_rows: B · Q that a step may have at most: what the engine has memory for.
+    """
 
     name: str
     contract: StepContract
     dtype: str
-    extends: bool = False  # whether a refresh may attend cached slots, and `rows_of` works
-    narrows: bool = False  # whether it also pays to leave a batch's finished rows out in the middle of a block
+    slots: Slots
+    pass_rows: int = 0
+    most_rows: int = 2**31 - 1
+
+    def __init__(self) -> None:
+        self._lock = Lock()
 
     @abstractmethod
-    def new_cache(self, batch: int, slots: int) -> Any:
-        """Key/value storage for `batch` rows of `slots` positions; opaque to the caller."""
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        """Run one step of inputs that were checked; raises `EngineError` if the backend fails."""
 
-    @abstractmethod
-    def step(self, inputs: StepInputs, cache: Any) -> StepOutputs:
-        """Run one step; raises `EngineError` if the inputs are malformed or the backend fails.
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        """Run one step; threads take turns.
 
-        Inputs are checked with `checks.check_step` before anything is launched.
+        Raises `EngineError` if the inputs are malformed, the backend fails, or what it gives is not what was asked for.
+        A step that fails writes nothing, or writes garbage to its own `write_slots`.
         """
-
-    def rows_of(self, cache: Any, rows: NDArray[np.bool_]) -> Any:
-        """The part of `cache` that belongs to the `rows` [B] that are True; only of an engine that `extends`."""
-        raise EngineError(f"{self.name} cannot take rows out of a cache")
-
-    @property
-    def caches(self) -> tuple[str, ...]:
-        """The cache policies that it runs; none, where its contract is block-causal and it cannot add to a cache."""
-        if self.contract.block_causal:
-            return (BLOCKS,) if self.extends else ()
-        return tuple(cache for cache in CACHES if cache != "extend" or self.extends)
+        with self._lock:
+            check_step(inputs, self.contract, self.slots.size)
+            outputs = self._step(inputs)
+            check_outputs(outputs, inputs, self.contract, self.name)
+            return outputs
 
     def padded(self, axis: str, size: int) -> int:
         """The size to which axis `Q`, `K` or `R` is padded, so that shapes repeat; default none."""

@@ -1,17 +1,14 @@
 """`OnnxEngine`: a step in ONNX Runtime, the same code on the CPU and on a CUDA device.
 
-    engine = OnnxEngine(bundle / "float32/step.onnx", contract, "float32", provider="cpu")
-    cache = engine.new_cache(batch=1, slots=canvas.shape[1])
-    engine.step(inputs, cache)
+    engine = OnnxEngine(bundle / "float32/step.onnx", contract, "float32", decide=bundle / "decide.onnx")
+    slots = engine.slots.take(70)
+    engine.step(inputs)
 
-The cache is the last refresh's own output, on the engine's device: ONNX Runtime writes it
-there and later steps read it there; only the cache `extend`, which keeps rows of earlier refreshes,
-joins them to the new ones, on the CPU. `CacheRows` knows which row holds which position. Only
-indices, and the few numbers a step decides, cross the bus.
+The pool is bound once and read where it lies; new rows are copied into it on its own side of the bus. Only indices, and
+the few numbers that are decided a row, cross it: the second program reads the logits where the first left them.
 """
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -21,54 +18,42 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dpad.runtime.bundle.variant import rows_dtype, suffix
-from dpad.runtime.checks import check_cache, check_step
-from dpad.runtime.contract import StepContract
-from dpad.runtime.engines.base import Engine, StepInputs, StepOutputs
+from dpad.runtime.contract import StepContract, TensorSpec
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.gpu.device import Device
 from dpad.runtime.engines.machine import available_memory, library_version
-from dpad.runtime.engines.rows import CacheRows
+from dpad.runtime.engines.onnx_pool import DevicePool, HostPool, Pool
+from dpad.runtime.engines.slots import Slots, pool_size, slot_bytes
+from dpad.runtime.engines.step import Decisions, Sampling, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, EngineUnavailable
+from dpad.runtime.extras import install
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-# CUDA graphs (enable_cuda_graph) stay off: they replay fixed shapes at fixed addresses, and here the
-# number of masks changes with every step and the caches move with every refresh.
+# CUDA graphs (enable_cuda_graph) stay off: they replay fixed shapes, and here they change with every pass.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     "cpu": {},
     "cuda": {
-        "arena_extend_strategy": "kSameAsRequested",  # doubling would take up to twice what the caches need
+        "arena_extend_strategy": "kSameAsRequested",  # doubling would take up to twice what is needed
         "use_tf32": "0",  # a float32 step must agree with PyTorch, which multiplies in full float32
     },
 }
 
 _ONNX_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}
 _ONNX_TYPES |= {name: f"tensor({name})" for name in ("float16", "bfloat16")}
-_ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto.DataType
 
 # Products with packed weights add up in float32; the default, 4, would round the rows to int8 as well.
 _PACKED_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 
+# CUDA: of 8B weights on an H100, two operations a weight and row at 786 TFLOP/s, against 7 ms to read 16 GB. CPU: least
+# squares of relative errors over 90 shapes of `tiny` on one thread, 1 to 8 sequences of 16 to 256 rows; 11 to 18.
+_PASS_ROWS = {"cuda": 300, "cpu": 12}
+
 _PREPARED = 3  # bfloat16 weights, and the same in float32, over the size of the former
 
 
-@dataclass
-class OnnxCache:
-    """Keys and values of every layer, [B, T, G, D] each, as inputs bound to the next step.
-
-    T is the number of rows of the last refresh, 0 before the first, and the rows hold `positions` [B, T]. `indices` are
-    the other inputs: ONNX Runtime may read the host's memory in place, so they outlive the run.
-    """
-
-    batch: int
-    slots: int
-    binding: ort.IOBinding
-    rows: CacheRows
-    values: list[ort.OrtValue] = field(default_factory=list)
-    positions: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
-    indices: dict[str, ort.OrtValue] = field(default_factory=dict)
-
-
 class OnnxEngine(Engine):
-    """Runs `step.onnx`; threads may share an engine, but not a cache."""
+    """Runs `step.onnx`, and `decide.onnx` where a step asks for more than the likeliest tokens."""
 
     def __init__(
         self,
@@ -78,30 +63,155 @@ class OnnxEngine(Engine):
         provider: str = "cpu",
         threads: int = 0,
         model: bytes | None = None,
+        decide: Path | None = None,
+        slots: int | None = None,
+        device: Device | None = None,
     ) -> None:
         """Open the model; `threads` 0 lets ONNX Runtime use every core.
 
-        `variant` is that of the step; the engine has the dtype of its rows and caches. `model` takes
-        the place of what is at `path`, where its weights lie. `session` is ONNX Runtime's own. Raises
-        `EngineUnavailable` if this build of it lacks the provider or cannot start it, and `EngineError` with ONNX
-        Runtime's own words if it cannot load the file.
-        """
-        self.name = f"onnxruntime-{provider}{suffix(variant)}"
-        self.contract, self.dtype, self._device = contract, rows_dtype(variant), provider
-        self.extends = self.narrows = provider == "cpu"  # rows are joined, and taken out, on the host
-        self.session = open_session(path, provider, threads, model)
-        try:
-            self._check_signature(path)
-        except UnicodeDecodeError as error:
-            raise EngineError(f"{path}: a name in it is no UTF-8 text: {error}; export the bundle again") from error
-        self._cache_names = [name for pair in contract.cache_names() for name in pair]
-        self._new_names = [name for pair in contract.new_names() for name in pair]
+        `variant` is that of the step; the engine has the dtype of its rows and pool. `model` takes
+        the place of what is at `path`, where its weights lie. `decide` is the second program, opened when a step first
+        asks for it. `slots` is the size of the pool, see `pool_size`. `device` is where the pool lies, None: where
+        the provider computes. `session` is ONNX Runtime's own.
 
-    def _check_signature(self, path: Path) -> None:
-        for kind, have, want in (
-            ("input", self.session.get_inputs(), self.contract.inputs(self.dtype)),
-            ("output", self.session.get_outputs(), self.contract.outputs(self.dtype)),
-        ):
+        Raises `EngineUnavailable` if this build of it lacks the provider or cannot start it, and `EngineError` with
+        ONNX Runtime's own words if it cannot load the file.
+        """
+        super().__init__()
+        self.name = f"onnxruntime-{provider}{suffix(variant)}"
+        self.contract, self.dtype, self._place = contract, rows_dtype(variant), provider
+        self.pass_rows = _PASS_ROWS[provider]
+        self._path, self._decide, self._threads = path, decide, threads
+        self.session = open_session(path, provider, threads, model)
+        _check_signature(path, self.session, contract.inputs(self.dtype), contract.outputs(self.dtype))
+        self._decider: ort.InferenceSession | None = None
+        if provider == "cuda" and device is None:
+            device = _cuda_device()
+        self._device = device
+        self._new_names = [name for pair in contract.new_names() for name in pair]
+        free = available_memory() if device is None else device.free_memory()
+        size = pool_size(contract, slot_bytes(contract, self.dtype), free, slots)
+        self._pool = self._open_pool(size, device)
+        self.slots = Slots(size)
+        self._binding = self.session.io_binding()
+        for name, value in zip((name for pair in contract.cache_names() for name in pair), self._pool.values):
+            self._binding.bind_ortvalue_input(name, value)
+
+    def _open_pool(self, size: int, device: Device | None) -> Pool:
+        if device is None:
+            return HostPool(self.contract, self.dtype, size)
+        return DevicePool(self.contract, self.dtype, size, self._place, device)
+
+    def padded(self, axis: str, size: int) -> int:
+        """On CUDA a multiple of 4: the masked attention kernel that needs little memory takes no other Q + K."""
+        if self._place != "cuda" or axis not in ("Q", "K"):
+            return size
+        return min(-(-size // 4) * 4, self.contract.max_length)
+
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        arrays = {name: getattr(inputs, name) for name in ("canvas", "gather_indices", "cache_indices", "decode_rows")}
+        held = self._bind(self._binding, arrays)
+        outputs = ["token_ids", "odds_against"]
+        for name in outputs:
+            self._binding.bind_output(name, "cpu")
+        if inputs.want_logits or inputs.sampling is not None:
+            outputs.append("logits")
+            self._binding.bind_output("logits", self._place, 0)
+        if inputs.write_slots is not None:
+            for name in self._new_names:
+                self._binding.bind_output(name, self._place, 0)
+        try:
+            values = _run(self.session, self._binding)
+        finally:
+            self._binding.clear_binding_outputs()  # else it would keep the new rows until the next step
+        del held
+        if inputs.write_slots is not None:
+            new = values[len(outputs) :]
+            self._check_rows(new, inputs)
+            self._pool.write(new, inputs.write_slots)
+        decisions = None if inputs.sampling is None else self._decisions(values[2], inputs.sampling)
+        logits = values[2].numpy() if inputs.want_logits else None
+        return StepOutputs(values[0].numpy(), values[1].numpy(), decisions, logits)
+
+    def _decisions(self, logits: ort.OrtValue, sampling: Sampling) -> Decisions:
+        """What the second program says of `logits`, which stay where they are."""
+        session = self._decider = self._decider or self._open_decider()
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("logits", logits)
+        held = self._bind(binding, vars(sampling))
+        names = [spec.name for spec in self.contract.decide_outputs()]
+        for name in names:
+            binding.bind_output(name, "cpu")
+        values = _run(session, binding)
+        del held
+        return Decisions(**{name: value.numpy() for name, value in zip(names, values)})
+
+    def _open_decider(self) -> ort.InferenceSession:
+        if self._decide is None:
+            raise EngineError(
+                f"{self._path} has no decide.onnx beside it, which draws tokens and measures entropies and margins; "
+                "export the bundle again, or decode greedily"
+            )
+        session = open_session(self._decide, self._place, self._threads)
+        _check_signature(self._decide, session, self.contract.decide_inputs(), self.contract.decide_outputs())
+        return session
+
+    def _bind(self, binding: ort.IOBinding, arrays: dict[str, NDArray[Any]]) -> list[ort.OrtValue]:
+        """Bind inputs; what is returned must outlive the run, for ONNX Runtime may read the host's memory in place."""
+        values = []
+        for name, array in arrays.items():
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._place, 0)
+            binding.bind_ortvalue_input(name, value)
+            values.append(value)
+        return values
+
+    def _check_rows(self, new: list[ort.OrtValue], inputs: StepInputs) -> None:
+        """Raise `EngineError` unless the rows to keep are those of `inputs`: later steps find them by their slot."""
+        wanted = [*inputs.gather_indices.shape, self.contract.kv_heads, self.contract.head_size]
+        for name, value in zip(self._new_names, new):
+            if value.shape() != wanted:
+                told = f"engine {self.name} gave {name} of shape {value.shape()}, and {wanted} was asked for"
+                raise EngineError(f"{told}: it is not the step of this bundle; export the bundle again")
+
+    def close(self) -> None:
+        """Drop the sessions and the pool, after the step that runs."""
+        with self._lock:
+            for name in ("session", "_binding", "_decider", "_pool"):
+                self.__dict__.pop(name, None)
+            if self._device is not None:
+                self._device.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not there."""
+        if name in ("session", "_binding"):
+            raise EngineError(f"{self.name} is closed")
+        raise AttributeError(name)
+
+
+def _run(session: ort.InferenceSession, binding: ort.IOBinding) -> list[ort.OrtValue]:
+    """The outputs that are bound; raises `EngineError` if ONNX Runtime fails."""
+    try:
+        session.run_with_iobinding(binding)
+        return list(binding.get_outputs())
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime failed in a step: {error}") from error
+
+
+def _cuda_device() -> Device:
+    try:
+        from dpad.runtime.engines.gpu.cuda import CudaDevice
+    except ModuleNotFoundError as error:
+        raise EngineUnavailable(f"ONNX Runtime on CUDA needs cuda-bindings: {install('gpu')}") from error
+    return CudaDevice()
+
+
+def _check_signature(
+    path: Path, session: ort.InferenceSession, inputs: list[TensorSpec], outputs: list[TensorSpec]
+) -> None:
+    """Raise `EngineError` unless the file takes `inputs` and gives `outputs`."""
+    try:
+        found = [("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)]
+        for kind, have, want in found:
             if [tensor.name for tensor in have] != [spec.name for spec in want]:
                 raise EngineError(f"{path}: its {kind}s are not those of the contract; export the bundle again")
             for tensor, spec in zip(have, want):
@@ -112,103 +222,8 @@ class OnnxEngine(Engine):
                     raise EngineError(
                         f"{path}: {told}, and {spec.dtype} {list(spec.axes)} in the contract; export the bundle again"
                     )
-
-    def new_cache(self, batch: int, slots: int) -> OnnxCache:
-        """An empty cache for `batch` canvases of `slots` positions; it takes no memory until a refresh."""
-        cache = OnnxCache(batch, slots, self.session.io_binding(), CacheRows(batch, slots))
-        self._empty(cache)
-        return cache
-
-    def _empty(self, cache: OnnxCache) -> None:
-        shape = (cache.batch, 0, self.contract.kv_heads, self.contract.head_size)
-        nothing = ort.OrtValue.ortvalue_from_shape_and_type(shape, _ELEMENT_TYPES[self.dtype], self._device, 0)
-        self._keep(cache, [nothing] * len(self._cache_names), np.empty((cache.batch, 0), dtype=np.int64))
-
-    def _keep(self, cache: OnnxCache, values: list[ort.OrtValue], positions: NDArray[np.int64]) -> None:
-        """Let `values`, whose rows hold `positions` [B, T], be the cache from now on."""
-        for name, value in zip(self._cache_names, values):
-            cache.binding.bind_ortvalue_input(name, value)
-        cache.rows.wrote(positions)
-        cache.values, cache.positions = values, positions
-
-    def _extend(self, cache: OnnxCache, new: list[ort.OrtValue], inputs: StepInputs) -> None:
-        """Let the attended rows and `new`, those of the step, be the cache: on the host, where `extends` holds."""
-        lines, rows = np.arange(cache.batch)[:, None], cache.rows.find(inputs.cache_indices)
-        joined = [
-            np.concatenate([old.numpy()[lines, rows], fresh.numpy()], axis=1) for old, fresh in zip(cache.values, new)
-        ]
-        positions = np.concatenate([inputs.cache_indices, inputs.gather_indices], axis=1)
-        self._keep(cache, [ort.OrtValue.ortvalue_from_numpy(array) for array in joined], positions)
-
-    def rows_of(self, cache: OnnxCache, rows: NDArray[np.bool_]) -> OnnxCache:
-        """A cache of its own with copies of the chosen rows."""
-        chosen = self.new_cache(int(rows.sum()), cache.slots)
-        values = [ort.OrtValue.ortvalue_from_numpy(value.numpy()[rows]) for value in cache.values]
-        self._keep(chosen, values, cache.positions[rows])
-        return chosen
-
-    def step(self, inputs: StepInputs, cache: OnnxCache) -> StepOutputs:
-        """Run one step; a failure inside ONNX Runtime is raised as `EngineError`.
-
-        A refresh that fails leaves the cache empty, one that attends rows of it leaves it as it was.
-        """
-        check_step(inputs, self.contract, extends=self.extends)
-        check_cache(inputs, cache.batch, cache.slots)
-        binding, attends = cache.binding, bool(inputs.cache_indices.max(initial=-1) >= 0)
-        self._bind_inputs(inputs, cache, attends)
-        names = ["token_ids", "confidence", "odds_against", *(["logits"] if inputs.want_logits else [])]
-        binding.clear_binding_outputs()
-        for name in names:
-            binding.bind_output(name, "cpu")
-        if inputs.write_back:
-            if cache.positions.size and not attends:
-                self._empty(cache)  # before the run, so that old and new rows are never held together
-            for name in self._new_names:
-                binding.bind_output(name, self._device, 0)
-        try:
-            self.session.run_with_iobinding(binding)
-        except Exception as error:
-            raise EngineError(f"ONNX Runtime failed in a step: {error}") from error
-        values = binding.get_outputs()
-        if inputs.write_back:
-            self._check_rows(values[len(names) :], inputs)
-        if inputs.write_back and attends:
-            self._extend(cache, values[len(names) :], inputs)
-        elif inputs.write_back:
-            self._keep(cache, values[len(names) :], inputs.gather_indices)
-        arrays = [value.numpy() for value in values[: len(names)]]
-        return StepOutputs(arrays[0], arrays[1], arrays[2], arrays[3] if inputs.want_logits else None)
-
-    def _check_rows(self, new: list[ort.OrtValue], inputs: StepInputs) -> None:
-        """Raise `EngineError` unless the rows to cache are those of `inputs`: later steps find them by their place."""
-        wanted = [*inputs.gather_indices.shape, self.contract.kv_heads, self.contract.head_size]
-        for name, value in zip(self._new_names, new):
-            if value.shape() != wanted:
-                told = f"engine {self.name} gave {name} of shape {value.shape()}, and {wanted} was asked for"
-                raise EngineError(f"{told}: it is not the step of this bundle; export the bundle again")
-
-    def _bind_inputs(self, inputs: StepInputs, cache: OnnxCache, attends: bool) -> None:
-        """Bind all but the caches, which stay bound from one refresh to the next."""
-        cached = cache.rows.find(inputs.cache_indices)
-        for name, array in (
-            ("canvas", inputs.canvas),
-            ("gather_indices", inputs.gather_indices),
-            ("cache_indices", cached if attends else cached[:, :0]),  # else all of it is padding
-            ("decode_rows", inputs.decode_rows),
-        ):
-            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
-            cache.binding.bind_ortvalue_input(name, value)
-            cache.indices[name] = value
-
-    def close(self) -> None:
-        """Drop the session."""
-        self.__dict__.pop("session", None)
-
-    def __getattr__(self, name: str) -> Any:
-        """Asked for what is not there."""
-        if name == "session":
-            raise EngineError(f"{self.name} is closed")
-        raise AttributeError(name)
+    except UnicodeDecodeError as error:
+        raise EngineError(f"{path}: a name in it is no UTF-8 text: {error}; export the bundle again") from error
 
 
 def open_session(path: Path, provider: str, threads: int = 0, model: bytes | None = None) -> ort.InferenceSession:

@@ -9,7 +9,7 @@ this bundle before it may be opened.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -43,7 +43,6 @@ _CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in 
 # operator of the step. float16 comes first all the same: without a fused kernel for the shape or the GPU, Attention
 # falls back to its function body, which mixes types in bfloat16 and fails (microsoft/onnxruntime#27891).
 _CUDA_DTYPES = ("float16", "bfloat16", "float32")
-_FIXED = "it cannot add to its cache block by block, as this block-causal model needs"
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,6 @@ def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
                 found.append(onnxruntime(provider, name, bundle, _onnxruntime_obstacle(provider, machine)))
     if DYNAMIC in steps:
         found.append(onnxruntime("cpu", DYNAMIC, bundle, _onnxruntime_obstacle("cpu", machine)))
-    if bundle.manifest.contract.block_causal:
-        found = [replace(c, obstacle=c.obstacle or _FIXED) if c.provider == "cuda" else c for c in found]
     return sorted(found, key=lambda candidate: is_quantized(candidate.variant))
 
 
@@ -98,6 +95,7 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
         "library_version": library_version(_LIBRARIES.get(entry.library, (entry.library,))[0]),
         "compute_capability": machine.gpu.compute_capability if machine.gpu else None,
         "step_sha256": files[entry.onnx].sha256 if entry.onnx in files else None,
+        "decide_sha256": files[bundle.manifest.decide].sha256 if bundle.manifest.decide in files else None,
         "weights_sha256": tuple(files[name].sha256 for name in step.weights) if step else None,
     }
     for field, value in here.items():
@@ -132,10 +130,11 @@ def _rebuild(bundle: Bundle, capability: str) -> str:
     return export_command(bundle.manifest.provenance, bundle.directory, *added, "--force")
 
 
-def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
+def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0, slots: int | None = None) -> Engine:
     """Open the best engine, or the one called `name`; raises `EngineUnavailable` or `EngineMismatch`.
 
-    Quantized steps have to be asked for by name, unless the bundle has no other.
+    `slots` is the size of its pool of keys and values, see `pool_size`. Quantized steps have to be asked for by name,
+    unless the bundle has no other.
     """
     most = _THREADS * (os.cpu_count() or 1)
     threads = as_integer(threads, "threads")
@@ -150,7 +149,7 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
         usable = [c for c in found if c.obstacle is None and not (exact and is_quantized(c.variant))]
         if not usable:
             raise EngineUnavailable(_nothing_runs(bundle, found))
-        return _open(bundle, usable[0], threads)
+        return _open(bundle, usable[0], threads, slots)
     chosen = next((candidate for candidate in found if candidate.name == name), None)
     if chosen is None:
         known = ", ".join([AUTO, *(candidate.name for candidate in found), *EAGER])
@@ -159,19 +158,27 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0) -> Engine:
         require_match(chosen.entry, bundle, machine)
     if chosen.obstacle is not None:
         raise EngineUnavailable(f"{name} cannot run here: {chosen.obstacle}")
-    return _open(bundle, chosen, threads)
+    return _open(bundle, chosen, threads, slots)
 
 
-def _open(bundle: Bundle, candidate: Candidate, threads: int) -> Engine:
+def _open(bundle: Bundle, candidate: Candidate, threads: int, slots: int | None) -> Engine:
     if candidate.entry is not None:
-        return _open_plan(bundle, candidate.entry, candidate.name)
+        return _open_plan(bundle, candidate.entry, candidate.name, slots)
     from dpad.runtime.engines.onnx import OnnxEngine
 
-    path, contract = bundle.path(candidate.file), bundle.manifest.contract
-    return OnnxEngine(path, contract, candidate.variant, candidate.provider, threads)
+    manifest = bundle.manifest
+    return OnnxEngine(
+        bundle.path(candidate.file),
+        manifest.contract,
+        candidate.variant,
+        candidate.provider,
+        threads,
+        decide=bundle.path(manifest.decide),
+        slots=slots,
+    )
 
 
-def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
+def _open_plan(bundle: Bundle, entry: EngineEntry, name: str, slots: int | None) -> Engine:
     from dpad.runtime.engines.gpu.cuda import CudaDevice
     from dpad.runtime.engines.tensorrt.engine import TrtEngine
 
@@ -182,6 +189,8 @@ def _open_plan(bundle: Bundle, entry: EngineEntry, name: str) -> Engine:
         rows_dtype(entry.variant),
         CudaDevice(),
         bundle.path(entry.onnx) if entry.flags.strip_weights else None,
+        decide=bundle.path(entry.decide),
+        slots=slots,
         name=name,
         host_code=entry.flags.version_compatible,
         kernel_cache=f"kernels-{bundle.manifest.files[entry.file].sha256[:32]}.cache",
@@ -225,6 +234,8 @@ def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
         require_provider(provider)
     except EngineUnavailable as error:
         return str(error)
+    if provider == "cuda" and library_version("cuda-bindings") is None:
+        return f"cuda-bindings is not installed ({install('gpu')})"
     return machine.why_no_gpu if provider == "cuda" and machine.gpu is None else None
 
 

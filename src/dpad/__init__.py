@@ -11,8 +11,7 @@ from importlib import metadata
 from dpad._load import load
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.decoding.generate import StepEvent
-from dpad.runtime.decoding.generation import Generation, Timings
+from dpad.runtime.decoding.event import Generation, StepEvent, Timings
 from dpad.runtime.decoding.options import GenerationOptions, Options
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.suffix import Explicit, Full, Gaussian, SuffixSchedule, Uniform

@@ -31,6 +31,10 @@ class CudaDevice(Device):
         """cudaSetDevice."""
         _call("cudaSetDevice", self._index)
 
+    def free_memory(self) -> int:
+        """cudaMemGetInfo."""
+        return int(_call("cudaMemGetInfo"))
+
     def alloc(self, size: int) -> int:
         """cudaMalloc, which aligns to 256 bytes or more."""
         return int(_call("cudaMalloc", size))

@@ -37,6 +37,10 @@ class Device(ABC):
         """Let the calling thread use this device."""
 
     @abstractmethod
+    def free_memory(self) -> int:
+        """Bytes that could be allocated now."""
+
+    @abstractmethod
     def alloc(self, size: int) -> int:
         """Address of `size` bytes, aligned to `ALIGNMENT`; what they hold is undefined."""
 

@@ -1,23 +1,22 @@
-"""`Graphs`: steps recorded as CUDA graphs, one a shape and set of buffers.
+"""`Graphs`: steps recorded as CUDA graphs, one a shape.
 
-    if not graphs.launch(key):
+    if not graphs.launch(shape):
         ...  # run the step eagerly
-        if graphs.wanted(key):
-            graphs.capture(key, owner, queue_the_step)
+        if graphs.wanted(shape):
+            graphs.capture(shape, owner, queue_the_step)
 
 A shape is captured when it comes a second time. A graph names the buffers it was captured
-with: it is forgotten when one of them is freed. Where capturing fails, steps run eagerly
-from then on, and `failure` says why.
+with, none of which ever moves. Where capturing fails, steps run eagerly from then on, and
+`failure` says why.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 from dpad.runtime.engines.gpu.device import Device
+from dpad.runtime.engines.gpu.step_shape import StepShape
 from dpad.runtime.errors import EngineError
-
-Key = tuple[Hashable, tuple[int, ...]]  # the shape, and the addresses of the buffers
 
 
 class Graphs:
@@ -25,33 +24,33 @@ class Graphs:
 
     def __init__(self, device: Device, enabled: bool = True, limit: int = 32) -> None:
         self._device, self._enabled, self._limit = device, enabled, limit
-        self._seen: OrderedDict[Key, None] = OrderedDict()
-        self._graphs: OrderedDict[Key, tuple[Any, Any]] = OrderedDict()
+        self._seen: OrderedDict[StepShape, None] = OrderedDict()
+        self._graphs: OrderedDict[StepShape, tuple[Any, Any]] = OrderedDict()
         self.failure: str | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def launch(self, key: Key) -> bool:
-        """Queue the recording of `key`; False if there is none."""
-        if key not in self._graphs:
+    def launch(self, shape: StepShape) -> bool:
+        """Queue the recording of `shape`; False if there is none."""
+        if shape not in self._graphs:
             return False
-        self._graphs.move_to_end(key)
-        self._device.launch(self._graphs[key][0])
+        self._graphs.move_to_end(shape)
+        self._device.launch(self._graphs[shape][0])
         return True
 
-    def wanted(self, key: Key) -> bool:
+    def wanted(self, shape: StepShape) -> bool:
         """Whether to record now what has just run: yes the second time."""
         if not self._enabled or self.failure is not None:
             return False
-        if key in self._seen:
+        if shape in self._seen:
             return True
-        self._seen[key] = None
+        self._seen[shape] = None
         while len(self._seen) > 8 * self._limit:
             self._seen.popitem(last=False)
         return False
 
-    def capture(self, key: Key, owner: Any, queue: Callable[[], None]) -> None:
+    def capture(self, shape: StepShape, owner: Any, queue: Callable[[], None]) -> None:
         """Record what `queue` queues. `owner` is kept as long as the recording.
 
         A failure is remembered in `failure` and not raised: the step has run already.
@@ -67,7 +66,7 @@ class Graphs:
         except EngineError as error:
             self.give_up(str(error))
             return
-        self._graphs[key] = (graph, owner)
+        self._graphs[shape] = (graph, owner)
         while len(self._graphs) > self._limit:
             self._drop(next(iter(self._graphs)))
 
@@ -75,17 +74,10 @@ class Graphs:
         """Capture nothing from here on; what is captured stays."""
         self.failure = reason
 
-    def forget(self, address: int) -> None:
-        """Drop every recording that names the buffer at `address`."""
-        for key in [key for key in self._graphs if address in key[1]]:
-            self._drop(key)
-        for key in [key for key in self._seen if address in key[1]]:
-            del self._seen[key]
-
     def close(self) -> None:
         """Drop all of them."""
-        for key in list(self._graphs):
-            self._drop(key)
+        for shape in list(self._graphs):
+            self._drop(shape)
 
     def _abandon(self) -> None:
         """Take the stream out of capturing; what it recorded is of no use."""
@@ -94,6 +86,6 @@ class Graphs:
         except EngineError:
             return  # a spoiled capture ends with an error of its own; the first one tells why
 
-    def _drop(self, key: Key) -> None:
-        graph, _ = self._graphs.pop(key)
+    def _drop(self, shape: StepShape) -> None:
+        graph, _ = self._graphs.pop(shape)
         self._device.free_graph(graph)

@@ -1,6 +1,6 @@
-"""`StepShape`: the sizes of one step, checked against a compiled engine's profile before a launch.
+"""`StepShape`: the sizes of one step, checked against a compiled plan's profile before a launch.
 
-shape = StepShape(profile=0, B=1, N=512, Q=96, K=1, R=32, T=1)
+shape = StepShape(profile=0, B=1, R=32, N=512, Q=96, P=2049)
 shape.check(limits, "refresh")                # EngineError: "Q is 96, ... takes 1 to 64"
 """
 
@@ -15,21 +15,21 @@ _WAY_OUT = {
     "Q": "use shorter canvases, or export with a larger --max-length",
     "K": "use shorter canvases, or export with a larger --max-length",
     "R": "use a smaller block_length, or export with a larger --block-length",
-    "T": "use shorter canvases, or export with a larger --max-length",
+    "P": "open it with other slots",
 }
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """The optimisation profile and the sizes of the axes, named as in `StepContract`."""
+    """The optimisation profile and the sizes of the axes, named as in `StepContract`; 1 where a plan has none."""
 
     profile: int
     B: int
-    N: int
-    Q: int
-    K: int
     R: int
-    T: int
+    N: int = 1
+    Q: int = 1
+    K: int = 1
+    P: int = 1  # the same in all steps of an engine
 
     def of(self, axes: tuple[str | int, ...]) -> tuple[int, ...]:
         """The shape of a tensor with `axes`."""

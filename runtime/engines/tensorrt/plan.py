@@ -1,8 +1,8 @@
 """`TrtPlan`: a compiled plan, opened: checked, refitted where it needs it, with contexts on demand.
 
-    plan = TrtPlan(trt, path, contract, "float16", device, step_onnx=None)
-    plan.limits[CACHED]["Q"]         # (smallest, largest)
-    context = plan.new_context(REFRESH)
+    plan = TrtPlan(trt, path, contract.inputs("float16"), contract.outputs("float16"), device, profiles=2)
+    plan.limits[1]["Q"]              # (smallest, largest) in the second profile
+    context = plan.new_context(1)
 
 The library (`tensorrt` or `tensorrt_rtx`) is passed in; where the two differ, what decides
 is whether the module has the thing in question. A plan is executable code: whoever calls
@@ -10,19 +10,17 @@ this has compared its hash with the manifest (`Bundle.open`, `require_match`).
 """
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dpad.runtime.contract import StepContract
+from dpad.runtime.contract import TensorSpec
 from dpad.runtime.engines import user_cache
 from dpad.runtime.engines.gpu.device import Device
 from dpad.runtime.engines.gpu.step_shape import StepShape
 from dpad.runtime.engines.tensorrt.log import make_logger
 from dpad.runtime.errors import EngineError, EngineMismatch
-
-REFRESH, CACHED = 0, 1  # the profiles, in the order in which the builder adds them
 
 Limits = dict[str, tuple[int, int]]  # axis -> smallest and largest size
 
@@ -34,9 +32,11 @@ class TrtPlan:
         self,
         trt: Any,
         path: Path,
-        contract: StepContract,
-        dtype: str,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
         device: Device,
+        *,
+        profiles: int = 1,
         step_onnx: Path | None = None,
         host_code: bool = False,
         kernel_cache: str | None = None,
@@ -47,7 +47,7 @@ class TrtPlan:
         Args:
             trt: the module `tensorrt` or `tensorrt_rtx`.
             path: the plan.
-            contract, dtype: what the plan must be, or `EngineError` is raised.
+            inputs, outputs, profiles: what the plan must have, or `EngineError` is raised.
             device: where it runs; must be current.
             step_onnx: the file to refit a weight-stripped plan from.
             host_code: let the plan bring code for this host; only version-compatible plans
@@ -63,7 +63,7 @@ class TrtPlan:
         self.logger = make_logger(trt)
         self._trt, self._device, self._path = trt, device, path
         self._memory = 0
-        self._inputs = contract.inputs(dtype)
+        self.inputs, self.outputs = inputs, outputs
         self._kernel_file = kernel_cache
         self._runtime: Any = None
         self._kernels: Any = None
@@ -71,8 +71,8 @@ class TrtPlan:
         self._engine = self._deserialise(host_code)
         if step_onnx is not None:
             self._refit(step_onnx)
-        self._check_signature(contract, dtype)
-        self.limits = [self._limits(contract, dtype, profile) for profile in (REFRESH, CACHED)]
+        self._check_signature(profiles)
+        self.limits = [self._limits(profile) for profile in range(profiles)]
         self._config = self._runtime_config(cuda_graphs)
         self._memory_size = int(self._engine.device_memory_size_v2)
         self._memory = device.alloc(max(self._memory_size, 1))
@@ -94,7 +94,7 @@ class TrtPlan:
 
     def bind(self, context: Any, shape: StepShape, addresses: Mapping[str, int]) -> None:
         """Tell a context the shape and the address of every tensor of a step."""
-        for spec in self._inputs:
+        for spec in self.inputs:
             if not context.set_input_shape(spec.name, shape.of(spec.axes)):
                 raise self.error(f"refuses {spec.name} of shape {shape.of(spec.axes)}")
         for name, address in addresses.items():
@@ -153,7 +153,7 @@ class TrtPlan:
         if not refitter.refit_cuda_engine():
             raise self.error(f"refused the weights of {step_onnx}")
 
-    def _check_signature(self, contract: StepContract, dtype: str) -> None:
+    def _check_signature(self, profiles: int) -> None:
         engine, kinds, modes = self._engine, self._trt.DataType, self._trt.TensorIOMode
         types = {
             "int64": kinds.INT64,
@@ -161,23 +161,23 @@ class TrtPlan:
             "float16": kinds.HALF,
             "bfloat16": kinds.BF16,
         }
-        want = {spec.name: (modes.INPUT, types[spec.dtype]) for spec in contract.inputs(dtype)}
-        want |= {spec.name: (modes.OUTPUT, types[spec.dtype]) for spec in contract.outputs(dtype)}
+        want = {spec.name: (modes.INPUT, types[spec.dtype]) for spec in self.inputs}
+        want |= {spec.name: (modes.OUTPUT, types[spec.dtype]) for spec in self.outputs}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         have = {name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name)) for name in names}
-        profiles = engine.num_optimization_profiles
-        for spec in contract.inputs(dtype):
-            sizes = engine.get_tensor_profile_shape(spec.name, 0)[2] if spec.name in have else ()
+        for spec in self.inputs:
+            fits = have.get(spec.name) == want[spec.name]
+            sizes = engine.get_tensor_profile_shape(spec.name, 0)[2] if fits else ()
             if any(isinstance(axis, int) and axis != size for axis, size in zip(spec.axes, sizes)):
                 have.pop(spec.name)
         if wrong := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
             raise EngineError(f"{self._path}: tensor {wrong[0]!r} is not that of the contract; export the bundle again")
-        if profiles != 2:
-            raise EngineError(f"{self._path} has {profiles} profiles instead of 2; export the bundle again")
+        if (found := engine.num_optimization_profiles) != profiles:
+            raise EngineError(f"{self._path} has {found} profiles instead of {profiles}; export the bundle again")
 
-    def _limits(self, contract: StepContract, dtype: str, profile: int) -> Limits:
+    def _limits(self, profile: int) -> Limits:
         limits: Limits = {}
-        for spec in contract.inputs(dtype):
+        for spec in self.inputs:
             low, _, high = self._engine.get_tensor_profile_shape(spec.name, profile)
             limits |= {axis: (a, b) for axis, a, b in zip(spec.axes, low, high) if isinstance(axis, str)}
         return limits

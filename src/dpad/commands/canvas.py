@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dpad.runtime.decoding.generate import StepEvent
+from dpad.runtime.decoding.event import StepEvent
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.show import escaped

@@ -68,7 +68,9 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     help="Seconds of a humaneval program.",
 )
 @click.option("--weak-sandbox", is_flag=True, help="Run humaneval programs with what isolation the kernel allows.")
-@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1), help="Samples decoded together.")
+@click.option(
+    "--batch-size", default=1, show_default=True, type=click.IntRange(1), help="Samples given to the model at a time."
+)
 @click.option("--out", type=_FILE, help="Where results go; finished samples go beside it, and a rerun takes them up.")
 @decoding_options
 @click.option("--raw", is_flag=True, help="Do not wrap prompts in the chat template.")
@@ -95,8 +97,6 @@ def command(
             arguments["preset"] = next((preset for preset in (name, DEFAULT) if preset in model.presets), None)
         options = model.options(**chosen(model, arguments))
         options.check(model.engine.contract)
-        if batch_size > (most := model.engine.contract.max_batch):
-            raise InvalidRequest(f"--batch-size {batch_size} is over this bundle's {most}")
         if name == "perplexity":
             settings["mc_samples"] = mc_samples
             work = score_texts(model, task, options, mc_samples, raw)

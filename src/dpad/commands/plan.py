@@ -110,7 +110,7 @@ def _document(
     shift, memory, floors = config.logit_shift, [], []
     modes = BLOCK_CAUSAL if config.block_length else MODES
     for load in loads:
-        need = forecast.memory(sizes, variant, load, shift)
+        need = forecast.memory(sizes, variant, load)
         room = [name for name, gpu in gpus.items() if fits(need.total, gpu)]
         memory.append({"batch": load.batch, "length": load.length, **asdict(need), "total": need.total, "fits": room})
         for name, gpu in gpus.items():

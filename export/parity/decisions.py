@@ -1,0 +1,62 @@
+"""What an engine decides from its own logits, compared with eager PyTorch on the same logits.
+
+    compare_decisions(engine, feeds, seed=0)["passed"]
+
+Filters and bans are random, a sequence each; the logits are those of the steps.
+"""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpad.export.parity.feeds import Feed
+from dpad.models.decide import decide
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.step import Sampling, StepInputs
+
+_TEMPERATURES = (0.0, 1.0)
+_ALLOWED = 1e-3  # relative: float32 adds up a vocabulary in another order
+_OTHERS = 0.01  # of the rows: a number that falls between two tokens, or a token on the edge of a filter
+_NOTHING = 1e-9  # below it a difference is none
+
+
+def compare_decisions(engine: Engine, feeds: list[tuple[str, Feed]], seed: int) -> dict[str, Any]:
+    """Rows with another token, and the largest relative difference of each number where the token is the same."""
+    rng = np.random.default_rng(seed)
+    rows = others = 0
+    worst: dict[str, float] = {}
+    own = [feed for mode, feed in feeds if mode == "none"]  # the pool is the engine's own
+    for feed, temperature in product(own, _TEMPERATURES):
+        canvas, gather, cached, decoded = list(feed.values())[:4]
+        sampling = random_sampling(decoded.shape, engine.contract.vocab_size, temperature, rng)
+        outputs = engine.step(StepInputs(canvas, gather, cached, decoded, None, sampling, want_logits=True))
+        given = {name: torch.from_numpy(array) for name, array in vars(sampling).items()}
+        wanted = decide(torch.from_numpy(outputs.logits), **given, tempers=engine.contract.tempers_confidence)
+        found = [getattr(outputs.decisions, spec.name) for spec in engine.contract.decide_outputs()]
+        same = found[0] == wanted[0].numpy()
+        rows, others = rows + same.size, others + int((~same).sum())
+        for spec, ours, theirs in zip(engine.contract.decide_outputs()[1:], found[1:], wanted[1:]):
+            worst[spec.name] = max(worst.get(spec.name, 0.0), _difference(ours[same], theirs.numpy()[same]))
+    passed = others <= _OTHERS * rows and all(difference <= _ALLOWED for difference in worst.values())
+    return {"rows": rows, "other_tokens": others, "differences": worst, "allowed": _ALLOWED, "passed": passed}
+
+
+def random_sampling(shape: tuple[int, ...], vocabulary: int, temperature: float, rng: np.random.Generator) -> Sampling:
+    """For [B, R] rows."""
+    batch = shape[0]
+    return Sampling(
+        uniform=rng.random(shape, dtype=np.float32),
+        temperature=np.full(batch, temperature, np.float32),
+        top_k=rng.choice([0, 1, vocabulary // 3], batch),
+        top_p=rng.choice(np.array([1, 0.9, 0.3], np.float32), batch),
+        banned=rng.integers(-1, vocabulary, batch),
+    )
+
+
+def _difference(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+    """The largest relative difference; NaN is an infinite one, and two infinities are alike."""
+    with np.errstate(invalid="ignore"):
+        off = np.abs(ours.astype(np.float64) - theirs) / (np.abs(theirs) + _NOTHING)
+    return float(np.nan_to_num(np.where(ours == theirs, 0.0, off), nan=np.inf).max(initial=0.0))

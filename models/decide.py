@@ -1,0 +1,196 @@
+"""`decide`: tokens drawn from logits, and how sure a row is, where the logits are.
+
+    token_ids, odds_against, negative_entropy, margin = decide(logits, uniform, temperature, top_k, top_p, banned,
+                                                               tempers=contract.tempers_confidence)
+
+This is what the exporter traces beside the step and what the eager engine runs; greedy decoding needs none of it.
+Symbols as in `StepContract`. Every function here is made of what ONNX Runtime's CUDA provider and TensorRT have: no
+full sort, no cumulative sum over a vocabulary, no value found by looking for it.
+"""
+
+from collections.abc import Callable
+from math import isqrt
+
+import torch
+
+_LEAST = -104.0  # exp of less is 0 in float32
+_RANKED = 64  # tokens that are ranked; few filters leave more, and then thresholds are tried
+_TRIALS = 32  # halvings until a threshold is as exact as float32
+_TINY = 1e-10  # what Dream adds to a probability before it takes the logarithm
+
+
+def decide(
+    logits: torch.Tensor,
+    uniform: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    banned: torch.Tensor,
+    *,
+    tempers: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Decide every row of logits [B, R, V]; see `runtime.engines.step` for the others and for what comes out.
+
+    Args:
+        logits, uniform, temperature, top_k, top_p, banned: `contract.decide_inputs()`.
+        tempers: `contract.tempers_confidence`.
+    """
+    draws = temperature > 0
+    shapes = draws | (top_k > 0) | (top_p < 1)
+    heat, draws, shapes = (
+        part[:, None, None] for part in (torch.where(draws, temperature, 1.0), draws, shapes & tempers)
+    )
+    ban = banned[:, None, None].expand(-1, logits.shape[1], 1)
+    place, kept = ban.clamp(min=0), logits.gather(-1, ban.clamp(min=0))
+    lost = torch.where(ban >= 0, kept, -torch.inf)
+    allowed = logits.scatter(-1, place, torch.where(ban >= 0, -torch.inf, kept))
+    likeliest = _argmax(allowed)
+    best = allowed.gather(-1, likeliest)
+
+    # The distribution that confidence is of: `lost` belongs to the model's own, but is no choice
+    lost = torch.where(shapes, -torch.inf, lost)
+    top = torch.maximum(best, lost)
+    if tempers:
+        scores = (allowed - top) / heat
+        powers = drawn_from = _filtered(scores, top_k, top_p)
+    else:
+        powers = (allowed - top).exp()
+        drawn_from = _filtered((allowed - best) / heat, top_k, top_p)
+    token = torch.where(draws, _draw(drawn_from, uniform[..., None], likeliest), likeliest)
+    odds, entropy, margin = _sureness(powers, (lost - top).exp(), likeliest, token)
+    return token.squeeze(-1), odds.squeeze(-1), entropy.squeeze(-1), margin.squeeze(-1)
+
+
+def _argmax(rows: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row [B, R, V], the lower id of two: [B, R, 1]. Maxima cost less than their places."""
+    parts = _parts(rows)
+    part = parts.amax(dim=-1).argmax(dim=-1, keepdim=True)
+    return part * parts.shape[-1] + _part(parts, part).argmax(dim=-1, keepdim=True)
+
+
+def _draw(powers: torch.Tensor, uniform: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """A token of each row of `powers` [B, R, V], as likely as it is, from its number [B, R, 1]: by ascending ids."""
+    parts = _parts(powers)
+    sums = parts.sum(dim=-1)
+    heights = sums.cumsum(dim=-1)
+    height = uniform * heights[..., -1:]
+    part = (heights <= height).sum(dim=-1, keepdim=True).clamp(max=sums.shape[-1] - 1)
+    inside = _part(parts, part)
+    height = height - (heights.gather(-1, part) - sums.gather(-1, part))
+    place = (inside.cumsum(dim=-1) <= height).sum(dim=-1, keepdim=True).clamp(max=inside.shape[-1] - 1)
+    # Rounding may have gone past the last token that is possible
+    return torch.where(inside.gather(-1, place) > 0, part * inside.shape[-1] + place, otherwise)
+
+
+def _sureness(
+    powers: torch.Tensor, lost: torch.Tensor, likeliest: torch.Tensor, token: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Odds against `token`, negative entropy and margin less 1 of each row: [B, R, 1].
+
+    `powers` [B, R, V] are probabilities over that of the likeliest, `lost` [B, R, 1] is that of one token more.
+    What the likeliest does not have is added up without it, so that rows in which little is open keep their order.
+    """
+    first, chosen = powers.gather(-1, likeliest), powers.gather(-1, token)
+    others = powers.scatter(-1, likeliest, torch.zeros_like(first))
+    rest = others.sum(dim=-1, keepdim=True)
+    total = first + lost + rest
+    odds = (rest + lost + torch.where(token == likeliest, 0.0, first - chosen)) / chosen
+    tiny, shares = torch.full_like(total, _TINY), others / total  # the exporter takes a number so small for 0
+    entropy = (shares * (shares + tiny).log()).sum(dim=-1, keepdim=True)
+    for one, other in ((first, lost), (lost, first)):
+        entropy = entropy + one / total * _log(one / total, (rest + other) / total, tiny)
+    less = torch.minimum(first, lost)
+    second = torch.maximum(others.amax(dim=-1, keepdim=True), less)
+    return odds, entropy, -(rest + less + second) / total
+
+
+def _log(share: torch.Tensor, open_share: torch.Tensor, tiny: torch.Tensor) -> torch.Tensor:
+    """log(share + tiny), from what is open where that is little; ONNX has no log1p."""
+    off = tiny - open_share
+    arc = off / (2 + off)  # log(1 + off) = 2 atanh(off / (2 + off))
+    square = arc * arc
+    near = 2 * arc * (1 + square * (1 / 3 + square * (1 / 5 + square / 7)))
+    return torch.where(off > -0.2, near, (share + tiny).log())
+
+
+def _filtered(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """exp of `scores` [B, R, V], 0 below the last token that either filter needs.
+
+    The likeliest are ranked; where they do not reach, the threshold is between the last of them and `low`, and the
+    range is halved until one token is left in it. Neither is done where nobody filters.
+    """
+    powers, vocabulary = scores.exp(), scores.shape[-1]
+    counts, masses = (top_k > 0) & (top_k < vocabulary), top_p < 1
+    count = torch.where(counts, top_k, vocabulary + 1)[:, None, None].float()
+    mass = torch.where(masses, top_p, 2.0)[:, None, None] * powers.sum(dim=-1, keepdim=True)
+    filters = (counts | masses)[:, None, None].expand_as(mass)
+    inputs = (scores, count, mass, filters)
+    low, high, within = (
+        torch.cond(filters.any(), _rank, _keep_all, inputs)
+        if torch.compiler.is_exporting()
+        else (_rank if filters.any() else _keep_all)(*inputs)
+    )
+
+    def halve(
+        trial: torch.Tensor, low: torch.Tensor, high: torch.Tensor, within: torch.Tensor, above: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        middle = (low + high) / 2
+        left = (scores >= middle).float()
+        number = left.sum(dim=-1, keepdim=True)
+        enough = (number >= count) | ((left * powers).sum(dim=-1, keepdim=True) >= mass)
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+        return trial + 1, low, high, torch.where(enough, number, within), torch.where(enough, above, number)
+
+    def open_yet(
+        trial: torch.Tensor, low: torch.Tensor, high: torch.Tensor, within: torch.Tensor, above: torch.Tensor
+    ) -> torch.Tensor:
+        return (trial < _TRIALS) & (within - above > 1).any()
+
+    start = torch.zeros((), dtype=torch.int64, device=scores.device)
+    low = _while(open_yet, halve, (start, low, high, within, torch.zeros_like(within)))[1]
+    return powers * (scores >= low).float()
+
+
+def _rank(
+    scores: torch.Tensor, count: torch.Tensor, mass: torch.Tensor, filters: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The threshold of each row twice, and 0; or, where too few were ranked, what it is between and how many are."""
+    ranked = scores.topk(min(_RANKED, scores.shape[-1])).values
+    ranks = torch.arange(1.0, ranked.shape[-1] + 1, device=scores.device)
+    short = ((ranks < count) & (ranked.exp().cumsum(dim=-1) < mass)).float().sum(dim=-1, keepdim=True)
+    found = ranked.gather(-1, short.long().clamp(max=ranked.shape[-1] - 1))
+    beyond = filters & (short >= ranked.shape[-1])
+    low = torch.where(filters, torch.where(beyond, _LEAST, found), -torch.inf)
+    return low, found, torch.where(beyond, float(scores.shape[-1]), 0.0)
+
+
+def _keep_all(
+    scores: torch.Tensor, count: torch.Tensor, mass: torch.Tensor, filters: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """As `_rank`, where nothing is ruled out."""
+    low = torch.full_like(mass, -torch.inf)
+    return low, torch.zeros_like(mass), torch.zeros_like(mass)
+
+
+_State = tuple[torch.Tensor, ...]
+
+
+def _while(going: Callable[..., torch.Tensor], body: Callable[..., _State], state: _State) -> _State:
+    """`state` after `body` as long as it is `going`; a loop in a traced graph too."""
+    if torch.compiler.is_exporting():
+        loop: Callable[..., _State] = torch.while_loop
+        return loop(going, body, state)
+    while going(*state):
+        state = body(*state)
+    return state
+
+
+def _parts(rows: torch.Tensor) -> torch.Tensor:
+    """Rows [..., V] in parts of equal size: [..., parts, size], of about as many as they are long."""
+    size = max(size for size in range(1, isqrt(rows.shape[-1]) + 1) if rows.shape[-1] % size == 0)
+    return rows.reshape(*rows.shape[:-1], -1, size)
+
+
+def _part(parts: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """The part [..., size] with the number `part` [..., 1]."""
+    return parts.gather(-2, part[..., None].expand(*part.shape, parts.shape[-1])).squeeze(-2)

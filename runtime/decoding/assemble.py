@@ -1,0 +1,103 @@
+"""`Assembler`: the parts of several sequences as the inputs of one step, and its outputs as their answers.
+
+    assembler = Assembler(engine)
+    outputs = engine.step(assembler.inputs(parts))
+    answers = assembler.answers(outputs, parts, seconds)
+
+Sequences of unequal length share arrays: each keeps its own positions from 0, what lies behind its canvas is never
+gathered, and shorter rows are padded with -1. A sequence therefore sees exactly what it would see alone. What depends
+on the views alone is padded once, for as long as the same sequences share their passes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.decoding.part import Answer, Draw, Part, View
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.step import Sampling, StepInputs, StepOutputs
+
+_KEPT = 64  # of the last padded views
+_NO_DRAW, _NO_SLOTS = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+
+Padded = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]  # gather, cached, written
+
+
+class Assembler:
+    """Of one engine, whose axes it pads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._padded = engine.padded
+        self._views: OrderedDict[tuple[View, ...], Padded] = OrderedDict()
+
+    def inputs(self, parts: Sequence[Part]) -> StepInputs:
+        """One step for all `parts`; axes padded as the engine likes."""
+        views = tuple(part.view for part in parts)
+        if views not in self._views:
+            self._views[views] = self._pad(views)
+            if len(self._views) > _KEPT:
+                self._views.popitem(last=False)
+        gather, cached, written = self._views[views]
+        if len(parts) == 1:
+            canvas = parts[0].canvas[None]
+        else:
+            canvas = _joined([part.canvas for part in parts], max(len(part.canvas) for part in parts), 0)
+        count = self._padded("R", max(1, *(len(part.rows) for part in parts)))
+        rows = _joined([part.rows for part in parts], count, 0)
+        sampling = _sampling([part.draw for part in parts], count) if any(part.draw for part in parts) else None
+        wanted = any(part.want_logits for part in parts)
+        return StepInputs(canvas, gather, cached, rows, written, sampling, wanted)
+
+    def answers(self, outputs: StepOutputs, parts: Sequence[Part], seconds: float) -> list[Answer]:
+        """Of each part, without what padding added."""
+        found, decisions = [], outputs.decisions
+        for row, part in enumerate(parts):
+            here = row, slice(len(part.rows))
+            logits = outputs.logits[here] if outputs.logits is not None and part.want_logits else None
+            if part.draw is None or decisions is None:
+                answer = Answer(outputs.token_ids[here], outputs.odds_against[here], None, None, logits, seconds)
+            else:
+                entropy, margin = decisions.negative_entropy[here], decisions.margin[here]
+                odds = decisions.odds_against[here]
+                answer = Answer(decisions.token_ids[here], odds, entropy, margin, logits, seconds)
+            found.append(answer)
+        return found
+
+    def _pad(self, views: tuple[View, ...]) -> Padded:
+        queries = self._padded("Q", max(len(view.queries) for view in views))
+        cached = self._padded("K", max(len(view.cached) for view in views))
+        written = None
+        if any(view.written is not None for view in views):
+            written = _joined([_NO_SLOTS if view.written is None else view.written for view in views], queries, -1)
+        return (
+            _joined([view.queries for view in views], queries, -1),
+            _joined([view.cached for view in views], cached, -1),
+            written,
+        )
+
+
+def _joined(arrays: Sequence[NDArray[np.int64]], size: int, filler: int) -> NDArray[np.int64]:
+    """[B, size], each row padded with `filler`."""
+    if len(arrays) == 1 and len(arrays[0]) == size:
+        return arrays[0][None]
+    joined = np.full((len(arrays), size), filler, dtype=np.int64)
+    for target, array in zip(joined, arrays):
+        target[: len(array)] = array
+    return joined
+
+
+def _sampling(draws: Sequence[Draw | None], count: int) -> Sampling:
+    """Of all sequences; one that asks for nothing takes its likeliest tokens."""
+    given = [draw or Draw(_NO_DRAW) for draw in draws]
+    uniform = np.zeros((len(given), count), dtype=np.float32)
+    for row, draw in zip(uniform, given):
+        row[: len(draw.uniform)] = draw.uniform
+    return Sampling(
+        uniform,
+        np.array([draw.temperature for draw in given], dtype=np.float32),
+        np.array([draw.top_k for draw in given], dtype=np.int64),
+        np.array([draw.top_p for draw in given], dtype=np.float32),
+        np.array([draw.banned for draw in given], dtype=np.int64),
+    )

@@ -1,0 +1,234 @@
+"""`Sequence`: one canvas on its way from masks to text. It knows its own block, phase, options and seed.
+
+    sequence = Sequence(request, options, contract)
+    sequence.join(slots)
+    while not sequence.finished:
+        event = sequence.take(answer_to(sequence.part()))
+
+Block by block (semi-autoregressive, as in LLaDA and DPad): thin the suffix, decide masks until none is left in the
+block, end early when the block contains EOS. Nothing here knows of other sequences, so what stands beside it in a pass
+cannot change it.
+"""
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.cache import BLOCKS, BlockView, block_view
+from dpad.runtime.contract import StepContract
+from dpad.runtime.decoding.commit import commit_count
+from dpad.runtime.decoding.event import StepEvent
+from dpad.runtime.decoding.options import GenerationOptions
+from dpad.runtime.decoding.part import Answer, Draw, Part, Scheduled, View
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.thinning import survivors
+from dpad.runtime.errors import EngineError
+
+_BROKEN = "the engine produced NaN or infinite logits; check the weights, or use a wider dtype (bfloat16, float32)"
+
+
+class Sequence(Scheduled):
+    """One request being decoded.
+
+    Attributes:
+        canvas: int64 [N], prompt, decided tokens and masks, suffix.
+        commit_steps: int64 [gen_length], the pass (from 1) that decided each new position; 0: none did.
+        nfe: passes so far.
+        refresh, denoise: seconds inside the engine, of passes that begin a block and of the others.
+        ended: when the last pass was taken, by `time.perf_counter`.
+    """
+
+    def __init__(self, request: Request, options: GenerationOptions, contract: StepContract, index: int = 0) -> None:
+        """`index` tells its events from those of other sequences. Raises `InvalidRequest` if it cannot be served."""
+        request.check(options, contract)
+        self.request, self.options, self.contract, self.index = request, options, contract, index
+        self.prompt = len(request.prompt_ids)
+        self.end = self.prompt + options.gen_length  # behind the last position to fill
+        masks = np.full(options.gen_length, contract.mask_token_id)
+        self.canvas = np.concatenate([request.prompt_ids, masks, request.suffix_ids]).astype(np.int64)
+        self.commit_steps = np.zeros(options.gen_length, dtype=np.int64)
+        self.nfe = 0
+        self.refresh = self.denoise = self.ended = 0.0
+        self.need = slots_needed(request, options)
+        self._seed = options.seed if request.seed is None else request.seed
+        self._schedule = options.schedule if request.schedule is None else request.schedule
+        self._stuck = False  # whether the last pass only predicted masks
+
+    def join(self, slots: NDArray[np.int64]) -> None:
+        """Begin with block 0."""
+        self._slots = slots
+        self._start_block(0)
+
+    def _start_block(self, block: int) -> None:
+        """Thin the suffix once, for all passes of the block."""
+        self.block, length = block, self.options.block_length
+        if self.contract.block_causal:
+            start = self.prompt // length * length + block * length
+            self._places = np.arange(start, min(start + length, self.end))
+            self._start_turn(appends=start > 0)
+            return
+        start = self.prompt + block * length
+        self._places = np.arange(start, start + length)
+        policy, end, shift = self.options.cache, start + length, self.contract.logit_shift
+        known = start - length if block and policy == "extend" else 0
+        kept = self._kept(end)
+        first = block_view(policy, True, start, end, kept, shift, known)
+        later = block_view(policy, False, start, end, kept, shift)
+        # The slot of each position that later passes attend: the prefix lies in order, what is kept behind it.
+        slot_of = np.full(len(self.canvas), -1)
+        slot_of[later.cached] = self._slots[: len(later.cached)]
+        self._begin(self._places, 0, self._view(first, slot_of, True), self._view(later, slot_of, False))
+
+    def _start_turn(self, appends: bool) -> None:
+        """One of the two turns of a block in a block-causal model.
+
+        One that `appends` computes what is finished before the block and not in the pool: the blocks of the prompt,
+        then the one before. It also decides the block's first token where that is read from the row before it.
+        """
+        start, shift, length = int(self._places[0]), self.contract.logit_shift, self.options.block_length
+        self._appends, nothing = appends, np.empty(0, dtype=np.int64)
+        if appends:
+            span, decided = (start - length if self.block else 0, start), self._places[:shift]
+        else:
+            span, decided = (start, int(self._places[-1]) + 1), self._places
+        view = self._view(block_view(BLOCKS, appends, *span, nothing, shift), self._slots, appends)
+        self._begin(decided, 0 if appends else 1, view, view)
+
+    def _begin(self, decided: NDArray[np.int64], step: int, first: View, later: View) -> None:
+        """Decide the masks at `decided`; the first pass has number `step` and sees `first`, the others see `later`."""
+        self._decided, self._step, self._first_step = decided, step, step
+        self._views = {True: first, False: later}
+        from_row = np.maximum(decided - self.contract.logit_shift, 0)
+        # A row's place among the queries, whose part up to the block's end is without gaps.
+        self._rows = {which: from_row - view.queries[0] for which, view in self._views.items()}
+        self._masked = np.flatnonzero(self.canvas[decided] == self.contract.mask_token_id)
+        self._fresh = True
+
+    def _view(self, view: BlockView, slot_of: NDArray[np.int64], refresh: bool) -> View:
+        written = slot_of[view.queries] if view.write else None
+        return View(view.queries, slot_of[view.cached], written, refresh)
+
+    def _kept(self, end: int) -> NDArray[np.int64]:
+        """Canvas positions behind `end` that take part: surviving masks, then the given suffix."""
+        rng = np.random.default_rng((self._seed, self.block, 0))
+        distances = survivors(self._schedule, self.block, self.end - end, self.options.gen_length, rng)
+        return np.concatenate([end + distances, np.arange(self.end, len(self.canvas))])
+
+    def part(self) -> Part:
+        """Of the next pass: the view of its phase, and the rows that predict the masks which are left."""
+        return Part(self._views[self._fresh], self.canvas, self._rows[self._fresh][self._masked], self._draw())
+
+    def _draw(self) -> Draw | None:
+        options = self.options
+        if not self._stuck and not options.needs_decisions:
+            return None
+        count = len(self._masked)
+        uniform = np.zeros(count, dtype=np.float32)
+        if options.temperature > 0:
+            generator = np.random.default_rng((self._seed, self.block, self._step + 1))
+            uniform = generator.random(count, dtype=np.float32)
+        banned = self.contract.mask_token_id if self._stuck else -1
+        top_p = 1.0 if options.top_p is None else options.top_p
+        return Draw(uniform, options.temperature, min(options.top_k or 0, self.contract.vocab_size), top_p, banned)
+
+    def take(self, answer: Answer) -> StepEvent:
+        """Commit what the decoder's rule says, and go on to the next pass, turn or block."""
+        self.nfe += 1
+        block, step, refresh = self.block, self._step, self._views[self._fresh].refresh
+        if refresh:
+            self.refresh += answer.seconds
+        else:
+            self.denoise += answer.seconds
+        confidence = np.reciprocal(np.add(answer.odds_against, 1.0, dtype=np.float64))
+        columns = self._select(answer, confidence)
+        positions, tokens = self._decided[self._masked[columns]], answer.token_ids[columns]
+        self.canvas[positions] = tokens
+        self.commit_steps[positions - self.prompt] = self.nfe
+        self._advance(len(columns))
+        if self.finished:
+            self.ended = perf_counter()
+        return StepEvent(
+            index=self.index,
+            block=block,
+            step=step,
+            nfe=self.nfe,
+            positions=_read_only(positions),
+            tokens=_read_only(tokens),
+            confidences=_read_only(confidence[columns]),
+            finished=self.finished,
+            engine_seconds=answer.seconds,
+        )
+
+    def _select(self, answer: Answer, confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which of the proposals to commit, the best first; ties go to the lower position.
+
+        A mask that predicts itself is selected like any other, but stays undecided.
+        """
+        if not len(confidence):
+            return np.empty(0, dtype=np.int64)
+        scores = {"entropy": answer.negative_entropy, "margin": answer.margin}.get(self.options.decoder, confidence)
+        assert scores is not None
+        if not (np.minimum.reduce(confidence) >= 0 and np.minimum.reduce(scores) > -np.inf):  # NaN is neither
+            raise EngineError(_BROKEN)
+        ranked = (-scores).argsort(kind="stable")
+        count = commit_count(self.options, confidence, ranked, self._step - self._first_step)
+        columns = ranked[:count]
+        return np.asarray(columns[answer.token_ids[columns] != self.contract.mask_token_id])
+
+    def _advance(self, committed: int) -> None:
+        """After a pass: to the next one of the turn, to the next turn, or to the next block, if there is one."""
+        self._stuck = committed == 0 and len(self._masked) > 0
+        self._masked = np.flatnonzero(self.canvas[self._decided] == self.contract.mask_token_id)
+        appends = self.contract.block_causal and self._appends
+        self._step += not appends
+        self._fresh = appends  # what an appending turn could not decide needs its rows once more
+        if len(self._masked):
+            return
+        if self._ends():
+            self.finished = True
+        elif appends:
+            self._start_turn(appends=False)
+            if not len(self._masked):  # a block of one token
+                self._start_block(self.block + 1)
+        else:
+            self._start_block(self.block + 1)
+
+    def _ends(self) -> bool:
+        """Whether the text ends with this block. What an early end leaves is filled with the checkpoint's EOS, or with
+        the first of the ends if the options name others only.
+        """
+        tokens, behind = self.canvas[self._places], int(self._places[-1]) + 1
+        if (tokens == self.contract.mask_token_id).any():
+            return False
+        own = self.contract.eos_token_id
+        eos = self.options.ends_of_text(own)
+        written = tokens[self._places >= self.prompt]  # EOS in the prompt ends nothing
+        if behind != self.end and not (self.options.early_termination and np.isin(written, eos).any()):
+            return False
+        self.canvas[behind : self.end] = own if own in eos else eos[0]
+        return True
+
+    def token_ids(self) -> list[int]:
+        """The generated tokens of a finished canvas, up to EOS."""
+        generated = self.canvas[self.prompt : self.end]
+        ends = np.flatnonzero(np.isin(generated, self.options.ends_of_text(self.contract.eos_token_id)))
+        return list(map(int, generated[: ends[0] if ends.size else None]))
+
+
+def slots_needed(request: Request, options: GenerationOptions) -> int:
+    """Pool slots that a request holds while it runs: all that any of its blocks keeps."""
+    if options.cache == "none":
+        return 0
+    length = request.canvas_length(options)
+    if options.cache == BLOCKS:
+        return length
+    behind = len(request.suffix_ids) if options.cache == "prefix" else 0
+    return length - options.block_length - behind
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array, which a caller can no longer change."""
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,87 @@
+"""`Turns`: which sequences share the next pass.
+
+    turns = Turns(engine)
+    members = turns.next(running)       # `running`: the longest not served first
+
+The sequence that has waited longest leads a pass, and those join it whose share of the padding costs less than a pass
+of their own would (`Engine.pass_rows`): on a GPU all steps of cached blocks, on a CPU those of equal shape. A refresh
+is larger than a step by a whole prompt, so that rule keeps phases apart where it matters; passes of one phase only
+were more by a fifth, and took no less time (benchmarks/scheduling.py). Each pass has a budget of query rows; a refresh
+that is larger waits while passes leave some of it over, until what was left over is enough, and at most `PATIENCE`
+passes. So nobody waits longer than that, and until all before it have led a pass.
+"""
+
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.decoding.part import Part, Scheduled
+from dpad.runtime.engines.base import Engine
+
+PATIENCE = 16  # passes that a sequence larger than the budget can be passed over
+_SLOTS_A_ROW = 32  # attended slots that cost about what a query row does
+
+
+class Seat:
+    """A sequence in the scheduler: its part of the next pass, and how long it has waited for it."""
+
+    def __init__(self, sequence: Scheduled) -> None:
+        self.sequence = sequence
+        self.slots: NDArray[np.int64] | None = None
+        self.part: Part
+        self.rows = 0  # padded query rows
+        self.weight = 0  # what it costs in a pass, in query rows
+        self.passed_over = 0
+        self.since = perf_counter()
+        self.cancelled = False
+        self.held = False  # whether `step` works on it, outside the lock
+
+    def prepare(self, part: Part, engine: Engine) -> None:
+        """Its next part, and what that costs."""
+        self.part = part
+        self.rows = engine.padded("Q", len(part.view.queries))
+        self.weight = self.rows + len(part.view.cached) // _SLOTS_A_ROW
+
+
+class Turns:
+    """Of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        contract = engine.contract
+        self.engine = engine
+        self.budget = contract.max_batch * max(engine.pass_rows, contract.block_length + contract.logit_shift)
+        self._saved = 0  # query rows that passes have left over while others wait
+
+    def next(self, running: list[Seat]) -> list[Seat]:
+        """The sequences of the next pass, at least one if any runs; they go to the end of `running`."""
+        if not running:
+            return []
+        room, first = self.budget + self._saved, running[0]
+        late = first.passed_over >= PATIENCE
+        leader = first if late else next((seat for seat in running if seat.rows <= room), first)
+        members = self._led_by(leader, running)
+        taken = len(members) * max(seat.rows for seat in members)
+        self._saved = max(0, room - taken) if first not in members else 0
+        for seat in running:
+            seat.passed_over += 1
+        for seat in members:
+            seat.passed_over, seat.held = 0, True
+            running.remove(seat)
+        running.extend(members)
+        return members
+
+    def _led_by(self, leader: Seat, running: list[Seat]) -> list[Seat]:
+        """`leader` and those who can share its pass, the longest waiting first; they fit into the budget together."""
+        members, longest, total = [leader], leader.weight, leader.weight
+        room = max(min(self.budget + self._saved, self.engine.most_rows), leader.rows)
+        for seat in running:
+            if len(members) == self.engine.contract.max_batch:
+                break
+            if seat is leader:
+                continue
+            padded = (len(members) + 1) * max(longest, seat.weight)
+            if padded <= total + seat.weight + self.engine.pass_rows and padded <= room:
+                members.append(seat)
+                longest, total = max(longest, seat.weight), padded
+        return members

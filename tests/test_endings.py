@@ -1,0 +1,168 @@
+"""Whatever ends, a model, a thread, a process, or foreign code that hangs: nobody waits for ever."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from passes import OPTIONS, SECONDS, Caller, Passes, canvas, passing, request, settle, until
+
+from dpad.runtime.decoding.suffix import Full
+from dpad.runtime.engines.step import StepInputs
+from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed, QueueFull
+from dpad.runtime.model import DiffusionModel
+
+
+@pytest.fixture(params=["torch", "onnxruntime"])
+def engine(make_bundle: Any, request: pytest.FixtureRequest) -> Any:
+    """Of both kinds; batches of 4."""
+    return passing(make_bundle("llada"), request.param)
+
+
+@pytest.fixture
+def model(engine: Passes) -> Iterator[DiffusionModel]:
+    """Over it; no thread and no slot may be left by a test."""
+    with DiffusionModel(engine, None) as model:
+        yield model
+        engine.gate.set()
+        settle(engine)
+
+
+def test_closing_ends_every_call(model: DiffusionModel, engine: Passes) -> None:
+    """Fails if a thread waits for ever, or until the pass has ended, or is told anything but that the model closed."""
+    stream = model.stream(request(50), **OPTIONS)
+    next(stream)
+    engine.hold()
+    callers = [Caller(lambda seed=seed: canvas(model, request(seed, 4 + seed % 3))) for seed in range(8)]
+    assert engine.entered.wait(SECONDS)
+    until(lambda: len(model._worker._listeners) == 9)
+    closing = Caller(model.close)
+    for caller in callers:
+        assert isinstance(caller.error(), ModelClosed)
+    with pytest.raises(ModelClosed, match="is closed; load it again"):
+        list(stream)
+    engine.gate.set()
+    closing.result()
+    settle(engine)
+    for call in (lambda: canvas(model, request(1)), lambda: model.stream(request(1))):
+        with pytest.raises(ModelClosed):
+            call()
+
+
+def test_closing_while_calls_come(make_bundle: Any) -> None:
+    """Fails if a call that comes in the moment of closing is neither served nor refused."""
+    for attempt in range(20):
+        engine = passing(make_bundle("llada"))
+        model = DiffusionModel(engine, None)
+        start = threading.Barrier(5)
+
+        def call(seed: int, model: DiffusionModel = model, start: threading.Barrier = start) -> Any:
+            start.wait(SECONDS)
+            return [model.generate(request(seed), gen_length=8, block_length=8) for _ in range(20)]
+
+        callers = [Caller(lambda seed=seed: call(seed)) for seed in range(4)]
+        start.wait(SECONDS)
+        if attempt % 2:
+            engine.entered.wait(SECONDS)
+        model.close()
+        assert all(isinstance(caller.error(), ModelClosed | None) for caller in callers)
+        settle(engine)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
+def test_an_engine_that_ends_its_thread_ends_no_caller(
+    model: DiffusionModel, engine: Passes, error: BaseException
+) -> None:
+    """Fails if what is no `Exception` kills the thread, on which all others then wait."""
+    alone = canvas(model, request(1))
+
+    def fail(inputs: StepInputs) -> None:
+        raise error
+
+    engine.hold()
+    engine.before = fail
+    callers = [Caller(lambda seed=seed: canvas(model, request(seed, 3 * seed))) for seed in range(1, 7)]
+    assert engine.entered.wait(SECONDS)
+    until(lambda: len(model._worker._listeners) == 6)
+    engine.gate.set()
+    for caller in callers:
+        raised = caller.error()
+        assert isinstance(raised, EngineError) and type(error).__name__ in str(raised)
+    engine.before = None
+    assert canvas(model, request(1)) == alone
+
+
+class Own(Full):
+    """A caller's schedule, which does something when block 1 begins."""
+
+    def __init__(self, act: Any) -> None:
+        object.__setattr__(self, "act", act)
+
+    def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> Any:
+        if block == 1:
+            self.act()
+        return super().keep(block, length, gen_length, rng)
+
+
+def test_a_schedule_that_fails_ends_its_own_request(model: DiffusionModel) -> None:
+    """Fails if code of one caller ends the text of another."""
+    alone = canvas(model, request(2))
+    bad = Caller(lambda: canvas(model, request(1, schedule=Own(lambda: 1 / 0))))
+    good = Caller(lambda: canvas(model, request(2)))
+    error = bad.error()
+    assert isinstance(error, InvalidRequest) and "failed in its method keep: ZeroDivisionError" in str(error)
+    assert good.result() == alone
+
+
+def test_a_schedule_cannot_wait_for_itself(model: DiffusionModel) -> None:
+    """Fails if a schedule that generates, in the only thread that runs passes, hangs the model."""
+    own = Own(lambda: model.generate(request(2), **OPTIONS))
+    caller = Caller(lambda: canvas(model, request(1, schedule=own)))
+    with pytest.raises(InvalidRequest, match="a schedule cannot generate with the model that asks it"):
+        caller.result()
+
+
+def test_a_schedule_that_hangs_holds_up_passes_alone(make_bundle: Any) -> None:
+    """Fails if others cannot even be refused, cancelled, or told of the end while foreign code runs."""
+    reached, released = threading.Event(), threading.Event()
+    engine = passing(make_bundle("llada"))
+    model = DiffusionModel(engine, None, max_running=2, max_waiting=0)
+    other = model.stream(request(3, 40), **OPTIONS)
+    next(other)
+    hung = Own(lambda: (reached.set(), released.wait(SECONDS)))
+    caller = Caller(lambda: canvas(model, request(1, schedule=hung)))
+    assert reached.wait(SECONDS)
+    with pytest.raises(QueueFull):
+        canvas(model, request(2))
+    other.close()
+    closing = Caller(model.close)
+    assert isinstance(caller.error(), ModelClosed)
+    released.set()
+    closing.result()
+    settle(engine)
+
+
+PROGRAM = """
+    import sys
+    from pathlib import Path
+    from checkpoints import OPENERS
+    from dpad.runtime.model import DiffusionModel
+
+    model = DiffusionModel(OPENERS[sys.argv[1]](Path(sys.argv[2])), None)
+    events = model.stream_batch([[5, 6, 7]] * 8, gen_length=64, decoder="fixed", early_termination=False)
+    next(events)
+    print("leaves")
+"""
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+def test_a_process_may_end_in_the_middle_of_a_pass(make_bundle: Any, name: str) -> None:
+    """Fails if the backend comes back to an interpreter that is gone, which aborts the process, or it waits on."""
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), name, str(make_bundle("llada"))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "leaves\n", "")
