@@ -125,7 +125,7 @@ def test_an_engine_is_built_for_this_machine_too(
 ) -> None:
     """Fails if engines of other GPUs are lost, or TensorRT, which builds for the GPU at hand, is asked for another."""
     arguments = ExportSettings(targets=(target,), capabilities=("8.9",)).arguments()
-    texts = dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256"), "other")
+    texts = dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256", "decide", "decide_sha256"), "other")
     entry = EngineEntry(**texts | {"target": target}, weights_sha256=(), profiles={}, flags=FLAGS, build_seconds=1.0)
     manifest = replace(bundle.manifest, provenance={"arguments": arguments}, engines=(entry,))
     gpu = Gpu("a GPU", "12.0")

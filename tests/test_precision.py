@@ -10,7 +10,7 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import precision
-import tables
+import sections
 from dpad.runtime.bundle.variant import PACKED
 
 
@@ -22,7 +22,7 @@ def test_precision(tmp_path: Path) -> None:
     found = json.loads(ran.stdout.splitlines()[-1])
     (model,) = found["models"]
     rows = {row["step"]: row for row in model["precisions"]}
-    assert tuple(rows) == precision.STEPS
+    assert tuple(rows) == precision.VARIANTS
     assert rows["float32"]["logits"] == {"mean_abs": 0, "max_abs": 0, "relative": 0, "same_token": 1}
     off = {step: row["logits"]["relative"] for step, row in rows.items()}
     assert 0 < off["float16"] < off["bfloat16"] < off["float32-weights-fp8"] < off["float32-weights-int4"]
@@ -30,4 +30,4 @@ def test_precision(tmp_path: Path) -> None:
     assert {(c["weights"], c["part"]) for c in model["choices"]} == {
         (weights, part) for weights in PACKED for part in ("layers", "head")
     }
-    assert f"{model['choices'][-1]['logits']['max_abs']:g}" in tables.precision(found)
+    assert f"{model['choices'][-1]['logits']['max_abs']:g}" in sections.precision(found)

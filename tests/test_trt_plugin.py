@@ -217,6 +217,8 @@ def test_a_plugin_engine_is_built_from_the_plugin_step(tmp_path: Path, monkeypat
             self.parser = tensorrt_rtx.OnnxParser(*arguments)
 
         def parse_from_file(self, path: str) -> bool:
+            if Path(path).name == "decide.onnx":
+                return bool(self.parser.parse_from_file(path))
             assert set(api.plugins) == {"dpad::attend", "dpad::attend_parts", "dpad::combine_parts"}
             parsed.append(Path(path))
             return bool(self.parser.parse_from_file(str(Path(path).with_name("step.onnx"))))

@@ -2,7 +2,7 @@
 
     recipe = EngineRecipe(("tensorrt-rtx",), ("float16",), ("8.9",))
     recipe.check()
-    entries = build_engines(recipe, contract, stage, steps, previous, progress)
+    entries = build_engines(recipe, contract, stage, steps, decide, previous, progress)
 
 The key of an engine is everything that changes what it computes or where it may run; see
 `EngineEntry`.
