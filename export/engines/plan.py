@@ -4,10 +4,9 @@
     plan = build_plan(tensorrt_rtx, onnx_path, contract, "float16", "8.9", progress)
     path.write_bytes(plan.data)
 
-With a compute capability set, TensorRT-RTX builds on a machine without a GPU. Networks are
-strongly typed: the dtype is the ONNX file's. The builder is driven directly rather than
-through Polygraphy, which picks TensorRT or TensorRT-RTX once a process by an environment
-variable and keeps the parser's and builder's own errors in its log.
+With a compute capability set, TensorRT-RTX builds on a machine without a GPU. Networks are strongly typed: the dtype is
+the ONNX file's. The builder is driven directly rather than through Polygraphy, which picks TensorRT or TensorRT-RTX
+once a process by an environment variable and keeps the parser's and builder's own errors in its log.
 """
 
 import re

@@ -4,8 +4,7 @@
     recipe.check()
     entries = build_engines(recipe, contract, stage, steps, previous, progress)
 
-The key of an engine is everything that changes what it computes or where it may run; see
-`EngineEntry`.
+The key of an engine is everything that changes what it computes or where it may run; see `EngineEntry`.
 """
 
 import shutil

@@ -4,11 +4,10 @@
     report["passed"], report["engines"][0]["steps"]["logits"]["max_abs"]
 
 Steps are compared through Polygraphy, output by output, within the tolerance of the dtype, and what is decided from
-their logits with what PyTorch decides from the same.
-Trajectories are compared by the token and the forward pass at which each position was
-committed: in float32 they must be equal, in 16 bit their agreement is reported. The reference of packed weights
-is PyTorch with the same weights unpacked, so tolerances stay those of the rows; what packing itself does to the
-logits is reported beside it where the bundle has the full weights too.
+their logits with what PyTorch decides from the same. Trajectories are compared by the token and the forward pass at
+which each position was committed: in float32 they must be equal, in 16 bit their agreement is reported. The reference
+of packed weights is PyTorch with the same weights unpacked, so tolerances stay those of the rows; what packing itself
+does to the logits is reported beside it where the bundle has the full weights too.
 """
 
 from collections import OrderedDict

@@ -229,10 +229,9 @@ def _check_signature(
 def open_session(path: Path, provider: str, threads: int = 0, model: bytes | None = None) -> ort.InferenceSession:
     """A session over `path`, or `model` in its place, on `provider` ("cpu" or "cuda"), with this project's settings.
 
-    ONNX Runtime prepares weights when it opens a file: transposed, and in float32 where they are stored narrower.
-    Where memory has no room for both, they are prepared anew in every step, which is slow, and a warning says so.
-    Raises `EngineUnavailable` if the provider is missing or does not start, `EngineError` if
-    the file cannot be loaded.
+    ONNX Runtime prepares weights when it opens a file: transposed, and in float32 where they are stored narrower. Where
+    memory has no room for both, they are prepared anew in every step, which is slow, and a warning says so. Raises
+    `EngineUnavailable` if the provider is missing or does not start, `EngineError` if the file cannot be loaded.
     """
     require_provider(provider)
     options = ort.SessionOptions()

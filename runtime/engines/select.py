@@ -17,15 +17,7 @@ from typing import Any
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.export_command import export_command
 from dpad.runtime.bundle.manifest import EngineEntry
-from dpad.runtime.bundle.variant import (
-    DYNAMIC,
-    FULL,
-    PACKED,
-    is_quantized,
-    rows_dtype,
-    suffix,
-    variant_name,
-)
+from dpad.runtime.bundle.variant import DYNAMIC, FULL, PACKED, is_quantized, rows_dtype, suffix, variant_name
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.machine import Machine, library_version

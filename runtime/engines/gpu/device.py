@@ -25,9 +25,8 @@ def aligned(size: int) -> int:
 class Device(ABC):
     """One GPU with one stream. Addresses are integers, sizes are bytes.
 
-    Everything raises `EngineError` with CUDA's own name of the error. `upload`, `download`,
-    `copy_2d`, `fill` and `launch` are queued on `stream`, in order; host memory that they name
-    must stay as it is until `synchronise`.
+    Everything raises `EngineError` with CUDA's own name of the error. `upload`, `download`, `copy_2d`, `fill` and
+    `launch` are queued on `stream`, in order; host memory that they name must stay as it is until `synchronise`.
     """
 
     stream: int

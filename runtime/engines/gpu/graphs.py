@@ -5,9 +5,8 @@
         if graphs.wanted(shape):
             graphs.capture(shape, owner, queue_the_step)
 
-A shape is captured when it comes a second time. A graph names the buffers it was captured
-with, none of which ever moves. Where capturing fails, steps run eagerly from then on, and
-`failure` says why.
+A shape is captured when it comes a second time. A graph names the buffers it was captured with, none of which ever
+moves. Where capturing fails, steps run eagerly from then on, and `failure` says why.
 """
 
 from collections import OrderedDict
