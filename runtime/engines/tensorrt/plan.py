@@ -155,8 +155,8 @@ class TrtPlan:
     def _check_signature(self, profiles: int) -> None:
         engine, kinds, modes = self._engine, self._trt.DataType, self._trt.TensorIOMode
         types = {"int64": kinds.INT64, "float32": kinds.FLOAT, "float16": kinds.HALF, "bfloat16": kinds.BF16}
-        want = {spec.name: (modes.INPUT, types[spec.dtype]) for spec in self.inputs}
-        want |= {spec.name: (modes.OUTPUT, types[spec.dtype]) for spec in self.outputs}
+        sides = ((modes.INPUT, self.inputs), (modes.OUTPUT, self.outputs))
+        want = {spec.name: (mode, types[spec.dtype]) for mode, specs in sides for spec in specs}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         have = {name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name)) for name in names}
         for spec in self.inputs:
