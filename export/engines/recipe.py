@@ -95,11 +95,16 @@ def build_engines(
     equal key is copied instead. Raises `ExportError` if a library or the memory for a build is missing,
     `AttentionError` if the plugin's kernel has no such heads, and `EngineBuildError` if a build fails.
     """
+    plugin_version = ""
+    if recipe.attention == "plugin":  # an engine with another kernel inside is another engine
+        from dpad.plugins.trt_face import fingerprint
+
+        plugin_version = fingerprint()
     entries = []
     shared = {
         "platform": Machine.current().platform,
         "attention": recipe.attention,
-        "plugin_version": _plugin_version(recipe.attention),
+        "plugin_version": plugin_version,
         "decide_sha256": digest(stage / decide),
         "profiles": {name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
         "flags": recipe.flags,
@@ -160,15 +165,6 @@ def _engine_entry(
         weights_sha256=tuple(digest(stage / name) for name in step.weights),
         **shared,
     )
-
-
-def _plugin_version(attention: str) -> str:
-    """A digest of the kernel and its compiler: an engine with another kernel inside is another engine."""
-    if attention == "native":
-        return ""
-    from dpad.plugins.trt_face import fingerprint
-
-    return fingerprint()
 
 
 def _build_engine(
