@@ -43,6 +43,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError
 
 Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
+Traced = Callable[[str], ir.Model]  # the step of a dtype
 
 
 def export_bundle(
@@ -90,9 +91,8 @@ def export_bundle(
         presets = _presets(source, checkpoint, progress)
         rehearse(checkpoint.directory, stage / "tokenizer", presets, contract, progress)
         check_agreement(checkpoint, stage / "tokenizer", presets, progress)
-        place = partial(
-            _export_step, source, checkpoint, stage, settings.group, progress, _tracer(checkpoint, contract, progress)
-        )
+        traced = _tracer(checkpoint, contract, progress)
+        place = partial(_export_step, source, checkpoint, stage, settings.group, progress, traced)
         steps = {name: place(name) for name in settings.steps()}
         decide = _export_decide(stage, contract, progress)
         engines = build_engines(settings.recipe(), contract, stage, steps, decide, previous, progress)
@@ -173,7 +173,7 @@ def _previous(out: Path) -> Bundle | None:
         return None
 
 
-def _tracer(checkpoint: Checkpoint, contract: StepContract, progress: Progress) -> Callable[[str], ir.Model]:
+def _tracer(checkpoint: Checkpoint, contract: StepContract, progress: Progress) -> Traced:
     """A function that gives the traced step of a dtype; each is traced once, and every call gives another copy."""
 
     @cache
@@ -185,13 +185,7 @@ def _tracer(checkpoint: Checkpoint, contract: StepContract, progress: Progress) 
 
 
 def _export_step(
-    source: Source,
-    checkpoint: Checkpoint,
-    stage: Path,
-    group: int,
-    progress: Progress,
-    traced: Callable[[str], ir.Model],
-    name: str,
+    source: Source, checkpoint: Checkpoint, stage: Path, group: int, progress: Progress, traced: Traced, name: str
 ) -> StepEntry:
     """Weights and step.onnx of one step, in a folder of its name; W8A8 needs float32 in place."""
     folder, dtype, packed = stage / name, rows_dtype(name), weights_of(name)

@@ -33,8 +33,7 @@ class ExportSettings:
             where that is float32; `w8a8` is made from float32, which comes with it.
         capabilities: compute capabilities of the engines; default this machine's GPU where the
             library can target it, else 8.9.
-        max_batch, max_length: limits of the contract; max_length None is the checkpoint's,
-            at most 4096 canvas tokens.
+        max_batch, max_length: limits of the contract; max_length None is the checkpoint's, at most 4096 canvas tokens.
         block_length, window: what compiled engines are tuned for.
         attention: `native` or `plugin`, of compiled engines.
         flags: how compiled engines are built.

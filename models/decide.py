@@ -12,6 +12,7 @@ from collections.abc import Callable
 from math import isqrt
 
 import torch
+from torch import Tensor
 
 _LEAST = -104.0  # exp of less is 0 in float32
 _RANKED = 64  # tokens that are ranked; few filters leave more, and then thresholds are tried
@@ -19,16 +20,12 @@ _TRIALS = 32  # halvings until a threshold is as exact as float32
 _TINY = 1e-10  # what Dream adds to a probability before it takes the logarithm
 
 
+_State = tuple[Tensor, ...]
+
+
 def decide(
-    logits: torch.Tensor,
-    uniform: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    banned: torch.Tensor,
-    *,
-    tempers: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, banned: Tensor, *, tempers: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decide every row of logits [B, R, V]; see `runtime.engines.step` for the others and for what comes out.
 
     Args:
@@ -61,14 +58,14 @@ def decide(
     return token.squeeze(-1), odds.squeeze(-1), entropy.squeeze(-1), margin.squeeze(-1)
 
 
-def _argmax(rows: torch.Tensor) -> torch.Tensor:
+def _argmax(rows: Tensor) -> Tensor:
     """The likeliest token of each row [B, R, V], the lower id of two: [B, R, 1]. Maxima cost less than their places."""
     parts = _parts(rows)
     part = parts.amax(dim=-1).argmax(dim=-1, keepdim=True)
     return part * parts.shape[-1] + _part(parts, part).argmax(dim=-1, keepdim=True)
 
 
-def _draw(powers: torch.Tensor, uniform: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+def _draw(powers: Tensor, uniform: Tensor, otherwise: Tensor) -> Tensor:
     """A token of each row of `powers` [B, R, V], as likely as it is, from its number [B, R, 1]: by ascending ids."""
     parts = _parts(powers)
     sums = parts.sum(dim=-1)
@@ -82,9 +79,7 @@ def _draw(powers: torch.Tensor, uniform: torch.Tensor, otherwise: torch.Tensor) 
     return torch.where(inside.gather(-1, place) > 0, part * inside.shape[-1] + place, otherwise)
 
 
-def _sureness(
-    powers: torch.Tensor, lost: torch.Tensor, likeliest: torch.Tensor, token: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _sureness(powers: Tensor, lost: Tensor, likeliest: Tensor, token: Tensor) -> _State:
     """Odds against `token`, negative entropy and margin less 1 of each row: [B, R, 1].
 
     `powers` [B, R, V] are probabilities over that of the likeliest, `lost` [B, R, 1] is that of one token more.
@@ -104,7 +99,7 @@ def _sureness(
     return odds, entropy, -(rest + less + second) / total
 
 
-def _log(share: torch.Tensor, open_share: torch.Tensor, tiny: torch.Tensor) -> torch.Tensor:
+def _log(share: Tensor, open_share: Tensor, tiny: Tensor) -> Tensor:
     """log(share + tiny), from what is open where that is little; ONNX has no log1p."""
     off = tiny - open_share
     arc = off / (2 + off)  # log(1 + off) = 2 atanh(off / (2 + off))
@@ -113,7 +108,7 @@ def _log(share: torch.Tensor, open_share: torch.Tensor, tiny: torch.Tensor) -> t
     return torch.where(off > -0.2, near, (share + tiny).log())
 
 
-def _filtered(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+def _filtered(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """exp of `scores` [B, R, V], 0 below the last token that either filter needs.
 
     The likeliest are ranked; where they do not reach, the threshold is between the last of them and `low`, and the
@@ -131,9 +126,7 @@ def _filtered(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) ->
         else (_rank if filters.any() else _keep_all)(*inputs)
     )
 
-    def halve(
-        trial: torch.Tensor, low: torch.Tensor, high: torch.Tensor, within: torch.Tensor, above: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def halve(trial: Tensor, low: Tensor, high: Tensor, within: Tensor, above: Tensor) -> _State:
         middle = (low + high) / 2
         left = (scores >= middle).float()
         number = left.sum(dim=-1, keepdim=True)
@@ -141,9 +134,7 @@ def _filtered(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) ->
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
         return trial + 1, low, high, torch.where(enough, number, within), torch.where(enough, above, number)
 
-    def open_yet(
-        trial: torch.Tensor, low: torch.Tensor, high: torch.Tensor, within: torch.Tensor, above: torch.Tensor
-    ) -> torch.Tensor:
+    def open_yet(trial: Tensor, low: Tensor, high: Tensor, within: Tensor, above: Tensor) -> Tensor:
         return (trial < _TRIALS) & (within - above > 1).any()
 
     start = torch.zeros((), dtype=torch.int64, device=scores.device)
@@ -151,9 +142,7 @@ def _filtered(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) ->
     return powers * (scores >= low).float()
 
 
-def _rank(
-    scores: torch.Tensor, count: torch.Tensor, mass: torch.Tensor, filters: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+def _rank(scores: Tensor, count: Tensor, mass: Tensor, filters: Tensor) -> _State:
     """The threshold of each row twice, and 0; or, where too few were ranked, what it is between and how many are."""
     ranked = scores.topk(min(_RANKED, scores.shape[-1])).values
     ranks = torch.arange(1.0, ranked.shape[-1] + 1, device=scores.device)
@@ -164,18 +153,12 @@ def _rank(
     return low, found, torch.where(beyond, float(scores.shape[-1]), 0.0)
 
 
-def _keep_all(
-    scores: torch.Tensor, count: torch.Tensor, mass: torch.Tensor, filters: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+def _keep_all(scores: Tensor, count: Tensor, mass: Tensor, filters: Tensor) -> _State:
     """As `_rank`, where nothing is ruled out."""
-    low = torch.full_like(mass, -torch.inf)
-    return low, torch.zeros_like(mass), torch.zeros_like(mass)
+    return torch.full_like(mass, -torch.inf), torch.zeros_like(mass), torch.zeros_like(mass)
 
 
-_State = tuple[torch.Tensor, ...]
-
-
-def _while(going: Callable[..., torch.Tensor], body: Callable[..., _State], state: _State) -> _State:
+def _while(going: Callable[..., Tensor], body: Callable[..., _State], state: _State) -> _State:
     """`state` after `body` as long as it is `going`; a loop in a traced graph too."""
     if torch.compiler.is_exporting():
         loop: Callable[..., _State] = torch.while_loop
@@ -185,12 +168,12 @@ def _while(going: Callable[..., torch.Tensor], body: Callable[..., _State], stat
     return state
 
 
-def _parts(rows: torch.Tensor) -> torch.Tensor:
+def _parts(rows: Tensor) -> Tensor:
     """Rows [..., V] in parts of equal size: [..., parts, size], of about as many as they are long."""
     size = max(size for size in range(1, isqrt(rows.shape[-1]) + 1) if rows.shape[-1] % size == 0)
     return rows.reshape(*rows.shape[:-1], -1, size)
 
 
-def _part(parts: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+def _part(parts: Tensor, part: Tensor) -> Tensor:
     """The part [..., size] with the number `part` [..., 1]."""
     return parts.gather(-2, part[..., None].expand(*part.shape, parts.shape[-1])).squeeze(-2)

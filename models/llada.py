@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dpad.models.fields import MAX_LAYERS, flag, integer, number, require, rope_base, token
 from dpad.models.rope import rotate, rotation
@@ -109,9 +108,7 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.ff_out = nn.Linear(config.mlp_width, config.width, bias=False)
 
-    def forward(
-        self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
+    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [B, Q, width] -> [B, Q, width]."""
         normed = self.attn_norm(x)
         heads = (-1, self.head_size)
@@ -120,7 +117,7 @@ class Block(nn.Module):
         value = self.v_proj(normed).unflatten(-1, heads)
         x = x + self.attn_out(attend(layer, query, key, value).flatten(2))
         normed = self.ff_norm(x)
-        out: torch.Tensor = x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        out: Tensor = x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
         return out
 
 
@@ -149,9 +146,9 @@ class Model(nn.Module):
         assert isinstance(parts, nn.ModuleDict)
         return parts
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids, positions int64 [B, Q] -> hidden states before the final norm [B, Q, width]."""
-        x: torch.Tensor = self._parts["wte"](ids)
+        x: Tensor = self._parts["wte"](ids)
         cos, sin = rotation(positions, self.config.head_size, self.config.rope_theta)
         blocks = self._parts["blocks"]
         assert isinstance(blocks, nn.ModuleList)
@@ -159,9 +156,9 @@ class Model(nn.Module):
             x = block(layer, x, cos, sin, attend)
         return x
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., width] -> float32 logits [..., vocabulary]."""
         normed = self._parts["ln_f"](hidden)
         head = self._parts["wte" if self.config.tied else "ff_out"].weight
-        assert isinstance(head, torch.Tensor)
+        assert isinstance(head, Tensor)
         return F.linear(normed, head).float()

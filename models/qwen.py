@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dpad.models.fields import MAX_LAYERS, flag, integer, number, require, rope_base, token
 from dpad.models.rope import rotate, rotation
@@ -100,15 +99,13 @@ class Attention(nn.Module):
             nn.RMSNorm(config.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
         )
 
-    def forward(
-        self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
+    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [B, Q, width] -> [B, Q, width]."""
         heads = (-1, self.head_size)
         query = rotate(self.q_norm(self.q_proj(x).unflatten(-1, heads)), cos, sin)
         key = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), cos, sin)
         value = self.v_proj(x).unflatten(-1, heads)
-        out: torch.Tensor = self.o_proj(attend(layer, query, key, value).flatten(2))
+        out: Tensor = self.o_proj(attend(layer, query, key, value).flatten(2))
         return out
 
 
@@ -121,9 +118,9 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x [B, Q, width] -> [B, Q, width]."""
-        out: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
@@ -137,12 +134,10 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self, layer: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
+    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [B, Q, width] -> [B, Q, width]."""
         x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
-        out: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
@@ -169,15 +164,15 @@ class Model(nn.Module):
         if not config.tied:
             self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids, positions int64 [B, Q] -> hidden states before the final norm [B, Q, width]."""
-        x: torch.Tensor = self.model.embed_tokens(ids)
+        x: Tensor = self.model.embed_tokens(ids)
         cos, sin = rotation(positions, self.config.head_size, self.config.rope_theta)
         for index, layer in enumerate(self.model.layers):
             x = layer(index, x, cos, sin, attend)
         return x
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., width] -> float32 logits [..., vocabulary]."""
         head = self.model.embed_tokens if self.config.tied else self.lm_head
         return F.linear(self.model.norm(hidden), head.weight).float()

@@ -21,7 +21,7 @@ from dpad.runtime.bundle.variant import DYNAMIC, rows_dtype
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.machine import available_memory
-from dpad.runtime.engines.slots import Slots, pool_size
+from dpad.runtime.engines.slots import Slots, pool_size, slot_bytes
 from dpad.runtime.engines.step import Decisions, Sampling, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineUnavailable
 
@@ -39,11 +39,10 @@ class TorchEngine(Engine):
         self.name = f"torch-{self.device.type}"
         self.contract, self.dtype = contract, dtype
         kind = getattr(torch, dtype)
-        row, count = contract.kv_heads * contract.head_size, 2 * contract.layers
         free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else available_memory()
-        self.slots = Slots(pool_size(contract, count * row * kind.itemsize, free, slots))
+        self.slots = Slots(pool_size(contract, slot_bytes(contract, dtype), free, slots))
         shape = (self.slots.size, contract.kv_heads, contract.head_size)
-        self.pool = [_zeros(shape, kind, self.device) for _ in range(count)]
+        self.pool = [_zeros(shape, kind, self.device) for _ in range(2 * contract.layers)]
 
     def _step(self, inputs: StepInputs) -> StepOutputs:
         arrays = (inputs.canvas, inputs.gather_indices, inputs.cache_indices, inputs.decode_rows)

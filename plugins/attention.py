@@ -3,12 +3,11 @@
     out = torch.ops.dpad.sparse_suffix_attention(
         query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale, block=0)
 
-Every query row attends, in both directions, to the union of the cache rows named by
-`cache_indices` and the new rows named by `gather_indices` (DPad, arXiv 2508.14148: the
-prefix, the block and the suffix tokens that survived the dropout). Cache rows lie in a pool that all sequences of the
-batch share. With a `block` length, the new rows are causal between blocks and full inside one (SDAR, arXiv 2510.06303;
-Fast-dLLM v2, arXiv 2509.26328): that is how a whole prompt is computed in one step. This file is the definition; every
-other face of the op is tested against it.
+Every query row attends, in both directions, to the union of the cache rows named by `cache_indices` and the new rows
+named by `gather_indices` (DPad, arXiv 2508.14148: the prefix, the block and the suffix tokens that survived the
+dropout). Cache rows lie in a pool that all sequences of the batch share. With a `block` length, the new rows are causal
+between blocks and full inside one (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328): that is how a whole prompt
+is computed in one step. This file is the definition; every other face of the op is tested against it.
 
 Symbols: B sequences, Q new rows, K attended cache rows, P pool slots, H query heads, G key/value heads (H is a multiple
 of G), D head size.

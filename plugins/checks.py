@@ -33,17 +33,14 @@ def check_call(
         ("value", value, 4),
         ("key_cache", key_cache, 3),
         ("value_cache", value_cache, 3),
+        ("cache_indices", cache_indices, 2),
+        ("gather_indices", gather_indices, 2),
     ):
         if tensor.ndim != rank:
             raise _wrong(f"{name} has {tensor.ndim} axes, not {rank}")
-        if tensor.dtype != dtype:
+        if rank > 2 and tensor.dtype != dtype:
             raise _wrong(f"{name} is {tensor.dtype} but query is {dtype}")
-        if tensor.device != device:
-            raise _wrong(f"{name} is on {tensor.device} but query is on {device}")
-    for name, tensor in (("cache_indices", cache_indices), ("gather_indices", gather_indices)):
-        if tensor.ndim != 2:
-            raise _wrong(f"{name} has {tensor.ndim} axes, not 2")
-        if str(tensor.dtype) != "torch.int64":
+        if rank == 2 and str(tensor.dtype) != "torch.int64":
             raise _wrong(f"{name} is {tensor.dtype}, not torch.int64")
         if tensor.device != device:
             raise _wrong(f"{name} is on {tensor.device} but query is on {device}")

@@ -3,10 +3,9 @@
     kernel = compile_attend("9.0", "bfloat16", head_size=128, tile=Tile(64), partial=False)
     kernel.ptx, kernel.cubin, kernel.registers, kernel.parameters
 
-Triton appends parameters of its own to a kernel (pointers to scratch memory). A launcher that
-knows only the kernel's arguments would leave them undefined, so kernels that use them are
-refused and the unused parameters are taken out of the PTX; so are clusters, cooperative
-launches and tensor descriptors, which such a launcher cannot set up.
+Triton appends parameters of its own to a kernel (pointers to scratch memory). A launcher that knows only the kernel's
+arguments would leave them undefined, so kernels that use them are refused and the unused parameters are taken out of
+the PTX; so are clusters, cooperative launches and tensor descriptors, which such a launcher cannot set up.
 """
 
 import re

@@ -1,7 +1,6 @@
 """The root of this package's errors, and the one that the op itself raises.
 
-The tree is drawn in `dpad.runtime.errors`; its root lies here because every folder imports
-this one.
+The tree is drawn in `dpad.runtime.errors`; its root lies here because every folder imports this one.
 """
 
 

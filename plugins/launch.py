@@ -2,8 +2,7 @@
 
     out = attend_rows(query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale)
 
-The same code runs in Triton's interpreter on a CPU (TRITON_INTERPRET=1), which is how it is
-tested without a GPU.
+The same code runs in Triton's interpreter on a CPU (TRITON_INTERPRET=1), which is how it is tested without a GPU.
 """
 
 from functools import cache
@@ -82,14 +81,7 @@ def attend_rows(
     if splits > 1:
         total = batch * rows * heads
         triton_kernel.combine[(tiling.ceil_div(total, tiling.COMBINE_ROWS),)](
-            partial,
-            log_weight,
-            total,
-            splits,
-            out,
-            **head,
-            BLOCK_M=tiling.COMBINE_ROWS,
-            num_warps=tiling.COMBINE_WARPS,
+            partial, log_weight, total, splits, out, **head, BLOCK_M=tiling.COMBINE_ROWS, num_warps=tiling.COMBINE_WARPS
         )
     return out
 

@@ -40,11 +40,7 @@ _SIGNATURES: dict[str, tuple[str, str, dict[str, onnx.defs.OpSchema.AttrType]]] 
         {"scale": onnx.defs.OpSchema.AttrType.FLOAT},
     ),
 }
-_TYPES = {
-    "T": ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"],
-    "I": ["tensor(int64)"],
-    "B": ["tensor(bool)"],
-}
+_TYPES = {"T": ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "I": ["tensor(int64)"], "B": ["tensor(bool)"]}
 
 # query [B, Q, H, D]; key, value [B, Q, G, D]; caches [P, G, D]; slots [B, K]; mask [B, 1, Q, K + Q]; anything
 # [B, 1, 1, 1].

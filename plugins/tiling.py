@@ -3,8 +3,7 @@
     tile = tile_for(128 * group, "9.0")
     numbers = attend_integers(shape, Strides.contiguous(shape), scale_bits(0.125), splits, per_split)
 
-One definition for every launcher: numbers here, symbolic shapes in a TensorRT plugin. Needs
-neither torch nor Triton.
+One definition for every launcher: numbers here, symbolic shapes in a TensorRT plugin. Needs neither torch nor Triton.
 """
 
 import math
@@ -30,8 +29,7 @@ _MIN_TILES = 4  # of keys in a split, or its fixed cost outweighs it
 class Tile:
     """Queries and keys of one program's tile, its warps, and the depth of its load pipeline.
 
-    The pipeline has an index and a row in every stage: depth 3 keeps one tile of rows in
-    flight while another is used.
+    The pipeline has an index and a row in every stage: depth 3 keeps one tile of rows in flight while another is used.
     """
 
     block_m: int
@@ -147,11 +145,7 @@ def attend_integers(shape: Shape, strides: Strides, bits: int, splits: int, per_
         "cached": shape.cached,
         "slots": shape.slots,
         "group": shape.group,
-        "query_batch": strides.query_batch,
-        "query_row": strides.query_row,
-        "new_batch": strides.new_batch,
-        "new_row": strides.new_row,
-        "cache_row": strides.cache_row,
+        **vars(strides),
         "scale_bits": bits,
         "splits": splits,
         "tiles_per_split": per_split,

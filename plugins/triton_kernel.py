@@ -3,16 +3,14 @@
     attend[grid](query, key, value, key_cache, value_cache, cache_indices, gather_indices, ...)
     combine[grid](partial, log_weight, ...)      # only where the keys were split
 
-Online softmax (Milakov and Gimelshein, arXiv 1805.02867) over the named cache rows and then
-the new rows: nothing is gathered into memory first. The query heads that share a key/value
-head are rows of one tile, so every gathered row is loaded once for all of them. Where few
-queries meet many keys, the keys are split among programs (flash decoding) and `combine`
-adds the parts up.
+Online softmax (Milakov and Gimelshein, arXiv 1805.02867) over the named cache rows and then the new rows: nothing is
+gathered into memory first. The query heads that share a key/value head are rows of one tile, so every gathered row is
+loaded once for all of them. Where few queries meet many keys, the keys are split among programs (flash decoding) and
+`combine` adds the parts up.
 
-Symbols: B sequences, Q new rows, K attended cache rows, P pool slots, H query heads, G
-key/value heads, D head size. Strides are in heads (D elements), so that every address is
-known to be aligned; a row's heads are contiguous. Arguments come in the order that a
-TensorRT plugin prescribes: inputs, integers, outputs, then constants.
+Symbols: B sequences, Q new rows, K attended cache rows, P pool slots, H query heads, G key/value heads, D head size.
+Strides are in heads (D elements), so that every address is known to be aligned; a row's heads are contiguous. Arguments
+come in the order that a TensorRT plugin prescribes: inputs, integers, outputs, then constants.
 """
 
 import triton

@@ -6,15 +6,13 @@
     dpad::attend_parts(the same; numbers=[scale_bits, block, splits]) -> partial, log_weight
     dpad::combine_parts(partial, log_weight; numbers=[splits, is_bfloat16]) -> output
 
-Their PTX is embedded in the engine (ahead-of-time implementation), which then needs neither
-Python nor Triton. TensorRT allows such a plugin one kernel and no workspace, so splitting
-over keys is two plugins with the parts as tensors between them. Kernel parameters must come
-as inputs, 32-bit integers, outputs; indices are int32 because plugins take no int64. A
-network has tensors and one list of integers only: that is what every parser version passes
-on unchanged.
+Their PTX is embedded in the engine (ahead-of-time implementation), which then needs neither Python nor Triton. TensorRT
+allows such a plugin one kernel and no workspace, so splitting over keys is two plugins with the parts as tensors
+between them. Kernel parameters must come as inputs, 32-bit integers, outputs; indices are int32 because plugins take no
+int64. A network has tensors and one list of integers only: that is what every parser version passes on unchanged.
 
-Each tile is a tactic, timed by the builder. Signatures follow tensorrt.plugin's rules: no
-defaults, and annotations that are types, not strings.
+Each tile is a tactic, timed by the builder. Signatures follow tensorrt.plugin's rules: no defaults, and annotations
+that are types, not strings.
 """
 
 import hashlib
@@ -50,8 +48,9 @@ def register_plugins(trt: ModuleType, capability: str) -> None:
     if trt.__name__ in _registered:
         return
     trtp = import_module(f"{trt.__name__}.plugin")
-    _register(trtp, "attend", _describe_attend(trtp), _attend_choices(trtp), _launch_attend(trt, trtp))
-    _register(trtp, "attend_parts", _describe_parts(trt, trtp), _parts_choices(trtp), _launch_parts(trt, trtp))
+    _register(trtp, "attend", _describe_attend(trtp), _attend_choices(trtp, _HALF), _launch_attend(trt, trtp, 1))
+    parts = _attend_choices(trtp, "FP32", "FP32")
+    _register(trtp, "attend_parts", _describe_parts(trt, trtp), parts, _launch_attend(trt, trtp))
     _register(trtp, "combine_parts", _describe_combine(trt, trtp), _combine_choices(trtp), _launch_combine(trt, trtp))
     _registered.add(trt.__name__)
 
@@ -112,18 +111,12 @@ def _describe_combine(trt: Any, trtp: Any) -> Any:
     return _typed(describe, trtp, 1)
 
 
-def _attend_choices(trtp: Any) -> Any:
+def _attend_choices(trtp: Any, *written: str) -> Any:
+    """One tactic a tile, from 1; `written` are the types of the outputs."""
+
     def choices(query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs):
-        types = ", ".join([*[_HALF] * 5, "INT32", "INT32", _HALF])
-        return [trtp.AutoTuneCombination(types, "LINEAR", _tactics())]
-
-    return choices
-
-
-def _parts_choices(trtp: Any) -> Any:
-    def choices(query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs):
-        types = ", ".join([*[_HALF] * 5, "INT32", "INT32", "FP32", "FP32"])
-        return [trtp.AutoTuneCombination(types, "LINEAR", _tactics())]
+        tactics = [place + 1 for place in range(len(tiling.tiles(_target["capability"])))]
+        return [trtp.AutoTuneCombination(", ".join([*[_HALF] * 5, "INT32", "INT32", *written]), "LINEAR", tactics)]
 
     return choices
 
@@ -136,42 +129,30 @@ def _combine_choices(trtp: Any) -> Any:
     return choices
 
 
-def _tactics() -> list[int]:
-    """One a tile, from 1."""
-    return [place + 1 for place in range(len(tiling.tiles(_target["capability"])))]
+def _launch_attend(trt: Any, trtp: Any, *splits: int) -> Any:
+    """Entry, PTX, launch and integers of `attend`; more than one split writes parts. `splits`: if no number says it."""
 
-
-def _launch_attend(trt: Any, trtp: Any) -> Any:
     def launch(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic):
-        return _attend(trt, trtp, query, key, key_cache, cache_indices, [*numbers.tolist(), 1], tactic)
+        from dpad.plugins.compile import compile_attend
+
+        capability = _target["capability"]
+        bits, block, parts = numbers.tolist() + list(splits)
+        tile = tiling.tiles(capability)[max(tactic, 1) - 1]
+        batch, rows, heads, size = query.shape_expr
+        cached, slots, kv_heads = (
+            cache_indices.shape_expr[1],
+            key_cache.shape_expr[0],
+            key.shape_expr[2].constant_value(),
+        )
+        shape = Shape(batch, rows, cached, slots, heads.constant_value(), kv_heads)
+        number = Arithmetic(trtp.cdiv, trtp.max)
+        kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, parts > 1, block)
+        per_split = tiling.tiles_per_split(shape, tile, parts, tiling.PROCESSORS[capability], number)
+        grid = (tiling.row_tiles(shape, tile, number), kv_heads, batch * parts)
+        integers = tiling.attend_integers(shape, Strides.contiguous(shape), bits, parts, per_split)
+        return kernel.entry, kernel.ptx, _launch(trtp, kernel, grid), _integers(trtp, integers)
 
     return _launches(launch, trtp)
-
-
-def _launch_parts(trt: Any, trtp: Any) -> Any:
-    def launch(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic):
-        return _attend(trt, trtp, query, key, key_cache, cache_indices, numbers.tolist(), tactic)
-
-    return _launches(launch, trtp)
-
-
-def _attend(
-    trt: Any, trtp: Any, query: Any, key: Any, key_cache: Any, cache_indices: Any, numbers: list[int], tactic: int
-) -> tuple[str, str, Any, Any]:
-    """Entry, PTX, launch and integers of `attend`; more than one split writes parts."""
-    from dpad.plugins.compile import compile_attend
-
-    capability, (bits, block, splits) = _target["capability"], numbers
-    tile = tiling.tiles(capability)[max(tactic, 1) - 1]
-    batch, rows, heads, size = query.shape_expr
-    kv_heads = key.shape_expr[2].constant_value()
-    shape = Shape(batch, rows, cache_indices.shape_expr[1], key_cache.shape_expr[0], heads.constant_value(), kv_heads)
-    number = Arithmetic(trtp.cdiv, trtp.max)
-    kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, splits > 1, block)
-    per_split = tiling.tiles_per_split(shape, tile, splits, tiling.PROCESSORS[capability], number)
-    grid = (tiling.row_tiles(shape, tile, number), kv_heads, batch * splits)
-    integers = tiling.attend_integers(shape, Strides.contiguous(shape), bits, splits, per_split)
-    return kernel.entry, kernel.ptx, _launch(trtp, kernel, grid), _integers(trtp, integers)
 
 
 def _launch_combine(trt: Any, trtp: Any) -> Any:

@@ -16,11 +16,10 @@ The modes are data, not code paths (`none`, `prefix` and `dual` as in Fast-dLLM,
 `extend` is `dual` that computes the prefix once: a refresh adds the block that was finished before it to
 what the cache holds, and computes nothing before that again. Its first refresh is that of `dual`.
 
-`blocks` is that of block-causal models (SDAR, Fast-dLLM v2) and the only one they have: no query sees what
-lies behind its block, so the keys and values of a finished block stay valid. A refresh computes the finished blocks
-that the cache lacks, of their final tokens, as in the authors' code: those of the prompt together (the op is causal
-between blocks), then the one before the block. Where it is needed (shift 1), its last row predicts the next block's
-first token.
+`blocks` is that of block-causal models (SDAR, Fast-dLLM v2) and the only one they have: no query sees what lies behind
+its block, so the keys and values of a finished block stay valid. A refresh computes the finished blocks that the cache
+lacks, of their final tokens, as in the authors' code: those of the prompt together (the op is causal between blocks),
+then the one before the block. Where it is needed (shift 1), its last row predicts the next block's first token.
 
 In the other modes, where row p-1 predicts position p (shift 1), a cached step also computes position start-1
 afresh and takes its slot out of the cache, so that the block's first token is predicted

@@ -71,13 +71,13 @@ class StepContract:
         """The cache policies that serve the model; see `runtime.cache`."""
         return (BLOCKS,) if self.block_causal else CACHES
 
-    def cache_names(self) -> list[tuple[str, str]]:
-        """(key, value) input names a layer."""
-        return [(f"key_cache.{i}", f"value_cache.{i}") for i in range(self.layers)]
+    def cache_names(self) -> list[str]:
+        """Input names of the pool: key and value of each layer in turn."""
+        return [f"{kind}_cache.{i}" for i in range(self.layers) for kind in ("key", "value")]
 
-    def new_names(self) -> list[tuple[str, str]]:
-        """(key, value) output names a layer: the new rows, some of which the engine keeps in the pool."""
-        return [(f"new_key.{i}", f"new_value.{i}") for i in range(self.layers)]
+    def new_names(self) -> list[str]:
+        """Output names of the new rows, some of which the engine keeps in the pool, in the order of the pool."""
+        return [f"new_{kind}.{i}" for i in range(self.layers) for kind in ("key", "value")]
 
     def inputs(self, dtype: str = "float32") -> list[TensorSpec]:
         """Input tensors in graph order; `dtype` is that of the pool."""
@@ -87,7 +87,7 @@ class StepContract:
             TensorSpec("gather_indices", "int64", ("B", "Q")),
             TensorSpec("cache_indices", "int64", ("B", "K")),
             TensorSpec("decode_rows", "int64", ("B", "R")),
-            *(TensorSpec(n, dtype, cache) for pair in self.cache_names() for n in pair),
+            *(TensorSpec(n, dtype, cache) for n in self.cache_names()),
         ]
 
     def outputs(self, dtype: str = "float32") -> list[TensorSpec]:
@@ -102,7 +102,7 @@ class StepContract:
             TensorSpec("token_ids", "int64", ("B", "R")),
             TensorSpec("odds_against", "float32", ("B", "R")),
             TensorSpec("logits", "float32", ("B", "R", self.vocab_size)),
-            *(TensorSpec(n, dtype, rows) for pair in self.new_names() for n in pair),
+            *(TensorSpec(n, dtype, rows) for n in self.new_names()),
         ]
 
     def decide_inputs(self) -> list[TensorSpec]:
@@ -123,15 +123,8 @@ class StepContract:
 
     def axis_ranges(self) -> dict[str, tuple[int, int]]:
         """Smallest and largest size of each dynamic axis. K may be 0 in ONNX; P is fixed when an engine opens."""
-        length = (1, self.max_length)
-        return {
-            "B": (1, self.max_batch),
-            "N": length,
-            "Q": length,
-            "K": (0, self.max_length),
-            "R": length,
-            "P": (1, _INT32),
-        }
+        others = {"B": (1, self.max_batch), "K": (0, self.max_length), "P": (1, _INT32)}
+        return {**dict.fromkeys("NQR", (1, self.max_length)), **others}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in field order."""
@@ -154,9 +147,8 @@ class StepContract:
         contract = cls(**data)
         if max(contract.mask_token_id, contract.eos_token_id) >= contract.vocab_size:
             raise ManifestError("contract: a token is outside the vocabulary; export the bundle again")
-        if contract.mask_token_id == contract.eos_token_id or contract.heads % contract.kv_heads:
-            what = (
-                "heads do not divide among kv_heads" if contract.heads % contract.kv_heads else "mask and EOS are one"
-            )
-            raise ManifestError(f"contract: {what}; export the bundle again")
+        if contract.heads % contract.kv_heads:
+            raise ManifestError("contract: heads do not divide among kv_heads; export the bundle again")
+        if contract.mask_token_id == contract.eos_token_id:
+            raise ManifestError("contract: mask and EOS are one; export the bundle again")
         return contract

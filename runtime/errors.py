@@ -25,8 +25,7 @@
     ├── MissingExtra          a command needs a package that an extra of this one installs
     └── EvaluationError       a task cannot be run as asked; evaluation/errors.py draws its branch
 
-Each message names the cause and the way out. All are raised by explicit checks, so they
-hold under `python -O`.
+Each message names the cause and the way out. All are raised by explicit checks, so they hold under `python -O`.
 """
 
 from dpad.plugins.errors import AttentionError as AttentionError

@@ -185,9 +185,10 @@ def test_all_of_it_runs_on_a_gpu() -> None:
 def test_it_compiles_with_tensorrt_rtx(tmp_path: Path) -> None:
     """Fails if TensorRT for RTX cannot build the program."""
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
-    from dpad.export.engines.plan import build_decide_plan
+    from dpad.export.engines.plan import build_plan
     from dpad.export.progress import Progress
 
     contract = contract_of(VOCABULARY, True)
     onnx_ir.save(trace_decide(contract), tmp_path / "decide.onnx")
-    assert build_decide_plan(tensorrt_rtx, tmp_path / "decide.onnx", contract, "8.9", Progress()).data.nbytes
+    path = tmp_path / "decide.onnx"
+    assert build_plan(tensorrt_rtx, path, contract, "float32", "8.9", Progress(), decides=True).data.nbytes

@@ -270,7 +270,7 @@ def test_keys_and_values_never_leave_the_device(make_bundle: Any, monkeypatch: A
     decided = dict.fromkeys(["token_ids", "odds_against"], "cpu")
     with places(engine, *KEPT) as held:
         engine.step(refresh(held, *KEPT))
-        new = [name for pair in engine.contract.new_names() for name in pair]
+        new = engine.contract.new_names()
         assert recorder.outputs == decided | dict.fromkeys(new, "device")
         recorder.outputs.clear()
         engine.step(replace(cached(held, *STEPS[0]), want_logits=False))

@@ -209,7 +209,7 @@ def step_inputs(
         "cache_indices": cache,
         "decode_rows": rng.integers(0, rows, (batch, decoded)),
     }
-    caches = [n for pair in contract.cache_names() for n in pair]
+    caches = contract.cache_names()
     return inputs | {name: rng.standard_normal(shape).astype(checkpoint.dtype) for name in caches}
 
 

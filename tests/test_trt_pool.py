@@ -16,7 +16,7 @@ from decoding import run
 from host_trt import ACTIVATION_BYTES, opened
 from numpy.typing import NDArray
 
-from dpad.export.parity.plan_runner import run_plan
+from dpad.export.parity.runners import run_plan
 from dpad.runtime.cache import BLOCKS
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.request import Request

@@ -4,10 +4,9 @@
     plan = build_plan(tensorrt_rtx, onnx_path, contract, "float16", "8.9", progress)
     path.write_bytes(plan.data)
 
-With a compute capability set, TensorRT-RTX builds on a machine without a GPU. Networks are
-strongly typed: the dtype is the ONNX file's. The builder is driven directly rather than
-through Polygraphy, which picks TensorRT or TensorRT-RTX once a process by an environment
-variable and keeps the parser's and builder's own errors in its log.
+With a compute capability set, TensorRT-RTX builds on a machine without a GPU. Networks are strongly typed: the dtype is
+the ONNX file's. The builder is driven directly rather than through Polygraphy, which picks TensorRT or TensorRT-RTX
+once a process by an environment variable and keeps the parser's and builder's own errors in its log.
 """
 
 import re
@@ -77,48 +76,18 @@ def build_plan(
     progress: Progress,
     flags: BuildFlags = _NO_FLAGS,
     attention: str = "native",
+    decides: bool = False,
 ) -> Plan:
     """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words.
 
-    `variant` is that of the step, as the manifest has it.
-    With `attention` "plugin" the file holds plugin nodes, whose plugins are registered first.
+    `variant` is that of the step, as the manifest has it. With `attention` "plugin" the file holds plugin nodes, whose
+    plugins are registered first. `decides`: it is the program that decides, which has one profile, and no weights.
     """
-    if attention == "plugin":
-        check_capability(trt, capability)
-        _register_plugins(trt, capability)
-    inputs = contract.inputs(rows_dtype(variant))
-    shapes = [(inputs, ranges) for ranges in profiles(contract).values()]
-    return _build(trt, onnx_path, variant, shapes, capability, progress, flags, attention)
-
-
-def build_decide_plan(
-    trt: ModuleType,
-    onnx_path: Path,
-    contract: StepContract,
-    capability: str,
-    progress: Progress,
-    flags: BuildFlags = _NO_FLAGS,
-) -> Plan:
-    """Compile the program that decides, as `build_plan` does the step; it has one profile, and no weights to strip."""
-    rows = profiles(contract)["cached"]
-    shapes = [(contract.decide_inputs(), {axis: rows[axis] for axis in ("B", "R")})]
-    return _build(
-        trt, onnx_path, "float32", shapes, capability, progress, replace(flags, strip_weights=False), "native"
-    )
-
-
-def _build(
-    trt: ModuleType,
-    onnx_path: Path,
-    variant: str,
-    shapes: list[tuple[list[TensorSpec], Ranges]],
-    capability: str,
-    progress: Progress,
-    flags: BuildFlags,
-    attention: str,
-) -> Plan:
-    """Compile a file whose inputs have these `shapes`, a profile each."""
     check_capability(trt, capability)
+    if attention == "plugin":
+        _register_plugins(trt, capability)
+    inputs = contract.decide_inputs() if decides else contract.inputs(rows_dtype(variant))
+    flags = replace(flags, strip_weights=flags.strip_weights and not decides)
     activations = [0]
     logger = make_logger(trt, lambda line: activations.extend(int(size) for size in _ACTIVATIONS.findall(line)))
     builder = trt.Builder(logger)
@@ -130,8 +99,9 @@ def _build(
     config = builder.create_builder_config()
     _target(trt, config, capability)
     set_flags(trt, config, flags)
-    for inputs, ranges in shapes:
-        config.add_optimization_profile(_profile(builder, inputs, ranges))
+    ranges = profiles(contract)
+    for name in ("cached",) if decides else ranges:
+        config.add_optimization_profile(_profile(builder, inputs, ranges[name]))
     timings = TimingCache(trt, capability)
     timings.attach(config)
     with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:

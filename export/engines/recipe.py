@@ -4,8 +4,7 @@
     recipe.check()
     entries = build_engines(recipe, contract, stage, steps, decide, previous, progress)
 
-The key of an engine is everything that changes what it computes or where it may run; see
-`EngineEntry`.
+The key of an engine is everything that changes what it computes or where it may run; see `EngineEntry`.
 """
 
 import shutil
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dpad.export.engines.plan import build_decide_plan, build_plan, check_capability, profiles
+from dpad.export.engines.plan import build_plan, check_capability, profiles
 from dpad.export.engines.plan import capabilities as capabilities_of
 from dpad.export.forecast.forecast import building
 from dpad.export.progress import Progress
@@ -96,28 +95,41 @@ def build_engines(
     equal key is copied instead. Raises `ExportError` if a library or the memory for a build is missing,
     `AttentionError` if the plugin's kernel has no such heads, and `EngineBuildError` if a build fails.
     """
+    plugin_version = ""
+    if recipe.attention == "plugin":  # an engine with another kernel inside is another engine
+        from dpad.plugins.trt_face import fingerprint
+
+        plugin_version = fingerprint()
     entries = []
+    shared = {
+        "platform": Machine.current().platform,
+        "attention": recipe.attention,
+        "plugin_version": plugin_version,
+        "decide_sha256": digest(stage / decide),
+        "profiles": {name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
+        "flags": recipe.flags,
+        "build_seconds": 0.0,
+    }
     for name in (name for name in recipe.steps if rows_dtype(name) in HALF and recipe.capabilities):
         if recipe.attention == "plugin":
             check_kernel(contract.head_size, rows_dtype(name))
-        onnx = _step_to_compile(stage, steps[name], recipe.attention)
+        step = _step_to_compile(stage, steps[name], recipe.attention)
         memory = _memory([stage / file for file in steps[name].weights])
         for target in (target for target in recipe.targets if target != "onnx"):
             trt = _import_builder(target)
             for capability in recipe.capabilities:
-                entry = _engine_entry(recipe, target, trt, stage, onnx, steps[name], decide, contract, name, capability)
+                entry = _engine_entry(target, trt, stage, step, name, capability, shared)
                 entries.append(_build_engine(entry, trt, stage, decide, contract, memory, previous, progress))
     return tuple(entries)
 
 
-def _step_to_compile(stage: Path, step: StepEntry, attention: str) -> str:
-    """Name of the ONNX file that the engines are compiled from; the plugin's is written here."""
+def _step_to_compile(stage: Path, step: StepEntry, attention: str) -> StepEntry:
+    """The step that the engines are compiled from; the plugin's is written here."""
     if attention == "native":
-        return step.onnx
+        return step
     from dpad.export.engines.plugin_graph import write_plugin_step
 
-    written: Path = write_plugin_step(stage / step.onnx, PLUGIN_SPLITS)
-    return written.relative_to(stage).as_posix()
+    return replace(step, onnx=write_plugin_step(stage / step.onnx, PLUGIN_SPLITS).relative_to(stage).as_posix())
 
 
 def default_capability(target: str) -> str:
@@ -136,47 +148,23 @@ def _import_builder(target: str) -> Any:
 
 
 def _engine_entry(
-    recipe: EngineRecipe,
-    target: str,
-    trt: Any,
-    stage: Path,
-    onnx: str,
-    step: StepEntry,
-    decide: str,
-    contract: StepContract,
-    variant: str,
-    capability: str,
+    target: str, trt: Any, stage: Path, step: StepEntry, variant: str, capability: str, shared: dict[str, Any]
 ) -> EngineEntry:
-    """The key of an engine, before it is built."""
-    plugin = "" if recipe.attention == "native" else f"-{recipe.attention}"
+    """The key of an engine, before it is built; `shared` are the fields that all engines of an export have."""
+    plugin = "" if shared["attention"] == "native" else f"-{shared['attention']}"
     return EngineEntry(
         file=f"engines/{target}-sm{capability.replace('.', '')}-{variant}{plugin}.plan",
-        onnx=onnx,
+        onnx=step.onnx,
         decide=f"engines/{target}-sm{capability.replace('.', '')}-decide.plan",
         target=target,
         variant=variant,
         library=trt.__name__,
         library_version=trt.__version__,
         compute_capability=capability,
-        platform=Machine.current().platform,
-        attention=recipe.attention,
-        plugin_version=_plugin_version(recipe.attention),
-        step_sha256=digest(stage / onnx),
-        decide_sha256=digest(stage / decide),
+        step_sha256=digest(stage / step.onnx),
         weights_sha256=tuple(digest(stage / name) for name in step.weights),
-        profiles={name: {k: list(v) for k, v in ranges.items()} for name, ranges in profiles(contract).items()},
-        flags=recipe.flags,
-        build_seconds=0.0,
+        **shared,
     )
-
-
-def _plugin_version(attention: str) -> str:
-    """A digest of the kernel and its compiler: an engine with another kernel inside is another engine."""
-    if attention == "native":
-        return ""
-    from dpad.plugins.trt_face import fingerprint
-
-    return fingerprint()
 
 
 def _build_engine(
@@ -198,20 +186,12 @@ def _build_engine(
             progress.say(f"{entry.file}: unchanged, reused")
             return replace(entry, build_seconds=old.build_seconds)
     _require_memory(entry, memory, progress)
-    began = time.perf_counter()
+    began, capability = time.perf_counter(), entry.compute_capability
     if not (stage / entry.decide).exists():
-        built = build_decide_plan(trt, stage / decide, contract, entry.compute_capability, progress, entry.flags)
+        built = build_plan(trt, stage / decide, contract, "float32", capability, progress, entry.flags, decides=True)
         (stage / entry.decide).write_bytes(built.data)
-    plan = build_plan(
-        trt,
-        stage / entry.onnx,
-        contract,
-        entry.variant,
-        entry.compute_capability,
-        progress,
-        entry.flags,
-        entry.attention,
-    )
+    source, flags = stage / entry.onnx, entry.flags
+    plan = build_plan(trt, source, contract, entry.variant, capability, progress, flags, entry.attention)
     target.write_bytes(plan.data)
     seconds = time.perf_counter() - began
     progress.say(

@@ -20,9 +20,9 @@ from dpad.models.checkpoint.checkpoint import Config, meta_model
 from dpad.runtime.bundle.variant import FULL, rows_dtype, weights_of
 from dpad.runtime.cache import BLOCKS, block_view
 from dpad.runtime.decoding.suffix import Gaussian
+from dpad.runtime.engines.slots import ITEM_BYTES
 
 PASS_ROWS = 1200  # of a pass of several sequences, at most; see `TrtEngine`
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MODES = ("vanilla", "none", "prefix", "dual")
 BLOCK_CAUSAL = (BLOCKS,)  # of models that are causal between blocks
 FITTED_WIDTH = 2048  # of a row: activations of models from here on are predicted well
@@ -106,12 +106,12 @@ class Floor:
     cached: int
 
 
-def stored(sizes: Sizes, variant: str, group: int = Packing.group) -> int:
+def stored(sizes: Sizes, variant: str) -> int:
     """Bytes of the weights of a variant of the step, scales of packed ones included."""
     item, weights = ITEM_BYTES[rows_dtype(variant)], weights_of(variant)
     if weights == FULL:
         return sizes.weights * item
-    scales = sizes.outputs if weights == "fp8" else sizes.products // group
+    scales = sizes.outputs if weights == "fp8" else sizes.products // Packing.group
     return (sizes.weights - sizes.products + scales) * item + sizes.products * _BITS[weights] // 8
 
 

@@ -4,11 +4,10 @@
     report["passed"], report["engines"][0]["steps"]["logits"]["max_abs"]
 
 Steps are compared through Polygraphy, output by output, within the tolerance of the dtype, and what is decided from
-their logits with what PyTorch decides from the same.
-Trajectories are compared by the token and the forward pass at which each position was
-committed: in float32 they must be equal, in 16 bit their agreement is reported. The reference of packed weights
-is PyTorch with the same weights unpacked, so tolerances stay those of the rows; what packing itself does to the
-logits is reported beside it where the bundle has the full weights too.
+their logits with what PyTorch decides from the same. Trajectories are compared by the token and the forward pass at
+which each position was committed: in float32 they must be equal, in 16 bit their agreement is reported. The reference
+of packed weights is PyTorch with the same weights unpacked, so tolerances stay those of the rows; what packing itself
+does to the logits is reported beside it where the bundle has the full weights too.
 """
 
 from collections import OrderedDict
@@ -47,6 +46,9 @@ from dpad.runtime.errors import EngineUnavailable, ParityError
 # sharp attention score may move a single element far. W8A8 is compared with float32.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "w8a8": 2e-1}
 STATISTIC = {"float32": "max", "float16": "mean", "bfloat16": "mean", "w8a8": "mean"}
+
+_UNCOMPUTED = "ONNX Runtime's CPU provider has no bfloat16; dpad parity --emulate rounds every result instead"
+_UNFED = "its steps are fed as numpy arrays, and numpy has no bfloat16"
 
 TRAJECTORY_DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
 _GEN_LENGTH, _BLOCK_LENGTH = 64, 16
@@ -90,13 +92,13 @@ def compare_bundle(
     for candidate in found:
         if wanted and candidate.name not in wanted:
             continue
-        if candidate.obstacle is not None and wanted and len(_named(found, candidate.name)) == 1:
-            raise EngineUnavailable(f"{candidate.name} cannot be compared here: {candidate.obstacle}")
-        if candidate.obstacle is not None:
-            built = "not run here" if candidate.provider else "built, not run here"
-            results.append(_header(candidate, built, candidate.obstacle))
-        else:
+        if candidate.obstacle is None:
             results.append(_compare(bundle, candidate, steps, seed, trajectories, progress))
+            continue
+        if wanted and sum(other.name == candidate.name for other in found) == 1:
+            raise EngineUnavailable(f"{candidate.name} cannot be compared here: {candidate.obstacle}")
+        built = "not run here" if candidate.provider else "built, not run here"
+        results.append(_header(candidate, f"{built}: {candidate.obstacle}"))
     ran = [result for result in results if result["status"] != "skipped"]
     return {
         "reference": f"torch {library_version('torch')} eager",
@@ -116,34 +118,24 @@ def require_passed(report: dict[str, Any]) -> dict[str, Any]:
 
 def _comparable(bundle: Bundle, emulate: bool) -> list[Candidate]:
     """The engines of the bundle, and every step in ONNX Runtime on the CPU."""
-    found = [c for c in candidates(bundle, Machine.current()) if c.provider != "cpu"]
-    found = [replace(c, obstacle=c.obstacle or _unfed(c)) for c in found]
+    found = []
+    for candidate in candidates(bundle, Machine.current()):
+        unfed = _UNFED if candidate.provider and _is_bfloat16(candidate) else None
+        if candidate.provider != "cpu":
+            found.append(replace(candidate, obstacle=candidate.obstacle or unfed))
     for name in bundle.manifest.steps:
         uncomputed = rows_dtype(name) == "bfloat16" and not emulate
         found.append(onnxruntime("cpu", name, bundle, _UNCOMPUTED if uncomputed else None))
     return found
 
 
-_UNCOMPUTED = "ONNX Runtime's CPU provider has no bfloat16; dpad parity --emulate rounds every result instead"
-
-
-def _unfed(candidate: Candidate) -> str | None:
-    if candidate.provider and _is_bfloat16(candidate):
-        return "its steps are fed as numpy arrays, and numpy has no bfloat16"
-    return None
-
-
 def _is_bfloat16(candidate: Candidate) -> bool:
     return rows_dtype(candidate.variant) == "bfloat16"
 
 
-def _named(found: list[Candidate], name: str) -> list[Candidate]:
-    return [candidate for candidate in found if candidate.name == name]
-
-
-def _header(candidate: Candidate, detail: str, reason: str | None = None) -> dict[str, Any]:
-    header = {"engine": candidate.name, "variant": candidate.variant, "file": candidate.file, "status": "skipped"}
-    return {**header, "detail": f"{detail}: {reason}" if reason else detail}
+def _header(candidate: Candidate, detail: str) -> dict[str, Any]:
+    header = {"engine": candidate.name, "variant": candidate.variant, "file": candidate.file}
+    return {**header, "status": "skipped", "detail": detail}
 
 
 def _compare(
@@ -153,11 +145,10 @@ def _compare(
     reference = open_torch_engine(bundle, "float32" if precision == DYNAMIC else candidate.variant)
     feeds = list(random_feeds(bundle.manifest.contract, reference.dtype, steps, seed))
     with _open(bundle, candidate) as engine:
-        with progress.task(
-            f"parity of {candidate.name} {candidate.variant}: {len(feeds)} steps", 2 * len(feeds)
-        ) as told:
+        task = f"parity of {candidate.name} {candidate.variant}: {len(feeds)} steps"
+        with progress.task(task, 2 * len(feeds)) as told:
             runner = (
-                SessionRunner(engine, told) if isinstance(engine, OnnxEngine) else StepRunner("engine", engine, told)
+                StepRunner("engine", engine, told) if isinstance(engine, TrtEngine) else SessionRunner(engine, told)
             )
             outputs = compare_steps(StepRunner("torch", reference, told), runner, reference.contract, feeds, precision)
         decisions = compare_decisions(engine, feeds, seed)
@@ -269,12 +260,8 @@ def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: 
             positions += len(ours)
             equal += sum(theirs.get(key) == value for key, value in ours.items())
             advance(1)
-    return {
-        "equal": equal,
-        "positions": positions,
-        "caches": list(contract.caches),
-        "decoders": list(TRAJECTORY_DECODERS),
-    }
+    tried = {"caches": list(contract.caches), "decoders": list(TRAJECTORY_DECODERS)}
+    return {"equal": equal, "positions": positions, **tried}
 
 
 def _trajectory(

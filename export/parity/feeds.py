@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dpad.runtime.cache import BlockView, block_view
 from dpad.runtime.contract import StepContract
+from dpad.runtime.decoding.assemble import joined
 from dpad.runtime.decoding.suffix import Gaussian
 from dpad.runtime.engines.bfloat16 import from_bits, to_bits
 
@@ -38,19 +39,17 @@ def _feed(contract: StepContract, dtype: str, policy: str, refresh: bool, batch:
     block = min(contract.block_length, length)
     starts = rng.integers(0, length - block + 1, size=batch)
     views = [_view(contract, policy, refresh, int(start), block, length, rng) for start in starts]
-    gather = _padded([view.queries for view in views])
     slots = 1 + rng.permutation(batch * length).reshape(batch, length)
     shape = (1 + batch * length, contract.kv_heads, contract.head_size)
     feed: Feed = {
         "canvas": rng.integers(0, contract.vocab_size, size=(batch, length)),
-        "gather_indices": gather,
-        "cache_indices": _padded([own[view.cached] for own, view in zip(slots, views)]),
+        "gather_indices": joined([view.queries for view in views]),
+        "cache_indices": joined([own[view.cached] for own, view in zip(slots, views)]),
         "decode_rows": rng.integers(0, min(len(view.queries) for view in views), size=(batch, block)),
     }
-    for pair in contract.cache_names():
-        feed |= {name: _rows(rng.standard_normal(shape), dtype) for name in pair}
-        for name in pair:
-            feed[name][0] = 0  # nobody's slot
+    for name in contract.cache_names():
+        feed[name] = _rows(rng.standard_normal(shape), dtype)
+        feed[name][0] = 0  # nobody's slot
     return feed
 
 
@@ -65,10 +64,3 @@ def _view(
     end = start + block
     kept = end + Gaussian().keep(block=0, length=length - end, gen_length=length, rng=rng)
     return block_view(policy, refresh, start, end, kept, contract.logit_shift)
-
-
-def _padded(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    padded = np.full((len(rows), max(len(row) for row in rows)), -1, dtype=np.int64)
-    for target, row in zip(padded, rows):
-        target[: len(row)] = row
-    return padded

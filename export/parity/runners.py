@@ -4,20 +4,24 @@ runs = Comparator.run([StepRunner("torch", reference, advance), SessionRunner(en
 """
 
 from collections import OrderedDict
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from dpad.export.parity.feeds import Feed
-from dpad.export.parity.plan_runner import run_plan
 from dpad.export.progress import Advance
 from dpad.models.torch_engine import TorchEngine
+from dpad.runtime.engines.bfloat16 import from_bits, to_bits
 from dpad.runtime.engines.onnx import OnnxEngine
+from dpad.runtime.engines.step import StepInputs
 from dpad.runtime.engines.tensorrt.engine import TrtEngine
+from dpad.runtime.errors import EngineError
 
 
 class SessionRunner(OnnxrtRunner):  # type: ignore[misc]
@@ -27,9 +31,9 @@ class SessionRunner(OnnxrtRunner):  # type: ignore[misc]
         super().__init__(lambda: engine.session, name="engine")
         self._advance = advance
 
-    def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":
+    def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, NDArray[Any]]":
         """One step, told to `advance`."""
-        outputs: OrderedDict[str, np.ndarray[Any, Any]] = super().infer_impl(feed_dict)
+        outputs: OrderedDict[str, NDArray[Any]] = super().infer_impl(feed_dict)
         self._advance(1)
         return outputs
 
@@ -49,13 +53,41 @@ class StepRunner(BaseRunner):  # type: ignore[misc]
             metadata.add(spec.name, dtype=dtype, shape=[a if isinstance(a, int) else -1 for a in spec.axes])
         return metadata
 
-    def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, np.ndarray[Any, Any]]":
+    def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, NDArray[Any]]":
         """One step."""
         names = [spec.name for spec in self._engine.contract.outputs(self._engine.dtype)]
         began = perf_counter()
-        outputs = (
-            run_plan(self._engine, feed_dict) if isinstance(self._engine, TrtEngine) else self._engine.run(feed_dict)
-        )
+        run = partial(run_plan, self._engine) if isinstance(self._engine, TrtEngine) else self._engine.run
+        outputs = run(feed_dict)
         self.inference_time = perf_counter() - began
         self._advance(1)
         return OrderedDict(zip(names, outputs))
+
+
+def run_plan(engine: TrtEngine, feed: Feed) -> list[NDArray[Any]]:
+    """The outputs of a step over `feed`, whose tensors [P, G, D] are the first slots of the pool, in their order.
+
+    For comparisons only: it overwrites the engine's pool, and no other thread may step meanwhile. Rows in bfloat16 are
+    float32 arrays here: numpy has no bfloat16. Slot 0 must be zero, as it is in every pool.
+    """
+    half, device, contract = engine.dtype == "bfloat16", engine.device, engine.contract
+    canvas, gather, cached, decoded, *pool = (feed[spec.name] for spec in contract.inputs())
+    if (slots := len(pool[0])) > engine.slots.size:
+        raise EngineError(
+            f"a comparison needs {slots} slots of keys and values, and {engine.name} has memory for "
+            f"{engine.slots.size}; use a larger GPU, or export with a smaller --max-batch"
+        )
+    device.make_current()
+    held = [to_bits(tensor) if half else np.ascontiguousarray(tensor) for tensor in pool]
+    for index, tensor in enumerate(held):
+        device.upload(engine.pool.at(index), tensor)
+    device.synchronise()
+    outputs = engine.step(StepInputs(canvas, gather, cached, decoded, want_logits=True))
+    shape = (*gather.shape, contract.kv_heads, contract.head_size)
+    rows = [np.empty(shape, dtype=np.uint16 if half else engine.dtype) for _ in pool]
+    for index, tensor in enumerate(rows):
+        device.download(tensor, engine.new_rows.at(index))
+    device.synchronise()
+    assert outputs.logits is not None
+    new = [from_bits(tensor) if half else tensor for tensor in rows]
+    return [outputs.token_ids, outputs.odds_against, outputs.logits, *new]

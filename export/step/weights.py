@@ -2,10 +2,9 @@
 
     shards = place_weights(checkpoint, stage / "float16", "float16", progress)
 
-Where the dtype is the checkpoint's own the shards are hard-linked, so that a bundle of a
-16 GB model costs no space; where that is impossible they are copied. So they are for float32,
-which holds every value of the narrower dtypes: the step casts them. Another dtype rewrites
-them, holding one shard in memory.
+Where the dtype is the checkpoint's own the shards are hard-linked, so that a bundle of a 16 GB model costs no space;
+where that is impossible they are copied. So they are for float32, which holds every value of the narrower dtypes: the
+step casts them. Another dtype rewrites them, holding one shard in memory.
 """
 
 import os

@@ -21,6 +21,7 @@ from typing import Any
 
 from dpad.models.checkpoint.checkpoint import read_json
 from dpad.runtime.errors import CheckpointError
+from dpad.runtime.text.special_tokens import content_of
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _DECODER = "added_tokens_decoder"
@@ -109,12 +110,6 @@ class Declared:
     def _next(tokens: Mapping[str, Token], vocabulary: Mapping[str, int]) -> int:
         """The id that the library gives to a new token."""
         return max([len(vocabulary), *(int(token["id"]) + 1 for token in tokens.values())])
-
-
-def content_of(value: Any) -> str | None:
-    """The text of a token, which files write as text or as an object."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
 
 
 def _read(path: Path) -> dict[str, Any]:

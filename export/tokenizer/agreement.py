@@ -18,6 +18,7 @@ from dpad.models.checkpoint.folder import CONFIG
 from dpad.models.presets import ENDS
 from dpad.runtime.errors import BundleError, CheckpointError, InvalidRequest
 from dpad.runtime.text.codec import TextCodec
+from dpad.runtime.text.special_tokens import content_of
 from dpad.runtime.text.tokenizer_file import open_tokenizer
 
 _TEXT = "What is 53 + 34?"
@@ -53,7 +54,9 @@ class _Tokens:
         for name in _SETTINGS:
             for path in (self.source / name, folder / name):
                 if path.is_file():
-                    self.declared |= {key: text for key, value in read_json(path).items() if (text := _content(value))}
+                    self.declared |= {
+                        key: text for key, value in read_json(path).items() if (text := content_of(value))
+                    }
 
     def check(self, ends: Sequence[int], progress: Progress) -> None:
         """Refuse or say what contradicts; see `check_agreement`."""
@@ -134,12 +137,6 @@ def _ends(checkpoint: Checkpoint, presets: Mapping[str, Any]) -> list[int]:
     default = presets.get("default")
     told = default.get("eos_token_ids") if isinstance(default, Mapping) else None
     return list(told or checkpoint.eos_token_ids)
-
-
-def _content(value: Any) -> str:
-    """A special token is written as its text, or as an object that holds it."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else ""
 
 
 def _check_prompts(checkpoint: Checkpoint, codec: TextCodec) -> None:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpad.export.tokenizer.added_tokens import CONFIG, Declared, content_of
+from dpad.export.tokenizer.added_tokens import CONFIG, Declared
 from dpad.models.checkpoint.checkpoint import read_json
 from dpad.runtime.bundle.files import read_text
 from dpad.runtime.errors import CheckpointError
+from dpad.runtime.text.special_tokens import content_of
 
 PARTS = ("vocab.json", "merges.txt")
 _OTHERS = {"tokenizer.model": "sentencepiece", "*.tiktoken": "tiktoken", "tiktoken.model": "tiktoken"}

@@ -21,18 +21,8 @@ from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.engines.machine import library_version
 from dpad.runtime.errors import CheckpointError
 
-_LIBRARIES = (
-    "dpad",
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnx-ir",
-    "onnxruntime",
-    "tensorrt-rtx",
-    "tensorrt",
-    "safetensors",
-    "tokenizers",
-)
+_LIBRARIES = ("dpad", "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "safetensors", "tokenizers")
+_BUILDERS = ("tensorrt-rtx", "tensorrt")
 
 
 def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -52,7 +42,7 @@ def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], p
         "source": source.label,
         "source_files": hashes,
         "settings": json.loads(json.dumps(settings)),  # as the manifest will read it back
-        "versions": {name: version for name in _LIBRARIES if (version := library_version(name))},
+        "versions": {name: version for name in (*_LIBRARIES, *_BUILDERS) if (version := library_version(name))},
         "python": platform.python_version(),
         "code": code_hash(),
     }

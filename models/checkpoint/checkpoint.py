@@ -3,9 +3,8 @@
     checkpoint = Checkpoint.open(Path("LLaDA-8B-Instruct"))
     checkpoint.config.layers, checkpoint.tensors["model.transformer.wte.weight"].offset
 
-Reads config.json and (sharded) safetensors, never pickle and never remote code. Opening
-costs the headers only: every tensor is known by file, offset and length, so that the
-exporter can point at it without reading it.
+Reads config.json and (sharded) safetensors, never pickle and never remote code. Opening costs the headers only: every
+tensor is known by file, offset and length, so that the exporter can point at it without reading it.
 """
 
 import os

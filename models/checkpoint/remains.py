@@ -20,28 +20,16 @@ UNFINISHED = (".aria2", ".incomplete", ".part", ".partial", ".crdownload", ".dow
 # Files by the end of their name -> what they are.
 _FORMATS = {
     ".gguf": "GGUF, made for llama.cpp: take the checkpoint that it was made from",
-    ".bin": "pickle, which is never loaded: convert it to safetensors",
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), "pickle, which is never loaded: convert it to safetensors"),
     ".bin.index.json": "the index of pickle files, which are never loaded: convert them to safetensors",
-    ".pt": "pickle, which is never loaded: convert it to safetensors",
-    ".pth": "pickle, which is never loaded: convert it to safetensors",
-    ".ckpt": "pickle, which is never loaded: convert it to safetensors",
     ".h5": "TensorFlow's, which is not supported: take the repository's safetensors",
     ".msgpack": "Flax's, which is not supported: take the repository's safetensors",
     ".npz": "NumPy's, as of MLX, which is not supported: take the checkpoint that it was made from",
     ".onnx": "ONNX: pass the checkpoint that it was made from",
-    ".zip": "an archive: unpack it",
-    ".tar": "an archive: unpack it",
-    ".gz": "an archive: unpack it",
-    ".zst": "an archive: unpack it",
+    **dict.fromkeys((".zip", ".tar", ".gz", ".zst"), "an archive: unpack it"),
 }
-_STATE = (
-    "optimizer",
-    "scheduler",
-    "training_args",
-    "rng_state",
-    "adapter_model",
-    "scaler",
-)  # what trainers save besides
+# What trainers save besides.
+_STATE = ("optimizer", "scheduler", "training_args", "rng_state", "adapter_model", "scaler")
 # peft_type of adapters that have nothing to merge.
 _PROMPTS = (
     "PROMPT_TUNING",

@@ -3,11 +3,10 @@
     bundle = Bundle.open(Path("bundles/tiny"))       # raises BundleError, naming the file
     bundle.path("float32/step.onnx")
 
-A bundle is a manifest, a traced step a dtype with its weights, compiled engines, the
-tokenizer and the parity report. Every file is listed with size and SHA-256. Because ONNX
-external data may name any file beside the model, a file that is not listed is refused too,
-save what hubs, git and file managers add (`companions`). Links are refused but for those of a
-hub's cache, where every file is a link to a blob of the same repository.
+A bundle is a manifest, a traced step a dtype with its weights, compiled engines, the tokenizer and the parity report.
+Every file is listed with size and SHA-256. Because ONNX external data may name any file beside the model, a file that
+is not listed is refused too, save what hubs, git and file managers add (`companions`). Links are refused but for those
+of a hub's cache, where every file is a link to a blob of the same repository.
 """
 
 import hashlib

@@ -3,8 +3,7 @@
     manifest = Manifest.from_json(read_json(path))
     manifest.files["float32/step.onnx"].sha256
 
-Reading checks every field by hand and raises `ManifestError` naming it: a manifest is
-input from outside.
+Reading checks every field by hand and raises `ManifestError` naming it: a manifest is input from outside.
 """
 
 import hashlib
@@ -65,10 +64,9 @@ class BuildFlags:
 class EngineEntry:
     """One compiled engine and everything that decides whether it may be opened.
 
-    Together the fields are the key of the engine: two engines with equal keys compute the
-    same function on the same machines. `dtype` is the name of the step that it was compiled
-    from, which says more than a dtype where weights are packed; `onnx` is that step's file, `decide` the plan of
-    the program that decides, and `plugin_version` is empty where no plugin is inside.
+    Together the fields are the key of the engine: two engines with equal keys compute the same function on the same
+    machines. `variant` and `onnx` are those of the step that it was compiled from, `decide` is the plan of the program
+    that decides, and `plugin_version` is empty where no plugin is inside.
     """
 
     file: str

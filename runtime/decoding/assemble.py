@@ -40,29 +40,22 @@ class Assembler:
             if len(self._views) > _KEPT:
                 self._views.popitem(last=False)
         gather, cached, written = self._views[views]
-        if len(parts) == 1:
-            canvas = parts[0].canvas[None]
-        else:
-            canvas = _joined([part.canvas for part in parts], max(len(part.canvas) for part in parts), 0)
+        canvas = joined([part.canvas for part in parts], filler=0)
         count = self._padded("R", max(1, *(len(part.rows) for part in parts)))
-        rows = _joined([part.rows for part in parts], count, 0)
+        rows = joined([part.rows for part in parts], count, filler=0)
         sampling = _sampling([part.draw for part in parts], count) if any(part.draw for part in parts) else None
         wanted = any(part.want_logits for part in parts)
         return StepInputs(canvas, gather, cached, rows, written, sampling, wanted)
 
     def answers(self, outputs: StepOutputs, parts: Sequence[Part], seconds: float) -> list[Answer]:
         """Of each part, without what padding added."""
-        found, decisions = [], outputs.decisions
+        found = []
         for row, part in enumerate(parts):
-            here = row, slice(len(part.rows))
+            here, decided = (row, slice(len(part.rows))), outputs.decisions if part.draw else None
+            chosen = decided or outputs
+            entropy, margin = (decided.negative_entropy[here], decided.margin[here]) if decided else (None, None)
             logits = outputs.logits[here] if outputs.logits is not None and part.want_logits else None
-            if part.draw is None or decisions is None:
-                answer = Answer(outputs.token_ids[here], outputs.odds_against[here], None, None, logits, seconds)
-            else:
-                entropy, margin = decisions.negative_entropy[here], decisions.margin[here]
-                odds = decisions.odds_against[here]
-                answer = Answer(decisions.token_ids[here], odds, entropy, margin, logits, seconds)
-            found.append(answer)
+            found.append(Answer(chosen.token_ids[here], chosen.odds_against[here], entropy, margin, logits, seconds))
         return found
 
     def _pad(self, views: tuple[View, ...]) -> Padded:
@@ -70,22 +63,20 @@ class Assembler:
         cached = self._padded("K", max(len(view.cached) for view in views))
         written = None
         if any(view.written is not None for view in views):
-            written = _joined([_NO_SLOTS if view.written is None else view.written for view in views], queries, -1)
-        return (
-            _joined([view.queries for view in views], queries, -1),
-            _joined([view.cached for view in views], cached, -1),
-            written,
-        )
+            written = joined([_NO_SLOTS if view.written is None else view.written for view in views], queries)
+        gather = joined([view.queries for view in views], queries)
+        return gather, joined([view.cached for view in views], cached), written
 
 
-def _joined(arrays: Sequence[NDArray[np.int64]], size: int, filler: int) -> NDArray[np.int64]:
-    """[B, size], each row padded with `filler`."""
+def joined(arrays: Sequence[NDArray[np.int64]], size: int | None = None, filler: int = -1) -> NDArray[np.int64]:
+    """[B, size], each row padded with `filler`; `size` None is that of the longest."""
+    size = max(map(len, arrays)) if size is None else size
     if len(arrays) == 1 and len(arrays[0]) == size:
         return arrays[0][None]
-    joined = np.full((len(arrays), size), filler, dtype=np.int64)
-    for target, array in zip(joined, arrays):
+    rows = np.full((len(arrays), size), filler, dtype=np.int64)
+    for target, array in zip(rows, arrays):
         target[: len(array)] = array
-    return joined
+    return rows
 
 
 def _sampling(draws: Sequence[Draw | None], count: int) -> Sampling:

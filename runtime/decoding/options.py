@@ -38,10 +38,9 @@ class GenerationOptions:
     Attributes:
         gen_length: new tokens on the canvas, a multiple of `block_length`.
         block_length: tokens decoded together.
-        decoder: `threshold` commits every mask with confidence >= `threshold` (and always
-            the best); `factor` is Fast-dLLM's rule; `fixed` spreads the block over its
-            steps, most confident first; `entropy` and `margin` do so in order of least
-            entropy, or of the largest gap between the two best probabilities.
+        decoder: `threshold` commits every mask with confidence >= `threshold` (and always the best); `factor` is
+            Fast-dLLM's rule; `fixed` spreads the block over its steps, most confident first; `entropy` and `margin` do
+            so in order of least entropy, or of the largest gap between the two best probabilities.
         steps: total steps of `fixed`, `entropy` and `margin`, for them a multiple of the number
             of blocks; None is one token a step.
         pace: how these share the masks of a block among its steps: `even` (LLaDA), or `noise`, as Dream's schedule

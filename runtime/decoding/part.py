@@ -7,9 +7,8 @@
 Whatever has parts and takes answers can be scheduled: sequences that are decoded, and texts that are scored.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +65,7 @@ class Answer(NamedTuple):
     seconds: float
 
 
-class Scheduled(ABC):
+class Scheduled(Protocol):
     """What a `Scheduler` runs.
 
     Attributes:
@@ -79,14 +78,11 @@ class Scheduled(ABC):
     finished: bool = False
     waited: float = 0.0
 
-    @abstractmethod
     def join(self, slots: NDArray[np.int64]) -> None:
         """Begin, with `slots` [need] of its own; raises `InvalidRequest` if it cannot."""
 
-    @abstractmethod
     def part(self) -> Part:
         """Of the next pass. It is asked for once before each `take`."""
 
-    @abstractmethod
     def take(self, answer: Answer) -> Any:
         """Take what a pass decided; gives the event that its caller is told, None for none."""

@@ -23,8 +23,7 @@ class Request:
     Attributes:
         prompt_ids: tokens before the text to generate.
         suffix_ids: tokens behind it (infill); they always take part, DPad drops masks only.
-        seed: of this row, so that a row gives the same tokens alone as in a batch; None is
-            the seed of the options.
+        seed: of this row, so that a row gives the same tokens alone as in a batch; None is the seed of the options.
         schedule: suffix schedule of this row; None is that of the options.
     """
 

@@ -2,10 +2,9 @@
 
     kept = Gaussian(k=4, scale=2).keep(block=0, length=224, gen_length=256, rng=rng)
 
-Before each block is decoded, the masks behind it are thinned once, and kept so for all
-steps of the block. A schedule is pure: it maps (block, suffix length, random generator)
-to suffix distances, 0 being the first position behind the block. Kept tokens keep their
-canvas positions.
+Before each block is decoded, the masks behind it are thinned once, and kept so for all steps of the block. A schedule
+is pure: it maps (block, suffix length, random generator) to suffix distances, 0 being the first position behind the
+block. Kept tokens keep their canvas positions.
 """
 
 import math
@@ -49,10 +48,9 @@ class Full:
 class Gaussian:
     """Dropout that grows with distance, inside a sliding window (the published rule).
 
-    A mask at distance i survives if u < scale · exp(-½ (k·i / (window-1))²) / √(2π), with u
-    uniform in [0, 1); a probability of 1 or more always keeps, and i >= window is dropped.
-    `k` is how many standard deviations the window spans ("sigma" in the authors' code).
-    `window` None means min(256, gen_length). The defaults are those published for
+    A mask at distance i survives if u < scale · exp(-½ (k·i / (window-1))²) / √(2π), with u uniform in [0, 1); a
+    probability of 1 or more always keeps, and i >= window is dropped. `k` is how many standard deviations the window
+    spans ("sigma" in the authors' code). `window` None means min(256, gen_length). The defaults are those published for
     LLaDA-8B-Instruct on GSM8K.
     """
 

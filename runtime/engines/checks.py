@@ -19,10 +19,8 @@ from dpad.runtime.engines.step import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError
 
 _INT64, _FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
-_LARGER = {
-    "batch": "use smaller batches, or export with a larger --max-batch",
-    "length": "use shorter canvases, or export with a larger --max-length",
-}
+LARGER_BATCH = "use smaller batches, or export with a larger --max-batch"
+LARGER_LENGTH = "use shorter canvases, or export with a larger --max-length"
 
 
 def check_step(inputs: StepInputs, contract: StepContract, slots: int) -> None:
@@ -65,20 +63,15 @@ def _check_written(written: NDArray[np.int64], gather: NDArray[np.int64], slots:
 
 def _check_sampling(inputs: StepInputs, contract: StepContract) -> None:
     sampling, shape = inputs.sampling, inputs.decode_rows.shape
-    for name, dtype, axes in (
-        ("uniform", _FLOAT32, shape),
-        ("temperature", _FLOAT32, shape[:1]),
-        ("top_k", _INT64, shape[:1]),
-        ("top_p", _FLOAT32, shape[:1]),
-        ("banned", _INT64, shape[:1]),
-    ):
-        array = getattr(sampling, name)
+    assert sampling is not None
+    for name, array in vars(sampling).items():
+        dtype = _INT64 if name in ("top_k", "banned") else _FLOAT32
+        axes = shape if name == "uniform" else shape[:1]
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != axes:
             raise EngineError(f"{name} must be a {dtype} array of shape {axes}, not {_kind(array)}")
-    assert sampling is not None
     draws = sampling.uniform
     if not (draws.min() >= 0 and draws.max() < 1):  # NaN is neither
-        raise _out_of_range("uniform", draws[~((draws >= 0) & (draws < 1))][0])
+        raise EngineError(f"uniform holds {draws[~((draws >= 0) & (draws < 1))][0]}, which is out of range")
     bounds: list[tuple[str, Callable[[float], bool]]] = [
         ("temperature", lambda value: 0 <= value < math.inf),
         ("top_k", lambda value: value >= 0),
@@ -88,11 +81,7 @@ def _check_sampling(inputs: StepInputs, contract: StepContract) -> None:
     for name, holds in bounds:
         for value in getattr(sampling, name).tolist():  # a few, which Python compares faster than numpy
             if not holds(value):
-                raise _out_of_range(name, value)
-
-
-def _out_of_range(name: str, value: object) -> EngineError:
-    return EngineError(f"{name} holds {value}, which is out of range")
+                raise EngineError(f"{name} holds {value}, which is out of range")
 
 
 def check_outputs(outputs: StepOutputs, inputs: StepInputs, contract: StepContract, engine: str) -> None:
@@ -103,12 +92,10 @@ def check_outputs(outputs: StepOutputs, inputs: StepInputs, contract: StepContra
     shape = inputs.decode_rows.shape
     found: list[tuple[Any, tuple[str, ...]]] = [(outputs, ("token_ids", "odds_against"))]
     if inputs.sampling is not None:
-        wanted = ("token_ids", "odds_against", "negative_entropy", "margin")
-        found.append((outputs.decisions, wanted))
+        found.append((outputs.decisions, ("token_ids", "odds_against", "negative_entropy", "margin")))
     for source, names in found:
         for name in names:
-            kind = "i" if name == "token_ids" else "f"
-            _check_output(name, getattr(source, name, None), shape, kind, engine)
+            _check_output(name, getattr(source, name, None), shape, engine)
         tokens = source.token_ids
         if tokens.size and tokens.view(np.uint64).max() >= contract.vocab_size:  # read so, what is below 0 is huge
             wrong = tokens[(tokens < 0) | (tokens >= contract.vocab_size)][0]
@@ -116,13 +103,13 @@ def check_outputs(outputs: StepOutputs, inputs: StepInputs, contract: StepContra
         if (least := source.odds_against.min(initial=0)) < 0:
             raise _broken(engine, f"gave odds of {least}")
     if inputs.want_logits:
-        _check_output("logits", outputs.logits, (*shape, contract.vocab_size), "f", engine)
+        _check_output("logits", outputs.logits, (*shape, contract.vocab_size), engine)
 
 
-def _check_output(name: str, array: Any, shape: tuple[int, ...], kind: str, engine: str) -> None:
+def _check_output(name: str, array: Any, shape: tuple[int, ...], engine: str) -> None:
     if not isinstance(array, np.ndarray):
         raise _broken(engine, f"gave {_kind(array)} for {name}")
-    is_kind = array.dtype == _INT64 if kind == "i" else array.dtype.kind == kind
+    is_kind = array.dtype == _INT64 if name == "token_ids" else array.dtype.kind == "f"
     if array.shape != shape or not is_kind:
         raise _broken(engine, f"gave {_kind(array)} of shape {array.shape} for {name}, and {shape} was asked for")
 
@@ -136,13 +123,11 @@ def _check_shape(name: str, shape: tuple[int, ...], batch: int, contract: StepCo
     if rows != batch:
         raise EngineError(f"{name} has {rows} rows but the canvas has {batch}")
     if not 1 <= rows <= contract.max_batch:
-        raise EngineError(
-            f"a step of {rows} rows is outside this engine's 1 to {contract.max_batch}; {_LARGER['batch']}"
-        )
+        raise EngineError(f"a step of {rows} rows is outside this engine's 1 to {contract.max_batch}; {LARGER_BATCH}")
     least = 0 if name == "cache_indices" else 1
     if not least <= size <= contract.max_length:
         limits = f"{least} to {contract.max_length}"
-        raise EngineError(f"{name} has {size} columns, outside this engine's {limits}; {_LARGER['length']}")
+        raise EngineError(f"{name} has {size} columns, outside this engine's {limits}; {LARGER_LENGTH}")
 
 
 def _check_values(name: str, array: NDArray[np.int64], least: int, end: int) -> None:

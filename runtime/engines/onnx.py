@@ -23,7 +23,7 @@ from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.gpu.device import Device
 from dpad.runtime.engines.machine import available_memory, library_version
 from dpad.runtime.engines.onnx_pool import DevicePool, HostPool, Pool
-from dpad.runtime.engines.slots import Slots, pool_size, slot_bytes
+from dpad.runtime.engines.slots import Slots, pool_size, runs_of, slot_bytes
 from dpad.runtime.engines.step import Decisions, Sampling, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, EngineUnavailable
 from dpad.runtime.extras import install
@@ -39,8 +39,7 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     },
 }
 
-_ONNX_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}
-_ONNX_TYPES |= {name: f"tensor({name})" for name in ("float16", "bfloat16")}
+_ONNX_TYPES = {"float32": "tensor(float)"}  # of others as in numpy
 
 # Products with packed weights add up in float32; the default, 4, would round the rows to int8 as well.
 _PACKED_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
@@ -85,22 +84,15 @@ class OnnxEngine(Engine):
         self.session = open_session(path, provider, threads, model)
         _check_signature(path, self.session, contract.inputs(self.dtype), contract.outputs(self.dtype))
         self._decider: ort.InferenceSession | None = None
-        if provider == "cuda" and device is None:
-            device = _cuda_device()
-        self._device = device
-        self._new_names = [name for pair in contract.new_names() for name in pair]
+        self._device = device = _cuda_device() if provider == "cuda" and device is None else device
         free = available_memory() if device is None else device.free_memory()
         size = pool_size(contract, slot_bytes(contract, self.dtype), free, slots)
-        self._pool = self._open_pool(size, device)
+        own = (contract, self.dtype, size)
+        self._pool: Pool = HostPool(*own) if device is None else DevicePool(*own, provider, device)
         self.slots = Slots(size)
         self._binding = self.session.io_binding()
-        for name, value in zip((name for pair in contract.cache_names() for name in pair), self._pool.values):
+        for name, value in zip(contract.cache_names(), self._pool.values):
             self._binding.bind_ortvalue_input(name, value)
-
-    def _open_pool(self, size: int, device: Device | None) -> Pool:
-        if device is None:
-            return HostPool(self.contract, self.dtype, size)
-        return DevicePool(self.contract, self.dtype, size, self._place, device)
 
     def padded(self, axis: str, size: int) -> int:
         """On CUDA a multiple of 4: the masked attention kernel that needs little memory takes no other Q + K."""
@@ -118,7 +110,7 @@ class OnnxEngine(Engine):
             outputs.append("logits")
             self._binding.bind_output("logits", self._place, 0)
         if inputs.write_slots is not None:
-            for name in self._new_names:
+            for name in self.contract.new_names():
                 self._binding.bind_output(name, self._place, 0)
         try:
             values = _run(self.session, self._binding)
@@ -128,7 +120,7 @@ class OnnxEngine(Engine):
         if inputs.write_slots is not None:
             new = values[len(outputs) :]
             self._check_rows(new, inputs)
-            self._pool.write(new, inputs.write_slots)
+            self._pool.write(new, runs_of(inputs.write_slots))
         decisions = None if inputs.sampling is None else self._decisions(values[2], inputs.sampling)
         logits = values[2].numpy() if inputs.want_logits else None
         return StepOutputs(values[0].numpy(), values[1].numpy(), decisions, logits)
@@ -168,7 +160,7 @@ class OnnxEngine(Engine):
     def _check_rows(self, new: list[ort.OrtValue], inputs: StepInputs) -> None:
         """Raise `EngineError` unless the rows to keep are those of `inputs`: later steps find them by their slot."""
         wanted = [*inputs.gather_indices.shape, self.contract.kv_heads, self.contract.head_size]
-        for name, value in zip(self._new_names, new):
+        for name, value in zip(self.contract.new_names(), new):
             if value.shape() != wanted:
                 told = f"engine {self.name} gave {name} of shape {value.shape()}, and {wanted} was asked for"
                 raise EngineError(f"{told}: it is not the step of this bundle; export the bundle again")
@@ -217,11 +209,14 @@ def _check_signature(
             for tensor, spec in zip(have, want):
                 fixed = [(size, axis) for size, axis in zip(tensor.shape, spec.axes) if isinstance(axis, int)]
                 sizes_differ = any(size != axis for size, axis in fixed if isinstance(size, int))
-                if tensor.type != _ONNX_TYPES[spec.dtype] or sizes_differ or len(tensor.shape) != len(spec.axes):
+                if (
+                    tensor.type != _ONNX_TYPES.get(spec.dtype, f"tensor({spec.dtype})")
+                    or sizes_differ
+                    or len(tensor.shape) != len(spec.axes)
+                ):
                     told = f"{kind} {spec.name} is {tensor.type} {tensor.shape}"
-                    raise EngineError(
-                        f"{path}: {told}, and {spec.dtype} {list(spec.axes)} in the contract; export the bundle again"
-                    )
+                    here = f"and {spec.dtype} {list(spec.axes)} in the contract"
+                    raise EngineError(f"{path}: {told}, {here}; export the bundle again")
     except UnicodeDecodeError as error:
         raise EngineError(f"{path}: a name in it is no UTF-8 text: {error}; export the bundle again") from error
 
@@ -229,10 +224,9 @@ def _check_signature(
 def open_session(path: Path, provider: str, threads: int = 0, model: bytes | None = None) -> ort.InferenceSession:
     """A session over `path`, or `model` in its place, on `provider` ("cpu" or "cuda"), with this project's settings.
 
-    ONNX Runtime prepares weights when it opens a file: transposed, and in float32 where they are stored narrower.
-    Where memory has no room for both, they are prepared anew in every step, which is slow, and a warning says so.
-    Raises `EngineUnavailable` if the provider is missing or does not start, `EngineError` if
-    the file cannot be loaded.
+    ONNX Runtime prepares weights when it opens a file: transposed, and in float32 where they are stored narrower. Where
+    memory has no room for both, they are prepared anew in every step, which is slow, and a warning says so. Raises
+    `EngineUnavailable` if the provider is missing or does not start, `EngineError` if the file cannot be loaded.
     """
     require_provider(provider)
     options = ort.SessionOptions()

@@ -2,7 +2,7 @@
 
     pool = HostPool(contract, "float32", slots)            # or DevicePool(..., device)
     binding.bind_ortvalue_input(name, pool.values[i])      # once: the pool never moves
-    pool.write(new, write_slots)
+    pool.write(new, runs_of(write_slots))
 
 A pool is zero at first. Slots are mostly taken one behind the other, so the rows of a sequence are one copy a tensor.
 """
@@ -11,11 +11,10 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engines.gpu.device import Device
-from dpad.runtime.engines.slots import Run, row_bytes, runs_of
+from dpad.runtime.engines.slots import Run, row_bytes
 
 ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}  # onnx.TensorProto.DataType
 
@@ -25,12 +24,9 @@ class Pool(ABC):
 
     values: list[ort.OrtValue]
 
-    def write(self, new: list[ort.OrtValue], write_slots: NDArray[np.int64]) -> None:
-        """Keep the rows of `new`, [B, Q, G, D] each, in `write_slots` [B, Q], and return when they are there."""
-        self._write(new, runs_of(write_slots))
-
     @abstractmethod
-    def _write(self, new: list[ort.OrtValue], runs: list[Run]) -> None: ...
+    def write(self, new: list[ort.OrtValue], runs: list[Run]) -> None:
+        """Keep rows of `new`, [B, Q, G, D] each, and return when they are there."""
 
 
 class HostPool(Pool):
@@ -41,7 +37,8 @@ class HostPool(Pool):
         self._arrays = [np.zeros(self._shape, dtype) for _ in range(2 * contract.layers)]
         self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
 
-    def _write(self, new: list[ort.OrtValue], runs: list[Run]) -> None:
+    def write(self, new: list[ort.OrtValue], runs: list[Run]) -> None:
+        """In one copy a run and tensor."""
         for array, value in zip(self._arrays, new):
             rows = value.numpy().reshape(-1, *self._shape[1:])  # no copy
             for row, slot, count in runs:
@@ -55,15 +52,15 @@ class DevicePool(Pool):
         """`provider` is ONNX Runtime's name of where the device's memory is."""
         self._device, self._row = device, row_bytes(contract, dtype)
         shape = (slots, contract.kv_heads, contract.head_size)
-        kind = ELEMENT_TYPES[dtype]
-        self.values = [
-            ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, provider, 0) for _ in range(2 * contract.layers)
-        ]
-        for value in self.values:
+        self.values = []
+        for _ in range(2 * contract.layers):
+            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, ELEMENT_TYPES[dtype], provider, 0)
             device.fill(value.data_ptr(), 0, slots * self._row)
+            self.values.append(value)
         device.synchronise()
 
-    def _write(self, new: list[ort.OrtValue], runs: list[Run]) -> None:
+    def write(self, new: list[ort.OrtValue], runs: list[Run]) -> None:
+        """In one copy a run and tensor."""
         self._device.make_current()
         for value, rows in zip(self.values, new):
             target, source = value.data_ptr(), rows.data_ptr()

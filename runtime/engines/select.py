@@ -17,15 +17,7 @@ from typing import Any
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.export_command import export_command
 from dpad.runtime.bundle.manifest import EngineEntry
-from dpad.runtime.bundle.variant import (
-    DYNAMIC,
-    FULL,
-    PACKED,
-    is_quantized,
-    rows_dtype,
-    suffix,
-    variant_name,
-)
+from dpad.runtime.bundle.variant import DYNAMIC, FULL, PACKED, is_quantized, rows_dtype, suffix, variant_name
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.machine import Machine, library_version
@@ -162,36 +154,25 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0, slots: int |
 
 
 def _open(bundle: Bundle, candidate: Candidate, threads: int, slots: int | None) -> Engine:
-    if candidate.entry is not None:
-        return _open_plan(bundle, candidate.entry, candidate.name, slots)
-    from dpad.runtime.engines.onnx import OnnxEngine
+    entry, path, contract = candidate.entry, bundle.path(candidate.file), bundle.manifest.contract
+    if entry is None:
+        from dpad.runtime.engines.onnx import OnnxEngine
 
-    manifest = bundle.manifest
-    return OnnxEngine(
-        bundle.path(candidate.file),
-        manifest.contract,
-        candidate.variant,
-        candidate.provider,
-        threads,
-        decide=bundle.path(manifest.decide),
-        slots=slots,
-    )
-
-
-def _open_plan(bundle: Bundle, entry: EngineEntry, name: str, slots: int | None) -> Engine:
+        decide = bundle.path(bundle.manifest.decide)
+        return OnnxEngine(path, contract, candidate.variant, candidate.provider, threads, decide=decide, slots=slots)
     from dpad.runtime.engines.gpu.cuda import CudaDevice
     from dpad.runtime.engines.tensorrt.engine import TrtEngine
 
     return TrtEngine(
         import_module(entry.library),
-        bundle.path(entry.file),
-        bundle.manifest.contract,
+        path,
+        contract,
         rows_dtype(entry.variant),
         CudaDevice(),
         bundle.path(entry.onnx) if entry.flags.strip_weights else None,
         decide=bundle.path(entry.decide),
         slots=slots,
-        name=name,
+        name=candidate.name,
         host_code=entry.flags.version_compatible,
         kernel_cache=f"kernels-{bundle.manifest.files[entry.file].sha256[:32]}.cache",
     )

@@ -17,14 +17,14 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import EngineError, InvalidRequest
 from dpad.runtime.show import shown
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 Run = tuple[int, int, int]  # first of the rows [B · Q], first slot, how many
 
 
 def row_bytes(contract: StepContract, dtype: str) -> int:
     """What the key or the value of one token takes in one layer."""
-    return contract.kv_heads * contract.head_size * _BYTES[dtype]
+    return contract.kv_heads * contract.head_size * ITEM_BYTES[dtype]
 
 
 def slot_bytes(contract: StepContract, dtype: str) -> int:

@@ -38,7 +38,7 @@ def named_tokens(directory: Path, padding: str | None = None) -> dict[str, str]:
     for name in ("model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens"):
         more = told.get(name)
         named |= more if isinstance(more, dict) else {}
-    return {name: text for name, value in named.items() if (text := _text(value)) is not None}
+    return {name: text for name, value in named.items() if (text := content_of(value)) is not None}
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, str]:
     return DEFAULTS.get(name.removesuffix("Fast"), {}) if isinstance(name, str) else {}
 
 
-def _text(value: Any) -> str | None:
-    """A token is written as text or as {"content": text}."""
+def content_of(value: Any) -> str | None:
+    """The text of a token, which files write as text or as {"content": text}."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None

@@ -53,15 +53,6 @@ class _Meter(NodeTransformer):
             node.test = nodes.And(_tick([node.test], node.lineno), node.test, lineno=node.lineno)
         return self._with_tick(node)
 
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:  # noqa: N802
-        return self._with_tick(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.CallBlock:  # noqa: N802
-        return self._with_tick(node)
-
-    def visit_Block(self, node: nodes.Block) -> nodes.Block:  # noqa: N802
-        return self._with_tick(node)
-
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:  # noqa: N802
         self.generic_visit(node)
         node.expr = _filtered(node.expr, READ)
@@ -88,6 +79,8 @@ class _Meter(NodeTransformer):
         self.generic_visit(node)
         node.body.insert(0, tick)
         return node
+
+    visit_Macro = visit_CallBlock = visit_Block = _with_tick  # noqa: N815
 
 
 def _filtered(node: nodes.Expr, name: str) -> nodes.Expr:

@@ -3,13 +3,11 @@
     buckets = Buckets(contract, {"Q": 4096, "K": 4096, "R": 32})
     buckets.padded("Q", 70)          # 96
 
-A shape costs a compiled engine something the first time: TensorRT works out what depends on
-it, TensorRT-RTX compiles kernels for it, and a CUDA graph is captured. The sizes follow from
-the block length: its multiples up to eight blocks, then steps that double whenever the size
-does, so that padding never adds more than a block or a quarter. One size more is exact,
-because most steps have it: the rows of a dual-cache step, which are the block and, where
-predictions are shifted, the row before it. R has one size: its cost is reading the
-vocabulary's matrix, whatever the number of rows.
+A shape costs a compiled engine something the first time: TensorRT works out what depends on it, TensorRT-RTX compiles
+kernels for it, and a CUDA graph is captured. The sizes follow from the block length: its multiples up to eight blocks,
+then steps that double whenever the size does, so that padding never adds more than a block or a quarter. One size more
+is exact, because most steps have it: the rows of a dual-cache step, which are the block and, where predictions are
+shifted, the row before it. R has one size: its cost is reading the vocabulary's matrix, whatever the number of rows.
 """
 
 from collections.abc import Mapping

@@ -17,22 +17,19 @@ from dpad.runtime.errors import EngineError
 
 
 class CudaDevice(Device):
-    """One GPU and a stream of its own that does not wait for the default stream."""
+    """One GPU and a stream of its own that does not wait for the default stream; `Device` says what its methods do."""
 
-    def __init__(self, index: int = 0) -> None:
-        """Open GPU `index`; raises `EngineError` where there is no usable driver or GPU."""
-        self._index = index
+    def __init__(self) -> None:
+        """Open the first GPU; raises `EngineError` where there is no usable driver or GPU."""
         self._stream: Any = None
         self.make_current()
         self._stream = _call("cudaStreamCreateWithFlags", cudart.cudaStreamNonBlocking)
         self.stream = int(self._stream)
 
     def make_current(self) -> None:
-        """cudaSetDevice."""
-        _call("cudaSetDevice", self._index)
+        _call("cudaSetDevice", 0)
 
     def free_memory(self) -> int:
-        """cudaMemGetInfo."""
         return int(_call("cudaMemGetInfo"))
 
     def alloc(self, size: int) -> int:
@@ -44,35 +41,28 @@ class CudaDevice(Device):
         _call("cudaFree", address)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """cudaHostAlloc, as an array over that memory."""
         address = int(_call("cudaHostAlloc", size, cudart.cudaHostAllocDefault))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
-        """cudaFreeHost."""
         _call("cudaFreeHost", array.ctypes.data)
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
-        """cudaMemcpyAsync, host to device."""
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         _call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self._stream)
 
     def download(self, array: NDArray[Any], address: int) -> None:
-        """cudaMemcpyAsync, device to host."""
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         _call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
 
     def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
-        """cudaMemcpy2DAsync, device to device."""
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         _call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, height, kind, self._stream)
 
     def fill(self, address: int, value: int, size: int) -> None:
-        """cudaMemsetAsync."""
         _call("cudaMemsetAsync", address, value, size, self._stream)
 
     def synchronise(self) -> None:
-        """cudaStreamSynchronize."""
         _call("cudaStreamSynchronize", self._stream)
 
     def begin_capture(self) -> None:
@@ -81,7 +71,6 @@ class CudaDevice(Device):
         _call("cudaStreamBeginCapture", self._stream, mode)
 
     def end_capture(self) -> Any:
-        """cudaGraphExec_t of what was captured."""
         graph = _call("cudaStreamEndCapture", self._stream)
         try:
             return _call("cudaGraphInstantiate", graph, 0)
@@ -89,15 +78,12 @@ class CudaDevice(Device):
             _call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any) -> None:
-        """cudaGraphLaunch."""
         _call("cudaGraphLaunch", graph, self._stream)
 
     def free_graph(self, graph: Any) -> None:
-        """cudaGraphExecDestroy."""
         _call("cudaGraphExecDestroy", graph)
 
     def close(self) -> None:
-        """Destroy the stream."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
             _call("cudaStreamDestroy", stream)
@@ -108,11 +94,7 @@ def _call(name: str, *arguments: Any) -> Any:
     status, *results = getattr(cudart, name)(*arguments)
     if status != cudart.cudaError_t.cudaSuccess:
         cudart.cudaGetLastError()  # an error that is not sticky must not surface in the next call
-        raise EngineError(f"{name}: {status.name} ({_words(status)})")
+        _, text = cudart.cudaGetErrorString(status)
+        words = text.decode(errors="replace") if isinstance(text, bytes) else text
+        raise EngineError(f"{name}: {status.name} ({words})")
     return results[0] if results else None
-
-
-def _words(status: Any) -> str:
-    """CUDA's description of an error."""
-    _, text = cudart.cudaGetErrorString(status)
-    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)

@@ -5,9 +5,8 @@
         if graphs.wanted(shape):
             graphs.capture(shape, owner, queue_the_step)
 
-A shape is captured when it comes a second time. A graph names the buffers it was captured
-with, none of which ever moves. Where capturing fails, steps run eagerly from then on, and
-`failure` says why.
+A shape is captured when it comes a second time. A graph names the buffers it was captured with, none of which ever
+moves. Where capturing fails, steps run eagerly from then on.
 """
 
 from collections import OrderedDict
@@ -18,18 +17,20 @@ from dpad.runtime.engines.gpu.device import Device
 from dpad.runtime.engines.gpu.step_shape import StepShape
 from dpad.runtime.errors import EngineError
 
+_MOST = 32
+
 
 class Graphs:
-    """At most `limit` recordings, the least recently used of which goes first."""
+    """At most `_MOST` recordings, the least recently used of which goes first.
 
-    def __init__(self, device: Device, enabled: bool = True, limit: int = 32) -> None:
-        self._device, self._enabled, self._limit = device, enabled, limit
+    Where `failure` says why not, nothing more is captured; what is captured stays.
+    """
+
+    def __init__(self, device: Device, enabled: bool) -> None:
+        self._device, self._enabled = device, enabled
         self._seen: OrderedDict[StepShape, None] = OrderedDict()
         self._graphs: OrderedDict[StepShape, tuple[Any, Any]] = OrderedDict()
         self.failure: str | None = None
-
-    def __len__(self) -> int:
-        return len(self._graphs)
 
     def launch(self, shape: StepShape) -> bool:
         """Queue the recording of `shape`; False if there is none."""
@@ -46,7 +47,7 @@ class Graphs:
         if shape in self._seen:
             return True
         self._seen[shape] = None
-        while len(self._seen) > 8 * self._limit:
+        while len(self._seen) > 8 * _MOST:
             self._seen.popitem(last=False)
         return False
 
@@ -64,15 +65,11 @@ class Graphs:
                 raise
             graph = self._device.end_capture()
         except EngineError as error:
-            self.give_up(str(error))
+            self.failure = str(error)
             return
         self._graphs[shape] = (graph, owner)
-        while len(self._graphs) > self._limit:
+        while len(self._graphs) > _MOST:
             self._drop(next(iter(self._graphs)))
-
-    def give_up(self, reason: str) -> None:
-        """Capture nothing from here on; what is captured stays."""
-        self.failure = reason
 
     def close(self) -> None:
         """Drop all of them."""

@@ -4,8 +4,7 @@
     fields, used = staging.fields({"token_ids": ("int64", (2, 32))})
     fields["token_ids"].array, fields["token_ids"].address
 
-All of them travel in one copy. Where a tensor lies depends only on the shapes, so that a
-CUDA graph can hold the copy.
+All of them travel in one copy. Where a tensor lies depends only on the shapes, so that a CUDA graph can hold the copy.
 """
 
 from collections.abc import Mapping

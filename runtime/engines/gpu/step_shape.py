@@ -7,13 +7,12 @@ shape.check(limits, "refresh")                # EngineError: "Q is 96, ... takes
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dpad.runtime.engines.checks import LARGER_BATCH, LARGER_LENGTH
 from dpad.runtime.errors import EngineError
 
 _WAY_OUT = {
-    "B": "use smaller batches, or export with a larger --max-batch",
-    "N": "use shorter canvases, or export with a larger --max-length",
-    "Q": "use shorter canvases, or export with a larger --max-length",
-    "K": "use shorter canvases, or export with a larger --max-length",
+    "B": LARGER_BATCH,
+    **dict.fromkeys("NQK", LARGER_LENGTH),
     "R": "use a smaller block_length, or export with a larger --block-length",
     "P": "open it with other slots",
 }
@@ -40,7 +39,5 @@ class StepShape:
         for axis, (low, high) in limits.items():
             size = getattr(self, axis)
             if not low <= size <= high:
-                raise EngineError(
-                    f"{axis} is {size}, but the {profile} profile of this engine takes {low} to {high}; "
-                    f"{_WAY_OUT[axis]}"
-                )
+                takes = f"the {profile} profile of this engine takes {low} to {high}"
+                raise EngineError(f"{axis} is {size}, but {takes}; {_WAY_OUT[axis]}")

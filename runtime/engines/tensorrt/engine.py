@@ -9,7 +9,6 @@ canvas travels at its full length, so that N never makes a shape new.
 """
 
 from contextlib import ExitStack, closing, suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from dpad.runtime.engines.gpu.device import Device
 from dpad.runtime.engines.gpu.kv_pool import Rows
 from dpad.runtime.engines.gpu.step_shape import StepShape
 from dpad.runtime.engines.slots import Slots, pool_size, row_bytes, runs_of, slot_bytes
-from dpad.runtime.engines.step import Decisions, Sampling, StepInputs, StepOutputs
+from dpad.runtime.engines.step import Decisions, StepInputs, StepOutputs
 from dpad.runtime.engines.tensorrt.plan import TrtPlan
 from dpad.runtime.engines.tensorrt.program import TrtProgram
 from dpad.runtime.errors import EngineError
@@ -102,9 +101,8 @@ class TrtEngine(Engine):
         slot, widest = slot_bytes(contract, self.dtype), _PITCH // row_bytes(contract, self.dtype)
         # New rows lie beside the pool until the step has read it. Passes are that large: more would not pay.
         free, most = int(device.free_memory() * _SHARE), min(most, widest)
-        self.most_rows = max(
-            longest, min(batch * longest, _PASSES * self.pass_rows, free // slot - longest - 1, widest)
-        )
+        room = free // slot - longest - 1
+        self.most_rows = max(longest, min(batch * longest, _PASSES * self.pass_rows, room, widest))
         size = pool_size(contract, slot, max(free - self.most_rows * slot, 0), slots)
         if slots is not None and size > most:
             raise EngineError(f"slots {size} are more than the {most} that {self.name} takes; give fewer")
@@ -115,10 +113,8 @@ class TrtEngine(Engine):
         )
         self.pool.zero(0)
         self.slots = Slots(size)
-        names = [name for pair in contract.cache_names() for name in pair]
-        written = [name for pair in contract.new_names() for name in pair]
-        addresses = {name: self.pool.at(i) for i, name in enumerate(names)}
-        addresses |= {name: self.new_rows.at(i) for i, name in enumerate(written)}
+        addresses = {name: self.pool.at(i) for i, name in enumerate(contract.cache_names())}
+        addresses |= {name: self.new_rows.at(i) for i, name in enumerate(contract.new_names())}
         return addresses | {"logits": self._logits}
 
     @property
@@ -174,21 +170,16 @@ class TrtEngine(Engine):
         self, inputs: StepInputs, shape: StepShape
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], NDArray[np.float32] | None]:
         """Queue the step, and what follows it: rows to their slots, decisions, logits."""
-        nothing = np.full((shape.B, 1), -1, dtype=np.int64)  # a plan has no empty axis
-        values = {
-            "canvas": inputs.canvas,
-            "gather_indices": inputs.gather_indices,
-            "cache_indices": inputs.cache_indices if shape.profile == _CACHED else nothing,
-            "decode_rows": inputs.decode_rows,
-        }
+        values = {name: getattr(inputs, name) for name in ("canvas", "gather_indices", "cache_indices", "decode_rows")}
+        if shape.profile == _REFRESH:
+            values["cache_indices"] = np.full((shape.B, 1), -1, dtype=np.int64)  # a plan has no empty axis
         found = self._program.queue(shape, values)
         if inputs.write_slots is not None:
             for row, slot, count in runs_of(inputs.write_slots):
                 self.pool.copy(slot, self.new_rows, row, count)
         decided: dict[str, NDArray[Any]] = {}
         if inputs.sampling is not None and self._decide is not None:
-            asked = {field.name: getattr(inputs.sampling, field.name) for field in fields(Sampling)}
-            decided = self._decide.queue(StepShape(0, B=shape.B, R=shape.R), asked)
+            decided = self._decide.queue(StepShape(0, B=shape.B, R=shape.R), vars(inputs.sampling))
         logits = None
         if inputs.want_logits:
             logits = np.empty((shape.B, shape.R, self.contract.vocab_size), dtype=np.float32)

@@ -52,8 +52,7 @@ class TrtPlan:
             step_onnx: the file to refit a weight-stripped plan from.
             host_code: let the plan bring code for this host; only version-compatible plans
                 of TensorRT do, in the shape of a runtime of their own.
-            kernel_cache: name in the user's cache folder for the kernels that TensorRT-RTX
-                compiles here.
+            kernel_cache: name in the user's cache folder for the kernels that TensorRT-RTX compiles here.
             cuda_graphs: let TensorRT-RTX record CUDA graphs.
 
         Raises:
@@ -155,14 +154,9 @@ class TrtPlan:
 
     def _check_signature(self, profiles: int) -> None:
         engine, kinds, modes = self._engine, self._trt.DataType, self._trt.TensorIOMode
-        types = {
-            "int64": kinds.INT64,
-            "float32": kinds.FLOAT,
-            "float16": kinds.HALF,
-            "bfloat16": kinds.BF16,
-        }
-        want = {spec.name: (modes.INPUT, types[spec.dtype]) for spec in self.inputs}
-        want |= {spec.name: (modes.OUTPUT, types[spec.dtype]) for spec in self.outputs}
+        types = {"int64": kinds.INT64, "float32": kinds.FLOAT, "float16": kinds.HALF, "bfloat16": kinds.BF16}
+        sides = ((modes.INPUT, self.inputs), (modes.OUTPUT, self.outputs))
+        want = {spec.name: (mode, types[spec.dtype]) for mode, specs in sides for spec in specs}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         have = {name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name)) for name in names}
         for spec in self.inputs:

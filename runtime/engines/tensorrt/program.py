@@ -26,12 +26,7 @@ class TrtProgram:
     """Runs are queued on the device's stream, one behind the other."""
 
     def __init__(
-        self,
-        plan: TrtPlan,
-        device: Device,
-        profiles: Sequence[str],
-        addresses: Mapping[str, int],
-        cuda_graphs: bool = True,
+        self, plan: TrtPlan, device: Device, profiles: Sequence[str], addresses: Mapping[str, int], cuda_graphs: bool
     ) -> None:
         """`addresses` are those of the tensors that stay on the device; `profiles` are names, for errors."""
         self._plan, self._device, self._profiles, self._addresses = plan, device, profiles, addresses
@@ -105,7 +100,7 @@ class TrtProgram:
             self._plan.bind(context, shape, addresses)
             self._execute(context, sent, fetched)
         except EngineError as error:
-            self._graphs.give_up(str(error))
+            self._graphs.failure = str(error)
             return
         self._graphs.capture(shape, context, lambda: self._execute(context, sent, fetched))
 

@@ -16,7 +16,7 @@ from dpad.export.forecast.gpus import GPUS, GpuModel
 from dpad.export.forecast.hazards import fits, hazards
 from dpad.export.hub import read_config
 from dpad.models.checkpoint.checkpoint import Config, parse_config
-from dpad.runtime.bundle.variant import FULL, PACKED, variant_name
+from dpad.runtime.bundle.variant import FULL, PACKED, ROWS, variant_name
 from dpad.runtime.engines.machine import available_memory
 from dpad.runtime.errors import CheckpointError
 from dpad.runtime.show import shown
@@ -26,9 +26,7 @@ _LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no mod
 
 @click.command("plan")
 @click.argument("model")
-@click.option(
-    "--dtype", type=click.Choice(tuple(forecast.ITEM_BYTES)), help="Of the engine. Default: the checkpoint's own."
-)
+@click.option("--dtype", type=click.Choice(ROWS), help="Of the engine. Default: the checkpoint's own.")
 @click.option(
     "--weights",
     type=click.Choice((FULL, *PACKED)),
@@ -77,8 +75,8 @@ def command(
     architecture, config = parse_config(raw)
     key = "torch_dtype" if raw.get("dtype") is None else "dtype"  # its newer name
     stored = str(raw.get(key) or "bfloat16")
-    if stored not in forecast.ITEM_BYTES:
-        raise CheckpointError(f"config.json: {key} {shown(stored)} is not one of {', '.join(forecast.ITEM_BYTES)}")
+    if stored not in ROWS:
+        raise CheckpointError(f"config.json: {key} {shown(stored)} is not one of {', '.join(ROWS)}")
     variant = variant_name(dtype or ("float16" if stored == "float32" else stored), weights)
     sizes = Sizes.of(architecture, config)
     block_length = config.block_length or block_length
