@@ -82,8 +82,7 @@ class Worker:
         with self._lock:
             self._closed = error
         self._end_all(lambda: ModelClosed(*error.args))
-        for thread in [thread for thread in self._threads if thread is not current_thread()]:
-            thread.join()
+        _join(self._threads)
 
     def _submit(self, sequences: Sequence[Scheduled], deliver: Deliver) -> None:
         if current_thread() in self._threads:
@@ -98,11 +97,11 @@ class Worker:
 
     def _start(self) -> None:
         thread = Thread(target=self._work, name="dpad-passes", daemon=True)
+        self._threads[:] = [thread]  # before it runs: an interrupt may end `start` when it does
         try:
             thread.start()
         except RuntimeError as error:
             raise EngineError(f"no thread can be started for the passes: {told(error)}; end some others") from error
-        self._threads[:] = [thread]
 
     def _withdraw(self, sequences: Sequence[Scheduled]) -> None:
         """Nobody listens any more; what has not ended is cancelled. It takes no lock: see `Scheduler.cancel`."""
@@ -114,6 +113,8 @@ class Worker:
         """Run passes until nothing is left to do."""
         while True:
             with self._lock:
+                if current_thread() not in self._threads:
+                    return
                 if not self._scheduler.busy:
                     self._threads.clear()
                     return
@@ -144,8 +145,14 @@ class Worker:
 def _finish(scheduler: Scheduler, threads: list[Thread]) -> None:
     """Let the thread of a worker end behind its pass."""
     scheduler.drain()
+    _join(threads)
+
+
+def _join(threads: list[Thread]) -> None:
+    """Wait for those that run."""
     for thread in threads[:]:
-        thread.join()
+        if thread.is_alive() and thread is not current_thread():
+            thread.join()
 
 
 def _tell(deliver: Deliver, outcome: Outcome) -> bool:
