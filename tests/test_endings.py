@@ -1,5 +1,6 @@
 """Whatever ends, a model, a thread, a process, or foreign code that hangs: nobody waits for ever."""
 
+import multiprocessing
 import subprocess
 import sys
 import textwrap
@@ -201,3 +202,22 @@ def test_a_process_may_end_in_the_middle_of_a_pass(make_bundle: Any, name: str) 
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), name, str(make_bundle("llada"))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "leaves\n", "")
+
+
+def test_a_forked_process_is_refused(model: DiffusionModel, engine: Passes) -> None:
+    """Fails if it waits for locks of threads that it does not have, to generate or to close."""
+
+    def forked() -> None:
+        with model, pytest.raises(InvalidRequest, match="load the bundle in each process"):
+            canvas(model, request(2))
+
+    engine.hold()
+    caller = Caller(lambda: canvas(model, request(1)))
+    assert engine.entered.wait(SECONDS)
+    child = multiprocessing.get_context("fork").Process(target=forked)
+    child.start()
+    child.join(SECONDS)
+    child.kill()
+    assert child.exitcode == 0
+    engine.gate.set()
+    assert len(caller.result()) == 38

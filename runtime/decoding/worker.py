@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
+from os import getpid
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import sleep
@@ -25,6 +26,7 @@ from dpad.runtime.errors import DpadError, EngineError, InvalidRequest, ModelClo
 from dpad.runtime.show import kind, told
 
 Deliver = Callable[[Outcome], None]
+NO_OTHER = "a model cannot be pickled or sent to a process; load the bundle in each process"
 
 
 class Worker:
@@ -36,7 +38,13 @@ class Worker:
         self._threads: list[Thread] = []  # one at most
         self._listeners: dict[Scheduled, Deliver] = {}  # each method of it is atomic, and is called without the lock
         self._closed: ModelClosed | None = None
-        finalize(self, _finish, scheduler, self._threads)
+        self._process = getpid()
+        finalize(self, _finish, scheduler, self._threads, self._process)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is its process: in one that was forked, locks may be held by threads that are not there."""
+        return getpid() == self._process
 
     def outcomes(self, sequences: Sequence[Scheduled], every: bool = True) -> Generator[Outcome, None, None]:
         """What becomes of `sequences`, pass by pass, an error too; without `every` only how each of them ends.
@@ -87,12 +95,14 @@ class Worker:
     def _submit(self, sequences: Sequence[Scheduled], deliver: Deliver) -> None:
         if current_thread() in self._threads:
             raise InvalidRequest("a schedule cannot generate with the model that asks it; prepare what it needs before")
+        if not self.is_here:
+            raise InvalidRequest(NO_OTHER)
         with self._lock:
             if self._closed is not None:
                 raise ModelClosed(*self._closed.args)
             self._listeners |= dict.fromkeys(sequences, deliver)
             self._scheduler.add(*sequences)
-            if not any(thread.is_alive() for thread in self._threads):  # a process that was forked has none
+            if not any(thread.is_alive() for thread in self._threads):
                 self._start()
 
     def _start(self) -> None:
@@ -142,10 +152,11 @@ class Worker:
                 _tell(deliver, Outcome(sequence, error=error(), last=True))
 
 
-def _finish(scheduler: Scheduler, threads: list[Thread]) -> None:
+def _finish(scheduler: Scheduler, threads: list[Thread], process: int) -> None:
     """Let the thread of a worker end behind its pass."""
-    scheduler.drain()
-    _join(threads)
+    if getpid() == process:
+        scheduler.drain()
+        _join(threads)
 
 
 def _join(threads: list[Thread]) -> None:
