@@ -32,7 +32,7 @@ from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.scheduler import WAITING, Outcome, Scheduler
 from dpad.runtime.decoding.sequence import Sequence
-from dpad.runtime.decoding.worker import Worker
+from dpad.runtime.decoding.worker import NO_OTHER, Worker
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed
 from dpad.runtime.show import shown
@@ -260,13 +260,14 @@ class DiffusionModel:
 
     def __reduce__(self) -> NoReturn:
         """Raises `InvalidRequest`: an engine is of one process."""
-        raise InvalidRequest("a model cannot be pickled or sent to a process; load the bundle in each process")
+        raise InvalidRequest(NO_OTHER)
 
     def close(self) -> None:
-        """Release the engine. Requests that run or wait end with `ModelClosed`."""
+        """Release the engine. Requests that run or wait end with `ModelClosed`. A forked process leaves it alone."""
         self._closed = True
-        self._worker.close(self._closing())
-        self.engine.close()
+        if self._worker.is_here:
+            self._worker.close(self._closing())
+            self.engine.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """Whatever ends, a model, a thread, a process, or foreign code that hangs: nobody waits for ever."""
 
+import multiprocessing
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from passes import OPTIONS, SECONDS, Caller, Passes, canvas, passing, request, settle, until
+from passes import OPTIONS, SECONDS, THREAD, Caller, Passes, canvas, passing, request, settle, until
 
 from dpad.runtime.decoding.suffix import Full
 from dpad.runtime.engines.step import StepInputs
@@ -72,6 +73,41 @@ def test_closing_while_calls_come(make_bundle: Any) -> None:
         model.close()
         assert all(isinstance(caller.error(), ModelClosed | None) for caller in callers)
         settle(engine)
+
+
+def test_an_interrupt_while_the_thread_starts(model: DiffusionModel, engine: Passes) -> None:
+    """Fails if Ctrl-C makes the model forget its thread: of two that run passes, each spoils what the other does."""
+    alone = canvas(model, request(2))
+    settle(engine)
+
+    begun: list[str] = []
+    released = threading.Event()
+
+    def interrupt(frame: object, event: str, called: Any) -> None:
+        if event == "c_return" and called.__name__ == "start_new_thread":
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    def late(frame: Any, event: str, called: object) -> None:
+        sys.setprofile(None)
+        begun.append(event)
+        if len(begun) == 1:
+            assert released.wait(SECONDS)
+
+    engine.hold()
+    threading.setprofile(late)
+    sys.setprofile(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        canvas(model, request(1))
+    until(lambda: begun)
+    threading.setprofile(None)
+    caller = Caller(lambda: canvas(model, request(2)))
+    until(lambda: len(model._worker._listeners) == 1)
+    released.set()
+    assert engine.entered.wait(SECONDS)
+    until(lambda: [thread.name for thread in threading.enumerate()].count(THREAD) == 1)
+    engine.gate.set()
+    assert caller.result() == alone
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
@@ -166,3 +202,22 @@ def test_a_process_may_end_in_the_middle_of_a_pass(make_bundle: Any, name: str) 
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), name, str(make_bundle("llada"))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "leaves\n", "")
+
+
+def test_a_forked_process_is_refused(model: DiffusionModel, engine: Passes) -> None:
+    """Fails if it waits for locks of threads that it does not have, to generate or to close."""
+
+    def forked() -> None:
+        with model, pytest.raises(InvalidRequest, match="load the bundle in each process"):
+            canvas(model, request(2))
+
+    engine.hold()
+    caller = Caller(lambda: canvas(model, request(1)))
+    assert engine.entered.wait(SECONDS)
+    child = multiprocessing.get_context("fork").Process(target=forked)
+    child.start()
+    child.join(SECONDS)
+    child.kill()
+    assert child.exitcode == 0
+    engine.gate.set()
+    assert len(caller.result()) == 38

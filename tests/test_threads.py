@@ -52,7 +52,7 @@ def test_a_batch_may_be_larger_than_a_pass(model: DiffusionModel, engine: Passes
 
 
 def test_timings_add_up(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if a phase is forgotten or counted twice, for a request that had to wait."""
+    """Fails if a phase is forgotten or counted twice, for a request that had to wait, or the loop counts as waiting."""
     engine.hold()
     first = Caller(lambda: model.generate(request(1, 40), **OPTIONS))
     assert engine.entered.wait(SECONDS)
@@ -64,6 +64,7 @@ def test_timings_add_up(model: DiffusionModel, engine: Passes) -> None:
         phases = (timings.encode, timings.wait, timings.refresh, timings.denoise, timings.loop)
         assert timings.total == pytest.approx(sum(phases)) and min(phases) >= 0
     assert second.result().timings.wait > 0
+    assert model.generate(request(3), **OPTIONS).timings.wait == 0, "alone it waits for nobody"
 
 
 def test_a_full_queue_is_an_error_of_its_own(engine: Passes) -> None:

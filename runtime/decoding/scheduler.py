@@ -94,7 +94,7 @@ class Scheduler:
                     f"{counted(len(sequences), 'request')} came, {len(self._waiting)} wait already, and the queue "
                     f"holds {self.max_waiting}; try later, send fewer, or load the bundle with a larger max_waiting"
                 )
-            self._waiting.extend(map(Seat, sequences))
+            self._waiting.extend(Seat(sequence, self.passes) for sequence in sequences)
 
     def cancel(self, sequence: Scheduled) -> None:
         """Let a sequence go; its slots are free at once, or when the pass that it is in has ended.
@@ -127,19 +127,17 @@ class Scheduler:
                 self._drop_cancelled()
                 members = self._turns.next(self._running)
                 held += members
-            return outcomes + self._pass(members) if members else outcomes
+                others = self._running[: -len(members)]
+            return outcomes + self._pass(members, others) if members else outcomes
         except BaseException:  # an interrupt too leaves their slots to others
             with self._lock:
                 for seat in held:
                     self._leave(seat)
             raise
 
-    def _pass(self, members: list[Seat]) -> list[Outcome]:
-        """One step of the engine; what fails in it fails its members."""
-        self.passes += 1
-        parts, now = [seat.part for seat in members], perf_counter()
-        for seat in members:
-            seat.sequence.waited += now - seat.since
+    def _pass(self, members: list[Seat], others: list[Seat]) -> list[Outcome]:
+        """One step of the engine, for which `others` wait; what fails in it fails its members."""
+        start, parts = perf_counter(), [seat.part for seat in members]
         try:
             inputs = self._assembler.inputs(parts)
             began = perf_counter()
@@ -147,6 +145,10 @@ class Scheduler:
             answers = self._assembler.answers(outputs, parts, perf_counter() - began)
         except Exception as error:
             return [self._end(seat, error=_own(error, self.engine)) for seat in members]
+        finally:
+            self.passes += 1
+            for seat in others:
+                seat.sequence.waited += perf_counter() - start
         return [self._take(seat, answer) for seat, answer in zip(members, answers)]
 
     def _drop_cancelled(self) -> None:
@@ -179,6 +181,8 @@ class Scheduler:
                 break
             seat = self._waiting.popleft()
             seat.slots, seat.held = slots, True
+            if self.passes > seat.passes:  # else it waited for nobody
+                seat.sequence.waited = perf_counter() - seat.since
             self._running.append(seat)
             joining.append(seat)
         return joining
@@ -203,7 +207,6 @@ class Scheduler:
             event = seat.sequence.take(answer)
             if not seat.sequence.finished:
                 self._ready(seat)
-                seat.since = perf_counter()
         except Exception as error:  # of this sequence alone: its numbers, or its schedule
             return self._end(seat, error=error)
         if seat.sequence.finished or self._release(seat):

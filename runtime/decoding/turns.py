@@ -24,10 +24,10 @@ _SLOTS_A_ROW = 32  # attended slots that cost about what a query row does
 
 
 class Seat:
-    """A sequence in the scheduler: its part of the next pass, and how long it has waited for it."""
+    """A sequence in the scheduler, since it came, when `passes` had ended: its part of the next one."""
 
-    def __init__(self, sequence: Scheduled) -> None:
-        self.sequence = sequence
+    def __init__(self, sequence: Scheduled, passes: int) -> None:
+        self.sequence, self.passes = sequence, passes
         self.slots: NDArray[np.int64] | None = None
         self.part: Part
         self.rows = 0  # padded query rows

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
+from os import getpid
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import sleep
@@ -25,6 +26,7 @@ from dpad.runtime.errors import DpadError, EngineError, InvalidRequest, ModelClo
 from dpad.runtime.show import kind, told
 
 Deliver = Callable[[Outcome], None]
+NO_OTHER = "a model cannot be pickled or sent to a process; load the bundle in each process"
 
 
 class Worker:
@@ -36,7 +38,13 @@ class Worker:
         self._threads: list[Thread] = []  # one at most
         self._listeners: dict[Scheduled, Deliver] = {}  # each method of it is atomic, and is called without the lock
         self._closed: ModelClosed | None = None
-        finalize(self, _finish, scheduler, self._threads)
+        self._process = getpid()
+        finalize(self, _finish, scheduler, self._threads, self._process)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is its process: in one that was forked, locks may be held by threads that are not there."""
+        return getpid() == self._process
 
     def outcomes(self, sequences: Sequence[Scheduled], every: bool = True) -> Generator[Outcome, None, None]:
         """What becomes of `sequences`, pass by pass, an error too; without `every` only how each of them ends.
@@ -82,27 +90,28 @@ class Worker:
         with self._lock:
             self._closed = error
         self._end_all(lambda: ModelClosed(*error.args))
-        for thread in [thread for thread in self._threads if thread is not current_thread()]:
-            thread.join()
+        _join(self._threads)
 
     def _submit(self, sequences: Sequence[Scheduled], deliver: Deliver) -> None:
         if current_thread() in self._threads:
             raise InvalidRequest("a schedule cannot generate with the model that asks it; prepare what it needs before")
+        if not self.is_here:
+            raise InvalidRequest(NO_OTHER)
         with self._lock:
             if self._closed is not None:
                 raise ModelClosed(*self._closed.args)
             self._listeners |= dict.fromkeys(sequences, deliver)
             self._scheduler.add(*sequences)
-            if not any(thread.is_alive() for thread in self._threads):  # a process that was forked has none
+            if not any(thread.is_alive() for thread in self._threads):
                 self._start()
 
     def _start(self) -> None:
         thread = Thread(target=self._work, name="dpad-passes", daemon=True)
+        self._threads[:] = [thread]  # before it runs: an interrupt may end `start` when it does
         try:
             thread.start()
         except RuntimeError as error:
             raise EngineError(f"no thread can be started for the passes: {told(error)}; end some others") from error
-        self._threads[:] = [thread]
 
     def _withdraw(self, sequences: Sequence[Scheduled]) -> None:
         """Nobody listens any more; what has not ended is cancelled. It takes no lock: see `Scheduler.cancel`."""
@@ -114,6 +123,8 @@ class Worker:
         """Run passes until nothing is left to do."""
         while True:
             with self._lock:
+                if current_thread() not in self._threads:
+                    return
                 if not self._scheduler.busy:
                     self._threads.clear()
                     return
@@ -141,11 +152,18 @@ class Worker:
                 _tell(deliver, Outcome(sequence, error=error(), last=True))
 
 
-def _finish(scheduler: Scheduler, threads: list[Thread]) -> None:
+def _finish(scheduler: Scheduler, threads: list[Thread], process: int) -> None:
     """Let the thread of a worker end behind its pass."""
-    scheduler.drain()
+    if getpid() == process:
+        scheduler.drain()
+        _join(threads)
+
+
+def _join(threads: list[Thread]) -> None:
+    """Wait for those that run."""
     for thread in threads[:]:
-        thread.join()
+        if thread.is_alive() and thread is not current_thread():
+            thread.join()
 
 
 def _tell(deliver: Deliver, outcome: Outcome) -> bool:
