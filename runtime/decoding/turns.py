@@ -55,8 +55,11 @@ class Turns:
 
     def next(self, running: list[Seat]) -> list[Seat]:
         """The sequences of the next pass, at least one if any runs; they go to the end of `running`."""
-        if not running:
-            return []
+        if len(running) < 2:  # nobody to choose among: a request that is alone has the least time between its passes
+            self._saved = 0
+            for seat in running:
+                seat.passed_over, seat.held = 0, True
+            return running[:]
         room, first = self.budget + self._saved, running[0]
         late = first.passed_over >= PATIENCE
         leader = first if late else next((seat for seat in running if seat.rows <= room), first)
