@@ -1,5 +1,6 @@
 """What fails, or is interrupted, in a pass: whom it ends, and what it leaves."""
 
+import asyncio
 import gc
 from typing import Any
 
@@ -13,7 +14,7 @@ from dpad.runtime.decoding.scheduler import Scheduler
 from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.decoding.suffix import Full
 from dpad.runtime.engines.step import StepInputs, StepOutputs
-from dpad.runtime.errors import EngineError
+from dpad.runtime.errors import EngineError, InvalidRequest
 
 
 @pytest.fixture
@@ -84,6 +85,25 @@ def test_nan_in_one_row_fails_one_request(engine: Passes, changes: dict[str, Any
     [(sequence, said)] = errors
     assert sequence is broken and "NaN or infinite" in said
     assert good.finished and good.canvas.tolist() == alone[1] and engine.slots.free == engine.slots.most
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, asyncio.CancelledError])
+def test_a_schedule_that_fails_ends_its_own_request(engine: Passes, error: type[BaseException]) -> None:
+    """Fails if what one caller's schedule raises in a later block ends the requests beside it."""
+
+    class Failing(Full):
+        def keep(self, block: int, *more: Any) -> Any:
+            if block == 1:
+                raise error("boom")
+            return super().keep(block, *more)
+
+    [alone] = run(engine, [request(1)], options_for())
+    good, bad = sequences(engine, [request(1), Request((5, 6, 7), schedule=Failing())])
+    scheduler = Scheduler(engine)
+    scheduler.add(good, bad)
+    ended = [outcome for _ in iter(lambda: scheduler.busy, False) for outcome in scheduler.step() if outcome.error]
+    assert [(o.sequence, type(o.error)) for o in ended] == [(bad, InvalidRequest)] and "boom" in str(ended[0].error)
+    assert good.canvas.tolist() == alone.tokens and engine.slots.free == engine.slots.most
 
 
 def test_an_interrupt_leaves_the_slots(engine: Passes) -> None:

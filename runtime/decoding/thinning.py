@@ -79,9 +79,9 @@ def _fault(kept: NDArray[Any], length: int) -> str | None:
 def _blamed(schedule: SuffixSchedule, method: str) -> Iterator[None]:
     try:
         yield
-    except DpadError:
+    except (DpadError, KeyboardInterrupt):
         raise
-    except Exception as error:  # of code that is not this package's
+    except BaseException as error:  # of code that is not this package's: who exits there ends no neighbour
         raise InvalidRequest(
             f"schedule {shown(schedule)} failed in its method {method}: {kind(error)}: {told(error)}"
         ) from error
