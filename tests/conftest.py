@@ -17,8 +17,10 @@ from checkpoints import OPENERS, Weights, export_step, random_weights, raw_confi
 from fuzzing import Tally, write_report
 from host_trt import opened as simulated
 from hypothesis import settings
+from passes import Passes, settle
 
 from dpad.runtime.engines.base import Engine
+from dpad.runtime.model import DiffusionModel
 
 torch.set_num_threads(1)
 assert interpreter.DEVICE
@@ -125,3 +127,12 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
 def eval_bundle(whole: Path) -> Path:
     """... for the tests of evaluation."""
     return whole
+
+
+@pytest.fixture
+def model(engine: Passes) -> Iterator[DiffusionModel]:
+    """Over the module's own `engine`, which tells of its passes; no thread and no slot may be left by a test."""
+    with DiffusionModel(engine, None) as model:
+        yield model
+        engine.gate.set()
+        settle(engine)

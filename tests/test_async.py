@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,6 @@ from dpad.runtime.model import DiffusionModel
 def engine(make_bundle: Any) -> Any:
     """Of torch; batches of 4."""
     return passing(make_bundle("llada"))
-
-
-@pytest.fixture
-def model(engine: Passes) -> Iterator[DiffusionModel]:
-    """Over it; no thread and no slot may be left by a test."""
-    with DiffusionModel(engine, None) as model:
-        yield model
-        engine.gate.set()
-        settle(engine)
 
 
 async def reached(condition: Any) -> None:

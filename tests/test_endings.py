@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from dpad.runtime.model import DiffusionModel
 def engine(make_bundle: Any, request: pytest.FixtureRequest) -> Any:
     """Of both kinds; batches of 4."""
     return passing(make_bundle("llada"), request.param)
-
-
-@pytest.fixture
-def model(engine: Passes) -> Iterator[DiffusionModel]:
-    """Over it; no thread and no slot may be left by a test."""
-    with DiffusionModel(engine, None) as model:
-        yield model
-        engine.gate.set()
-        settle(engine)
 
 
 def test_closing_ends_every_call(model: DiffusionModel, engine: Passes) -> None:

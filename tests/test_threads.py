@@ -2,7 +2,6 @@
 
 import gc
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +16,6 @@ from dpad.runtime.model import DiffusionModel
 def engine(make_bundle: Any, request: pytest.FixtureRequest) -> Any:
     """Of both kinds; batches of 4."""
     return passing(make_bundle("llada"), request.param)
-
-
-@pytest.fixture
-def model(engine: Passes) -> Iterator[DiffusionModel]:
-    """Over it; no thread and no slot may be left by a test."""
-    with DiffusionModel(engine, None) as model:
-        yield model
-        engine.gate.set()
-        settle(engine)
 
 
 def test_threads_are_batched_without_doing_anything(model: DiffusionModel, engine: Passes) -> None:
