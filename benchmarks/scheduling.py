@@ -37,7 +37,7 @@ from simulation import LENGTH, NullEngine, Trace, perfect, record, simulate
 GOAL = 1.15
 REQUESTS, LIMIT = 16, 8
 LOADS = (0.5, 1.0, 2.0, float("inf"))
-ENGINES = {"gpu": 300, "cpu": 0}  # pass_rows: of TrtEngine, and where a row costs a row
+ENGINES = {"gpu": 300, "cpu": 0}  # pass_rows: of GpuEngine, and where a row costs a row
 OWN = scheduler.RUNNING * LIMIT  # sequences that run at a time, unless told otherwise
 RUNNING = tuple(dict.fromkeys((LIMIT, OWN, 8 * LIMIT)))
 TOGETHER = (1, 8, 32)

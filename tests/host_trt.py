@@ -1,7 +1,7 @@
 """`HostTrt`: the part of TensorRT's API that the engine uses, over `HostDevice` and ONNX Runtime.
 
     trt = HostTrt(device, step_onnx, contract, "float32", decide=(decide_plan, decide_onnx))
-    engine = TrtEngine(trt, plan, contract, "float32", device, decide=decide_plan)
+    engine = open_trt_engine(trt, plan, contract, "float32", device, decide=decide_plan)
 
 A simulation of hardware and a library that are not there, not a mock of code of ours: an
 execution reads its inputs at the addresses that were bound, runs the very step.onnx (or
@@ -30,7 +30,8 @@ from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.contract import StepContract, TensorSpec
 from dpad.runtime.engines.bfloat16 import from_bits, to_bits
 from dpad.runtime.engines.gpu.device import ALIGNMENT
-from dpad.runtime.engines.tensorrt.engine import TrtEngine
+from dpad.runtime.engines.gpu.engine import GpuEngine
+from dpad.runtime.engines.tensorrt.engine import open_trt_engine
 
 ACTIVATION_BYTES = 4096
 Kind = enum.Enum("Kind", "INT64 FLOAT HALF BF16")
@@ -280,7 +281,7 @@ class HostContext:
 @contextmanager
 def opened(
     directory: Path, rtx: bool = False, decides: bool = True, memory: int | None = None, **settings: Any
-) -> Iterator[TrtEngine]:
+) -> Iterator[GpuEngine]:
     """The engine of a checkpoint over simulated hardware; afterwards everything must be free again.
 
     `memory` is that of the device; `decides`: whether there is a plan that draws and filters.
@@ -292,7 +293,7 @@ def opened(
     decide.write_bytes(b"a plan that decides")
     trt = HostTrt(device, directory / "step.onnx", contract, rtx=rtx, decide=(decide, directory / "decide.onnx"))
     settings |= {"decide": decide} if decides else {}
-    with TrtEngine(trt, plan, contract, "float32", device, **settings) as engine:
+    with open_trt_engine(trt, plan, contract, "float32", device, **settings) as engine:
         engine.simulation, engine.hardware = trt, device  # type: ignore[attr-defined]
         yield engine
     assert device.leaks() == []

@@ -1,4 +1,4 @@
-"""`TrtEngine` over simulated hardware: the same tokens in the same passes as ONNX Runtime.
+"""`GpuEngine` over simulated hardware: the same tokens in the same passes as ONNX Runtime.
 
 `host_trt.py` says what is simulated and what it refuses. Nothing here ran on a GPU.
 """
@@ -18,7 +18,7 @@ from dpad.runtime.cache import CACHES
 from dpad.runtime.decoding.options import DECODERS, GenerationOptions
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.suffix import Full, Gaussian, SuffixSchedule
-from dpad.runtime.engines.tensorrt.engine import TrtEngine
+from dpad.runtime.engines.gpu.engine import GpuEngine
 
 GEN, BLOCK = 48, 16
 SCHEDULES: dict[str, SuffixSchedule] = {"full": Full(), "gaussian": Gaussian(k=3, scale=2, window=32)}
@@ -48,11 +48,11 @@ def options_for(cache: str, decoder: str = "threshold", **changes: Any) -> Gener
 
 
 @pytest.fixture(scope="module")
-def trt_of(make_bundle: Callable[..., Path]) -> Iterator[Callable[..., TrtEngine]]:
+def trt_of(make_bundle: Callable[..., Path]) -> Iterator[Callable[..., GpuEngine]]:
     """`trt_of(family, rtx=False)`: opened once."""
     engines: dict[tuple[str, bool], Any] = {}
 
-    def open_engine(family: str, rtx: bool = False) -> TrtEngine:
+    def open_engine(family: str, rtx: bool = False) -> GpuEngine:
         if (family, rtx) not in engines:
             context = opened(make_bundle(family), rtx)
             engines[family, rtx] = context, context.__enter__()

@@ -15,7 +15,7 @@ from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.engines import user_cache
 from dpad.runtime.engines.gpu.buckets import Buckets
 from dpad.runtime.engines.step import StepInputs
-from dpad.runtime.engines.tensorrt.engine import TrtEngine
+from dpad.runtime.engines.tensorrt.engine import open_trt_engine
 from dpad.runtime.errors import EngineError, EngineMismatch
 
 Prepare = Callable[[HostTrt], Any]
@@ -36,7 +36,7 @@ def open_with(
     (directory / "host.plan").write_bytes(plan)
     contract = replace(contract, **settings.pop("contract", {}))
     try:
-        TrtEngine(trt, directory / "host.plan", contract, "float32", device, **settings).close()
+        open_trt_engine(trt, directory / "host.plan", contract, "float32", device, **settings).close()
     finally:
         assert device.closed and device.leaks() == []
 

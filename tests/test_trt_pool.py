@@ -1,4 +1,4 @@
-"""The pool of `TrtEngine`, over simulated hardware whose memory is NaN until something is written to it.
+"""The pool of `GpuEngine`, over simulated hardware whose memory is NaN until something is written to it.
 
 What it holds is compared with the eager engine's; what it copies, with one copy a row.
 """

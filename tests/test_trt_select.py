@@ -24,9 +24,9 @@ from dpad.export.progress import Progress
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.engines import select
 from dpad.runtime.engines.gpu import cuda
+from dpad.runtime.engines.gpu.engine import GpuEngine
 from dpad.runtime.engines.machine import Gpu, Machine
 from dpad.runtime.engines.onnx import OnnxEngine
-from dpad.runtime.engines.tensorrt.engine import TrtEngine
 from dpad.runtime.errors import EngineError, EngineUnavailable
 
 PLAN = "tensorrt-rtx-float16-sm89"
@@ -66,7 +66,7 @@ def test_the_plan_is_the_engine_of_choice_where_it_fits(bundle: Bundle, device: 
     """Fails if a plan that fits is not opened, or does not write what the step says."""
     assert inspect(bundle)[PLAN]["runs_here"] is True
     with dpad.load(bundle.directory, slots=1000) as model:
-        assert isinstance(model.engine, TrtEngine) and model.engine.name == PLAN
+        assert isinstance(model.engine, GpuEngine) and model.engine.name == PLAN
         assert device.counts["alloc"] > 0
         assert model.engine.slots.size == 1000
         ours = [model.generate("w5 w6 w7", gen_length=64, cache="dual", **each) for each in ({}, DRAWN)]

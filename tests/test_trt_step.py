@@ -1,4 +1,4 @@
-"""One step of `TrtEngine` at a time over simulated hardware: recordings, refusals, failures, closing."""
+"""One step of `GpuEngine` at a time over simulated hardware: recordings, refusals, failures, closing."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +86,7 @@ def test_decisions_are_those_of_the_same_logits(directory: Path, engine_of: Any)
 def test_without_a_plan_that_decides_a_drawn_token_is_refused(directory: Path) -> None:
     """Fails if a greedy token passes for a drawn one, or greedy decoding needs the second plan."""
     with opened(directory, decides=False) as engine:
-        with pytest.raises(EngineError, match="no plan that draws and filters tokens; export the bundle again"):
+        with pytest.raises(EngineError, match="no program that draws and filters tokens; export the bundle again"):
             engine.step(step_inputs(sampling=sampling()))
         assert engine.simulation.counts["executions"] == 0
         engine.step(step_inputs())

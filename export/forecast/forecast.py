@@ -22,7 +22,7 @@ from dpad.runtime.cache import BLOCKS, block_view
 from dpad.runtime.decoding.suffix import Gaussian
 from dpad.runtime.engines.slots import ITEM_BYTES
 
-PASS_ROWS = 1200  # of a pass of several sequences, at most; see `TrtEngine`
+PASS_ROWS = 1200  # of a pass of several sequences, at most; see `GpuEngine`
 MODES = ("vanilla", "none", "prefix", "dual")
 BLOCK_CAUSAL = (BLOCKS,)  # of models that are causal between blocks
 FITTED_WIDTH = 2048  # of a row: activations of models from here on are predicted well

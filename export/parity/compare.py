@@ -35,10 +35,10 @@ from dpad.runtime.decoding.options import GenerationOptions, defaults
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.scheduler import decode
 from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.gpu.engine import GpuEngine
 from dpad.runtime.engines.machine import Machine, library_version
 from dpad.runtime.engines.onnx import OnnxEngine
 from dpad.runtime.engines.select import Candidate, candidates, onnxruntime, open_engine
-from dpad.runtime.engines.tensorrt.engine import TrtEngine
 from dpad.runtime.errors import EngineUnavailable, ParityError
 
 # Allowed difference of an output, as a share of its values: in float32 the largest difference
@@ -148,7 +148,7 @@ def _compare(
         task = f"parity of {candidate.name} {candidate.variant}: {len(feeds)} steps"
         with progress.task(task, 2 * len(feeds)) as told:
             runner = (
-                StepRunner("engine", engine, told) if isinstance(engine, TrtEngine) else SessionRunner(engine, told)
+                StepRunner("engine", engine, told) if isinstance(engine, GpuEngine) else SessionRunner(engine, told)
             )
             outputs = compare_steps(StepRunner("torch", reference, told), runner, reference.contract, feeds, precision)
         decisions = compare_decisions(engine, feeds, seed)
@@ -185,10 +185,10 @@ def _seconds(engine: TorchEngine, feed: Feed) -> float:
     return perf_counter() - began
 
 
-def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | TrtEngine:
+def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | GpuEngine:
     if not candidate.provider:
         engine = open_engine(bundle, candidate.name)
-        assert isinstance(engine, TrtEngine)
+        assert isinstance(engine, GpuEngine)
         return engine
     path, contract = bundle.path(candidate.file), bundle.manifest.contract
     decide = bundle.path(bundle.manifest.decide)

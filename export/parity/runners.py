@@ -18,9 +18,9 @@ from dpad.export.parity.feeds import Feed
 from dpad.export.progress import Advance
 from dpad.models.torch_engine import TorchEngine
 from dpad.runtime.engines.bfloat16 import from_bits, to_bits
+from dpad.runtime.engines.gpu.engine import GpuEngine
 from dpad.runtime.engines.onnx import OnnxEngine
 from dpad.runtime.engines.step import StepInputs
-from dpad.runtime.engines.tensorrt.engine import TrtEngine
 from dpad.runtime.errors import EngineError
 
 
@@ -41,7 +41,7 @@ class SessionRunner(OnnxrtRunner):  # type: ignore[misc]
 class StepRunner(BaseRunner):  # type: ignore[misc]
     """A step whose every input is given, as a Polygraphy runner; every one is told to `advance`."""
 
-    def __init__(self, name: str, engine: TorchEngine | TrtEngine, advance: Advance) -> None:
+    def __init__(self, name: str, engine: TorchEngine | GpuEngine, advance: Advance) -> None:
         super().__init__(name=name)
         self._engine, self._advance = engine, advance
 
@@ -57,14 +57,14 @@ class StepRunner(BaseRunner):  # type: ignore[misc]
         """One step."""
         names = [spec.name for spec in self._engine.contract.outputs(self._engine.dtype)]
         began = perf_counter()
-        run = partial(run_plan, self._engine) if isinstance(self._engine, TrtEngine) else self._engine.run
+        run = partial(run_plan, self._engine) if isinstance(self._engine, GpuEngine) else self._engine.run
         outputs = run(feed_dict)
         self.inference_time = perf_counter() - began
         self._advance(1)
         return OrderedDict(zip(names, outputs))
 
 
-def run_plan(engine: TrtEngine, feed: Feed) -> list[NDArray[Any]]:
+def run_plan(engine: GpuEngine, feed: Feed) -> list[NDArray[Any]]:
     """The outputs of a step over `feed`, whose tensors [P, G, D] are the first slots of the pool, in their order.
 
     For comparisons only: it overwrites the engine's pool, and no other thread may step meanwhile. Rows in bfloat16 are

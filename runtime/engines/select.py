@@ -161,9 +161,9 @@ def _open(bundle: Bundle, candidate: Candidate, threads: int, slots: int | None)
         decide = bundle.path(bundle.manifest.decide)
         return OnnxEngine(path, contract, candidate.variant, candidate.provider, threads, decide=decide, slots=slots)
     from dpad.runtime.engines.gpu.cuda import CudaDevice
-    from dpad.runtime.engines.tensorrt.engine import TrtEngine
+    from dpad.runtime.engines.tensorrt.engine import open_trt_engine
 
-    return TrtEngine(
+    return open_trt_engine(
         import_module(entry.library),
         path,
         contract,

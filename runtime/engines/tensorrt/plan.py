@@ -18,11 +18,10 @@ from typing import Any
 from dpad.runtime.contract import TensorSpec
 from dpad.runtime.engines import user_cache
 from dpad.runtime.engines.gpu.device import Device
+from dpad.runtime.engines.gpu.program import Limits
 from dpad.runtime.engines.gpu.step_shape import StepShape
 from dpad.runtime.engines.tensorrt.log import make_logger
 from dpad.runtime.errors import EngineError, EngineMismatch
-
-Limits = dict[str, tuple[int, int]]  # axis -> smallest and largest size
 
 
 class TrtPlan:
@@ -170,7 +169,7 @@ class TrtPlan:
             raise EngineError(f"{self._path} has {found} profiles instead of {profiles}; export the bundle again")
 
     def _limits(self, profile: int) -> Limits:
-        limits: Limits = {}
+        limits: dict[str, tuple[int, int]] = {}
         for spec in self.inputs:
             low, _, high = self._engine.get_tensor_profile_shape(spec.name, profile)
             limits |= {axis: (a, b) for axis, a, b in zip(spec.axes, low, high) if isinstance(axis, str)}

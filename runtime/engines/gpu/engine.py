@@ -1,0 +1,263 @@
+"""`GpuEngine`: a compiled step on a GPU, with everything that is large there.
+
+    engine = GpuEngine("torch-cuda", contract, "bfloat16", device, step, decide, opened)
+
+The step is a `Program`, and so is what decides from its logits. A step sends four index arrays and brings back two
+numbers a decoded row; keys and values stay on the device, and those that are kept go to their slots behind the step.
+Where tokens are drawn or filtered, the second program reads the logits, which stay there too. Shapes come in buckets,
+and a shape that comes again is replayed as a CUDA graph. The canvas travels at its full length, so that N never makes
+a shape new.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.gpu.buckets import Buckets
+from dpad.runtime.engines.gpu.device import Device
+from dpad.runtime.engines.gpu.graphs import MOST
+from dpad.runtime.engines.gpu.kv_pool import Rows
+from dpad.runtime.engines.gpu.program import Limits, Program
+from dpad.runtime.engines.gpu.runner import Runner
+from dpad.runtime.engines.gpu.step_shape import StepShape
+from dpad.runtime.engines.slots import Slots, pool_size, row_bytes, runs_of, slot_bytes
+from dpad.runtime.engines.step import Decisions, StepInputs, StepOutputs
+from dpad.runtime.errors import EngineError
+
+_REFRESH, _CACHED = 0, 1  # the profiles of a step
+_SHARE = 0.8  # of the free memory for keys and values; contexts, recordings and other processes take from the rest
+_PASSES = 4  # times `pass_rows` that a pass of several sequences may have; the scheduler's budget is no larger
+_PITCH = 2**31 - 1  # bytes from one tensor to the next, over which CUDA's copies in two dimensions refuse
+
+
+class GpuEngine(Engine):
+    """Threads may share it: one step runs at a time.
+
+    `pass_rows` is of LLaDA-8B in bfloat16 on an H100, where a step of 128 rows takes 7.15 ms, 5.2 of them to read 16 GB
+    of weights. A row costs 2 · 8e9 / 786e12 s = 20 us where products bound, so 300 cost what all else does.
+    """
+
+    pass_rows = 300
+
+    def __init__(
+        self,
+        name: str,
+        contract: StepContract,
+        dtype: str,
+        device: Device,
+        step: Program,
+        decide: Program | None,
+        opened: ExitStack,
+        *,
+        slots: int | None = None,
+        cuda_graphs: bool = True,
+    ) -> None:
+        """Allocate the pool, and all else that steps need.
+
+        Args:
+            name, contract, dtype: of the engine, see `Engine`.
+            device: current, and with nothing queued.
+            step: a program with the contract's inputs and outputs.
+            decide: likewise, without which there is no sampling.
+            opened: closes both programs and the device. It is the engine's from here on, also if this fails.
+            slots: the size of the pool, see `pool_size` for its default and its errors.
+            cuda_graphs: record runs, where a program lets others do so.
+        """
+        super().__init__()
+        self.name, self.contract, self.dtype = name, contract, dtype
+        self.device, self._closed = device, False
+        with opened:  # closes again what was opened, if the rest fails
+            self._limits = step.limits
+            self._longest = step.limits[_REFRESH]["N"][1]
+            self._buckets = Buckets(contract, {axis: step.limits[_CACHED][axis][1] for axis in ("Q", "K", "R")})
+            addresses = self._open_pool(opened, step.limits[_REFRESH], slots)
+            self._step_runner = opened.enter_context(closing(Runner(step, device, addresses, cuda_graphs)))
+            logits = {"logits": self._logits}
+            self._decide_runner = (
+                opened.enter_context(closing(Runner(decide, device, logits, cuda_graphs))) if decide else None
+            )
+            device.synchronise()
+            self._opened = opened.pop_all()
+
+    def _open_pool(self, opened: ExitStack, limits: Limits, slots: int | None) -> dict[str, int]:
+        """Allocate what is large, at once and for good; the address of every tensor of the step that it holds."""
+        contract, device = self.contract, self.device
+        batch, longest, decoded, most = (limits[axis][1] for axis in "BQRP")
+        self._logits = device.alloc(batch * decoded * contract.vocab_size * 4)
+        opened.callback(device.free, self._logits)
+        slot, widest = slot_bytes(contract, self.dtype), _PITCH // row_bytes(contract, self.dtype)
+        # New rows lie beside the pool until the step has read it. Passes are that large: more would not pay.
+        free, most = int(device.free_memory() * _SHARE), min(most, widest)
+        room = free // slot - longest - 1
+        self.most_rows = max(longest, min(batch * longest, _PASSES * self.pass_rows, room, widest))
+        size = pool_size(contract, slot, max(free - self.most_rows * slot, 0), slots)
+        if slots is not None and size > most:
+            raise EngineError(f"slots {size} are more than the {most} that {self.name} takes; give fewer")
+        size = min(size, most)
+        self.pool, self.new_rows = (
+            opened.enter_context(closing(Rows(device, 2 * contract.layers, count, row_bytes(contract, self.dtype))))
+            for count in (size, self.most_rows)
+        )
+        self.pool.zero(0)
+        self.slots = Slots(size)
+        addresses = {name: self.pool.at(i) for i, name in enumerate(contract.cache_names())}
+        addresses |= {name: self.new_rows.at(i) for i, name in enumerate(contract.new_names())}
+        return addresses | {"logits": self._logits}
+
+    @property
+    def graph_failure(self) -> str | None:
+        """Why the last recording of a step could not be made; None if it could."""
+        runners = (self._step_runner, self._decide_runner)
+        return next((failure for runner in runners if runner and (failure := runner.graphs.failure)), None)
+
+    @property
+    def recordings(self) -> int:
+        """How many shapes of the step are recorded."""
+        return len(self._step_runner.graphs)
+
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Meanwhile steps are launched kernel by kernel, as they are before they are recorded: to compare the two."""
+        with ExitStack() as paused:
+            for runner in (self._step_runner, self._decide_runner):
+                if runner is not None:
+                    paused.enter_context(runner.graphs.paused())
+            yield
+
+    def warm_up(self, rows: Sequence[int], seconds: float, advance: Callable[[int, int], None] | None = None) -> None:
+        """Run and record the likely shapes of cached steps, so that no request waits for it.
+
+        The largest comes first, so that the others are recorded in the memory that it took. Then come those of one
+        sequence, of two, and so on, by falling size: what there is no time for is recorded when it comes again.
+        """
+        shapes, end = self._likely(rows), perf_counter() + seconds
+        for done, shape in enumerate(shapes):
+            if perf_counter() > end:
+                return
+            with self._lock:
+                self._warm(shape)
+            if advance is not None:
+                advance(done + 1, len(shapes))
+
+    def padded(self, axis: str, size: int) -> int:
+        """The bucket of `axis` that holds `size`; see `Buckets`."""
+        return self._buckets.padded(axis, size)
+
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        if self._closed:
+            raise EngineError(f"{self.name} is closed")
+        shape = self._shape(inputs)
+        self.device.make_current()
+        try:
+            found, decided, logits = self._queue(inputs, shape)
+            self.device.synchronise()
+        except EngineError:
+            self._settle()
+            raise
+        found = {name: array.copy() for name, array in found.items()}
+        decisions = Decisions(**{name: array.copy() for name, array in decided.items()}) if decided else None
+        return StepOutputs(**found, decisions=decisions, logits=logits)
+
+    def _shape(self, inputs: StepInputs) -> StepShape:
+        """The sizes of a step; raises `EngineError` for one that this engine does not take."""
+        (batch, queries), decoded = inputs.gather_indices.shape, inputs.decode_rows.shape[1]
+        attends = bool(inputs.cache_indices.max(initial=-1) >= 0)
+        shape = StepShape(
+            profile=_CACHED if attends else _REFRESH,
+            B=batch,
+            N=max(self._longest, inputs.canvas.shape[1]),
+            Q=queries,
+            K=inputs.cache_indices.shape[1] if attends else 1,
+            R=decoded,
+            P=self.slots.size,
+        )
+        self._step_runner.check(shape)
+        if batch * queries > self.most_rows:
+            raise EngineError(
+                f"a step of {batch} x {queries} query rows is more than the {self.most_rows} that there is memory for; "
+                "use smaller batches, or open it with fewer slots"
+            )
+        if inputs.sampling is not None:
+            if self._decide_runner is None:
+                raise EngineError(f"{self.name} has no program that draws and filters tokens; export the bundle again")
+            self._decide_runner.check(StepShape(0, B=batch, R=decoded))
+        return shape
+
+    def _queue(
+        self, inputs: StepInputs, shape: StepShape
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], NDArray[np.float32] | None]:
+        """Queue the step, and what follows it: rows to their slots, decisions, logits."""
+        values = {name: getattr(inputs, name) for name in ("canvas", "gather_indices", "cache_indices", "decode_rows")}
+        if shape.profile == _REFRESH:
+            values["cache_indices"] = np.full((shape.B, 1), -1, dtype=np.int64)  # a plan has no empty axis
+        found = self._step_runner.queue(shape, values)
+        if inputs.write_slots is not None:
+            for row, slot, count in runs_of(inputs.write_slots):
+                self.pool.copy(slot, self.new_rows, row, count)
+        decided: dict[str, NDArray[Any]] = {}
+        if inputs.sampling is not None and self._decide_runner is not None:
+            decided = self._decide_runner.queue(StepShape(0, B=shape.B, R=shape.R), vars(inputs.sampling))
+        logits = None
+        if inputs.want_logits:
+            logits = np.empty((shape.B, shape.R, self.contract.vocab_size), dtype=np.float32)
+            self.device.download(logits, self._logits)
+        return found, decided, logits
+
+    def _likely(self, rows: Sequence[int]) -> list[StepShape]:
+        """A refresh of the longest canvas, and cached steps of `rows` query rows a sequence, as they are recorded."""
+        sizes, limits = self._buckets.sizes, self._limits[_CACHED]
+        queries = {size for each in rows if limits["Q"][0] <= (size := self.padded("Q", each)) <= limits["Q"][1]}
+
+        def shape(profile: int, batch: int, rows: int, cached: int) -> StepShape:
+            pool, decoded = self.slots.size, self.padded("R", 1)
+            return StepShape(profile, B=batch, N=self._longest, Q=rows, K=cached, R=decoded, P=pool)
+
+        cached_steps = [
+            shape(_CACHED, batch, size, cached)
+            for batch in range(1, self.contract.max_batch + 1)
+            for cached in reversed(sizes["K"])
+            for size in sorted(queries, reverse=True)
+            if batch * size <= self.most_rows
+        ]
+        largest = sorted(cached_steps, key=lambda step: -step.B * step.Q * step.K)[:1]
+        return [shape(_REFRESH, 1, sizes["Q"][-1], 1), *largest, *(s for s in cached_steps if s not in largest)][:MOST]
+
+    def _warm(self, shape: StepShape) -> None:
+        """Run `shape` over padding until it is recorded: nothing but padding is read, and nothing is kept."""
+        if self._closed:
+            raise EngineError(f"{self.name} is closed")
+        self.device.make_current()
+        values = {
+            "canvas": np.zeros((shape.B, 1), dtype=np.int64),
+            "gather_indices": np.zeros((shape.B, shape.Q), dtype=np.int64),
+            "cache_indices": np.full((shape.B, shape.K), -1, dtype=np.int64),
+            "decode_rows": np.zeros((shape.B, shape.R), dtype=np.int64),
+        }
+        try:
+            for _ in range(2):
+                self._step_runner.queue(shape, values)
+                self.device.synchronise()
+        except EngineError:
+            self._settle()
+            raise
+
+    def _settle(self) -> None:
+        """After a failure: nothing queued may still touch what the next step uses."""
+        with suppress(EngineError):
+            self.device.synchronise()
+
+    def close(self) -> None:
+        """Free everything on the device, after the step that runs; safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.device.make_current()
+            self._settle()
+            self._opened.close()

@@ -1,0 +1,49 @@
+"""`Program`: something compiled that an engine on a GPU runs: a step, or what decides from its logits.
+
+    run = program.bind(StepShape(profile=0, B=1, R=32, Q=96), {"canvas": address, ...})
+    run.queue()                          # on the device's stream
+
+All else of an engine is common to its programs: `TrtProgram` runs a plan of TensorRT, `dpad.models.compiled` a step
+that PyTorch compiled.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from dpad.runtime.contract import TensorSpec
+from dpad.runtime.engines.gpu.step_shape import StepShape
+
+Limits = Mapping[str, tuple[int, int]]  # axis -> smallest and largest size
+
+
+class Run(Protocol):
+    """One shape of a program, with the addresses of all its tensors."""
+
+    def queue(self) -> None:
+        """Queue it on the device's stream; raises `EngineError` in the library's own words."""
+
+
+class Program(Protocol):
+    """Raises `EngineError` in the library's own words.
+
+    Attributes:
+        inputs, outputs: its tensors.
+        profiles: their names, for errors. A step has "refresh", which attends no cached row, and "cached".
+        limits: the sizes that each profile takes, by axis.
+        records: whether its runs may be recorded as CUDA graphs; no where the library records them itself.
+    """
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    profiles: Sequence[str]
+    limits: Sequence[Limits]
+    records: bool
+
+    def bind(self, shape: StepShape, addresses: Mapping[str, int], *, own: bool = False) -> Run:
+        """A run of a shape within `limits`, its tensors at `addresses`.
+
+        It holds until the next one of its profile is bound; for good, if it is to be the caller's `own`.
+        """
+
+    def close(self) -> None:
+        """Free what it holds; nothing queued may still use it."""

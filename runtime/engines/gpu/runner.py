@@ -1,0 +1,96 @@
+"""`Runner`: a program made ready to run: its small tensors staged, its runs bound, and its recordings.
+
+    runner = Runner(program, device, {"logits": address}, cuda_graphs=True)
+    found = runner.queue(StepShape(profile=0, B=1, R=32, ...), {"canvas": canvas, ...})
+    device.synchronise()
+    found["token_ids"]                   # [B, R]; the caller's until the next run
+
+What is large stays on the device, at addresses that never change. A shape that comes again is replayed as a CUDA graph.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dpad.runtime.contract import TensorSpec
+from dpad.runtime.engines.gpu.device import Device
+from dpad.runtime.engines.gpu.graphs import Graphs
+from dpad.runtime.engines.gpu.program import Program, Run
+from dpad.runtime.engines.gpu.staging import Shapes, Staging, bytes_of
+from dpad.runtime.engines.gpu.step_shape import StepShape
+from dpad.runtime.errors import EngineError
+
+
+class Runner:
+    """Runs are queued on the device's stream, one behind the other."""
+
+    def __init__(self, program: Program, device: Device, addresses: Mapping[str, int], cuda_graphs: bool) -> None:
+        """`addresses` are those of the tensors that stay on the device; the others are small, and staged."""
+        self._program, self._device, self._addresses = program, device, addresses
+        self._small_inputs = [spec for spec in program.inputs if spec.name not in addresses]
+        self._small_outputs = [spec for spec in program.outputs if spec.name not in addresses]
+        self._bound: dict[int, tuple[StepShape, Run]] = {}
+        self.graphs = Graphs(device, cuda_graphs and program.records)
+        self._sent = Staging(device, self._most(self._small_inputs))
+        try:
+            self._fetched = Staging(device, self._most(self._small_outputs))
+        except EngineError:
+            self._sent.close()
+            raise
+
+    def check(self, shape: StepShape) -> None:
+        """Raise `EngineError` unless the program takes `shape`."""
+        shape.check(self._program.limits[shape.profile], self._program.profiles[shape.profile])
+
+    def queue(self, shape: StepShape, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Queue a run of a shape that was checked; the small outputs, which are there when the device has finished.
+
+        `values` are the small inputs. One may be shorter than its last axis: nobody reads what lies behind.
+        """
+        given, sent = self._sent.fields(_shapes(self._small_inputs, shape))
+        found, fetched = self._fetched.fields(_shapes(self._small_outputs, shape))
+        for name, value in values.items():
+            given[name].array[..., : value.shape[-1]] = value
+        self._sent.upload(sent)
+        self._run(shape, {**self._addresses, **{name: field.address for name, field in (given | found).items()}})
+        self._fetched.download(fetched)
+        return {name: field.array for name, field in found.items()}
+
+    def close(self) -> None:
+        """Free everything but the program; nothing queued may still use it."""
+        self.graphs.close()
+        self._bound.clear()
+        self._sent.close()
+        self._fetched.close()
+
+    def _most(self, specs: Sequence[TensorSpec]) -> int:
+        """Bytes that staging `specs` takes at most."""
+        highs = [{axis: high for axis, (_, high) in limits.items()} for limits in self._program.limits]
+        return max(bytes_of(_shapes(specs, StepShape(profile, **high))) for profile, high in enumerate(highs))
+
+    def _run(self, shape: StepShape, addresses: Mapping[str, int]) -> None:
+        """Queue it as a recording if there is one, else eagerly, and record it if it comes again."""
+        if self.graphs.launch(shape):
+            return
+        before, run = self._bound.pop(shape.profile, (None, None))
+        if run is None or before != shape:
+            run = self._program.bind(shape, addresses)
+        run.queue()
+        self._bound[shape.profile] = shape, run
+        if self.graphs.wanted(shape):
+            self._record(shape, addresses)
+
+    def _record(self, shape: StepShape, addresses: Mapping[str, int]) -> None:
+        """Record a run of its own, which has run once before: what it settles the first time cannot be recorded."""
+        try:
+            run = self._program.bind(shape, addresses, own=True)
+            run.queue()
+        except EngineError as error:
+            self.graphs.failed(shape, error)
+            return
+        self.graphs.capture(shape, run)
+
+
+def _shapes(specs: Sequence[TensorSpec], shape: StepShape) -> Shapes:
+    return {spec.name: (spec.dtype, shape.of(spec.axes)) for spec in specs}
