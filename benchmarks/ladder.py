@@ -92,7 +92,7 @@ class Ladder:
     def __init__(self, directory: Path, threads: int, preset: dpad.Gaussian) -> None:
         bundle = dpad.Bundle.open(directory)
         self.fast = dpad.load(directory, engine="onnxruntime-cpu", threads=threads)
-        self.models = {"onnxruntime": self.fast, "torch": dpad.load(directory, engine="torch")}
+        self.models = {"onnxruntime": self.fast, "torch": dpad.load(directory, engine="eager")}
         if "w8a8" in bundle.manifest.steps:
             self.models[W8A8] = dpad.load(directory, engine="onnxruntime-cpu-w8a8", threads=threads)
         self.executors = [*EXECUTORS, *(name for name in self.models if name not in EXECUTORS)]

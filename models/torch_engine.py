@@ -36,7 +36,7 @@ class TorchEngine(Engine):
         super().__init__()
         self.program = Step(model)
         self.device = next(model.parameters()).device
-        self.name = f"torch-{self.device.type}"
+        self.name = "eager" if self.device.type == "cpu" else f"eager-{self.device.type}"
         self.contract, self.dtype = contract, dtype
         kind = getattr(torch, dtype)
         free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else available_memory()
@@ -101,7 +101,7 @@ def open_torch_engine(
         EngineUnavailable: torch sees no GPU, or the bundle has no such step with weights that torch can read.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise EngineUnavailable("torch sees no CUDA device here; use engine torch, which runs on the CPU")
+        raise EngineUnavailable("torch sees no CUDA device here; use engine eager, which runs on the CPU")
     steps = {name: step for name, step in bundle.manifest.steps.items() if name != DYNAMIC}  # ONNX Runtime's own
     preferred = ("bfloat16", "float16") if device == "cuda" else ("float32",)
     variant = variant or next((name for name in (*preferred, *steps) if name in steps), "float32")

@@ -1,7 +1,7 @@
 """The extras of pyproject.toml: what they bring, and how they are installed.
 
     install("rtx")                                          # pip install '.[rtx]' in a checkout of dpad
-    with needed_by("engine torch", EngineUnavailable):      # "engine torch needs torch: pip install '.[export]' ..."
+    with needed_by("engine eager", EngineUnavailable):      # "engine eager needs torch: pip install '.[export]' ..."
         import torch
 
 Always from a checkout: the `dpad` on PyPI is another project.
@@ -14,6 +14,7 @@ from dpad.runtime.errors import DpadError
 
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "huggingface_hub"),
+    "torch": ("torch", "triton", "safetensors"),
     "kernel": ("triton",),
     "rtx": ("tensorrt_rtx", "cuda"),
     "tensorrt": ("tensorrt", "cuda"),

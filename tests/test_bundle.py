@@ -190,7 +190,7 @@ def test_a_closed_model_says_so(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "threads"), [*(("auto", value) for value in (-1, True, "2", 1.0)), ("torch", 1), ("torch-cuda", -5)]
+    ("engine", "threads"), [*(("auto", value) for value in (-1, True, "2", 1.0)), ("eager", 1), ("torch-cuda", -5)]
 )
 def test_threads_are_a_number_and_not_torchs(bundle: Path, engine: str, threads: Any) -> None:
     """Fails if ONNX Runtime's own complaint about its arguments reaches the caller, or torch drops them unsaid."""

@@ -206,7 +206,7 @@ def test_interrupting_keeps_what_is_done(eval_bundle: Path, tmp_path: Path) -> N
         (("--gen-length", 64), "options.gen_length 32, this run has 64"),
         (("--schedule", "none"), "options.schedule"),
         (("--seed", 1), "options.seed 0, this run has 1"),
-        (("--engine", "torch", "--threads", 0), "engine 'onnxruntime-cpu', this run has 'torch"),
+        (("--engine", "eager", "--threads", 0), "engine 'onnxruntime-cpu', this run has 'eager"),
         (("--raw",), "raw False, this run has True"),
         (("--task", "long"), "task 'problems', this run has 'long'"),
         (("--shots", 2), "shots 0, this run has 2"),

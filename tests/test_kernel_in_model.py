@@ -68,5 +68,5 @@ def test_every_step_of_a_decode(make_bundle: Any, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(GPU, reason="this machine has a GPU")
 def test_the_eager_engine_on_a_gpu_says_when_there_is_none(tmp_path: Path) -> None:
     """Fails if torch's own error is all that a user sees."""
-    with pytest.raises(EngineUnavailable, match="no CUDA device here; use engine torch"):
+    with pytest.raises(EngineUnavailable, match="no CUDA device here; use engine eager"):
         open_torch_engine(Bundle(tmp_path, None), device="cuda")  # type: ignore[arg-type]

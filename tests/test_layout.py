@@ -141,7 +141,7 @@ def test_without_its_extra_a_command_says_what_to_install(tmp_path: Path) -> Non
         "plan llada": "dpad plan needs torch: pip install '.[export]'",
         "synth llada x": "dpad synth needs torch: pip install '.[export]'",
         f"parity {bundle}": "pip install '.[export]'",
-        f"generate {bundle} w5 --engine torch": "EngineUnavailable: engine torch needs torch: pip install '.[export]'",
+        f"generate {bundle} w5 --engine eager": "EngineUnavailable: engine eager needs torch: pip install '.[export]'",
         "plugin compile --out x": "compiling kernels needs triton: pip install '.[kernel]'",
         "--help": "synth     Write a checkpoint",
     }

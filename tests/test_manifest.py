@@ -158,13 +158,13 @@ def test_torch_reads_weights_only(bundle: Path, weights: str) -> None:
     """Fails if a file that holds no weights reaches the library, whose errors are its own."""
     edit(bundle, lambda data: data["steps"]["float32"].update(weights=[weights]))
     with pytest.raises(errors.CheckpointError, match="not a complete safetensors file"):
-        dpad.load(bundle, engine="torch")
+        dpad.load(bundle, engine="eager")
 
 
 def test_without_weights_for_torch_it_says_so(bundle: Path) -> None:
     """Fails if a bundle whose only step is ONNX Runtime's W8A8 ends in a traceback in eager torch or in parity."""
     edit(bundle, lambda data: data["steps"].pop("float32"))
-    for run in (lambda: dpad.load(bundle, engine="torch"), lambda: compare_bundle(Bundle.open(bundle), Progress())):
+    for run in (lambda: dpad.load(bundle, engine="eager"), lambda: compare_bundle(Bundle.open(bundle), Progress())):
         with pytest.raises(errors.EngineUnavailable, match="no step float32.*--dtype float32"):
             run()
 
@@ -199,7 +199,7 @@ def test_no_manifest_gives_anything_but_a_typed_error(whole: Path, bundle: Path,
     if data.draw(st.booleans()) and isinstance(manifest, dict):
         manifest["digest"] = digest(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    for engine in ("auto", "torch"):
+    for engine in ("auto", "eager"):
         try:
             dpad.load(bundle, engine=engine).close()
         except errors.DpadError as error:

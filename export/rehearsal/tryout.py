@@ -48,7 +48,7 @@ def _fits(bundle: Bundle) -> bool:
 def _write_a_block(directory: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of random weights, which is no news here
-        with load(directory, verify_hashes=False) as model:
+        with load(directory, verify_hashes=False, warm=False) as model:
             _decode(model, model.engine.contract)
 
 

@@ -69,7 +69,7 @@ _OPTIONS = {
     **dict.fromkeys(("engine", "threads", "device", "dtype", "batch_size"), "nothing of a call: see dpad.load"),
 }
 
-_DEVICE = 'engine="onnxruntime-cuda", "torch-cuda" or another of dpad inspect; CUDA_VISIBLE_DEVICES chooses the GPU'
+_DEVICE = 'engine="torch-cuda", "onnxruntime-cuda" or another of dpad inspect; CUDA_VISIBLE_DEVICES chooses the GPU'
 _EXPORT = "an option of dpad export: a bundle holds its own"
 _LOAD = {
     **dict.fromkeys(("device", "device_map", "provider", "providers", "backend", "accelerator", "gpu"), _DEVICE),
@@ -82,6 +82,7 @@ _LOAD = {
     ),
     "trust_remote_code": "nothing: no code of a checkpoint is ever run",
     **dict.fromkeys(("num_threads", "n_threads", "intra_op_num_threads", "num_workers"), "threads"),
+    **dict.fromkeys(("warmup", "warm_up", "compile", "enforce_eager"), "warm, True or False"),
     **dict.fromkeys(("verify", "check", "check_hashes", "hashes", "checksum"), "verify_hashes"),
 }
 

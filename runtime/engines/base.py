@@ -9,6 +9,7 @@ each other. `step` checks what goes in and what comes out, once; an engine imple
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from threading import Lock
 from types import TracebackType
 from typing import Self
@@ -59,6 +60,13 @@ class Engine(ABC):
     def padded(self, axis: str, size: int) -> int:
         """The size to which axis `Q`, `K` or `R` is padded, so that shapes repeat; default none."""
         return size
+
+    def warm_up(self, rows: Sequence[int], seconds: float, advance: Callable[[int, int], None] | None = None) -> None:
+        """Make steps of `rows` query rows a sequence as fast as they will be, for about `seconds`; default nothing.
+
+        `advance` is told how many shapes are done, and of how many.
+        """
+        return
 
     def close(self) -> None:
         """Release the backend; safe to call twice."""

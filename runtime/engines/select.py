@@ -4,11 +4,16 @@
         candidate.name, candidate.obstacle      # None: it can run here
     engine = open_engine(bundle, "auto")
 
+Plans come first: they were compiled for this machine's kind of GPU and asked for at the export. Then comes what PyTorch
+compiles here, then ONNX Runtime, and steps that round more than their dtype behind all of them. `known` says what is
+known of an engine's speed, in a clause that `dpad inspect` shows.
+
 A compiled plan is executable code: it is compared field by field with this machine and
 this bundle before it may be opened.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +31,8 @@ from dpad.runtime.extras import install
 from dpad.runtime.show import shown
 
 AUTO = "auto"
-EAGER = ("torch", "torch-cuda")  # not opened here, which knows nothing of torch
+EAGER = ("eager", "eager-cuda")  # not opened here, which knows nothing of torch
+COMPILED = ("cuda", "cpu")  # where PyTorch compiles a step: engines torch-cuda and torch-cpu
 _THREADS = 4  # at most for each processor: with many more, they wait for each other
 _LIBRARIES = {"tensorrt_rtx": ("tensorrt-rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}  # distribution, extra
 _AMPERE = (8, 0)
@@ -35,13 +41,25 @@ _CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in 
 # operator of the step. float16 comes first all the same: without a fused kernel for the shape or the GPU, Attention
 # falls back to its function body, which mixes types in bfloat16 and fails (microsoft/onnxruntime#27891).
 _CUDA_DTYPES = ("float16", "bfloat16", "float32")
+_COMPILED_DTYPES = {"cuda": ("bfloat16", "float16"), "cpu": ("float32",)}
+_KNOWN = {
+    "plan": "compiled for this kind of GPU; no plan has run on one yet",
+    "torch-cuda": "a prototype took 7.0 to 7.2 ms a step of LLaDA-8B in bfloat16 on an H100",
+    "torch-cpu": "not measured; for checks of torch-cuda's code",
+    "onnxruntime-cuda": "on an H100, 1.4 times the time of eager PyTorch",
+    "onnxruntime-cpu": "",
+}
+
+# Opens a step, given its bundle, its variant, "cuda" or "cpu", and the slots of its pool.
+Compile = Callable[[Bundle, str, str, int | None], Engine]
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A way to run the bundle: its name, the variant of its step, the file, and what stands in the way (None: nothing).
 
-    Either a plan, whose `entry` it is, or ONNX Runtime on a `provider`, "cpu" or "cuda".
+    Either a plan, whose `entry` it is, or a step that PyTorch compiles on `compiled`, "cpu" or "cuda", or ONNX Runtime
+    on a `provider`, likewise. `known` is what is known of its speed.
     """
 
     name: str
@@ -50,15 +68,25 @@ class Candidate:
     obstacle: str | None
     entry: EngineEntry | None = None
     provider: str = ""
+    compiled: str = ""
+    known: str = ""
 
 
 def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
     """Everything in the bundle that could run, in the order in which `auto` tries it."""
     found = [
-        Candidate(_plan_name(entry), entry.variant, entry.file, _plan_obstacle(entry, bundle, machine), entry)
+        Candidate(
+            _plan_name(entry),
+            entry.variant,
+            entry.file,
+            _plan_obstacle(entry, bundle, machine),
+            entry,
+            known=_KNOWN["plan"],
+        )
         for entry in bundle.manifest.engines
     ]
     steps = bundle.manifest.steps
+    found += _compiled("cuda", bundle, machine)
     for weights in (FULL, *PACKED):
         for provider, dtypes in (("cuda", _CUDA_DTYPES), ("cpu", _CPU_DTYPES)):
             name = next((name for dtype in dtypes if (name := variant_name(dtype, weights)) in steps), None)
@@ -66,13 +94,27 @@ def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
                 found.append(onnxruntime(provider, name, bundle, _onnxruntime_obstacle(provider, machine)))
     if DYNAMIC in steps:
         found.append(onnxruntime("cpu", DYNAMIC, bundle, _onnxruntime_obstacle("cpu", machine)))
+    found += _compiled("cpu", bundle, machine)
     return sorted(found, key=lambda candidate: is_quantized(candidate.variant))
+
+
+def _compiled(device: str, bundle: Bundle, machine: Machine) -> list[Candidate]:
+    """The steps of the bundle that PyTorch compiles on `device`, full weights and each format of packed ones."""
+    found, steps = [], bundle.manifest.steps
+    for weights in (FULL, *PACKED):
+        names = (variant_name(dtype, weights) for dtype in _COMPILED_DTYPES[device])
+        if variant := next((name for name in names if name in steps), None):
+            file, name = steps[variant].weights[0], f"torch-{device}"
+            obstacle, known = _compiled_obstacle(device, machine), _KNOWN[name]
+            found.append(Candidate(f"{name}{suffix(variant)}", variant, file, obstacle, compiled=device, known=known))
+    return found
 
 
 def onnxruntime(provider: str, variant: str, bundle: Bundle, obstacle: str | None) -> Candidate:
     """A step of the bundle in ONNX Runtime."""
     name, file = f"onnxruntime-{provider}{suffix(variant)}", bundle.manifest.steps[variant].onnx
-    return Candidate(name, variant, file, obstacle, provider=provider)
+    known = _KNOWN[f"onnxruntime-{provider}"]
+    return Candidate(name, variant, file, obstacle, provider=provider, known=known)
 
 
 def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
@@ -122,11 +164,13 @@ def _rebuild(bundle: Bundle, capability: str) -> str:
     return export_command(bundle.manifest.provenance, bundle.directory, *added, "--force")
 
 
-def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0, slots: int | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle, name: str = AUTO, threads: int = 0, slots: int | None = None, compile_step: Compile | None = None
+) -> Engine:
     """Open the best engine, or the one called `name`; raises `EngineUnavailable` or `EngineMismatch`.
 
-    `slots` is the size of its pool of keys and values, see `pool_size`. Quantized steps have to be asked for by name,
-    unless the bundle has no other.
+    `slots` is the size of its pool of keys and values, see `pool_size`. Without `compile_step`, which knows torch,
+    no step is compiled by it.
     """
     most = _THREADS * (os.cpu_count() or 1)
     threads = as_integer(threads, "threads")
@@ -137,11 +181,10 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0, slots: int |
     machine = Machine.current()
     found = candidates(bundle, machine)
     if name == AUTO:
-        exact = not all(is_quantized(variant) for variant in bundle.manifest.steps)
-        usable = [c for c in found if c.obstacle is None and not (exact and is_quantized(c.variant))]
-        if not usable:
+        usable = chosen_from(bundle, [each for each in found if compile_step or not each.compiled])
+        if usable is None:
             raise EngineUnavailable(_nothing_runs(bundle, found))
-        return _open(bundle, usable[0], threads, slots)
+        return _open(bundle, usable, threads, slots, compile_step)
     chosen = next((candidate for candidate in found if candidate.name == name), None)
     if chosen is None:
         known = ", ".join([AUTO, *(candidate.name for candidate in found), *EAGER])
@@ -150,11 +193,34 @@ def open_engine(bundle: Bundle, name: str = AUTO, threads: int = 0, slots: int |
         require_match(chosen.entry, bundle, machine)
     if chosen.obstacle is not None:
         raise EngineUnavailable(f"{name} cannot run here: {chosen.obstacle}")
-    return _open(bundle, chosen, threads, slots)
+    return _open(bundle, chosen, threads, slots, compile_step)
 
 
-def _open(bundle: Bundle, candidate: Candidate, threads: int, slots: int | None) -> Engine:
+def chosen_from(bundle: Bundle, found: list[Candidate]) -> Candidate | None:
+    """The one that `auto` opens: the first that runs here.
+
+    A quantized step has to be asked for by name, unless the bundle has no other; so have
+    steps that PyTorch compiles for a CPU.
+    """
+    exact = not all(is_quantized(variant) for variant in bundle.manifest.steps)
+    return next(
+        (
+            each
+            for each in found
+            if each.obstacle is None and each.compiled != "cpu" and not (exact and is_quantized(each.variant))
+        ),
+        None,
+    )
+
+
+def _open(
+    bundle: Bundle, candidate: Candidate, threads: int, slots: int | None, compile_step: Compile | None
+) -> Engine:
     entry, path, contract = candidate.entry, bundle.path(candidate.file), bundle.manifest.contract
+    if candidate.compiled:
+        if compile_step is None:
+            raise EngineUnavailable(f"{candidate.name} is opened by dpad.load, which knows torch")
+        return compile_step(bundle, candidate.variant, candidate.compiled, slots)
     if entry is None:
         from dpad.runtime.engines.onnx import OnnxEngine
 
@@ -206,6 +272,13 @@ def _missing(entry: EngineEntry, machine: Machine) -> str | None:
     return None
 
 
+def _compiled_obstacle(device: str, machine: Machine) -> str | None:
+    for needed in ("torch", "safetensors", *(["triton"] if device == "cuda" else [])):
+        if library_version(needed) is None:
+            return f"{needed} is not installed ({install('torch')})"
+    return machine.why_no_gpu if device == "cuda" and machine.gpu is None else None
+
+
 def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
     if find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install onnxruntime)"
@@ -221,11 +294,11 @@ def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
 
 
 def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
-    quantized = "runs, but its answers may differ from the checkpoint's: ask for it by name"
-    reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle or quantized}" for candidate in found)
+    asked = "runs if it is asked for by name: its answers may differ from the checkpoint's, or it is slow"
+    reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle or asked}" for candidate in found)
     command = export_command(bundle.manifest.provenance, bundle.directory, "--dtype=float32")
     return (
         f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
         f"for a CPU, add a float32 step: {command}\n"
-        "or run eagerly, slowly, where torch is installed: engine torch"
+        "or run eagerly, slowly, where torch is installed: engine eager"
     )

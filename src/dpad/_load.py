@@ -3,7 +3,8 @@
 model = dpad.load("bundles/tiny")
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from os import PathLike
 from typing import TypedDict, Unpack
 from warnings import warn
@@ -12,6 +13,7 @@ from dpad.runtime.arguments import reading
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.decoding.elsewhere import instead_of
+from dpad.runtime.decoding.likely import likely_rows
 from dpad.runtime.decoding.scheduler import WAITING, limits
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.select import EAGER, open_engine
@@ -20,6 +22,10 @@ from dpad.runtime.extras import needed_by
 from dpad.runtime.model import DiffusionModel, tokenizer_directory
 from dpad.runtime.show import escaped, shown
 from dpad.runtime.text.codec import TextCodec
+
+WARM_SECONDS = 20.0  # in which steps are recorded before the first request
+
+Progress = Callable[[str, int, int | None], None]
 
 
 class _Nothing(TypedDict):
@@ -32,24 +38,29 @@ def load(
     engine: str = "auto",
     threads: int = 0,
     slots: int | None = None,
+    warm: bool = True,
     max_running: int | None = None,
     max_waiting: int = WAITING,
     verify_hashes: bool = True,
+    progress: Progress | None = None,
     **unknown: Unpack[_Nothing],
 ) -> DiffusionModel:
     """Open a bundle with the best engine this machine has.
 
     Args:
         directory: a bundle made by `dpad export`.
-        engine: `auto`, a name from `dpad inspect` (such as `onnxruntime-cpu`), `torch` for
-            the eager reference, or `torch-cuda` for it on a GPU, with the Triton kernel.
-        threads: of ONNX Runtime on a CPU; 0 is every core. Those of `torch` are the whole process's: set them
+        engine: `auto`, a name from `dpad inspect` (such as `torch-cuda` or `onnxruntime-cpu`), `eager` for the
+            reference in PyTorch, not compiled, or `eager-cuda` for it on a GPU.
+        threads: of ONNX Runtime on a CPU; 0 is every core. Those of PyTorch are the whole process's: set them
             with `torch.set_num_threads`.
         slots: tokens whose keys and values fit at a time, of all that is generated together, and one more. Default:
             what the limits of the bundle need, or half of the memory that is free.
+        warm: on a GPU, run and record the likely shapes of steps before the first request, for up to 20 seconds;
+            without, the first passes of each shape are slow.
         max_running: requests that are generated together; None is four times the bundle's `--max-batch`.
         max_waiting: requests that may wait behind them; more raise `QueueFull`.
         verify_hashes: compare SHA-256 of every file; sizes and names are always compared.
+        progress: called with what is being done, how much of it is done, and how much there is (bytes or shapes).
         unknown: there are no others; they raise `InvalidRequest`.
 
     Raises:
@@ -58,9 +69,10 @@ def load(
         BundleError: the directory is not what its manifest says.
         EngineError: no engine, or not this one, can run here.
     """
-    engine, eager, slots = _checked(engine, threads, slots, verify_hashes, unknown)
+    engine, eager, slots = _checked(engine, threads, slots, {"verify_hashes": verify_hashes, "warm": warm}, unknown)
     requests = limits(max_running, max_waiting)
-    bundle = Bundle.open(directory, hashes=verify_hashes)
+    told = progress or _untold
+    bundle = Bundle.open(directory, hashes=verify_hashes, advance=_summed(told, "checking files"))
     if bundle.manifest.is_random:
         warn(f"{directory} holds random weights (dpad synth): all text is noise", stacklevel=2)
     codec = TextCodec.open(tokenizer_directory(bundle.directory)) if bundle.manifest.tokenizer else None
@@ -69,37 +81,59 @@ def load(
         with needed_by(f"engine {engine}", EngineUnavailable):
             from dpad.models.torch_engine import open_torch_engine
 
-        opened = open_torch_engine(bundle, device="cuda" if engine == "torch-cuda" else "cpu", slots=slots)
+        opened = open_torch_engine(bundle, device="cuda" if engine == "eager-cuda" else "cpu", slots=slots)
     else:
         opened = open_engine(bundle, engine, threads, slots)
+    if warm:
+        rows = likely_rows(bundle.manifest.contract, bundle.manifest.presets)
+        opened.warm_up(rows, WARM_SECONDS, partial(told, "recording steps"))
     return DiffusionModel(opened, codec, bundle.manifest.presets, **requests)
+
+
+def _untold(what: str, done: int, total: int | None) -> None:
+    """Nobody wants to know."""
+
+
+def _summed(told: Progress, what: str) -> Callable[[int], None]:
+    """Tells the sum of the amounts that it is called with."""
+    amounts: list[int] = []
+
+    def advance(amount: int) -> None:
+        amounts.append(amount)
+        told(what, sum(amounts), None)
+
+    return advance
 
 
 @reading("an argument of load")
 def _checked(
-    engine: object, threads: object, slots: object, verify_hashes: object, unknown: Iterable[str]
+    engine: object, threads: object, slots: object, switches: Mapping[str, object], unknown: Iterable[str]
 ) -> tuple[str, bool, int | None]:
     """The engine's name, whether it is eager, `slots`; raises `InvalidRequest` for what is no argument of `load`."""
     for name in unknown:
         hint = "".join(f" ({meant})" for meant in [instead_of(name, load=True)] if meant)
         raise InvalidRequest(
-            f"{escaped(name)} is no argument of load{hint}; these are: engine, threads, slots, max_running, "
-            "max_waiting, verify_hashes"
+            f"{escaped(name)} is no argument of load{hint}; these are: engine, threads, slots, warm, max_running, "
+            "max_waiting, verify_hashes, progress"
         )
     if not isinstance(engine, str):
         raise InvalidRequest(
             f"engine {shown(engine)} is no name; dpad inspect lists those of a bundle, or leave it out"
         )
-    if not isinstance(verify_hashes, bool):
-        raise InvalidRequest(f"verify_hashes {shown(verify_hashes)} is neither True nor False")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name} {shown(value)} is neither True nor False")
     slots = as_integer(slots, "slots")
     if slots is not None and not is_integer(slots):
         raise InvalidRequest(f"slots {shown(slots)} must be an integer; leave it out for what the bundle's limits need")
     engine = str.__str__(engine)
-    eager = engine in EAGER
-    if eager and as_integer(threads, "threads") != 0:
-        raise InvalidRequest(
-            f"threads {shown(threads)} cannot be given to engine {engine}: torch has one number for the whole process; "
-            "leave threads out, and call torch.set_num_threads, or set OMP_NUM_THREADS"
+    if engine == "torch":
+        raise EngineUnavailable(
+            "engine torch is now called eager, the reference in PyTorch; torch-cuda and torch-cpu are compiled"
         )
-    return engine, eager, slots
+    if engine.startswith(("eager", "torch")) and as_integer(threads, "threads") != 0:
+        raise InvalidRequest(
+            f"threads {shown(threads)} cannot be given to engine {engine}: PyTorch has one number for the whole "
+            "process; leave threads out, and call torch.set_num_threads, or set OMP_NUM_THREADS"
+        )
+    return engine, engine in EAGER, slots

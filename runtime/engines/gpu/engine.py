@@ -142,6 +142,8 @@ class GpuEngine(Engine):
                 return
             with self._lock:
                 self._warm(shape)
+                if shape not in self._step_runner.graphs:
+                    return  # no room for more
             if advance is not None:
                 advance(done + 1, len(shapes))
 

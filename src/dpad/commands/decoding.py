@@ -33,14 +33,14 @@ _OPTIONS = (
         "--engine",
         default="auto",
         show_default=True,
-        help="As `dpad inspect` names it; torch or torch-cuda for the eager reference.",
+        help="As `dpad inspect` names it; eager or eager-cuda for the reference in PyTorch.",
     ),
     click.option(
         "--threads",
         default=0,
         show_default=True,
         type=click.IntRange(0),
-        help="CPU threads of ONNX Runtime; 0 is every core. For torch set OMP_NUM_THREADS.",
+        help="CPU threads of ONNX Runtime; 0 is every core. For PyTorch set OMP_NUM_THREADS.",
     ),
     click.option(
         "--preset",

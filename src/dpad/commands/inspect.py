@@ -10,7 +10,7 @@ from dpad.commands.lines import say
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.files import read_json
 from dpad.runtime.engines.machine import Machine
-from dpad.runtime.engines.select import candidates
+from dpad.runtime.engines.select import candidates, chosen_from
 from dpad.runtime.errors import BundleError
 from dpad.runtime.show import escaped
 
@@ -21,6 +21,8 @@ from dpad.runtime.show import escaped
 def command(directory: Path, as_json: bool) -> None:
     """Show what the bundle DIR holds, where it comes from, and which of its engines run here."""
     bundle, machine = Bundle.open(directory), Machine.current()
+    found = candidates(bundle, machine)
+    chosen = chosen_from(bundle, found)
     engines = [
         {
             "engine": c.name,
@@ -28,8 +30,10 @@ def command(directory: Path, as_json: bool) -> None:
             "file": c.file,
             "runs_here": c.obstacle is None,
             "obstacle": c.obstacle,
+            "known": c.known,
+            "chosen": c is chosen,
         }
-        for c in candidates(bundle, machine)
+        for c in found
     ]
     if as_json:
         click.echo(json.dumps({"bundle": str(directory), "engines": engines, "manifest": bundle.manifest.to_json()}))
@@ -56,11 +60,13 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
         f"presets   {', '.join(manifest.presets) or 'none'}",
         "files",
         *(f"  {entry.size:>12,}  {entry.sha256[:12]}  {name}" for name, entry in manifest.files.items()),
-        "engines (fastest first)",
+        "engines, in the order in which one is chosen",
     ]
     for engine in engines:
         state = "runs here" if engine["runs_here"] else f"not here: {engine['obstacle']}"
-        lines.append(f"  {engine['engine']} ({engine['variant']}): {state}")
+        state = "chosen" if engine["chosen"] else state
+        known = f"; {engine['known']}" if engine["runs_here"] and engine["known"] else ""
+        lines.append(f"  {engine['engine']} ({engine['variant']}): {state}{known}")
     return [*lines, f"parity    {_parity(bundle)}"]
 
 
