@@ -14,8 +14,8 @@ from dpad.runtime.errors import DpadError
 
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "huggingface_hub"),
-    "torch": ("torch", "triton", "safetensors"),
     "kernel": ("triton",),
+    "torch": ("torch", "triton", "safetensors"),
     "rtx": ("tensorrt_rtx", "cuda"),
     "tensorrt": ("tensorrt", "cuda"),
     "eval": ("lm_eval",),

@@ -24,11 +24,11 @@ from dpad.runtime.cache import BLOCKS
 from dpad.runtime.contract import StepContract
 from dpad.runtime.decoding.options import GenerationOptions, defaults
 from dpad.runtime.decoding.presets import read_presets
-from dpad.runtime.engines import select
+from dpad.runtime.engines import candidates as found_here
+from dpad.runtime.engines.candidates import candidates
 from dpad.runtime.engines.gpu import cuda
 from dpad.runtime.engines.machine import Gpu, Machine
 from dpad.runtime.engines.onnx import OnnxEngine
-from dpad.runtime.engines.select import candidates
 from dpad.runtime.errors import CheckpointError, ExportError, InvalidRequest
 
 PLAN = "tensorrt-rtx-float16-sm89"
@@ -78,7 +78,7 @@ def test_every_engine_serves_block_causal_models(compiled: Bundle, monkeypatch: 
     """Fails if a plan is kept from a machine that it fits, or ONNX Runtime on CUDA from a model that it can decode."""
     here = {each.name: each.obstacle for each in candidates(compiled, NO_GPU)}
     assert here.pop(PLAN) == "no GPU" and list(here) == ["onnxruntime-cuda"]
-    monkeypatch.setattr(select, "_onnxruntime_obstacle", lambda provider, machine: None)
+    monkeypatch.setattr(found_here, "_onnxruntime_obstacle", lambda provider, machine: None)
     there = {each.name: each.obstacle for each in candidates(compiled, FITTING)}
     assert there == {PLAN: None, "onnxruntime-cuda": None}
 

@@ -28,8 +28,8 @@ from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import BuildFlags
 from dpad.runtime.engines import user_cache
+from dpad.runtime.engines.candidates import require_match
 from dpad.runtime.engines.machine import Gpu, Machine
-from dpad.runtime.engines.select import require_match
 
 # TensorRT-RTX warns that its own timing caches do nothing; TensorRT's, for which they stand in, do.
 no_ops = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")

@@ -11,9 +11,9 @@ from cuda.bindings import runtime as cudart
 
 from dpad.export.parity.compare import compare_bundle, require_passed
 from dpad.export.progress import Progress
+from dpad.runtime.engines.candidates import candidates
 from dpad.runtime.engines.gpu.cuda import CudaDevice
 from dpad.runtime.engines.machine import Machine
-from dpad.runtime.engines.select import candidates
 from dpad.runtime.errors import EngineError
 
 HAS_GPU = Machine.current().gpu is not None

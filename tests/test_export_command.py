@@ -20,8 +20,8 @@ from dpad.export.settings import ExportSettings
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.export_command import export_command
 from dpad.runtime.bundle.manifest import SCHEMA_VERSION, BuildFlags, EngineEntry
+from dpad.runtime.engines.candidates import require_match
 from dpad.runtime.engines.machine import Gpu, Machine
-from dpad.runtime.engines.select import require_match
 from dpad.runtime.errors import AlteredFile, EngineMismatch, EngineUnavailable, SchemaVersionError
 
 LIMITS: dict[str, Any] = {"max_batch": 8, "max_length": 128, "block_length": 16, "window": 64}

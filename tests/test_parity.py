@@ -18,8 +18,8 @@ from dpad.export.parity.report import parity_lines
 from dpad.export.progress import Progress
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.engines.candidates import candidates
 from dpad.runtime.engines.machine import Machine
-from dpad.runtime.engines.select import candidates
 
 
 @pytest.fixture(scope="module")

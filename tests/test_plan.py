@@ -18,8 +18,9 @@ from dpad.export.settings import ExportSettings
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.variant import PACKED
+from dpad.runtime.engines.candidates import candidates, require_match
 from dpad.runtime.engines.machine import Gpu, Machine
-from dpad.runtime.engines.select import candidates, open_engine, require_match
+from dpad.runtime.engines.select import open_engine
 
 FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
 

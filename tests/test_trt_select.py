@@ -22,7 +22,7 @@ from dpad.cli import main
 from dpad.export.parity.compare import compare_bundle, require_passed
 from dpad.export.progress import Progress
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.engines import select
+from dpad.runtime.engines import candidates as found_here
 from dpad.runtime.engines.gpu import cuda
 from dpad.runtime.engines.gpu.engine import GpuEngine
 from dpad.runtime.engines.machine import Gpu, Machine
@@ -131,8 +131,8 @@ def test_what_is_not_installed_is_named(
     bundle: Bundle, device: HostDevice, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     """Fails if a missing package ends in a traceback, or its installation is not named."""
-    version = select.library_version
-    monkeypatch.setattr(select, "library_version", lambda name: None if name == missing else version(name))
+    version = found_here.library_version
+    monkeypatch.setattr(found_here, "library_version", lambda name: None if name == missing else version(name))
     engine = inspect(bundle)[PLAN]
     assert engine["obstacle"] == f"{missing} is not installed (pip install '.[rtx]' in a checkout of dpad)"
     with pytest.raises(EngineUnavailable, match=rf"{missing} is not installed \(pip install '\.\[rtx\]' in"):

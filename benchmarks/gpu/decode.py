@@ -19,8 +19,9 @@ from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.scheduler import run
 from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.candidates import candidates
 from dpad.runtime.engines.machine import Machine
-from dpad.runtime.engines.select import candidates, open_engine
+from dpad.runtime.engines.select import open_engine
 from gpu.timing import DEVICE
 
 PROMPTS = ([2, 30, 41, 52], [2, 17, 80, 11, 46, 71, 8])

@@ -35,10 +35,11 @@ from dpad.runtime.decoding.options import GenerationOptions, defaults
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.scheduler import decode
 from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.candidates import Candidate, candidates, onnxruntime
 from dpad.runtime.engines.gpu.engine import GpuEngine
 from dpad.runtime.engines.machine import Machine, library_version
 from dpad.runtime.engines.onnx import OnnxEngine
-from dpad.runtime.engines.select import Candidate, candidates, onnxruntime, open_engine
+from dpad.runtime.engines.select import open_engine
 from dpad.runtime.errors import EngineUnavailable, ParityError
 
 # Allowed difference of an output, as a share of its values: in float32 the largest difference

@@ -9,8 +9,9 @@ import click
 from dpad.commands.lines import say
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.files import read_json
+from dpad.runtime.engines.candidates import candidates
 from dpad.runtime.engines.machine import Machine
-from dpad.runtime.engines.select import candidates, chosen_from
+from dpad.runtime.engines.select import chosen_from
 from dpad.runtime.errors import BundleError
 from dpad.runtime.show import escaped
 
