@@ -1,0 +1,1 @@
+"""The step that PyTorch compiles, as a program of the engine on a GPU."""
