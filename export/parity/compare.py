@@ -122,7 +122,7 @@ def _comparable(bundle: Bundle, emulate: bool) -> list[Candidate]:
     found = []
     for candidate in candidates(bundle, Machine.current()):
         unfed = _UNFED if candidate.provider and _is_bfloat16(candidate) else None
-        if candidate.provider != "cpu":
+        if candidate.provider != "cpu" and not candidate.compiled:
             found.append(replace(candidate, obstacle=candidate.obstacle or unfed))
     for name in bundle.manifest.steps:
         uncomputed = rows_dtype(name) == "bfloat16" and not emulate
