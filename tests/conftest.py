@@ -5,6 +5,7 @@ config.json have the same safetensors header, so one `step.onnx` serves them all
 """
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,8 @@ from dpad.runtime.model import DiffusionModel
 
 torch.set_num_threads(1)
 assert interpreter.DEVICE
+# A job that a shell starts in the background ignores SIGINT, and so would the commands that tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run and no clock: a failure here is a failure anywhere.
 settings.register_profile("dpad", derandomize=True, deadline=None, database=None)

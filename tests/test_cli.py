@@ -139,7 +139,7 @@ def test_the_cursor_comes_back(bundle: Path) -> None:
     with contextlib.suppress(OSError):  # the end of a terminal is an error
         while more := os.read(ours, 1 << 16):
             shown += more
-    ran.wait()
+    assert ran.wait() == 130, "it was not interrupted"
     assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1
 
 

@@ -178,11 +178,7 @@ def test_interrupting_keeps_what_is_done(eval_bundle: Path, tmp_path: Path) -> N
     kept = Path(f"{out}.samples.jsonl")
     command = ["--task", "perplexity", "--limit", "400", "--mc-samples", "8", "--threads", "1", "--out", str(out)]
     running = subprocess.Popen(
-        [sys.executable, "-m", "dpad", "eval", str(eval_bundle), *command],
-        stderr=subprocess.PIPE,
-        text=True,
-        # What a shell starts in the background ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-m", "dpad", "eval", str(eval_bundle), *command], stderr=subprocess.PIPE, text=True
     )
     while not kept.exists() or kept.read_bytes().count(b"\n") < 3:
         assert running.poll() is None, "ended before it could be interrupted"

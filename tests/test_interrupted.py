@@ -71,7 +71,6 @@ FORKS = """
                 os.kill(os.getpid(), getattr(signal, self.how))
 
     def child(stage, how, settings):
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
         progress, parity, copies = Stop(stage, how), settings.pop("parity", False), settings.pop("copies", False)
         if copies:
             weights.link_file = lambda source, target: False
