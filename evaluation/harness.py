@@ -180,6 +180,9 @@ class DpadLM(LM):
         except BaseException as error:
             kept = "kept: run the same again" if self._cached else "lost: with --use_cache FILE they would be kept"
             error.add_note(f"{len(finished)} of {count} answers were finished, and are {kept}")
+            if self._cached and not isinstance(error, Exception):
+                # An interrupt may leave a lock of the cache taken, and its end would wait for that lock for ever
+                self.cache_hook.dbdict.conn = None
             raise
 
     @property
