@@ -26,6 +26,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
+GROUP  ?=
 # gpu-check installs nothing: the virtual environment if there is one, else the machine's own Python.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
@@ -41,7 +42,8 @@ help:
 	@echo "make lint types  ruff, mypy --strict"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
 	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
-	@echo "make gpu-check   prove and measure on this machine's GPU, under 8 minutes; results in docs/benchmarks"
+	@echo "make gpu-check   prove and measure on this machine's GPU, under 10 minutes; results in docs/benchmarks"
+	@echo "                 GROUP=tiny, 8b or packed for a part of it, each in at most 200 s"
 	@echo "make gpu-sanitize  the kernel's tests under compute-sanitizer"
 	@echo "make clean       remove the virtual environment and what was built; bundles stay"
 
@@ -78,7 +80,7 @@ bundles/tiny/manifest.json: | $(BIN)/.bench
 	$(BIN)/dpad export tiny --out bundles/tiny
 
 gpu-check:
-	$(GPU_RUN) $(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS)
+	$(GPU_RUN) $(GPU_PYTHON) benchmarks/gpu_check.py $(addprefix --group ,$(GROUP)) $(ARGS)
 
 gpu-sanitize:
 	$(GPU_RUN) compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU_PYTHON) -m pytest -q -p no:cacheprovider \

@@ -1,95 +1,146 @@
 """Proves and measures on a GPU what cannot be proven without one; installs nothing.
 
-    make gpu-check                     # results in docs/benchmarks/gpu-<device>.json and .md
+    make gpu-check                     # everything; results in docs/benchmarks/gpu-check-<device>.md and .json
+    make gpu-check GROUP=8b            # one group: tiny, 8b or packed, each in at most 200 s
 
-Each part is skipped with its reason where something is missing. Runs from a checkout, with
-torch and triton as they are. The last line of standard output is one JSON document.
+Groups can be run in separate calls, on other days too: their documents are put together where code, device and driver
+are the same; `--merge` does only that, without a GPU. A part or an engine whose library is missing is skipped, with its
+reason; one that crashes, is wrong, or was asked for by name and skipped is a failure, and the exit status 1. Runs from
+a checkout, with torch and triton as they are. The last line of standard output is one JSON document.
 """
 
 import json
+import os
 import sys
+import tempfile
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 8 * 60  # seconds, of which a reserve is kept
-COMPILE = True  # also time the step as Inductor compiles it
-_RESERVE = 30
+from gpu.parts import GROUPS, LIMIT, Part
+from gpu.session import Setup
+from gpu.sizes import FULL, REHEARSAL
+from gpu.store import ROOT, Place, code, commit, failures, places
+from gpu.worker import Here, Worker
+
+_RESERVE = 5.0  # seconds at the end that no part gets
+_NAMES = [part.name for group in GROUPS.values() for part in group.parts]
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=ROOT / "docs" / "benchmarks")
-@click.option("--part", "parts", multiple=True, help="Only this part; repeat for several.")
-def main(out: Path, parts: tuple[str, ...]) -> None:
+@click.option("--group", "groups", multiple=True, type=click.Choice(list(GROUPS)), help="Only this; may be repeated.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(dict.fromkeys(_NAMES)), help="Only this part.")
+@click.option("--engine", "engines", multiple=True, help="Only this engine, which must run.")
+@click.option("--commit", "named", help="What is measured; default: what git says of this checkout.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Build in this folder, and keep it.")
+@click.option("--merge", is_flag=True, help="Measure nothing: only put together what is in --out.")
+@click.option("--rehearse", is_flag=True, help="Small sizes on this machine's CPU: the figures mean nothing.")
+def main(
+    out: Path,
+    groups: tuple[str, ...],
+    parts: tuple[str, ...],
+    engines: tuple[str, ...],
+    named: str | None,
+    work: Path | None,
+    merge: bool,
+    rehearse: bool,
+) -> None:
     """Check the kernel, the step and every engine on this machine's GPU."""
-    began = time.monotonic()
+    if merge:
+        merged = [_written(place) for place in places(out, tuple(GROUPS))]
+        sys.exit(0 if merged and all(each["passed"] for each in merged) else 1)
+    if rehearse:
+        os.environ |= {"DEVICE": "cpu", "TRITON_INTERPRET": "1"}
+    place = Place(out, {"commit": named or commit() or "unknown", "code": code(), **_device(rehearse)})
+    chosen = _chosen(groups, parts)
+    for group, own in chosen.items():
+        place.check(group, tuple(part.name for part in own) if parts else ())
+    told = []
+    with ExitStack() as opened:
+        folder = work or Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="gpu-check-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        setup = Setup(folder.resolve(), REHEARSAL if rehearse else FULL, engines)
+        worker = opened.enter_context((Here if rehearse else Worker)(setup))
+        for group, own in chosen.items():
+            document = run(worker, own, bool(parts), partial(place.keep, group))
+            told += failures(document["parts"])
+    _written(place)
+    for failure in told:
+        click.echo(f"FAILED {failure}", err=True)
+    sys.exit(1 if told else 0)
+
+
+def _written(place: Place) -> dict[str, Any]:
+    """Write the page over all that belongs together, and print it and its document."""
+    from gpu.report import markdown
+
+    merged = place.merged(tuple(GROUPS))
+    page = markdown(merged)
+    place.write_page(page, merged)
+    click.echo(page)
+    click.echo(json.dumps(merged))
+    return merged
+
+
+def _device(rehearse: bool) -> dict[str, Any]:
+    """What is measured on; refuses a machine without a GPU."""
     try:
         import torch
     except ImportError as error:
         raise click.ClickException(f"gpu-check needs torch ({error})") from None
-    if not torch.cuda.is_available():
+    if not rehearse and not torch.cuda.is_available():
         raise click.ClickException("gpu-check needs an NVIDIA GPU that this torch can use; there is none here")
-    report = run(began, parts)
-    out.mkdir(parents=True, exist_ok=True)
-    name = "gpu-" + "-".join(report["device"]["name"].lower().split())
-    from gpu.report import markdown
+    from gpu.device import identity
 
-    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / f"{name}.md").write_text(markdown(report))
-    click.echo(markdown(report))
-    click.echo(json.dumps(report))
-    sys.exit(0 if report["passed"] else 1)
+    return identity()
 
 
-def run(began: float, parts: tuple[str, ...]) -> dict[str, Any]:
-    """Every part, most important first; what there is no time for says so."""
-    from gpu import decode, device, kernels, ptx, step
-    from measure import shipped
-
-    report: dict[str, Any] = {"device": device.describe(), "weights_sha256": {"tiny": shipped("tiny")}}
-    capability = report["device"]["compute_capability"]
-    ceilings = device.ceilings()
-    report["ceilings"] = ceilings
-    bandwidth, peak = ceilings["bandwidth_tb_s"], ceilings["bfloat16_tflop_s"]
-
-    def left() -> float:
-        return LIMIT - _RESERVE - (time.monotonic() - began)
-
-    todo: dict[str, tuple[float, Callable[[], Any]]] = {  # seconds it needs at least
-        "kernel": (30, kernels.correctness),
-        "ptx": (20, lambda: ptx.correctness(capability)),
-        "eager": (20, decode.eager),
-        "speed": (30, lambda: kernels.speed(bandwidth, min(90, left()))),
-        "step": (60, lambda: step.measure(bandwidth, peak, left() - 150 if COMPILE else 0)),
-        "engines": (60, decode.compiled),
-        "sweep": (30, lambda: kernels.sweep(capability, min(60, left()))),
-    }
-    for name, (needs, part) in todo.items():
-        if parts and name not in parts:
-            continue
-        since = time.monotonic()
-        click.echo(f"{name} ...", err=True)
-        report[name] = _guarded(part) if left() > needs else {"skipped": "out of time"}
-        click.echo(f"{name}: {time.monotonic() - since:.0f} s", err=True)
-    report["seconds"] = round(time.monotonic() - began, 1)
-    checked = [report[name] for name in ("kernel", "ptx", "eager") if name in report]
-    report["passed"] = all("skipped" in part or part.get("passed", False) for part in checked)
-    return report
+def _chosen(groups: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, list[Part]]:
+    """The parts to run by group, as their names ask for it."""
+    chosen = {name: list(group.parts) for name, group in GROUPS.items() if not groups or name in groups}
+    if parts:
+        chosen = {name: [part for part in own if part.name in parts] for name, own in chosen.items()}
+    if unknown := set(parts) - {part.name for own in chosen.values() for part in own}:
+        raise click.UsageError(f"{', '.join(sorted(unknown))}: no part of the groups that were asked for")
+    return {name: own for name, own in chosen.items() if own}
 
 
-def _guarded(part: Callable[[], Any]) -> Any:
-    try:
-        return part()
-    except ImportError as error:
-        return {"skipped": f"{error.name or error} is not installed"}
-    except Exception as error:
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"[:2000]}
+def run(worker: Here, parts: list[Part], asked: bool, keep: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """The document of a group: every part, most important first; what there is no time for says so.
+
+    Args:
+        worker: runs them.
+        parts: of one group.
+        asked: they were named, so that one which is skipped is a failure.
+        keep: called with the document after every part: a run that is ended from outside leaves what it measured.
+    """
+    began, found = time.monotonic(), dict[str, Any]()
+    document = {"measured": datetime.now(UTC).date().isoformat(), "seconds": 0.0, "parts": found}
+    for part in parts:
+        left, since = LIMIT - _RESERVE - (time.monotonic() - began), time.monotonic()
+        click.echo(f"{part.name} ...", err=True)
+        if part.fresh:
+            worker.close()
+        result = worker.run(part.run, left, found) if left >= part.needs else _late(part, left)
+        if asked and "skipped" in result:
+            result["failures"] = ["it was asked for by name, and skipped"]
+        found[part.name] = {**result, "seconds": round(time.monotonic() - since, 1)}
+        document["seconds"] = round(time.monotonic() - began, 1)
+        keep(document)
+        click.echo(f"{part.name}: {time.monotonic() - since:.0f} s", err=True)
+    worker.close()
+    return document
+
+
+def _late(part: Part, left: float) -> dict[str, Any]:
+    return {"skipped": f"out of time: {left:.0f} s were left, and it needs {part.needs:.0f}; run it alone"}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """`make gpu-check` without a GPU: its code is tried on a CPU at small sizes; its figures mean nothing here."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
@@ -14,78 +17,221 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_check  # noqa: E402
+from dpad.export.forecast.layouts import LAYOUTS  # noqa: E402
+from dpad.export.progress import Progress  # noqa: E402
+from dpad.export.step.pack import Packing  # noqa: E402
+from dpad.models.checkpoint.checkpoint import Checkpoint, load_model  # noqa: E402
+from dpad.models.checkpoint.headers import read_tensors  # noqa: E402
+from dpad.models.packed import Packed  # noqa: E402
 from dpad.plugins.launch import attend_rows  # noqa: E402
-from gpu import decode, device, kernels, report, step  # noqa: E402
+from gpu import full, kernels, packing, report, shares, store, worker  # noqa: E402
+from gpu.engines import rtx_takes  # noqa: E402
+from gpu.goals import goals  # noqa: E402
+from gpu.parts import GROUPS, LIMIT, Part  # noqa: E402
+from gpu.session import Session, Setup  # noqa: E402
+from gpu.start import drop  # noqa: E402
+from gpu.step import Widths, floor_ms  # noqa: E402
 
-DEVICE = {
-    "name": "Tried Here",
-    "compute_capability": "9.0",
-    "versions": {"torch": torch.__version__, "tensorrt": None},
-}
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that Triton's interpreter can walk through."""
-    monkeypatch.setattr(kernels, "MODELS", {"llada-8b": (2, 2, 64), "dream-7b": (4, 1, 64)})
-    monkeypatch.setattr(kernels, "QUERIES", (4,))
-    monkeypatch.setattr(kernels, "CACHED", (40,))
-    monkeypatch.setattr(kernels, "SWEPT", (("llada-8b", 4, 40),))
-    shape = {"layers": 2, "width": 128, "heads": 2, "kv_heads": 2, "mlp_width": 160, "vocab_size": 300}
-    monkeypatch.setattr(step, "CONFIG", replace(step.CONFIG, **shape))
-    monkeypatch.setattr(step, "CANVAS", 64)
-    monkeypatch.setattr(step, "PROMPT", 16)
-    monkeypatch.setattr(step, "KEPT", 8)
+LLADA_8B = Widths(layers=32, width=4096, heads_width=4096, kv_width=4096, mlp_width=12288, vocabulary=126464)
+H100 = ROOT / "docs/benchmarks/gpu-nvidia-h100-80gb-hbm3.json"
 
 
-@pytest.mark.usefixtures("small")
-def test_every_part_runs_and_makes_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a part breaks before it reaches the GPU, or the page cannot be made from its results."""
-    if torch.cuda.is_available():
-        pytest.skip("make gpu-check itself runs here")
-    monkeypatch.setattr(device, "describe", lambda: DEVICE)
-    monkeypatch.setattr(device, "ceilings", lambda: {"bandwidth_tb_s": 1.0, "bfloat16_tflop_s": 100.0})
-    monkeypatch.setattr(decode, "PROMPTS", ([2, 30, 41], [2, 17, 80, 11]))
-    monkeypatch.setattr(decode, "LENGTH", 32)
-    monkeypatch.setattr(kernels, "SECONDS", 1.0)
-    monkeypatch.setattr(gpu_check, "COMPILE", False)
-    found = gpu_check.run(gpu_check.time.monotonic(), ("kernel", "eager", "speed", "step", "sweep"))
-    assert not {name: part for name, part in found.items() if isinstance(part, dict) and "error" in part}
-    assert found["kernel"]["passed"] and found["kernel"]["cases"] > 0
-    assert found["eager"]["passed"]
-    assert {row["model"] for row in found["speed"]} == {"llada-8b", "dream-7b"}
-    assert set(found["step"]["eager"]) == {"vanilla", "none", "prefix", "dual"}
-    assert found["passed"] is True
-    page = report.markdown(json.loads(json.dumps(found)))
-    assert "# Tried Here" in page and "| llada-8b | 4 | 40 |" in page and "Not asked for." in page
+def rehearse(out: Path, work: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-W", "error", str(ROOT / "benchmarks/gpu_check.py"), "--rehearse", *arguments]
+    places = ["--out", str(out), "--work", str(work)]
+    paths = os.pathsep.join(str(ROOT / name) for name in ("src", "benchmarks", "tests"))
+    return subprocess.run([*command, *places], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
 
 
-@pytest.mark.usefixtures("small")
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The document of a rehearsal in two calls, the second of which finds the bundle of the first."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    out, work = folder / "out", folder / "work"
+    first = rehearse(out, work, "--group", "tiny")
+    assert first.returncode == 0, first.stderr[-3000:]
+    for name in ("bundle", "packed"):
+        shutil.copytree(work / "tiny", work / name)
+    second = rehearse(out, work, "--group", "8b", "--group", "packed")
+    assert second.returncode == 0, second.stderr[-3000:]
+    document: dict[str, Any] = json.loads(second.stdout.splitlines()[-1])
+    page = (out / "gpu-check-rehearsal-on-a-cpu.md").read_text()
+    assert page in second.stdout
+    return {**document, "page": page}
+
+
+def test_every_part_runs(rehearsed: dict[str, Any]) -> None:
+    """Fails if a part breaks before it reaches the GPU, or calls from two processes are not put together."""
+    assert rehearsed["passed"] and not rehearsed["failures"] and not rehearsed["not_merged"]
+    without_a_gpu = {"placement", "ptx"}  # they need CUDA itself
+    for name, group in GROUPS.items():
+        parts = rehearsed["groups"][name]["parts"]
+        assert list(parts) == [part.name for part in group.parts]
+        idle = {part for part, found in parts.items() if "skipped" in found or "error" in found}
+        assert idle <= without_a_gpu, {part: parts[part] for part in idle}
+
+
+def test_the_page_shows_what_was_found(rehearsed: dict[str, Any]) -> None:
+    """Fails if a part has no section, or a table lacks an engine or a mode that was measured."""
+    page = rehearsed["page"]
+    for group in GROUPS.values():
+        assert all(f"### {part.title}" in page for part in group.parts)
+    for cell in (
+        "| onnxruntime-cpu (float32) | none |",
+        "| dual | 32 |",
+        "| published prefix |",
+        "| 2 |",
+        "| llada-8b | 4 |",
+    ):
+        assert cell in page, cell
+    assert page.count("FAILED") == 0
+
+
+def test_steps_and_decodes_are_compared(rehearsed: dict[str, Any]) -> None:
+    """Fails if what is timed is not held against the reference: tokens, logits, recordings."""
+    tiny, large = (rehearsed["groups"][name]["parts"] for name in ("tiny", "8b"))
+    modes = tiny["engines"]["engines"]["onnxruntime-cpu (float32)"]["modes"]
+    assert {result["equal"] for result in modes.values()} == {1.0} and "dual, by entropy" in modes
+    assert all(row["relative_rms"] < 1e-4 for row in large["step"]["modes"].values())
+    decoders = large["end_to_end"]["decoders"].items()
+    passes = {row["passes"] for name, row in decoders if "vanilla" not in name and "passes" in row}
+    assert passes == {16}
+
+
+def test_bad_parts_do_not_take_others_with_them(tmp_path: Path) -> None:
+    """Fails if a crash, a hang, an error or a missing library ends the check, or a process is not begun afresh."""
+    with worker.Worker(Setup(tmp_path)) as runs:
+        first = runs.run("gpu_parts:counts", 30, {"before": {}})
+        second = runs.run("gpu_parts:counts", 30, {})
+        assert (first["asked"], second["asked"]) == (1, 2) and first["process"] == second["process"] != os.getpid()
+        assert first["found"] == ["before"] and 0 < first["left"] <= 30
+        assert runs.run("gpu_parts:dies", 30, {}) == {"error": "its process died (exit status 3)"}
+        assert runs.run("gpu_parts:counts", 30, {})["asked"] == 1
+        assert "did not end within" in runs.run("gpu_parts:sleeps", -4, {})["error"]
+        assert runs.run("gpu_parts:raises", 30, {}) == {"error": "ValueError: no"}
+        assert runs.run("gpu_parts:counts", 30, {})["asked"] == 1
+        assert "no_such_library is not installed" in runs.run("no_such_library:part", 30, {})["skipped"]
+
+
+def test_what_there_is_no_time_for_says_so(tmp_path: Path) -> None:
+    """Fails if a part is begun that cannot end in time, or one that was asked for is skipped and all is well."""
+    late = Part("late", "Late", "gpu_parts:counts", needs=LIMIT + 1)
+    with worker.Here(Setup(tmp_path)) as runs:
+        kept: list[dict[str, Any]] = []
+        found = gpu_check.run(runs, [late], False, kept.append)["parts"]
+        asked = gpu_check.run(runs, [late], True, kept.append)["parts"]
+    assert [document["parts"] for document in kept] == [found, asked]
+    assert "out of time" in found["late"]["skipped"] and not store.failures(found)
+    assert store.failures(asked) == ["late: it was asked for by name, and skipped"]
+
+
+IDENTITY = {"device": "Tried Here", "driver": "580", "code": "aaa", "commit": "1111111"}
+FACTS = {"compute_capability": "9.0", "python": "3.11", "versions": {"torch": "2.13"}}
+
+
+def document(**parts: Any) -> dict[str, Any]:
+    return {"measured": "2026-11-27", "seconds": 1.0, "parts": parts}
+
+
+def test_reports_of_other_code_are_not_put_together(tmp_path: Path) -> None:
+    """Fails if a page mixes two commits, or parts are measured into a document of another one."""
+    place, other = (store.Place(tmp_path, {**IDENTITY, **FACTS, "code": code}) for code in ("aaa", "bbb"))
+    place.keep("tiny", document(kernel={"skipped": "one"}))
+    place.keep("tiny", document(ptx={"skipped": "two"}))
+    other.keep("8b", document(step={"skipped": "three"}))
+    merged = place.merged(tuple(GROUPS))
+    assert set(merged["groups"]) == {"tiny"} and set(merged["groups"]["tiny"]["parts"]) == {"kernel", "ptx"}
+    page = report.markdown(merged)
+    assert "at commit 1111111: code bbb, not aaa" in page and "Not measured: `make gpu-check GROUP=packed`" in page
+    assert [found.name for found in store.places(tmp_path, tuple(GROUPS))] == ["gpu-check-tried-here"]
+    place.check("tiny", ("kernel",))
+    place.check("8b", ())
+    with pytest.raises(click.ClickException, match="measure the whole group again"):
+        place.check("8b", ("step",))
+
+
+def test_goals_are_met_missed_or_not_measured() -> None:
+    """Fails if a goal is judged by another number, or one that nobody measured counts as met."""
+    modes = {"prefix": {"over_products": 1.1, "step_ms": 6.5}, "dual": {"over_products": 1.2, "step_ms": 7.0}}
+    parts = {"step": {"engine": "torch-cuda", "modes": modes}, "warm": {"total_s": 29.0}, "cold": {"total_s": 91.0}}
+    verdicts = {goal.text: goal.verdict for goal in goals({"groups": {"8b": {"parts": parts}}})}
+    assert verdicts["cached step at most 1.15 times its merged products alone"] == "missed"
+    assert verdicts["dpad.load to the first token, cached: at most 30 s"] == "met"
+    assert verdicts["dpad.load to the first token, nothing cached: at most 90 s"] == "missed"
+    assert list(verdicts.values()).count("not measured") == len(verdicts) - 3
+
+
+def test_kernels_are_grouped_as_they_ran_on_an_h100() -> None:
+    """Fails if a kernel of a real step falls into another group: those of 26 November 2026 are in the documents."""
+    profile = json.loads(H100.read_text())["profile"]
+    found = shares.grouped([tuple(kernel) for kernel in profile["kernels_prefix"]])
+    assert found["products"] == pytest.approx(3404.1 + 2555.7)
+    assert found["attention"] == pytest.approx(582.8) and found["combine"] == pytest.approx(97.6)
+    assert found[shares.ONCE] == pytest.approx(376.1 + 26.2 + 19.0 + 13.9 + 13.4 + 13.2 + 11.9 + 10.9 + 7.6)
+    assert sum(found.values()) == pytest.approx(sum(kernel[2] for kernel in profile["kernels_prefix"]))
+    assert shares.group_of("triton_red_fused_rms_norm_3", 64) == shares.REST
+
+
+def test_the_floor_of_an_8b_step() -> None:
+    """Fails if the floor forgets weights or products: 15.0 GB at 3 TB/s, 16 TFLOP in 1024 rows."""
+
+    class Ceilings:
+        def __init__(self, read: float, peak: float) -> None:
+            self.found = {"read_tb_s": read, "bfloat16_tflop_s": peak}
+
+        def ceiling(self, name: str) -> float:
+            return self.found[name]
+
+    assert floor_ms(LLADA_8B, 32, 0, Ceilings(3.0, 1e9)) == pytest.approx(4.98, rel=0.02)  # type: ignore[arg-type]
+    assert floor_ms(LLADA_8B, 1024, 0, Ceilings(1e9, 800.0)) == pytest.approx(18.0, rel=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["fp8", "int4"])
+def test_weights_are_packed_as_the_exporter_packs_them(form: str) -> None:
+    """Fails if the large model's packed weights lie otherwise than a bundle's: shapes, codes or scales."""
+    weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    codes, scale = packing.pack(weight, form, 32, torch.bfloat16)
+    expected = Packing(form).pack(weight, torch.bfloat16)
+    assert (codes.shape, codes.dtype, scale.shape) == (expected.codes.shape, expected.codes.dtype, expected.scale.shape)
+    found = Packed(form, codes, scale).unpack(torch.float32)
+    error = (found - expected.unpack(torch.float32)).square().mean() / weight.float().square().mean()
+    assert error.sqrt() < 0.03
+
+
+def test_a_random_checkpoint_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if what is drawn on the device is no checkpoint of the layout, or packs into no weights of a bundle."""
+    layout = LAYOUTS["llada"]
+    narrow = {"d_model": 64, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 96, "n_layers": 2}
+    monkeypatch.setitem(LAYOUTS, "llada", replace(layout, config=layout.config | narrow))
+    written = Checkpoint.open(Path(full.checkpoint(Session(Setup(tmp_path)))))
+    head = dict(read_tensors(written.shards[-1]))["model.transformer.blocks.1.ff_out.weight"]
+    assert float(head.float().std()) == pytest.approx(96**-0.5, rel=0.05)
+    shards = packing.place_packed(written, tmp_path / "packed", "bfloat16", Packing("int4"), Progress())
+    model = load_model(written.architecture, written.config, tuple(shards), torch.float32)
+    assert model.logits(torch.ones(1, 1, 64)).isfinite().all()
+
+
+def test_tensorrt_rtx_is_expected_where_it_runs() -> None:
+    """Fails if its refusal of an H100 is a failure, or its silence on an RTX GPU is none."""
+    assert [rtx_takes(name) for name in ("7.5", "8.6", "8.9", "9.0", "10.0", "12.0", "12.1")] == [
+        False, True, True, False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_files_leave_the_page_cache(tmp_path: Path) -> None:
+    """Fails if a cold start is timed over files of which some are not dropped."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/shard").write_bytes(b"1" * 5000)
+    (tmp_path / "manifest").write_bytes(b"2" * 50)
+    assert drop(tmp_path) == 5050
+
+
 def test_contenders_compute_the_same() -> None:
     """Fails if the kernel is timed against something that is not its equal."""
     inputs = kernels.make_inputs(6, 50, 4, 2, 64, torch.float16)
     keys, values = kernels.gathered(inputs)
     peer = kernels.sdpa(inputs[0], keys, values, 0.125).transpose(1, 2)
     assert kernels.relative_error(attend_rows(*inputs, 0.125), peer) < 2e-3
-
-
-def test_the_floor_of_an_8b_step() -> None:
-    """Fails if the floor forgets weights or products: 15.0 GB at 3 TB/s, 16 TFLOP in 1024 rows."""
-    assert step.floor_us(32, 0, bandwidth=3.0, peak=1e9) == pytest.approx(4980, rel=0.02)
-    assert step.floor_us(1024, 0, bandwidth=1e9, peak=800.0) == pytest.approx(18000, rel=0.1)
-
-
-def test_a_failed_part_is_told_and_does_not_stop_the_others() -> None:
-    """Fails if a missing library is an error, or an error ends the report."""
-
-    def missing() -> Any:
-        raise ModuleNotFoundError("No module named 'cuda'", name="cuda")
-
-    def broken() -> Any:
-        raise ValueError("no")
-
-    assert gpu_check._guarded(missing) == {"skipped": "cuda is not installed"}
-    assert gpu_check._guarded(broken) == {"error": "ValueError: no"}
 
 
 def test_without_a_gpu_it_says_so() -> None:

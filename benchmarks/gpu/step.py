@@ -1,119 +1,237 @@
-"""One denoising step of an 8B-shaped LLaDA with random bfloat16 weights, against its floor.
+"""One step of the large model in each cache mode, in its engine, against its matrix products alone.
 
-The floor of a step is the larger of reading every weight once at the measured bandwidth and
-its multiply-adds at the measured peak; no implementation can be faster without smaller
-weights.
+The products are those that the step makes (q/k/v and gate/up merged), as one CUDA graph over weights of their own:
+what is left to gain is all that a step takes longer. The floor reads every weight, and every cached key and value, once
+at the bandwidth that reading was measured to have, or makes every product at the measured peak, whichever is longer.
 """
 
-import time
-from dataclasses import asdict
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
-from dpad.models import llada
-from dpad.models.step import Step
-from gpu.timing import DEVICE, interleaved
+import dpad
+from dpad.models.torch_engine import TorchEngine
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.step import StepInputs, StepOutputs
+from gpu import start
+from gpu.full import bundle_of
+from gpu.session import Session
+from gpu.sizes import Sizes
+from gpu.timing import DEVICE, Call, interleaved
 
-CANVAS, PROMPT, BLOCK = 1024, 512, 32
-KEPT = 96  # suffix rows that survived: 128 query rows in prefix mode
-
-CONFIG = llada.Config(
-    layers=32,
-    width=4096,
-    heads=32,
-    kv_heads=32,
-    mlp_width=12288,
-    vocab_size=126464,
-    rope_theta=500000.0,
-    norm_eps=1e-5,
-    qkv_bias=False,
-    tied=False,
-    mask_token_id=126336,
-    eos_token_id=126081,
-    max_length=4096,
-)
+BLOCK = 32
+CACHED = ("prefix", "dual")  # the modes whose steps attend a cache
+OFF = 0.2  # relative RMS error of the logits: 32 layers of random weights round more than a trained model's
 
 
-def modes() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(gather_indices, cache_indices) of a step in the middle of the canvas, batch 1."""
-    block = torch.arange(PROMPT, PROMPT + BLOCK)
-    kept = torch.arange(PROMPT + BLOCK, CANVAS)[:: (CANVAS - PROMPT - BLOCK) // KEPT][:KEPT]
-    prefix, nothing = torch.arange(PROMPT), torch.arange(0)
-    everything = torch.arange(CANVAS)
-    chosen = {
-        "vanilla": (everything, nothing),
-        "none": (torch.cat([prefix, block, kept]), nothing),
-        "prefix": (torch.cat([block, kept]), prefix),
-        "dual": (block, torch.cat([prefix, kept])),
-    }
-    return {name: (queries[None].to(DEVICE), cached[None].to(DEVICE)) for name, (queries, cached) in chosen.items()}
+@dataclass(frozen=True)
+class Widths:
+    """What the products of a model are made of."""
+
+    layers: int
+    width: int
+    heads_width: int
+    kv_width: int
+    mlp_width: int
+    vocabulary: int
+
+    def products(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of the products of a layer, merged."""
+        return [
+            (self.heads_width + 2 * self.kv_width, self.width),
+            (self.width, self.heads_width),
+            (2 * self.mlp_width, self.width),
+            (self.width, self.mlp_width),
+        ]
 
 
-def floor_us(queries: int, cached: int, bandwidth: float, peak: float) -> float:
-    """Microseconds that no step can beat; `bandwidth` in TB/s, `peak` in TFLOP/s."""
-    layer = 4 * CONFIG.width**2 + 3 * CONFIG.width * CONFIG.mlp_width
-    head = CONFIG.vocab_size * CONFIG.width
-    moved = 2 * (CONFIG.layers * layer + head) + CONFIG.layers * 4 * CONFIG.width * cached
-    attention = 4 * CONFIG.layers * CONFIG.width * queries * (queries + cached)
-    work = 2 * (CONFIG.layers * layer * queries + head * BLOCK) + attention
-    return max(moved / bandwidth / 1e6, work / peak / 1e6)
+def widths(config: Any) -> Widths:
+    """Those of a model's config."""
+    kv_width = config.kv_heads * config.head_size
+    return Widths(
+        config.layers, config.width, config.heads * config.head_size, kv_width, config.mlp_width, config.vocab_size
+    )
 
 
-def random_step(layers: int | None = None) -> Step:
-    """The module with random weights on the GPU."""
-    config = llada.Config(**{**asdict(CONFIG), "layers": layers or CONFIG.layers})
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("meta"):
-            model = llada.Model(config)
-    finally:
-        torch.set_default_dtype(before)
-    model = model.to_empty(device=DEVICE).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(1)
-    return Step(model)
-
-
-def measure(bandwidth: float, peak: float, seconds: float) -> dict[str, Any]:
-    """Milliseconds of a step in each mode: from Python, as a CUDA graph, and compiled by Inductor."""
-    end = time.monotonic() + seconds
-    step = random_step()
-    with torch.inference_mode():
-        results = {name: _mode(step, *indices, bandwidth, peak) for name, indices in modes().items()}
-        compiled: dict[str, Any] = {}
-        if time.monotonic() < end:
-            try:
-                step.compile(dynamic=False)
-                for name in ("prefix", "dual"):
-                    if time.monotonic() < end:
-                        compiled[name] = _mode(step, *modes()[name], bandwidth, peak)
-            except Exception as error:  # recorded: the plain figures count
-                compiled["error"] = f"{type(error).__name__}: {str(error)[:400]}"
-        else:
-            compiled["skipped"] = "out of time"
-    return {"eager": results, "inductor": compiled}
-
-
-def _mode(step: Step, queries: torch.Tensor, cached: torch.Tensor, bandwidth: float, peak: float) -> dict[str, Any]:
-    shape = (CANVAS, CONFIG.kv_heads, CONFIG.head_size)
-    caches = [torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) for _ in range(2 * CONFIG.layers)]
-    canvas = torch.randint(0, CONFIG.vocab_size, (1, CANVAS), device=DEVICE)
-    rows = torch.arange(BLOCK, device=DEVICE)[None] + (0 if cached.shape[1] else PROMPT)
-
-    def run() -> object:
-        return step(canvas, queries, cached, rows, caches)
-
-    python = interleaved({"it": [run]}, rounds=7, graphs=False)["it"]
-    graph = interleaved({"it": [run]}, rounds=7)["it"]
-    floor = floor_us(queries.shape[1], cached.shape[1], bandwidth, peak)
+def modes(sizes: Sizes) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Query positions [Q] and attended canvas positions [K] of a step in the middle of the canvas."""
+    first, last = sizes.prompt, sizes.canvas
+    block = np.arange(first, first + BLOCK)
+    after = np.arange(first + BLOCK, last)
+    kept = after[:: max(1, len(after) // sizes.kept)][: sizes.kept]
+    prefix, nothing = np.arange(first), np.arange(0)
     return {
-        "queries": queries.shape[1],
-        "cached": cached.shape[1],
-        "python_ms": python.median_us / 1e3,
-        "graph_ms": graph.median_us / 1e3,
-        "floor_ms": floor / 1e3,
-        "graph_over_floor": graph.median_us / floor,
+        "vanilla": (np.arange(last), nothing),
+        "none": (np.concatenate([prefix, block, kept]), nothing),
+        "prefix": (np.concatenate([block, kept]), prefix),
+        "dual": (block, np.concatenate([prefix, kept])),
     }
+
+
+class Steps:
+    """The steps of `modes` over one engine, whose pool holds the canvas in slots of its own."""
+
+    def __init__(self, engine: Engine, sizes: Sizes) -> None:
+        self.engine, self._sizes = engine, sizes
+        slots = engine.slots.take(sizes.canvas)
+        if slots is None:
+            raise RuntimeError(f"{engine.name} has no {sizes.canvas} free slots")
+        self._slots = slots
+        random = np.random.default_rng(0)
+        self._canvas = random.integers(10, engine.contract.vocab_size // 2, size=(1, sizes.canvas))
+        self._canvas[0, sizes.prompt :] = engine.contract.mask_token_id
+        everything = np.arange(sizes.canvas)[None]
+        nothing = np.zeros((1, 0), dtype=np.int64)
+        engine.step(StepInputs(self._canvas, everything, nothing, everything[:, :BLOCK], slots[None]))
+
+    def run(self, mode: str, *, logits: bool = False) -> StepOutputs:
+        """One step, padded as the scheduler pads it."""
+        queries, cached = modes(self._sizes)[mode]
+        rows = int(np.flatnonzero(queries == self._sizes.prompt)[0]) + np.arange(BLOCK)
+        inputs = StepInputs(
+            self._canvas,
+            self._padded("Q", queries),
+            self._padded("K", self._slots[cached]),
+            self._padded("R", rows),
+            want_logits=logits,
+        )
+        return self.engine.step(inputs)
+
+    def _padded(self, axis: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        size = self.engine.padded(axis, len(values))
+        return np.concatenate([values, np.full(size - len(values), -1)]).astype(np.int64)[None]
+
+    def milliseconds(self, mode: str) -> float:
+        """Median of a step as a scheduler sees it: its inputs on the host, its decisions back there."""
+        seconds = []
+        for _ in range(self._sizes.rounds + 5):
+            began = perf_counter()
+            self.run(mode)
+            seconds.append(perf_counter() - began)
+        return 1e3 * median(seconds[5:])
+
+    def close(self) -> None:
+        """Give the slots back."""
+        self.engine.slots.give(self._slots)
+
+
+def eager_of(session: Session) -> TorchEngine:
+    """The eager engine on the device over the bundle's weights: what others are compared with, and the baseline's."""
+    name = "eager" if DEVICE == "cpu" else "eager-cuda"
+    slots = session.setup.sizes.canvas + 2
+    opened = dpad.load(session.once(bundle_of).directory, engine=name, slots=slots, verify_hashes=False, warm=False)
+    session.opened.callback(opened.close)
+    assert isinstance(opened.engine, TorchEngine)
+    return opened.engine
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Milliseconds of a step by mode, and of its products alone."""
+    model, eager = start.model_of(session), session.once(eager_of)
+    sizes, shape = session.setup.sizes, widths(eager.program.model.config)
+    own, other = Steps(model.engine, sizes), Steps(eager, sizes)
+    rows = {mode: len(queries) for mode, (queries, _) in modes(sizes).items()}
+    alone = products(shape, sorted(set(rows.values())))
+    found = {}
+    for mode, (queries, cached) in modes(sizes).items():
+        step_ms = own.milliseconds(mode)
+        floor = floor_ms(shape, len(queries), len(cached), session)
+        found[mode] = {
+            "queries": len(queries),
+            "cached": len(cached),
+            "step_ms": step_ms,
+            "floor_ms": floor,
+            "over_floor": step_ms / floor,
+            "eager_ms": _one(other, mode),
+            "relative_rms": _relative(own.run(mode, logits=True), other.run(mode, logits=True)),
+            **{f"products_{kind}_ms": value for kind, value in alone[rows[mode]].items()},
+            "over_products": step_ms / alone[rows[mode]]["merged"],
+        }
+    own.close()
+    other.close()
+    failures = [
+        f"the logits of a step with cache {mode} are off by {row['relative_rms']:.1%} from the eager engine's"
+        for mode, row in found.items()
+        if not row["relative_rms"] <= OFF
+    ]
+    return {"engine": model.engine.name, "modes": found, "failures": failures}
+
+
+def _one(steps: Steps, mode: str) -> float:
+    steps.run(mode)
+    began = perf_counter()
+    steps.run(mode)
+    return 1e3 * (perf_counter() - began)
+
+
+def _relative(found: StepOutputs, expected: StepOutputs) -> float:
+    assert found.logits is not None and expected.logits is not None
+    one, other = found.logits[:, :BLOCK], expected.logits[:, :BLOCK]
+    return float(np.sqrt(np.square(one - other).mean() / np.square(other).mean()))
+
+
+def floor_ms(shape: Widths, queries: int, cached: int, session: Session) -> float:
+    """Milliseconds that no step in 16 bit can beat, by the measured ceilings."""
+    layer = sum(outputs * inputs for outputs, inputs in shape.products())
+    head = shape.vocabulary * shape.width
+    moved = 2 * (shape.layers * (layer + 2 * shape.kv_width * cached) + head)
+    attention = 4 * shape.layers * shape.heads_width * queries * (queries + cached)
+    work = 2 * (shape.layers * layer * queries + head * BLOCK) + attention
+    read, peak = session.ceiling("read_tb_s"), session.ceiling("bfloat16_tflop_s")
+    return 1e3 * max(moved / read / 1e12, work / peak / 1e12)
+
+
+def products(
+    shape: Widths, rows: list[int], kinds: tuple[str, ...] = ("merged", "apart")
+) -> dict[int, dict[str, float]]:
+    """Milliseconds of all products of a step by its number of rows: merged, one a matrix, or in "fp8"."""
+    found: dict[int, dict[str, float]] = {count: {} for count in rows}
+    with torch.inference_mode():
+        for kind in kinds:
+            weights = _weights(shape, kind)
+            for count in rows:
+                calls = {kind: [_step_of_products(shape, weights, count, kind)]}
+                found[count][kind] = interleaved(calls, rounds=5)[kind].median_us / 1e3
+            del weights
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
+    return found
+
+
+def _weights(shape: Widths, kind: str) -> list[torch.Tensor]:
+    """Random weights of every product of a step, the head's last."""
+    sizes = shape.products()
+    if kind == "apart":
+        (_, width), out, (gate, _), down = sizes
+        qkv = [(shape.heads_width, width), (shape.kv_width, width), (shape.kv_width, width)]
+        sizes = [*qkv, out, (gate // 2, width), (gate // 2, width), down]
+    dtype = torch.float8_e4m3fn if kind == "fp8" else torch.bfloat16
+    made = [torch.randn(size, dtype=torch.bfloat16, device=DEVICE).to(dtype) for size in sizes * shape.layers]
+    return [*made, torch.randn(shape.vocabulary, shape.width, dtype=torch.bfloat16, device=DEVICE)]
+
+
+def _step_of_products(shape: Widths, weights: list[torch.Tensor], count: int, kind: str) -> Call:
+    inputs = {size: _rows(count, size, kind) for size in {weight.shape[1] for weight in weights}}
+    ones = {size: torch.ones(size, 1, device=DEVICE) for size in {count, *(weight.shape[0] for weight in weights)}}
+    decoded = torch.randn(BLOCK, shape.width, dtype=torch.bfloat16, device=DEVICE)
+
+    def run() -> None:
+        for weight in weights[:-1]:
+            if kind == "fp8":
+                scales = {"scale_a": ones[count], "scale_b": ones[len(weight)].T}
+                torch._scaled_mm(inputs[weight.shape[1]], weight.T, **scales, out_dtype=torch.bfloat16)
+            else:
+                F.linear(inputs[weight.shape[1]], weight)
+        F.linear(decoded, weights[-1])
+
+    return run
+
+
+def _rows(count: int, width: int, kind: str) -> torch.Tensor:
+    rows = torch.randn(count, width, dtype=torch.bfloat16, device=DEVICE)
+    return rows.to(torch.float8_e4m3fn) if kind == "fp8" else rows

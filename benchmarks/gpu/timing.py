@@ -7,7 +7,8 @@ A graph holds one call a data set; the sets together are larger than the L2 cach
 call reads its data from memory, as a layer of a model does. Launch overhead is not in it.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -16,7 +17,7 @@ import torch
 
 Call = Callable[[], object]
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # a CPU serves to try the code itself
+DEVICE = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")  # a CPU serves to try the code
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def capture(calls: Sequence[Call]) -> Call:
     return graph.replay
 
 
-def interleaved(contenders: dict[str, Sequence[Call]], rounds: int = 15, *, graphs: bool = True) -> dict[str, Times]:
+def interleaved(contenders: Mapping[str, Sequence[Call]], rounds: int = 15, *, graphs: bool = True) -> dict[str, Times]:
     """Time a call of every contender; `graphs` False launches them one by one from Python."""
     runs: dict[str, Call] = {}
     for name, calls in contenders.items():

@@ -1,0 +1,41 @@
+"""Concurrent requests over the large model: tokens a second of all of them and of each, against one request alone."""
+
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from gpu import start
+from gpu.end_to_end import prompt_of, schedule
+from gpu.session import Session
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """By number of requests that are sent together, each with a prompt of its own."""
+    sizes, model = session.setup.sizes, start.model_of(session)
+    options: dict[str, Any] = {
+        "gen_length": sizes.new,
+        "decoder": "fixed",
+        "steps": sizes.passes,
+        "cache": "dual",
+        "schedule": schedule(sizes),
+        "early_termination": False,
+    }
+    rows: dict[str, Any] = {}
+    for count in sizes.at_once:
+        if rows and session.left() < 10:
+            rows[str(count)] = {"skipped": "out of time"}
+            continue
+        prompts = [prompt_of(sizes, seed) for seed in range(count)]
+        for _ in range(2):  # the first records the shapes
+            began = perf_counter()
+            generations = model.generate_batch(prompts, **options)
+            seconds = perf_counter() - began
+        rows[str(count)] = {
+            "seconds": seconds,
+            "tokens_per_s": count * sizes.new / seconds,
+            "tokens_per_s_of_each": sizes.new / median(one.timings.total for one in generations),
+        }
+    for row in rows.values():
+        if "tokens_per_s" in row:
+            row["times_one"] = row["tokens_per_s"] / rows["1"]["tokens_per_s"]
+    return {"engine": model.engine.name, "cache": "dual", "requests": rows}

@@ -1,0 +1,80 @@
+"""`GROUPS`: what gpu-check measures, in groups that can be run on their own, each in at most `LIMIT` seconds.
+
+    for part in GROUPS["tiny"].parts:
+        part.name, part.run
+
+Within a group the most important part comes first. A part names the function that does it: its file is imported in
+the process that runs it, and no other part minds what that file lacks.
+"""
+
+from dataclasses import dataclass
+
+LIMIT = 190.0  # seconds of a group; with imports before it and the page behind it, 200
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        name, title: in the document, and above its section of the page.
+        run: "module:function", called with a `Session`; gives a document, in which `failures` are sentences.
+        needs: seconds without which it is not begun.
+        fresh: begin in a process of its own.
+    """
+
+    name: str
+    title: str
+    run: str
+    needs: float
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts that run together."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+
+_CEILINGS = Part("ceilings", "Ceilings of the device", "gpu.device:ceilings", 10)
+
+GROUPS = {
+    "tiny": Group(
+        "The kernel, and every engine over the embedded model",
+        (
+            _CEILINGS,
+            Part("kernel", "Kernel against the definition", "gpu.attention:correctness", 35),
+            Part("ptx", "PTX without Triton's launcher", "gpu.attention:ptx", 15),
+            Part("eager", "Decodes through the eager engine", "gpu.decode:eager", 20),
+            Part("engines", "Decodes through every other engine", "gpu.decode:compiled", 30, fresh=True),
+            Part("recordings", "Recordings against steps launched eagerly", "gpu.recordings:recordings", 15),
+            Part("placement", "Where ONNX Runtime runs the nodes of the step", "gpu.decode:placement", 10),
+            Part("speed", "Kernel against PyTorch's attention", "gpu.attention:speed", 15, fresh=True),
+            Part("sweep", "Tiles and splits", "gpu.attention:sweep", 20),
+        ),
+    ),
+    "8b": Group(
+        "A model of LLaDA-8B's shape, random bfloat16 weights",
+        (
+            _CEILINGS,
+            Part("bundle", "Checkpoint and bundle", "gpu.full:make_bundle", 45),
+            Part("cold", "From dpad.load to the first token, nothing cached", "gpu.start:cold", 40, fresh=True),
+            Part("step", "A step against its matrix products alone", "gpu.step:measure", 15),
+            Part("end_to_end", "End to end, against the published loop", "gpu.end_to_end:measure", 20),
+            Part("concurrent", "Concurrent requests", "gpu.at_once:measure", 10),
+            Part("shares", "Where the time of a step goes", "gpu.shares:measure", 8),
+            Part("warm", "From dpad.load to the first token, everything cached", "gpu.start:warm", 25, fresh=True),
+        ),
+    ),
+    "packed": Group(
+        "The same model with packed weights",
+        (
+            _CEILINGS,
+            Part("packed_bundle", "Checkpoint and bundle, packed", "gpu.full:make_packed", 60),
+            Part("fp8", "fp8", "gpu.precision:fp8", 35, fresh=True),
+            Part("int4", "int4", "gpu.precision:int4", 35, fresh=True),
+        ),
+    ),
+}

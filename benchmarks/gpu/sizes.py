@@ -1,0 +1,93 @@
+"""`Sizes`: how large the things are that gpu-check measures; small ones for a rehearsal on a CPU.
+
+FULL.prompt, FULL.canvas
+REHEARSAL       # the same code in seconds, whose figures mean nothing
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# Spelled out: this file imports nothing of dpad, whose import is timed.
+_EVERY, _SOME = ("full", "int8", "int4", "fp8"), ("full", "int4", "fp8")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes by part.
+
+    Attributes:
+        engine: that runs the large model.
+        model: what the large model is: a layout of `dpad synth`, or an embedded checkpoint.
+        dtype: of its step; `full`, `packed`: how the two bundles of it store weights; `longest`: their canvas.
+        prompt, new, kept: tokens of its prompt, new tokens, and suffix tokens that DPad leaves beside a block.
+        at_once: numbers of concurrent requests.
+        batch: sequences that a step of it may have.
+        read: bytes that the ceilings read; `product`: rows and columns of the matrices that they multiply.
+        tiny_new: new tokens of the embedded model's decodes; `tiny_weights`, `tiny_length`: how its bundle stores
+            weights, and the longest canvas of it.
+        dtypes: of its steps.
+        rounds: of a timed step; `sweep`: seconds of the tiles that are tried.
+        kernels: constants of gpu.kernels, where others than its own are wanted.
+    """
+
+    engine: str = "torch-cuda"
+    model: str = "llada"
+    dtype: str = "bfloat16"
+    full: tuple[str, ...] = ("full",)
+    packed: tuple[str, ...] = ("fp8", "int4")
+    longest: int | None = None
+    prompt: int = 512
+    new: int = 512
+    kept: int = 96
+    at_once: tuple[int, ...] = (1, 4, 8, 16)
+    batch: int = 16
+    read: int = 4 << 30
+    product: int = 8192
+    tiny_new: int = 64
+    tiny_weights: tuple[str, ...] = _EVERY
+    tiny_length: int = 512
+    dtypes: tuple[str, ...] = ("bfloat16", "float16")
+    rounds: int = 30
+    sweep: float = 60.0
+    kernels: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def canvas(self) -> int:
+        """Tokens of the large model's canvas."""
+        return self.prompt + self.new
+
+    @property
+    def passes(self) -> int:
+        """Passes of the large model's decodes: four tokens a pass."""
+        return self.new // 4
+
+
+FULL = Sizes()
+REHEARSAL = Sizes(
+    engine="onnxruntime-cpu",
+    model="tiny",
+    dtype="float32",
+    full=_SOME,
+    packed=_SOME,
+    longest=128,
+    prompt=32,
+    new=64,
+    kept=16,
+    at_once=(1, 2),
+    batch=4,
+    read=1 << 20,
+    product=64,
+    tiny_new=32,
+    tiny_weights=_SOME,
+    tiny_length=128,
+    dtypes=("float32",),
+    rounds=2,
+    sweep=1.0,
+    kernels={
+        "MODELS": {"llada-8b": (2, 2, 64), "dream-7b": (4, 1, 64)},
+        "QUERIES": (4,),
+        "CACHED": (40,),
+        "SWEPT": (("llada-8b", 4, 40),),
+        "SECONDS": 1.0,
+    },
+)

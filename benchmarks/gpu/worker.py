@@ -1,0 +1,124 @@
+"""`Worker`: runs parts in a process of its own, so that none takes the others with it.
+
+    with Worker(setup) as worker:
+        result = worker.run("gpu.decode:eager", seconds=30, found={})
+
+A part that crashes the process, spoils the GPU's context or never ends is told as its error; the next part begins in a
+fresh process. `Here` runs them in this process instead, for a rehearsal.
+"""
+
+import traceback
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+from gpu.session import Session, Setup
+
+_GRACE = 5.0  # seconds beyond its own that a part gets before its process is killed
+
+
+class Here:
+    """Parts in this process, one after another."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._session = Session(setup)
+
+    def run(self, part: str, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
+        """The result of `part`, "module:function", which has `seconds`."""
+        return run_part(self._session, part, seconds, found)
+
+    def close(self) -> None:
+        """Close what the parts opened; the next one begins with nothing."""
+        self._session.opened.close()
+        self._session = Session(self._setup)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Worker(Here):
+    """Parts in another process, which is begun when the first of them comes."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._process: Any = None
+
+    def run(self, part: str, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
+        """As `Here.run`; a process that dies or does not answer is an error of the part."""
+        if self._process is None:
+            self._begin()
+        self._pipe.send((part, seconds, found))
+        try:
+            if not self._pipe.poll(max(seconds, 0.0) + _GRACE):
+                return self._spoiled(f"did not end within {seconds:.0f} s")
+            result: dict[str, Any] = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            return self._spoiled(f"its process died (exit status {self._process.exitcode})")
+        if "error" in result:
+            self.close()
+        return result
+
+    def _begin(self) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._setup), daemon=False)
+        self._process.start()
+        theirs.close()
+
+    def _spoiled(self, why: str) -> dict[str, Any]:
+        self._process.kill()
+        self._end()
+        return {"error": why}
+
+    def close(self) -> None:
+        """End the process; the next part begins in another one."""
+        if self._process is None:
+            return
+        try:
+            self._pipe.send(None)
+        except OSError:
+            self._process.kill()
+        self._process.join(_GRACE)
+        if self._process.is_alive():
+            self._process.kill()
+        self._end()
+
+    def _end(self) -> None:
+        self._process.join()
+        self._pipe.close()
+        self._process = None
+
+
+def _serve(pipe: Connection, setup: Setup) -> None:
+    session = Session(setup)
+    while (asked := pipe.recv()) is not None:
+        pipe.send(run_part(session, *asked))
+    session.opened.close()
+
+
+def run_part(session: Session, part: str, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
+    """The result of a part: a document, why it was skipped, or what went wrong."""
+    session.begin(seconds, found)
+    module, _, function = part.partition(":")
+    try:
+        result: dict[str, Any] = getattr(import_module(module), function)(session)
+        return result
+    except ImportError as error:
+        return {"skipped": f"{error.name or error} is not installed or cannot be imported ({error})"}
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": told(error)}
+
+
+def told(error: Exception) -> str:
+    """An error in a sentence or two; the whole of it is on standard error."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]
