@@ -5,20 +5,23 @@
     hidden = model(ids, positions, attend)      # [B, Q, width]
     logits = model.logits(hidden)               # [B, Q, vocabulary]
 
-A LLaMA-style transformer without causal mask: row p predicts position p. The module has
-no cache and no mask of its own: `attend(layer, query, key, value)` is given the rotated
-rows and returns [B, Q, H, D], so tracing, training and serving share one forward.
+A LLaMA-style transformer without causal mask: row p predicts position p. The module has no cache and no mask of its
+own: `attend(layer, query, key, value)` is given the rotated rows and returns [B, Q, H, D], so tracing, training and
+serving share one definition. A block is cut at its attention, into what is before and what is after it, because a
+compiled engine puts the end of one block and the beginning of the next together.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpad.models import rope
 from dpad.models.fields import MAX_LAYERS, flag, integer, number, require, rope_base, token
-from dpad.models.rope import rotate, rotation
+from dpad.models.linear import Products, Together
 from dpad.plugins.attention import Attend
 from dpad.runtime.errors import CheckpointError
 
@@ -94,9 +97,9 @@ class Config:
 class Block(nn.Module):
     """One pre-norm layer: attention, then the gated MLP."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, rotate: rope.Rotate) -> None:
         super().__init__()
-        self.head_size = config.head_size
+        self.head_size, self.rotate = config.head_size, rotate
         kv_width = config.kv_heads * config.head_size
         self.attn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.q_proj = nn.Linear(config.width, config.width, bias=config.qkv_bias)
@@ -107,17 +110,19 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.ff_out = nn.Linear(config.mlp_width, config.width, bias=False)
+        self.qkv: Products = Together(self.q_proj, self.k_proj, self.v_proj)
+        self.gate_up: Products = Together(self.ff_proj, self.up_proj)
 
-    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x [B, Q, width] -> [B, Q, width]."""
-        normed = self.attn_norm(x)
-        heads = (-1, self.head_size)
-        query = rotate(self.q_proj(normed).unflatten(-1, heads), cos, sin)
-        key = rotate(self.k_proj(normed).unflatten(-1, heads), cos, sin)
-        value = self.v_proj(normed).unflatten(-1, heads)
-        x = x + self.attn_out(attend(layer, query, key, value).flatten(2))
-        normed = self.ff_norm(x)
-        out: Tensor = x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., width] -> query [..., H, D], key and value [..., G, D], as attention takes them."""
+        query, key, value = (torch.unflatten(rows, -1, (-1, self.head_size)) for rows in self.qkv(self.attn_norm(x)))
+        return self.rotate(query, cos, sin), self.rotate(key, cos, sin), value
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x [..., width] and what its rows attended to [..., H, D] -> [..., width]."""
+        x = x + self.attn_out(attended.flatten(-2))
+        gate, up = self.gate_up(self.ff_norm(x))
+        out: Tensor = x + self.ff_out(F.silu(gate) * up)
         return out
 
 
@@ -128,12 +133,12 @@ class Model(nn.Module):
     head, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
     rows_key = "embedding_size"  # config.json's key of their rows
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, rotate: rope.Rotate = rope.rotate) -> None:
         super().__init__()
         self.config = config
         parts: dict[str, nn.Module] = {
             "wte": nn.Embedding(config.vocab_size, config.width),
-            "blocks": nn.ModuleList(Block(config) for _ in range(config.layers)),
+            "blocks": nn.ModuleList(Block(config, rotate) for _ in range(config.layers)),
             "ln_f": nn.RMSNorm(config.width, eps=config.norm_eps),
         }
         if not config.tied:
@@ -146,14 +151,26 @@ class Model(nn.Module):
         assert isinstance(parts, nn.ModuleDict)
         return parts
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers in order."""
+        return [*cast("list[Block]", self._parts["blocks"])]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids int64 [...] -> rows [..., width]."""
+        rows: Tensor = self._parts["wte"](ids)
+        return rows
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin at `positions` int64 [...], which all layers share: float32 [..., 1, D/2]."""
+        return rope.rotation(positions, self.config.head_size, self.config.rope_theta)
+
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids, positions int64 [B, Q] -> hidden states before the final norm [B, Q, width]."""
-        x: Tensor = self._parts["wte"](ids)
-        cos, sin = rotation(positions, self.config.head_size, self.config.rope_theta)
-        blocks = self._parts["blocks"]
-        assert isinstance(blocks, nn.ModuleList)
-        for layer, block in enumerate(blocks):
-            x = block(layer, x, cos, sin, attend)
+        x = self.embed(ids)
+        cos, sin = self.rotation(positions)
+        for layer, block in enumerate(self.blocks):
+            x = block.after(x, attend(layer, *block.before(x, cos, sin)))
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

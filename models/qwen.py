@@ -6,18 +6,20 @@
     logits = model.logits(hidden)               # [B, Q, vocabulary]
 
 The families are files of their own and say what differs. As in `llada`, attention is the caller's:
-`attend(layer, query, key, value)` -> [B, Q, H, D].
+`attend(layer, query, key, value)` -> [B, Q, H, D], and a layer is cut there, into `before` and `after`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpad.models import rope
 from dpad.models.fields import MAX_LAYERS, flag, integer, number, require, rope_base, token
-from dpad.models.rope import rotate, rotation
+from dpad.models.linear import Products, Together
 from dpad.plugins.attention import Attend
 from dpad.runtime.errors import CheckpointError
 
@@ -85,11 +87,11 @@ class Config:
 
 
 class Attention(nn.Module):
-    """Grouped-head attention."""
+    """Grouped-head attention, but for attending: what is before it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, rotate: rope.Rotate) -> None:
         super().__init__()
-        self.head_size = config.head_size
+        self.head_size, self.rotate = config.head_size, rotate
         q_width, kv_width = config.heads * config.head_size, config.kv_heads * config.head_size
         self.q_proj = nn.Linear(config.width, q_width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
@@ -98,15 +100,12 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (
             nn.RMSNorm(config.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
         )
+        self.qkv: Products = Together(self.q_proj, self.k_proj, self.v_proj)
 
-    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x [B, Q, width] -> [B, Q, width]."""
-        heads = (-1, self.head_size)
-        query = rotate(self.q_norm(self.q_proj(x).unflatten(-1, heads)), cos, sin)
-        key = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), cos, sin)
-        value = self.v_proj(x).unflatten(-1, heads)
-        out: Tensor = self.o_proj(attend(layer, query, key, value).flatten(2))
-        return out
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., width] -> query [..., H, D], key and value [..., G, D], rotated."""
+        query, key, value = (torch.unflatten(rows, -1, (-1, self.head_size)) for rows in self.qkv(x))
+        return self.rotate(self.q_norm(query), cos, sin), self.rotate(self.k_norm(key), cos, sin), value
 
 
 class MLP(nn.Module):
@@ -117,26 +116,33 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
+        self.gate_up: Products = Together(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, Q, width] -> [B, Q, width]."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        """x [..., width] -> [..., width]."""
+        gate, up = self.gate_up(x)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
 
 
 class Layer(nn.Module):
     """One pre-norm layer: attention, then the MLP."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, rotate: rope.Rotate) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, rotate)
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x [B, Q, width] -> [B, Q, width]."""
-        x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., width] -> query [..., H, D], key and value [..., G, D], as attention takes them."""
+        rows: tuple[Tensor, Tensor, Tensor] = self.self_attn(self.input_layernorm(x), cos, sin)
+        return rows
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x [..., width] and what its rows attended to [..., H, D] -> [..., width]."""
+        x = x + self.self_attn.o_proj(attended.flatten(-2))
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -144,10 +150,10 @@ class Layer(nn.Module):
 class Backbone(nn.Module):
     """Everything under the `model.` prefix of the checkpoint."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, rotate: rope.Rotate) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, rotate) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
 
 
@@ -157,19 +163,33 @@ class Model(nn.Module):
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"  # one and the same where they are tied
     rows_key = "vocab_size"  # config.json's key of their rows
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, rotate: rope.Rotate = rope.rotate) -> None:
         super().__init__()
         self.config = config
-        self.model = Backbone(config)
+        self.model = Backbone(config, rotate)
         if not config.tied:
             self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
 
+    @property
+    def blocks(self) -> list[Layer]:
+        """The layers in order."""
+        return [*cast("list[Layer]", self.model.layers)]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids int64 [...] -> rows [..., width]."""
+        rows: Tensor = self.model.embed_tokens(ids)
+        return rows
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin at `positions` int64 [...], which all layers share: float32 [..., 1, D/2]."""
+        return rope.rotation(positions, self.config.head_size, self.config.rope_theta)
+
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids, positions int64 [B, Q] -> hidden states before the final norm [B, Q, width]."""
-        x: Tensor = self.model.embed_tokens(ids)
-        cos, sin = rotation(positions, self.config.head_size, self.config.rope_theta)
-        for index, layer in enumerate(self.model.layers):
-            x = layer(index, x, cos, sin, attend)
+        x = self.embed(ids)
+        cos, sin = self.rotation(positions)
+        for index, layer in enumerate(self.blocks):
+            x = layer.after(x, attend(index, *layer.before(x, cos, sin)))
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -7,22 +7,34 @@ Computed once a step from the gather indices and shared by all layers, so a toke
 DPad keeps is rotated by its place on the canvas, not by its rank among the survivors.
 """
 
+from collections.abc import Callable
+
 import torch
+
+# How a model rotates: `rotate`, or `rotate_as_node` where it is traced to ONNX.
+Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def rotation(positions: torch.Tensor, head_size: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the angles at `positions` [B, Q] -> two float32 [B, Q, 1, D/2]."""
+    """cos and sin of the angles at `positions` [...] -> two float32 [..., 1, D/2]."""
     exponent = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device) / head_size
-    angles = positions[:, :, None, None].float() * (1.0 / theta**exponent)
+    angles = positions[..., None, None].float() * (1.0 / theta**exponent)
     return angles.cos(), angles.sin()
 
 
 def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate `rows` [B, Q, heads, D] in float32; back in the dtype of `rows`."""
-    if torch.compiler.is_exporting():  # one ONNX node, which engines know, instead of eight
-        flat = (rows.float().flatten(2), cos.squeeze(2), sin.squeeze(2))
-        turned: torch.Tensor = torch.onnx.ops.rotary_embedding(*flat, num_heads=rows.shape[2])
-        return turned.reshape(rows.shape).to(rows.dtype)
+    """Rotate `rows` [..., heads, D] in float32; back in the dtype of `rows`."""
     half = rows.shape[-1] // 2
     a, b = rows[..., :half].float(), rows[..., half:].float()
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(rows.dtype)
+
+
+def rotate_as_node(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`rotate` for `rows` [B, Q, heads, D] as one ONNX node, which engines know, instead of eight.
+
+    Whoever traces a model passes it: a compiler that looks into a model which chooses by itself finds it too, and
+    cannot compile it.
+    """
+    flat = (rows.float().flatten(2), cos.squeeze(2), sin.squeeze(2))
+    turned: torch.Tensor = torch.onnx.ops.rotary_embedding(*flat, num_heads=rows.shape[2])
+    return turned.reshape(rows.shape).to(rows.dtype)

@@ -25,6 +25,7 @@ from torch._subclasses import FakeTensorMode
 
 from dpad.models.checkpoint.checkpoint import FAMILIES, Config
 from dpad.models.checkpoint.headers import TensorEntry
+from dpad.models.rope import rotate_as_node
 from dpad.models.step import Step
 from dpad.plugins import onnx_face
 from dpad.runtime.contract import StepContract, TensorSpec
@@ -43,7 +44,7 @@ def trace_step(architecture: str, config: Config, contract: StepContract, dtype:
     onnx_face.register_schema()
     fake = FakeTensorMode()
     with fake, _default_dtype(getattr(torch, dtype)):
-        step = Step(FAMILIES[architecture].Model(config)).eval()
+        step = Step(FAMILIES[architecture].Model(config, rotate_as_node)).eval()
     with fake:
         inputs = [example(spec) for spec in contract.inputs(dtype)]
     with quiet():
