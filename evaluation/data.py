@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpad.evaluation.errors import DataError
-from dpad.runtime.bundle.bundle import sha256
 from dpad.runtime.bundle.files import open_file
+from dpad.runtime.bundle.hashes import sha256
 
 _MOST = 1 << 27  # bytes of a data file, unpacked; as Python's text and objects it is several times as large
 

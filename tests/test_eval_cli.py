@@ -20,7 +20,7 @@ from dpad import __version__
 from dpad.cli import main
 from dpad.evaluation import tasks
 from dpad.evaluation.journal import Journal, Record
-from dpad.runtime.bundle.bundle import sha256
+from dpad.runtime.bundle.hashes import sha256
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.step import StepInputs, StepOutputs
 

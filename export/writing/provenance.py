@@ -15,7 +15,7 @@ from typing import Any
 from dpad.export.hub import Source
 from dpad.export.progress import Progress
 from dpad.export.tokenizer import place as tokenizer
-from dpad.export.writing.digest import digest
+from dpad.export.writing.digest import digests
 from dpad.models import presets
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.engines.machine import library_version
@@ -35,7 +35,8 @@ def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], p
     files += [path for name in presets.SOURCES if (path := checkpoint.directory / name).exists()]
     try:
         with progress.task("hash checkpoint", sum(path.stat().st_size for path in files)) as advance:
-            hashes = {path.relative_to(checkpoint.directory).as_posix(): digest(path, advance) for path in files}
+            names = [path.relative_to(checkpoint.directory).as_posix() for path in files]
+            hashes = dict(zip(names, digests(files, advance)))
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}; download it again") from error
     described = {

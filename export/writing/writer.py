@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from dpad.export.progress import Progress
-from dpad.export.writing.digest import digest
+from dpad.export.writing.digest import digests
 from dpad.export.writing.swap import put_in_place, rescue
 from dpad.export.writing.workspace import workspace
 from dpad.runtime.bundle import manifest as manifests
@@ -94,11 +94,10 @@ def check_replaceable(destination: Path) -> None:
 def write_manifest(stage: Path, manifest: Manifest, progress: Progress) -> Manifest:
     """List every file below `stage` with size and SHA-256, and write manifest.json, synced to disk."""
     paths = sorted(path for path in stage.rglob("*") if path.is_file() and path != stage / manifests.FILE_NAME)
-    total = sum(path.stat().st_size for path in paths)
-    with progress.task("hash files", total) as advance:
-        files = {
-            path.relative_to(stage).as_posix(): FileEntry(path.stat().st_size, digest(path, advance)) for path in paths
-        }
+    sizes = [path.stat().st_size for path in paths]
+    with progress.task("hash files", sum(sizes)) as advance:
+        entries = map(FileEntry, sizes, digests(paths, advance))
+    files = dict(zip((path.relative_to(stage).as_posix() for path in paths), entries))
     manifest = replace(manifest, files=files)
     with (stage / manifests.FILE_NAME).open("w", encoding="utf-8") as file:
         json.dump(manifest.to_json(), file, indent=1)

@@ -9,11 +9,10 @@ is not listed is refused too, save what hubs, git and file managers add (`compan
 of a hub's cache, where every file is a link to a blob of the same repository.
 """
 
-import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +20,8 @@ from dpad.runtime.bundle import manifest as manifests
 from dpad.runtime.bundle import travel
 from dpad.runtime.bundle.companions import hides, is_companion
 from dpad.runtime.bundle.export_command import export_again, export_command, first_export
-from dpad.runtime.bundle.files import open_file, read_json
+from dpad.runtime.bundle.files import read_json
+from dpad.runtime.bundle.hashes import Advance, Hashing
 from dpad.runtime.bundle.manifest import FileEntry, Manifest
 from dpad.runtime.bundle.tree import walk
 from dpad.runtime.errors import (
@@ -37,11 +37,8 @@ from dpad.runtime.errors import (
 )
 from dpad.runtime.show import escaped, shown
 
-_CHUNK = 4 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MANIFEST_LIMIT = 4 << 20  # bytes: a thousand times what one takes; Python takes many times the size to read it
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,12 @@ class Bundle:
             raise UnlistedFile(f"the manifest refers to {name} but does not list it; {self._way_out()}")
         _check_names(self.manifest.files, self._way_out())
         self._check_tree()
-        for name, entry in self.manifest.files.items():
-            self._check_file(name, entry, hashes, advance)
+        files = {self.directory / name: entry for name, entry in self.manifest.files.items()}
+        with Hashing({path: entry.size for path, entry in files.items()} if hashes else {}, advance) as hashing:
+            for path, entry in files.items():
+                self._check_file(path, entry)
+                if hashes and hashing.digest(path) != entry.sha256:
+                    raise AlteredFile(f"{path} is not the file that was exported (SHA-256 differs); {self._way_out()}")
 
     def _check_tree(self) -> None:
         """Refuse what is not listed, special files, and links that lead out of a hub's cache."""
@@ -127,16 +128,13 @@ class Bundle:
             return f"{path} was renamed on its way, the manifest has {other}: give it that name again"
         return f"{path} is not listed in the manifest; move it out of the bundle"
 
-    def _check_file(self, name: str, entry: FileEntry, hashes: bool, advance: Advance | None) -> None:
-        path = self.directory / name
+    def _check_file(self, path: Path, entry: FileEntry) -> None:
         if not path.is_file():
             raise MissingFile(f"{path} is missing; {self._way_out()}")
         size = path.stat().st_size
         if size != entry.size:
             found = f"{path} has {size} bytes, the manifest says {entry.size}; {self._way_out()}"
             raise TruncatedFile(travel.told(path, entry.sha256) or found)
-        if hashes and sha256(path, advance) != entry.sha256:
-            raise AlteredFile(f"{path} is not the file that was exported (SHA-256 differs); {self._way_out()}")
 
     def _way_out(self) -> str:
         if travel.is_unfinished(self.directory):
@@ -168,17 +166,6 @@ def read_manifest(directory: Path) -> Manifest:
         raise SchemaVersionError(f"{path}: {error}{export_again(data, out)}") from None
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from None
-
-
-def sha256(path: Path, advance: Advance | None = None) -> str:
-    """Hex digest of a file, read in pieces; `advance` is told their sizes."""
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-            if advance:
-                advance(len(piece))
-    return digest.hexdigest()
 
 
 def _check_names(files: Mapping[str, FileEntry], way_out: str) -> None:
