@@ -7,7 +7,8 @@ A shape costs a compiled engine something the first time: TensorRT works out wha
 kernels for it, and a CUDA graph is captured. The sizes follow from the block length: its multiples up to eight blocks,
 then steps that double whenever the size does, so that padding never adds more than a block or a quarter. One size more
 is exact, because most steps have it: the rows of a dual-cache step, which are the block and, where predictions are
-shifted, the row before it. R has one size: its cost is reading the vocabulary's matrix, whatever the number of rows.
+shifted, the row before it. R is the block, doubled until the rows fit: its cost is reading the vocabulary's matrix,
+whatever the number of rows.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ class Buckets:
         self.sizes = {
             "Q": _sizes(block, limits["Q"], block + contract.logit_shift),
             "K": _sizes(block, limits["K"], block),
-            "R": (limits["R"],),
+            "R": _doubled(block, limits["R"]),
         }
 
     def padded(self, axis: str, size: int) -> int:
@@ -43,4 +44,12 @@ def _sizes(block: int, longest: int, exact: int) -> tuple[int, ...]:
         if size >= _FINE * step:
             step *= 2
         size += step
+    return tuple(sorted(sizes))
+
+
+def _doubled(block: int, most: int) -> tuple[int, ...]:
+    sizes, size = [most], block
+    while size < most:
+        sizes.append(size)
+        size *= 2
     return tuple(sorted(sizes))
