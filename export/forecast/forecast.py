@@ -20,6 +20,7 @@ from dpad.models.checkpoint.checkpoint import Config, meta_model
 from dpad.runtime.bundle.variant import FULL, rows_dtype, weights_of
 from dpad.runtime.cache import BLOCKS, block_view
 from dpad.runtime.decoding.suffix import Gaussian
+from dpad.runtime.engines.gpu.graphs import MOST
 from dpad.runtime.engines.slots import ITEM_BYTES
 
 PASS_ROWS = 1200  # of a pass of several sequences, at most; see `GpuEngine`
@@ -27,6 +28,7 @@ MODES = ("vanilla", "none", "prefix", "dual")
 BLOCK_CAUSAL = (BLOCKS,)  # of models that are causal between blocks
 FITTED_WIDTH = 2048  # of a row: activations of models from here on are predicted well
 _BITS = {"int8": 8, "int4": 4, "fp8": 8}
+_RECORDED = 16 * 2048  # bytes of a layer in a recording: of its kernels and their arguments; assumed, not measured
 _BUILDER = 500_000_000  # bytes that the builder takes for itself
 
 
@@ -89,11 +91,12 @@ class Memory:
     weights: int
     caches: int
     activations: int
+    recordings: int
 
     @property
     def total(self) -> int:
         """All of it; the CUDA context and the kernels come on top."""
-        return self.weights + self.caches + self.activations
+        return self.weights + self.caches + self.activations + self.recordings
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ def memory(sizes: Sizes, variant: str, load: Load) -> Memory:
     cached = rows + min(rows, max(load.length, PASS_ROWS)) + 1
     logits = load.batch * min(load.block, load.length) * sizes.vocab_size * 4
     live = 3 * sizes.mlp_width + 2 * sizes.width + 2 * sizes.cached // sizes.layers  # elements a row, at the MLP
-    return Memory(stored(sizes, variant), cached * sizes.cached * item + logits, rows * live * item)
+    # What is recorded is run in memory of its own, which all recordings share.
+    recordings = min(rows, max(load.length, PASS_ROWS)) * live * item + MOST * sizes.layers * _RECORDED
+    return Memory(stored(sizes, variant), cached * sizes.cached * item + logits, rows * live * item, recordings)
 
 
 def building(weights: int, packed: Mapping[str, int]) -> int:

@@ -101,7 +101,8 @@ def _targets(gpus: Mapping[str, GpuModel]) -> list[str]:
     if not other:
         return []
     return [
-        f"{', '.join(other)}: tensorrt-rtx has no target for it; take --target tensorrt, on a machine with that GPU"
+        f"{', '.join(other)}: tensorrt-rtx has no target for it; engine torch-cuda compiles the step there and needs "
+        "no plan; or take --target tensorrt on a machine with that GPU"
     ]
 
 

@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dpad import load
 from dpad.commands.decoding import chosen, decoding_options
+from dpad.commands.opening import opened
 from dpad.commands.terminal import TerminalProgress
 from dpad.evaluation import tasks
 from dpad.evaluation.errors import DataError
@@ -92,7 +92,7 @@ def command(
     limits = {key: arguments.pop(key) for key in ("time_limit", "weak_sandbox")}
     kept = out and _samples_beside(out, directory, [path for path in (asked["data"], asked["fewshot_data"]) if path])
     task, settings = _task(name, raw, **asked, **limits)
-    with load(directory, engine=engine, threads=threads) as model:
+    with opened(directory, engine=engine, threads=threads) as model:
         if arguments["preset"] is None:
             arguments["preset"] = next((preset for preset in (name, DEFAULT) if preset in model.presets), None)
         options = model.options(**chosen(model, arguments))

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from dpad import Generation, load
+from dpad import Generation
 from dpad.commands.decoding import chosen, decoding_options, without_schedule
 from dpad.commands.lines import print_text
+from dpad.commands.opening import opened
 from dpad.runtime.bundle.files import open_file
 from dpad.runtime.checks import is_integer
 from dpad.runtime.decoding.suffix import Explicit
@@ -69,7 +70,7 @@ def command(
     if prompt == "-":
         prompt = _standard_input("PROMPT")
     _check_unicode(f"{prompt} {suffix}")
-    with load(directory, engine=engine, threads=threads) as model:
+    with opened(directory, engine=engine, threads=threads, warm=False) as model:  # for one request it does not pay
         options = chosen(model, options if positions is None else without_schedule(options, "--positions"))
         given: str | list[int] = prompt if token_ids is None else token_ids  # type: ignore[assignment]
         if parse_special and prompt is not None:

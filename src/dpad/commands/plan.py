@@ -120,10 +120,10 @@ def _document(
 
 
 def _memory_lines(document: dict[str, Any]) -> list[str]:
-    rows = [["batch", "length", "weights", "caches", "activations", "total", "fits"]]
+    rows = [["batch", "length", "weights", "caches", "activations", "recordings", "total", "fits"]]
     every = {entry["gpu"] for entry in document["floors"]}
     for entry in document["memory"]:
-        parts = [_gb(entry[name]) for name in ("weights", "caches", "activations", "total")]
+        parts = [_gb(entry[name]) for name in ("weights", "caches", "activations", "recordings", "total")]
         room = "every GPU listed" if every == set(entry["fits"]) else ", ".join(entry["fits"]) or "none listed"
         rows.append([str(entry["batch"]), str(entry["length"]), *parts, room])
     return ["on the device, for an engine exported with these limits:", *_columns(rows)]
