@@ -46,6 +46,7 @@ class CompiledKernel:
         constants: what was compiled in.
         threads, shared_bytes: of one program; shared memory over 48 KiB is opted into.
         registers, spill_bytes: a thread, as ptxas reports them.
+        notes: what ptxas says of performance lost, of products that wait for each other above all.
     """
 
     name: str
@@ -59,6 +60,7 @@ class CompiledKernel:
     registers: int
     spill_bytes: int
     stack_bytes: int
+    notes: tuple[str, ...]
     triton: str
     ptx: str
     cubin: bytes
@@ -69,9 +71,9 @@ class CompiledKernel:
 
 
 def compile_attend(
-    capability: str, dtype: str, head_size: int, tile: Tile, partial: bool, block: int = 0
+    capability: str, dtype: str, head_size: int, tile: Tile, partial: bool, causal: bool = False
 ) -> CompiledKernel:
-    """`attend` with 32-bit indices; `partial` is the variant for splits over keys, `block` as in the op.
+    """`attend` with 32-bit indices; `partial` is the variant for splits over keys, `causal` the one for blocks.
 
     Raises `AttentionError` for what the kernel cannot compute and `KernelCompileError` if the
     result could not be launched as promised.
@@ -81,20 +83,17 @@ def compile_attend(
     types = dict.fromkeys(("query", "key", "value", "key_cache", "value_cache"), f"*{pointee}")
     types |= dict.fromkeys(("cache_indices", "gather_indices"), "*i32")
     types |= {"output": "*fp32" if partial else f"*{pointee}", "log_weight": "*fp32" if partial else "constexpr"}
-    constants: dict[str, Any] = {} if partial else {"log_weight": None}
-    constants |= {"HEAD": head_size, "HEAD_PADDED": tiling.padded_head(head_size)}
-    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "PARTIAL": partial, "CAUSAL": block}
-    name = f"attend-{dtype}-d{head_size}-m{tile.block_m}{'-partial' if partial else ''}"
-    name += f"-causal{block}" if block else ""
+    constants = tiling.attend_constants(head_size, tile, partial, causal) | ({} if partial else {"log_weight": None})
+    name = f"attend-{dtype}-d{head_size}-m{tile.block_m}{'-partial' if partial else ''}{'-causal' if causal else ''}"
     return _compile(name, triton_kernel.attend, capability, dtype, types, constants, tile.warps, tile.stages)
 
 
-def compile_combine(capability: str, dtype: str, head_size: int) -> CompiledKernel:
-    """`combine`, which adds the splits up; errors as `compile_attend`."""
+def compile_combine(capability: str, dtype: str, head_size: int, splits: int = tiling.MAX_SPLITS) -> CompiledKernel:
+    """`combine`, which adds `splits` parts up, or fewer; errors as `compile_attend`."""
     check_kernel(head_size, dtype)
     types = {"partial": "*fp32", "log_weight": "*fp32", "output": f"*{_POINTEES[dtype]}"}
-    constants = {"HEAD": head_size, "HEAD_PADDED": tiling.padded_head(head_size), "BLOCK_M": tiling.COMBINE_ROWS}
-    name = f"combine-{dtype}-d{head_size}"
+    constants = tiling.combine_constants(head_size, splits)
+    name = f"combine-{dtype}-d{head_size}-s{constants['SPLITS']}"
     return _compile(name, triton_kernel.combine, capability, dtype, types, constants, tiling.COMBINE_WARPS, 2)
 
 
@@ -148,6 +147,7 @@ def _compile(
         registers=_reported(report, r"Used (\d+) registers"),
         spill_bytes=_reported(report, r"(\d+) bytes spill stores"),
         stack_bytes=_reported(report, r"(\d+) bytes stack frame"),
+        notes=tuple(re.findall(r"\(C\d+\) .*", report)),
         triton=triton.__version__,
         ptx=ptx,
         cubin=cubin,

@@ -5,7 +5,9 @@
 The same code runs in Triton's interpreter on a CPU (TRITON_INTERPRET=1), which is how it is tested without a GPU.
 """
 
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ from dpad.plugins.errors import AttentionError
 from dpad.plugins.tiling import Shape, Strides, Tile
 
 _INTERPRETED = ("9.0", 8)  # Triton's interpreter stands for a Hopper GPU of this many SMs
+_SHAPES = 1024  # whose launches are kept ready
 
 
 def attend_rows(
@@ -35,75 +38,93 @@ def attend_rows(
     """Shapes as in `dpad.plugins.attention`; indices are taken as checked.
 
     A cache index past the last slot is treated as padding: nothing outside a tensor is ever
-    read. `tile` and `splits` (the most there may be) override the defaults; `output`
+    read. `tile` and `splits` (over the keys) override what the shape suggests; `output`
     [B, Q, H, D], contiguous, is written instead of a new tensor.
+
+    Raises:
+        AttentionError: a dtype, head size or scale that the kernel cannot compute, or an `output` that does not fit.
     """
-    batch, rows, heads, size = query.shape
-    check_kernel(size, str(query.dtype).removeprefix("torch."))
-    shape = Shape(batch, rows, cache_indices.shape[1], len(key_cache), heads, key.shape[2])
     out = torch.empty_like(query, memory_format=torch.contiguous_format) if output is None else output
     if not out.is_contiguous() or out.shape != query.shape or out.dtype != query.dtype:
         raise AttentionError(f"output must be contiguous {tuple(query.shape)} in {query.dtype}")
     if out.numel() == 0:
         return out
-    capability, processors = _gpu(query.device)
-    tile = tile or tiling.tile_for(rows * shape.group, capability)
-    per_split = tiling.tiles_per_split(shape, tile, splits or tiling.MAX_SPLITS, processors)
-    splits = tiling.split_count(shape, tile, per_split)
-    query, key, value, key_cache, value_cache = _aligned(query, key, value, key_cache, value_cache)
-    strides = Strides(*_strides(query), *_strides(key), *_strides(key_cache))
-    numbers = tiling.attend_integers(shape, strides, tiling.scale_bits(scale), splits, per_split)
+    (query,) = _token_major(query)
+    key, value = _token_major(key, value)
+    key_cache, value_cache = _token_major(key_cache, value_cache)
+    strides = (query.stride(), key.stride(), key_cache.stride())
+    sizes = (query.shape, key.shape[2], cache_indices.shape[1], len(key_cache))
+    ready = _launch(query.device, query.dtype, sizes, strides, scale, block, tile, splits)
     partial, log_weight = out, None
-    if splits > 1:
-        partial = out.new_empty((splits, *out.shape), dtype=torch.float32)
-        log_weight = out.new_empty((splits, batch, rows, heads), dtype=torch.float32)
-    head = {"HEAD": size, "HEAD_PADDED": tiling.padded_head(size)}
-    triton_kernel.attend[(tiling.row_tiles(shape, tile), shape.kv_heads, batch * splits)](
-        query,
-        key,
-        value,
-        key_cache,
-        value_cache,
-        cache_indices.contiguous(),
-        gather_indices.contiguous(),
-        *numbers.values(),
-        partial,
-        log_weight,
-        **head,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        PARTIAL=splits > 1,
-        CAUSAL=block,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=tiling.MAX_REGISTERS,
-    )
-    if splits > 1:
-        total = batch * rows * heads
-        triton_kernel.combine[(tiling.ceil_div(total, tiling.COMBINE_ROWS),)](
-            partial, log_weight, total, splits, out, **head, BLOCK_M=tiling.COMBINE_ROWS, num_warps=tiling.COMBINE_WARPS
-        )
+    if ready.splits > 1:
+        partial = out.new_empty((ready.splits, *query.shape), dtype=torch.float32)
+        log_weight = out.new_empty((ready.splits, *query.shape[:3]), dtype=torch.float32)
+    inputs = (query, key, value, key_cache, value_cache, cache_indices.contiguous(), gather_indices.contiguous())
+    triton_kernel.attend[ready.grid](*inputs, *ready.integers, partial, log_weight, **ready.constants)
+    if log_weight is not None:
+        combine_rows(partial, log_weight, out)
     return out
 
 
-def _aligned(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """The rows where the kernel can read them: copied only if their layout is not token-major."""
-    pairs = [(query,), (key, value), (key_cache, value_cache)]
-    fits = [all(_fits(t) and t.stride() == pair[0].stride() for t in pair) for pair in pairs]
-    return tuple(t if fit else t.contiguous() for pair, fit in zip(pairs, fits) for t in pair)
+def combine_rows(partial: torch.Tensor, log_weight: torch.Tensor, output: torch.Tensor) -> None:
+    """Add up parts [splits, B, Q, H, D] by their weights [splits, B, Q, H] into `output` [B, Q, H, D]."""
+    splits, rows = len(partial), log_weight.numel() // len(partial)
+    grid = (tiling.ceil_div(rows, tiling.COMBINE_ROWS),)
+    constants = tiling.combine_constants(output.shape[3], splits)
+    triton_kernel.combine[grid](partial, log_weight, rows, splits, output, **constants, num_warps=tiling.COMBINE_WARPS)
 
 
-def _fits(tensor: torch.Tensor) -> bool:
-    *outer, heads, last = tensor.stride()
-    size = tensor.shape[-1]
-    return last == 1 and heads == size and not any(s % size for s in outer) and tensor.data_ptr() % 16 == 0
+@dataclass(frozen=True)
+class _Launch:
+    """What is passed to `attend` beside tensors, and into how many splits that cuts the keys."""
+
+    grid: tuple[int, int, int]
+    integers: tuple[int, ...]
+    constants: dict[str, Any]
+    splits: int
 
 
-def _strides(tensor: torch.Tensor) -> list[int]:
-    """Of all axes but the last two, in heads."""
-    return [stride // tensor.shape[-1] for stride in tensor.stride()[:-2]]
+@lru_cache(maxsize=_SHAPES)
+def _launch(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[torch.Size, int, int, int],
+    strides: tuple[tuple[int, ...], ...],
+    scale: float,
+    block: int,
+    tile: Tile | None,
+    splits: int | None,
+) -> _Launch:
+    """Worked out once for the layers of all steps that have a shape; `strides` are of query, new rows and pool."""
+    (batch, rows, heads, size), kv_heads, cached, slots = sizes
+    check_kernel(size, str(dtype).removeprefix("torch."))
+    shape = Shape(batch, rows, cached, slots, heads, kv_heads)
+    capability, processors = _gpu(device)
+    tile = tile or tiling.tile_for(rows * shape.group, capability)
+    count, each = tiling.split(shape, tile, processors, splits)
+    distances = Strides(*(stride // size for strided in strides for stride in strided[:-2]))
+    bits = tiling.scale_bits(scale)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tiling.MAX_REGISTERS}
+    return _Launch(
+        grid=(tiling.row_tiles(shape, tile), kv_heads, batch * count),
+        integers=tuple(tiling.attend_integers(shape, distances, bits, block, count, each).values()),
+        constants=tiling.attend_constants(size, tile, count > 1, block > 0) | options,
+        splits=count,
+    )
+
+
+def _token_major(*alike: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The rows where the kernel can read them, all with the strides of the first: copied only if they are not."""
+    strides = alike[0].stride()
+    if _fits(strides, alike[0].shape[-1]) and all(tensor.stride() == strides for tensor in alike[1:]):
+        return alike
+    return tuple(tensor.contiguous() for tensor in alike)
+
+
+@lru_cache(maxsize=_SHAPES)
+def _fits(strides: tuple[int, ...], size: int) -> bool:
+    *outer, heads, last = strides
+    return last == 1 and heads == size and not any(stride % size for stride in outer)
 
 
 @cache

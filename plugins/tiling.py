@@ -1,7 +1,7 @@
 """How the kernel is cut into programs: tile sizes, splits over keys, and its integer arguments.
 
     tile = tile_for(128 * group, "9.0")
-    numbers = attend_integers(shape, Strides.contiguous(shape), scale_bits(0.125), splits, per_split)
+    numbers = attend_integers(shape, Strides.contiguous(shape), scale_bits(0.125), block, splits, per_split)
 
 One definition for every launcher: numbers here, symbolic shapes in a TensorRT plugin. Needs neither torch nor Triton.
 """
@@ -12,47 +12,54 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dpad.plugins.errors import AttentionError
+
 CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 PROCESSORS = {"8.0": 108, "8.6": 84, "8.9": 142, "9.0": 132, "10.0": 148, "12.0": 170}  # SMs of the largest part
 DTYPES = ("float16", "bfloat16")
 HEAD_SIZES = (64, 96, 128)  # what is compiled ahead of time and tested; multiples of 16 up to 128 work
 MAX_SPLITS = 16
-COMBINE_ROWS = 8  # rows of one program of `combine`
+COMBINE_ROWS = 4  # rows of one program of `combine`: one load of 16 bytes a thread and split, with heads of 128
 COMBINE_WARPS = 4
 MAX_REGISTERS = 255  # a thread: said aloud, or ptxas spills a few to fit one more program on an SM
 
-_PROGRAMS_PER_SM = 2  # that fit by shared memory
-_MIN_TILES = 4  # of keys in a split, or its fixed cost outweighs it
+_COMBINE_KEYS = 256  # about as long as `combine` takes on an H100, in keys that a program attends
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries and keys of one program's tile, its warps, and the depth of its load pipeline.
+    """Queries and keys of one program's tile, its warps, its pipeline, and how many programs an SM holds.
 
-    The pipeline has an index and a row in every stage: depth 3 keeps one tile of rows in flight while another is used.
+    With `stages` 3 the rows of one tile of keys are in flight while another tile is used.
     """
 
     block_m: int
     block_n: int = 64
     warps: int = 4
     stages: int = 3
+    resident: int = 1
 
 
-# Hopper and Blackwell data-centre parts hold a product in few registers (wgmma, tcgen05); elsewhere
-# a larger tile spills.
-_LARGE = (Tile(32), Tile(64), Tile(128, warps=8))
+# On an H100, of 40 tiles (16 to 128 query rows, 32 to 128 keys, 4 and 8 warps, 2 to 4 stages) and 7 numbers of splits,
+# the first of these was the fastest or within 1 % of it at the 12 shapes of steps that had more than 640 keys; few
+# query rows gain nothing from a smaller one. The second reads half as many bytes a product; the builder of an engine
+# times it. Blackwell's data-centre parts hold a product outside of registers as well (tcgen05), so they have the same
+# two; nothing was measured there.
+_LARGE = (Tile(64, 128), Tile(128, warps=8))
+# Elsewhere larger tiles spill. Not measured.
 _SMALL = (Tile(32), Tile(64, 32))
+_TILES = {"8.0": (Tile(32, resident=2), Tile(64, 32, resident=2)), "9.0": _LARGE, "10.0": _LARGE, "10.3": _LARGE}
 
 
 def tiles(capability: str) -> tuple[Tile, ...]:
-    """The tiles that are compiled for a compute capability ("9.0"), by rising `block_m`."""
-    return _LARGE if capability in ("9.0", "10.0", "10.3") else _SMALL
+    """The tiles that are compiled for a compute capability ("9.0")."""
+    return _TILES.get(capability, _SMALL)
 
 
 def tile_for(rows: int, capability: str) -> Tile:
     """The tile for `rows` = Q · H / G query rows of one key/value head."""
-    choice = tiles(capability)
-    return next((tile for tile in choice if tile.block_m >= rows), choice[-1])
+    first, second = choice = tiles(capability)
+    return first if choice is _LARGE or rows <= first.block_m else second
 
 
 def padded_head(size: int) -> int:
@@ -61,7 +68,12 @@ def padded_head(size: int) -> int:
 
 
 def scale_bits(scale: float) -> int:
-    """`scale` · log2(e) as the integer of its float32 bits: plugins pass nothing but integers."""
+    """`scale` · log2(e) as the integer of its float32 bits: plugins pass nothing but integers.
+
+    Raises `AttentionError` for a scale that is not above 0: the kernel takes the largest score before it scales.
+    """
+    if not scale > 0:
+        raise AttentionError(f"sparse_suffix_attention: the kernel needs a scale above 0, not {scale}")
     number: int = struct.unpack("<i", struct.pack("<f", scale * math.log2(math.e)))[0]
     return number
 
@@ -73,10 +85,14 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What shapes are computed with: Python's numbers, or a TensorRT plugin's symbolic ones."""
+    """What shapes are computed with: Python's numbers, or a TensorRT plugin's symbolic ones.
+
+    `fits(total, size)` is how many whole `size` fit into the number `total`.
+    """
 
     ceil_div: Callable[[Any, Any], Any] = ceil_div
     largest: Callable[[Any, Any], Any] = max
+    fits: Callable[[int, Any], Any] = int.__floordiv__
 
 
 NUMBERS = Arithmetic()
@@ -121,24 +137,37 @@ def row_tiles(shape: Shape, tile: Tile, number: Arithmetic = NUMBERS) -> Any:
     return number.ceil_div(shape.rows * shape.group, tile.block_m)
 
 
+def key_tiles(shape: Shape, tile: Tile, number: Arithmetic = NUMBERS) -> Any:
+    """Tiles of cached keys, and of new ones."""
+    return number.ceil_div(shape.cached, tile.block_n) + number.ceil_div(shape.rows, tile.block_n)
+
+
 def tiles_per_split(shape: Shape, tile: Tile, splits: int, processors: int, number: Arithmetic = NUMBERS) -> Any:
-    """Key tiles of one split, so that at most `splits` of them fill a GPU of `processors` SMs.
+    """Key tiles of one split, so that at most `splits` of them fill a GPU of `processors` SMs once.
 
     With enough queries to fill it, one split takes all keys and the others are idle.
     """
-    keys = number.ceil_div(shape.cached, tile.block_n) + number.ceil_div(shape.rows, tile.block_n)
+    keys = key_tiles(shape, tile, number)
     programs = row_tiles(shape, tile, number) * shape.kv_heads * shape.batch
-    enough = number.ceil_div(keys * programs, processors * _PROGRAMS_PER_SM)
-    return number.largest(number.largest(number.ceil_div(keys, splits), enough), _MIN_TILES)
+    room = number.largest(number.fits(processors * tile.resident, programs), 1)
+    return number.largest(number.ceil_div(keys, splits), number.ceil_div(keys, room))
 
 
-def split_count(shape: Shape, tile: Tile, per_split: int) -> int:
-    """Splits that have keys to attend."""
-    keys = ceil_div(shape.cached, tile.block_n) + ceil_div(shape.rows, tile.block_n)
-    return max(1, ceil_div(keys, per_split))
+def split(shape: Shape, tile: Tile, processors: int, splits: int | None = None) -> tuple[int, int]:
+    """How many splits have keys to attend, and the key tiles of each: `splits` or, rounded by tiles, fewer.
+
+    Without a number, as many as fill the GPU once; or one, if adding parts up would take longer than what it spares.
+    """
+    keys: int = key_tiles(shape, tile)
+    each: int = tiles_per_split(shape, tile, MAX_SPLITS, processors) if splits is None else ceil_div(keys, splits)
+    if splits is None and (keys - each) * tile.block_n < _COMBINE_KEYS:
+        each = keys
+    return ceil_div(keys, each), each
 
 
-def attend_integers(shape: Shape, strides: Strides, bits: int, splits: int, per_split: Any) -> dict[str, Any]:
+def attend_integers(
+    shape: Shape, strides: Strides, bits: int, block: int, splits: int, per_split: Any
+) -> dict[str, Any]:
     """The integer arguments of `attend`, in its order; `bits` are the `scale_bits` of the scale."""
     return {
         "rows": shape.rows,
@@ -147,6 +176,22 @@ def attend_integers(shape: Shape, strides: Strides, bits: int, splits: int, per_
         "group": shape.group,
         **vars(strides),
         "scale_bits": bits,
+        "block": block,
         "splits": splits,
         "tiles_per_split": per_split,
     }
+
+
+def attend_constants(size: int, tile: Tile, partial: bool, causal: bool) -> dict[str, Any]:
+    """What is compiled into `attend`; `partial` for splits over keys, `causal` for blocks."""
+    tiled = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    return {**_head(size), **tiled, "PARTIAL": partial, "CAUSAL": causal}
+
+
+def combine_constants(size: int, splits: int) -> dict[str, Any]:
+    """What is compiled into `combine`: the next power of two, so that few variants serve all numbers of splits."""
+    return {**_head(size), "BLOCK_M": COMBINE_ROWS, "SPLITS": 1 << (splits - 1).bit_length()}
+
+
+def _head(size: int) -> dict[str, Any]:
+    return {"HEAD": size, "HEAD_PADDED": padded_head(size)}

@@ -16,21 +16,47 @@ come in the order that a TensorRT plugin prescribes: inputs, integers, outputs, 
 import triton
 import triton.language as tl
 
+_ANY: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # the largest position, slot or block
+
 
 @triton.jit
 def _fold(acc, weight, peak, query, keys, values, seen, scale):
     """Fold one tile of keys [BLOCK_N, D] into the running softmax of [BLOCK_M] rows (base 2).
 
-    `seen` [1 or BLOCK_M, BLOCK_N] are the keys that the rows attend.
+    `seen` [1 or BLOCK_M, BLOCK_N] are the keys that the rows attend; `scale` is above 0.
     """
-    scores = tl.dot(query, tl.trans(keys)) * scale
-    scores = tl.where(seen, scores, float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 1))
+    scores = tl.where(seen, tl.dot(query, tl.trans(keys)), float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, 1) * scale)
     finite = tl.where(higher == float("-inf"), 0.0, higher)  # nothing attended so far
-    shares = tl.exp2(scores - finite[:, None])
+    shares = tl.exp2(scores * scale - finite[:, None])
     fade = tl.exp2(peak - finite)
     acc = tl.dot(shares.to(values.dtype), values, acc * fade[:, None])
     return acc, weight * fade + tl.sum(shares, 1), higher
+
+
+@triton.jit
+def _row(BLOCK_M: tl.constexpr, group, origin):
+    """Token, and head within its group, of each row of this program's tile.
+
+    The division by `group` is one multiplication: exact while Q · group · group is below 2^32.
+    """
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M) + origin
+    token = tl.umulhi((row + 1).to(tl.uint32), 0xFFFFFFFF // group.to(tl.uint32)).to(tl.int32)
+    return token, row - token * group
+
+
+@triton.jit
+def _names(index, cache_tiles, cache_indices, gather_indices, cached, rows, BLOCK_N: tl.constexpr):
+    """The indices of a tile of keys: slots of the pool or, from tile `cache_tiles` on, positions; -1 past the end.
+
+    Of a 64-bit index only the lower half is read, which holds every slot, every position and -1.
+    """
+    fresh = index >= cache_tiles
+    number = (index - tl.where(fresh, cache_tiles, 0)) * BLOCK_N + tl.arange(0, BLOCK_N)
+    exists = number < tl.where(fresh, rows, cached)
+    words: tl.constexpr = cache_indices.dtype.element_ty.primitive_bitwidth // 32
+    indices = tl.where(fresh, gather_indices, cache_indices).to(tl.pointer_type(tl.int32))
+    return tl.load(indices + number * words, mask=exists, other=-1)
 
 
 @triton.jit(
@@ -45,6 +71,7 @@ def _fold(acc, weight, peak, query, keys, values, seen, scale):
         "new_row",
         "cache_row",
         "scale_bits",
+        "block",
         "splits",
         "tiles_per_split",
     ]
@@ -67,6 +94,7 @@ def attend(
     new_row,
     cache_row,
     scale_bits,  # the float32 scale · log2(e), as the integer of its bits
+    block,  # length of the blocks between which new rows are causal, if CAUSAL
     splits,
     tiles_per_split,
     output,  # [B, Q, H, D]; float32 [splits, B, Q, H, D] if PARTIAL
@@ -76,67 +104,77 @@ def attend(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PARTIAL: tl.constexpr,
-    CAUSAL: tl.constexpr,  # length of the blocks between which new rows are causal; 0: none
+    CAUSAL: tl.constexpr,
 ):
-    """Attend BLOCK_M query rows of one key/value head; grid (row tiles, G, B · splits)."""
+    """Attend BLOCK_M query rows of one key/value head; grid (row tiles, G, B · splits).
+
+    A tile of keys is of the cache or of the new rows, never of both. The indices of a tile are loaded one turn of the
+    loop before they are used, so that no turn waits for them.
+    """
     head = tl.program_id(1)
     heads = tl.num_programs(1) * group
     batch = tl.program_id(2) // splits
     split = tl.program_id(2) % splits
     scale = scale_bits.to(tl.float32, bitcast=True)
+    cache_indices += batch * cached
+    gather_indices += batch * rows
+    cache_tiles = tl.cdiv(cached, BLOCK_N)
+    first = split * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, cache_tiles + tl.cdiv(rows, BLOCK_N))
+    # At least one turn: an idle split takes a tile of no keys. If the compiler had to expect none, the zeros of `acc`
+    # would meet products in flight behind the loop, and ptxas would wait for each product (its note C7515).
+    last = tl.maximum(last, first + 1)
+    tl.assume(last > first)
+    name = _names(first, cache_tiles, cache_indices, gather_indices, cached, rows, BLOCK_N)
 
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # (token, head of the group)
-    token = row // group
-    lane = head * group + row % group
+    token, lane = _row(BLOCK_M, group, 0)
     exists = token < rows
     column = tl.arange(0, HEAD_PADDED)
     inside = column < HEAD
-    start = (batch * query_batch + token * query_row + lane).to(tl.int64) * HEAD
+    start = (batch * query_batch + token * query_row + head * group + lane).to(tl.int64) * HEAD
     tile = tl.load(query + start[:, None] + column[None, :], mask=exists[:, None] & inside[None, :], other=0.0)
+    if CAUSAL:  # a padded row's query attends all that is named
+        words: tl.constexpr = gather_indices.dtype.element_ty.primitive_bitwidth // 32
+        own = tl.load(gather_indices.to(tl.pointer_type(tl.int32)) + token * words, mask=exists, other=-1)
+        own = tl.where(own < 0, _ANY - 1, own // block)
 
     acc = tl.zeros([BLOCK_M, HEAD_PADDED], dtype=tl.float32)
     weight = tl.zeros([BLOCK_M], dtype=tl.float32)
     peak = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    step = tl.arange(0, BLOCK_N)
-    cache_tiles = tl.cdiv(cached, BLOCK_N)
-    first = split * tiles_per_split
-    last = tl.minimum(first + tiles_per_split, cache_tiles + tl.cdiv(rows, BLOCK_N))
-
-    for index in range(first, tl.minimum(last, cache_tiles)):
-        number = index * BLOCK_N + step
-        slot = tl.load(cache_indices + batch * cached + number, mask=number < cached, other=-1)
-        named = (slot >= 0) & (slot < slots)
-        place = (slot * cache_row + head).to(tl.int64) * HEAD
-        mask = named[:, None] & inside[None, :]
-        keys = tl.load(key_cache + place[:, None] + column[None, :], mask=mask, other=0.0)
-        values = tl.load(value_cache + place[:, None] + column[None, :], mask=mask, other=0.0)
-        acc, weight, peak = _fold(acc, weight, peak, tile, keys, values, named[None, :], scale)
-
-    if CAUSAL:
-        own = tl.load(gather_indices + batch * rows + token, mask=exists, other=-1)
-    for index in range(tl.maximum(first, cache_tiles), last):
-        number = (index - cache_tiles) * BLOCK_N + step
-        position = tl.load(gather_indices + batch * rows + number, mask=number < rows, other=-1)
-        named = position >= 0
-        place = (batch * new_batch + number * new_row + head).to(tl.int64) * HEAD
-        mask = named[:, None] & inside[None, :]
-        keys = tl.load(key + place[:, None] + column[None, :], mask=mask, other=0.0)
-        values = tl.load(value + place[:, None] + column[None, :], mask=mask, other=0.0)
-        seen = named[None, :]
-        if CAUSAL:  # a padded row's query attends all that is named
-            seen = seen & ((position[None, :] // CAUSAL <= own[:, None] // CAUSAL) | (own[:, None] < 0))
+    for index in range(first, last):
+        fresh = index >= cache_tiles
+        number = (index - cache_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+        limit = tl.where(fresh, _ANY, slots)
+        named = name.to(tl.uint32, bitcast=True) < limit.to(tl.uint32)  # -1 is the largest of all
+        place = tl.where(fresh, number, name) * tl.where(fresh, new_row, cache_row)
+        place += head + tl.where(fresh, batch * new_batch, 0)
+        if CAUSAL:
+            reach = tl.where(named, tl.where(fresh, name // block, 0), _ANY)
+            seen = reach[None, :] <= own[:, None]
+        else:
+            seen = named[None, :]
+        name = _names(index + 1, cache_tiles, cache_indices, gather_indices, cached, rows, BLOCK_N)
+        # one number a row goes through shared memory to the threads that load it; two addresses and a mask otherwise
+        place = tl.broadcast_to(tl.where(named, place, -1)[:, None], (BLOCK_N, HEAD_PADDED))
+        offset = place.to(tl.int64) * HEAD + column[None, :]
+        mask = place >= 0
+        if HEAD < HEAD_PADDED:
+            mask = mask & inside[None, :]
+        keys = tl.load(tl.where(fresh, key, key_cache) + offset, mask=mask, other=0.0)
+        values = tl.load(tl.where(fresh, value, value_cache) + offset, mask=mask, other=0.0)
         acc, weight, peak = _fold(acc, weight, peak, tile, keys, values, seen, scale)
 
     empty = weight == 0.0
     weight = tl.where(empty, 1.0, weight)
-    acc = acc / weight[:, None]
+    acc = acc * (1.0 / weight)[:, None]
+    # The origin is 0, which the compiler cannot know: it computes the rows again and keeps no registers for them.
+    token, lane = _row(BLOCK_M, group, tl.minimum(rows, 0))
+    exists = token < rows
+    end = (batch * rows + token) * heads + head * group + lane
     if PARTIAL:
-        batches = tl.num_programs(2) // splits
-        end = ((split * batches + batch) * rows + token) * heads + lane
+        end += split * (tl.num_programs(2) // splits) * rows * heads
         tl.store(log_weight + end, tl.where(empty, float("-inf"), peak + tl.log2(weight)), mask=exists)
         exists = exists & (empty == 0)  # `combine` does not read what weighs nothing
-    else:
-        end = (batch * rows + token) * heads + lane
     target = output + end.to(tl.int64)[:, None] * HEAD + column[None, :]
     tl.store(target, acc.to(output.dtype.element_ty), mask=exists[:, None] & inside[None, :])
 
@@ -151,26 +189,30 @@ def combine(
     HEAD: tl.constexpr,
     HEAD_PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,  # a power of two, not below `splits`
 ):
-    """Add up the parts of BLOCK_M rows, each by its share of the softmax; grid (row tiles,)."""
+    """Add up the parts of BLOCK_M rows, each by its share of the softmax; grid (row tiles,).
+
+    The loops are unrolled: the weights of all splits are loaded together, where a loop would wait for each in turn.
+    """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = row < rows
     column = tl.arange(0, HEAD_PADDED)
     inside = column < HEAD
     peak = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    for split in range(splits):
-        part = tl.load(log_weight + split * rows + row, mask=exists, other=float("-inf"))
+    for split in tl.static_range(SPLITS):
+        part = tl.load(log_weight + split * rows + row, mask=exists & (split < splits), other=float("-inf"))
         peak = tl.maximum(peak, part)
     finite = tl.where(peak == float("-inf"), 0.0, peak)
     acc = tl.zeros([BLOCK_M, HEAD_PADDED], dtype=tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
-    for split in range(splits):
-        part = tl.load(log_weight + split * rows + row, mask=exists, other=float("-inf"))
+    for split in tl.static_range(SPLITS):
+        part = tl.load(log_weight + split * rows + row, mask=exists & (split < splits), other=float("-inf"))
         share = tl.exp2(part - finite)
         place = (split * rows + row).to(tl.int64) * HEAD
         mask = (share > 0.0)[:, None] & inside[None, :]
         acc += share[:, None] * tl.load(partial + place[:, None] + column[None, :], mask=mask, other=0.0)
         total += share
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    acc = acc * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
     target = output + row.to(tl.int64)[:, None] * HEAD + column[None, :]
     tl.store(target, acc.to(output.dtype.element_ty), mask=exists[:, None] & inside[None, :])

@@ -145,11 +145,11 @@ def _launch_attend(trt: Any, trtp: Any, *splits: int) -> Any:
             key.shape_expr[2].constant_value(),
         )
         shape = Shape(batch, rows, cached, slots, heads.constant_value(), kv_heads)
-        number = Arithmetic(trtp.cdiv, trtp.max)
-        kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, parts > 1, block)
+        number = Arithmetic(trtp.cdiv, trtp.max, lambda total, part: (part * 0 + total) // part)
+        kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, parts > 1, block > 0)
         per_split = tiling.tiles_per_split(shape, tile, parts, tiling.PROCESSORS[capability], number)
         grid = (tiling.row_tiles(shape, tile, number), kv_heads, batch * parts)
-        integers = tiling.attend_integers(shape, Strides.contiguous(shape), bits, parts, per_split)
+        integers = tiling.attend_integers(shape, Strides.contiguous(shape), bits, block, parts, per_split)
         return kernel.entry, kernel.ptx, _launch(trtp, kernel, grid), _integers(trtp, integers)
 
     return _launches(launch, trtp)
@@ -160,10 +160,11 @@ def _launch_combine(trt: Any, trtp: Any) -> Any:
         from dpad.plugins.compile import compile_combine
 
         _, batch, rows, heads, size = partial.shape_expr
-        kernel = compile_combine(_target["capability"], _dtype(trt, outputs[0]), size.constant_value())
+        splits = int(numbers[0])
+        kernel = compile_combine(_target["capability"], _dtype(trt, outputs[0]), size.constant_value(), splits)
         total = batch * rows * heads
         grid = (trtp.cdiv(total, tiling.COMBINE_ROWS), 1, 1)
-        integers = {"rows": total, "splits": int(numbers[0])}
+        integers = {"rows": total, "splits": splits}
         return kernel.entry, kernel.ptx, _launch(trtp, kernel, grid), _integers(trtp, integers)
 
     return _launches(launch, trtp)

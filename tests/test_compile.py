@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ from dpad.plugins import compile as compiler
 from dpad.plugins import tiling
 from dpad.plugins.compile import PTX_VERSIONS, SHARED_LIMITS, CompiledKernel, without_hidden_parameters
 from dpad.plugins.errors import KernelCompileError
+from dpad.plugins.tiling import Tile
+
+# Of one SM: KiB of shared memory, of which each program takes one more than it asks for, and 32-bit registers.
+SM_SHARED = {"8.0": 164, "8.6": 100, "8.9": 100, "9.0": 228, "10.0": 228, "12.0": 100}
+SM_REGISTERS = 1 << 16
 
 
 def compile_kernels(out: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -34,6 +40,7 @@ def check(out: Path, kernel: dict[str, Any]) -> None:
     ptx = (out / f"{kernel['name']}.ptx").read_text()
     architecture = kernel["capability"].replace(".", "")
     assert kernel["spill_bytes"] == kernel["stack_bytes"] == 0, kernel
+    assert kernel["notes"] == [], kernel
     assert 0 < kernel["registers"] <= 255
     assert kernel["shared_bytes"] <= SHARED_LIMITS[kernel["capability"]] << 10
     assert f".target sm_{architecture}" in ptx
@@ -61,6 +68,47 @@ def test_every_generation_compiles(tmp_path: Path, capability: str) -> None:
     assert len({kernel["name"] for kernel in kernels}) == 2 * (2 * len(tiling.tiles(capability)) + 1)
     for kernel in kernels:
         check(tmp_path, kernel)
+
+
+def attends(kernels: list[dict[str, Any]], tile: Tile) -> list[dict[str, Any]]:
+    """Those of `attend` that have this tile."""
+    sizes = tile.block_m, tile.block_n
+    return [k for k in kernels if (k["constants"]["BLOCK_M"], k["constants"].get("BLOCK_N")) == sizes]
+
+
+@pytest.mark.parametrize("capability", ["8.0", "9.0"])
+def test_as_many_programs_fit_as_the_table_says(tmp_path: Path, capability: str) -> None:
+    """Fails if splits are counted for programs that an SM cannot hold beside each other."""
+    kernels = compile_kernels(tmp_path, "--compute-capability", capability, "--dtype", "float16", "--head-size", "128")
+    for tile in tiling.tiles(capability):
+        found = attends(kernels, tile)
+        assert len(found) == 2
+        for kernel in found:
+            assert tile.resident * (kernel["shared_bytes"] + 1024) <= SM_SHARED[capability] << 10
+            assert tile.resident * kernel["threads"] * -(-kernel["registers"] // 8) * 8 <= SM_REGISTERS
+
+
+def test_the_pipeline_of_a_hopper_kernel(tmp_path: Path) -> None:
+    """Fails if products leave the tensor cores' large form, or a turn of the loop waits for what it has just asked for.
+
+    When rows are waited for, those of a later tile may still be on their way, and no index is used in the turn that
+    loads it.
+    """
+    compile_kernels(tmp_path, "--compute-capability", "9.0", "--dtype", "bfloat16", "--head-size", "128")
+    for path in sorted(tmp_path.glob("attend-*.ptx")):
+        text = path.read_text()
+        tile = next(t for t in tiling.tiles("9.0") if f"-m{t.block_m}-" in path.name)
+        waits = text.index("cp.async.wait_group \t2;")
+        loop = text[text.rindex("$L__BB", 0, waits) : text.index("bra", waits)]
+        assert f"wgmma.mma_async.sync.aligned.m64n{tile.block_n}k16" in loop and "mma.sync.aligned.m16" not in text
+        copies = 2 * tile.block_n * 128 * 2 // 16 // (tile.warps * 32)
+        assert loop.count("cp.async.cg.shared.global") == loop.count(", 0x10, ") == copies
+        lines = loop.splitlines()
+        for number, line in enumerate(lines):
+            for index in re.findall(r"ld\.global\.b32 \{ (%\w+) \}", line):
+                uses = [later for later in lines[number + 1 :] if re.search(rf"{index}\b", later)]
+                assert all(later.lstrip().startswith("mov.") for later in uses), (path.name, line, uses)
+        assert "ld.global" in loop
 
 
 @pytest.mark.slow
@@ -94,7 +142,9 @@ def test_a_hidden_parameter_that_is_read_is_refused(count: int) -> None:
 
 def test_kernels_take_their_places_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a compilation that stops half way leaves some new kernels beside the list of the old ones."""
-    kernels = [CompiledKernel(n, "f", "9.0", "bfloat16", {}, (), 1, 0, 1, 0, 0, "3", f"ptx {n}", b"\x7f") for n in "ab"]
+    kernels = [
+        CompiledKernel(n, "f", "9.0", "bfloat16", {}, (), 1, 0, 1, 0, 0, (), "3", f"ptx {n}", b"\x7f") for n in "ab"
+    ]
 
     def compile_with(*broken: Exception) -> Result:
         def made(*_: object) -> Iterator[CompiledKernel]:

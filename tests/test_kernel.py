@@ -166,28 +166,35 @@ def test_no_rows_is_no_launch() -> None:
     cached=st.integers(0, 16384),
     kv_heads=st.integers(1, 32),
     group=st.integers(1, 8),
-    splits=st.integers(1, tiling.MAX_SPLITS),
+    splits=st.sampled_from([None, 1, 2, 5, tiling.MAX_SPLITS]),
     processors=st.sampled_from([1, 8, 108, 132]),
 )
 def test_splits_cover_every_key(
-    batch: int, rows: int, cached: int, kv_heads: int, group: int, splits: int, processors: int
+    batch: int, rows: int, cached: int, kv_heads: int, group: int, splits: int | None, processors: int
 ) -> None:
-    """Fails if tiles of keys are left over, or splits outnumber their limit or have nothing to do."""
+    """Fails if tiles of keys are left over, splits have nothing to do, or they need more than one round of the GPU."""
     shape = Shape(batch, rows, cached, cached, kv_heads * group, kv_heads)
     tile = tiling.tile_for(rows * group, "9.0")
-    per_split = tiling.tiles_per_split(shape, tile, splits, processors)
-    count = tiling.split_count(shape, tile, per_split)
+    count, each = tiling.split(shape, tile, processors, splits)
     keys = -(-cached // tile.block_n) + -(-rows // tile.block_n)
-    assert count <= splits
-    assert (count - 1) * per_split < keys <= count * per_split
+    assert count <= (splits or tiling.MAX_SPLITS)
+    assert (count - 1) * each < keys <= count * each
+    programs = tiling.row_tiles(shape, tile) * kv_heads * batch
+    assert splits or count == 1 or programs * count <= processors * tile.resident
 
 
 def test_few_queries_against_many_keys_fill_the_gpu() -> None:
-    """Fails if one block against a long prefix leaves most of a GPU idle."""
+    """Fails if one block against a long prefix leaves most of a GPU idle, or gives it a second round."""
     shape = Shape(1, 32, 8192, 8192, 32, 32)
     tile = tiling.tile_for(32, "9.0")
-    count = tiling.split_count(shape, tile, tiling.tiles_per_split(shape, tile, tiling.MAX_SPLITS, 132))
-    assert 132 <= tiling.row_tiles(shape, tile) * 32 * count <= 3 * 132
+    count, _ = tiling.split(shape, tile, 132)
+    assert 120 <= tiling.row_tiles(shape, tile) * 32 * count <= 132
+
+
+@pytest.mark.parametrize(("cached", "splits"), [(60, 1), (128, 1), (256, 3), (640, 6)])
+def test_keys_are_split_where_that_pays(cached: int, splits: int) -> None:
+    """Fails if adding parts up takes longer than a program would for the keys that it is spared."""
+    assert tiling.split(Shape(1, 32, cached, 1, 8, 4), tiling.tiles("9.0")[0], 132)[0] == splits
 
 
 BAD = {
