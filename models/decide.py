@@ -37,7 +37,7 @@ def decide(
     heat, draws, shapes = (
         part[:, None, None] for part in (torch.where(draws, temperature, 1.0), draws, shapes & tempers)
     )
-    ban = banned[:, None, None].expand(-1, logits.shape[1], 1)
+    ban = torch.full_like(uniform, -1, dtype=torch.int64)[..., None].maximum(banned[:, None, None])
     place, kept = ban.clamp(min=0), logits.gather(-1, ban.clamp(min=0))
     lost = torch.where(ban >= 0, kept, -torch.inf)
     allowed = logits.scatter(-1, place, torch.where(ban >= 0, -torch.inf, kept))
@@ -118,7 +118,7 @@ def _filtered(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     counts, masses = (top_k > 0) & (top_k < vocabulary), top_p < 1
     count = torch.where(counts, top_k, vocabulary + 1)[:, None, None].float()
     mass = torch.where(masses, top_p, 2.0)[:, None, None] * powers.sum(dim=-1, keepdim=True)
-    filters = (counts | masses)[:, None, None].expand_as(mass)
+    filters = (counts | masses)[:, None, None] & torch.ones_like(mass, dtype=torch.bool)
     inputs = (scores, count, mass, filters)
     low, high, within = (
         torch.cond(filters.any(), _rank, _keep_all, inputs)

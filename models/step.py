@@ -8,7 +8,6 @@ no in-place update. The vocabulary projection runs on the decoded rows only.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from dpad.models import llada, qwen
@@ -65,9 +64,7 @@ class Step(nn.Module):
 
 def _rows_at(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Rows of `hidden` [B, Q, width] at `rows` [B, R] -> [B, R, width]; -1 reads row 0."""
-    batch, queries, width = hidden.shape
-    first = torch.arange(batch, device=hidden.device)[:, None] * queries
-    return F.embedding(rows.clamp(min=0) + first, hidden.reshape(batch * queries, width))
+    return hidden.gather(1, rows.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def predict(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

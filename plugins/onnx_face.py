@@ -1,7 +1,7 @@
 """The ONNX face of the op: nodes `SuffixMask` and `SparseSuffixAttention` in domain `dpad`.
 
     torch.onnx.export(..., custom_translation_table=translation_table())
-    for function in function_protos():       # after the export: see below
+    for function in function_protos(heads, kv_heads):       # after the export: see below
         model.functions.append(function)
 
 What depends on the indices alone is a node of its own, equal in all layers: the exporter keeps one of it, and a step
@@ -45,6 +45,9 @@ _TYPES = {"T": ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "I": ["
 # query [B, Q, H, D]; key, value [B, Q, G, D]; caches [P, G, D]; slots [B, K]; mask [B, 1, Q, K + Q]; anything
 # [B, 1, 1, 1].
 # A row with nothing to attend gives 0: its softmax is undefined, so the output is selected.
+# Heads stay side by side, as ONNX Runtime's CUDA kernels read them: it would turn transposed ones back, six launches of
+# 33 a layer (traced, 1.31.1). With a mask it takes its memory-efficient kernel if K + Q divides by 4 and D by 8, and
+# H = G in float32. Its flash kernel takes no mask, and without one there would be two graphs: padding needs it.
 _ATTENTION = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
 {OP_TYPE} <scale: float = 1.0> (query, key, value, key_cache, value_cache, slots, mask, anything) => (output)
@@ -53,11 +56,14 @@ _ATTENTION = f"""
     cached_value = Gather <axis = 0> (value_cache, slots)
     keys = Concat <axis = 1> (cached_key, key)
     values = Concat <axis = 1> (cached_value, value)
-    query_heads = Transpose <perm = [0, 2, 1, 3]> (query)
-    key_heads = Transpose <perm = [0, 2, 1, 3]> (keys)
-    value_heads = Transpose <perm = [0, 2, 1, 3]> (values)
-    heads = Attention <scale: float = @scale> (query_heads, key_heads, value_heads, mask)
-    tokens = Transpose <perm = [0, 2, 1, 3]> (heads)
+    flat = Constant <value_ints = [0, 0, -1]> ()
+    query_rows = Reshape (query, flat)
+    key_rows = Reshape (keys, flat)
+    value_rows = Reshape (values, flat)
+    rows = Attention <scale: float = @scale, q_num_heads = %HEADS, kv_num_heads = %KV_HEADS> (
+        query_rows, key_rows, value_rows, mask)
+    apart = Constant <value_ints = [0, 0, %HEADS, -1]> ()
+    tokens = Reshape (rows, apart)
     zero = Constant <value_int = 0> ()
     nothing = CastLike (zero, query)
     output = Where (anything, tokens, nothing)
@@ -65,7 +71,8 @@ _ATTENTION = f"""
 """
 
 # cache_indices [B, K], gather_indices [B, Q]. ONNX Runtime's CUDA provider has every operator here in the version that
-# this opset means: those of Equal and, in some releases, ReduceMax are older, and would run on the CPU.
+# this opset means: those of Equal and, in some releases, ReduceMax are older, and would run on the CPU. So would
+# arithmetic on shapes: what is true everywhere is compared with itself, and And spreads it.
 _SUFFIX_MASK = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
 {MASK_TYPE} %SETTINGS (cache_indices, gather_indices) => (slots, mask, anything)
@@ -76,11 +83,9 @@ _SUFFIX_MASK = f"""
     named = GreaterOrEqual (indices, zero)
     middle = Constant <value_ints = [1, 2]> ()
     named_row = Unsqueeze (named, middle)
-    batch_count = Shape <start = 0, end = 1> (gather_indices)
-    one = Constant <value_ints = [1]> ()
-    query_count = Shape <start = 1, end = 2> (gather_indices)
-    key_count = Shape <start = 1, end = 2> (indices)
-    mask_shape = Concat <axis = 0> (batch_count, one, query_count, key_count)
+    outer = Constant <value_ints = [1, 3]> ()
+    every_query = GreaterOrEqual (gather_indices, gather_indices)
+    every_column = Unsqueeze (every_query, outer)
     %MASK
     last = Constant <value_ints = [-1]> ()
     marks = Cast <to = 1> (named)
@@ -91,36 +96,35 @@ _SUFFIX_MASK = f"""
 }}
 """
 
-_ALL = "mask = Expand (named_row, mask_shape)"
+_ALL = "mask = And (every_column, named_row)"
 
 # With blocks: a new row at position p sees new rows up to the end of p's block; a padded one, all that is named.
 _CAUSAL = """
-    everything = Expand (named_row, mask_shape)
     length = Constant <value_int: int = @block> ()
     blocks = Div (gather_indices, length)
     furthest = Constant <value_int = 9223372036854775807> ()
     padded = Less (gather_indices, zero)
     reach = Where (padded, furthest, blocks)
-    outer = Constant <value_ints = [1, 3]> ()
     reach_column = Unsqueeze (reach, outer)
     blocks_row = Unsqueeze (blocks, middle)
     seen = LessOrEqual (blocks_row, reach_column)
-    cached_count = Shape <start = 1, end = 2> (cache_indices)
-    cached_shape = Concat <axis = 0> (batch_count, one, query_count, cached_count)
-    yes = GreaterOrEqual (zero, zero)
-    all_cached = Expand (yes, cached_shape)
+    every_slot = GreaterOrEqual (cache_indices, cache_indices)
+    every_row = Unsqueeze (every_slot, middle)
+    all_cached = And (every_column, every_row)
     all_seen = Concat <axis = 3> (all_cached, seen)
-    mask = And (everything, all_seen)
+    mask = And (all_seen, named_row)
 """
 
 
-def function_protos(block_causal: bool = False) -> list[onnx.FunctionProto]:
+def function_protos(heads: int, kv_heads: int, block_causal: bool = False) -> list[onnx.FunctionProto]:
     """The nodes' meaning over standard operators; append them to `ModelProto.functions`.
 
-    The meaning with blocks costs a comparison of every query with every key, so models without them do not have it.
+    It is that of a model with H = `heads` and G = `kv_heads`. With blocks it costs a comparison of every query with
+    every key, so models without them do not have it.
     """
     settings, mask = ("<block: int = 0>", _CAUSAL) if block_causal else ("", _ALL)
-    texts = _SUFFIX_MASK.replace("%SETTINGS", settings).replace("%MASK", mask), _ATTENTION
+    attention = _ATTENTION.replace("%HEADS", str(heads)).replace("%KV_HEADS", str(kv_heads))
+    texts = _SUFFIX_MASK.replace("%SETTINGS", settings).replace("%MASK", mask), attention
     return [onnx.parser.parse_function(text) for text in texts]
 
 

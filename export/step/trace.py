@@ -23,6 +23,7 @@ import torch
 from onnxscript import optimizer
 from torch._subclasses import FakeTensorMode
 
+from dpad.export.step.shapes import settle_shapes
 from dpad.models.checkpoint.checkpoint import FAMILIES, Config
 from dpad.models.checkpoint.headers import TensorEntry
 from dpad.models.rope import rotate_as_node
@@ -75,9 +76,10 @@ def _finish(model: ir.Model, contract: StepContract, dtype: str) -> ir.Model:
         if name.startswith("model."):  # Step.model
             value.const_value = None  # no data: nothing can be folded into the graph
             value.name = name.removeprefix("model.")
+    settle_shapes(graph)
     optimizer.optimize_ir(model, inline=False, output_size_limit=FOLD_LIMIT)
     tidy(model, f"dpad-step-{contract.family}", [*contract.inputs(dtype), *contract.outputs(dtype)])
-    for function in onnx_face.function_protos(contract.block_causal):
+    for function in onnx_face.function_protos(contract.heads, contract.kv_heads, contract.block_causal):
         model.functions[function.domain, function.name, ""] = ir.serde.deserialize_function(function)
     return model
 

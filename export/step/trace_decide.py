@@ -11,6 +11,7 @@ import torch
 from onnxscript import optimizer
 from torch import nn
 
+from dpad.export.step.shapes import settle_shapes
 from dpad.export.step.trace import FOLD_LIMIT, IR_VERSION, example, quiet, tidy
 from dpad.models.decide import decide
 from dpad.runtime.contract import StepContract, TensorSpec
@@ -59,6 +60,7 @@ def _trace(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], temp
         except Exception as error:
             raise ExportError(f"tracing what decides failed: {error}") from error
         assert program is not None
+        settle_shapes(program.model.graph)
         optimizer.optimize_ir(program.model, output_size_limit=FOLD_LIMIT)
         tidy(program.model, "dpad-decide", [*inputs, *outputs])
     program.model.ir_version = IR_VERSION
