@@ -16,7 +16,7 @@ from dpad.plugins.checks import check_kernel
 from dpad.plugins.errors import AttentionError
 from dpad.plugins.tiling import Shape, Strides, Tile
 
-_INTERPRETED = ("9.0", 8)  # Triton's interpreter stands for a Hopper GPU of this many SMs
+_INTERPRETED = ("9.0", 8)
 _SHAPES = 1024  # whose launches are kept ready
 
 
@@ -99,7 +99,7 @@ def _launch(
     (batch, rows, heads, size), kv_heads, cached, slots = sizes
     check_kernel(size, str(dtype).removeprefix("torch."))
     shape = Shape(batch, rows, cached, slots, heads, kv_heads)
-    capability, processors = _gpu(device)
+    capability, processors = gpu(device)
     tile = tile or tiling.tile_for(rows * shape.group, capability)
     count, each = tiling.split(shape, tile, processors, splits)
     distances = Strides(*(stride // size for strided in strides for stride in strided[:-2]))
@@ -128,8 +128,8 @@ def _fits(strides: tuple[int, ...], size: int) -> bool:
 
 
 @cache
-def _gpu(device: torch.device) -> tuple[str, int]:
-    """Compute capability and number of SMs."""
+def gpu(device: torch.device) -> tuple[str, int]:
+    """Compute capability and number of SMs; for a CPU, where kernels are interpreted, those of a small Hopper GPU."""
     if device.type != "cuda":
         return _INTERPRETED
     properties = torch.cuda.get_device_properties(device)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import click
@@ -23,8 +24,10 @@ from dpad.export.step.pack import Packing  # noqa: E402
 from dpad.models.checkpoint.checkpoint import Checkpoint, load_model  # noqa: E402
 from dpad.models.checkpoint.headers import read_tensors  # noqa: E402
 from dpad.models.packed import Packed  # noqa: E402
+from dpad.plugins import tiling  # noqa: E402
 from dpad.plugins.launch import attend_rows  # noqa: E402
-from gpu import full, kernels, packing, report, shares, store, worker  # noqa: E402
+from dpad.plugins.tiling import Shape  # noqa: E402
+from gpu import full, kernels, packing, report, shares, store, variants, worker  # noqa: E402
 from gpu.engines import rtx_takes  # noqa: E402
 from gpu.goals import goals  # noqa: E402
 from gpu.parts import GROUPS, LIMIT, Part  # noqa: E402
@@ -242,3 +245,14 @@ def test_without_a_gpu_it_says_so() -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "needs an NVIDIA GPU" in ran.stderr
+
+
+def test_cases_are_of_their_variant() -> None:
+    """Fails if a variant is never launched, because the cases drawn for it are those of another one."""
+    rng, every = Random(0), variants.shipped("9.0")
+    assert len(set(every)) == 2 * 3 * 2 * 2 * 2
+    for variant in every * 20:
+        case = variant.draw(rng, 160, 2048, ((28, 4), (8, 8)))
+        shape = Shape(case.batch, case.rows, case.cached, 1, case.kv_heads * case.group, case.kv_heads)
+        count, _ = tiling.split(shape, variant.tile, 132, case.splits)
+        assert ((count > 1), case.block > 0) == (variant.partial, variant.causal)

@@ -34,7 +34,7 @@ def _kernel(part: dict[str, Any]) -> Lines:
     worst = ", ".join(
         f"{dtype.removeprefix('torch.')} {error:.1e}" for dtype, error in part["worst_relative_rms"].items()
     )
-    return [f"{part['cases']} random shapes against the definition in float32. Worst relative RMS error: {worst}."]
+    return [f"{part['cases']} random cases against the definition in float32. Worst relative RMS error: {worst}."]
 
 
 def _ptx(part: dict[str, Any]) -> Lines:
@@ -78,22 +78,28 @@ def _speed(part: dict[str, Any]) -> Lines:
     for entry in part["rows"]:
         shape = [entry["model"], str(entry["queries"]), str(entry["cached"])]
         if "skipped" in entry:
-            rows.append([*shape, entry["skipped"], *[""] * 6])
+            rows.append([*shape, entry["skipped"], *[""] * 7])
             continue
         times = [f"{entry['times'][name]['median_us']:.1f}" for name in ("kernel", "sdpa", "gather+sdpa")]
         ratios = [f"{entry['over_sdpa']:.2f}", f"{entry['over_gather_sdpa']:.2f}"]
         share = f"{entry['bandwidth_tb_s']:.2f} ({100 * entry['share_of_bandwidth']:.0f} %)"
-        rows.append([*shape, *times, *ratios, share, f"{entry['tflop_s']:.0f}"])
+        goal = "met" if entry["meets_goal"] else "missed"
+        rows.append([*shape, *times, *ratios, goal, share, f"{entry['tflop_s']:.0f}"])
     head = ["model", "Q", "K", "kernel µs", "SDPA on gathered keys", "gather + SDPA"]
-    return table([*head, "times SDPA", "times gather + SDPA", "TB/s", "TFLOP/s"], rows)
+    return table([*head, "times SDPA", "times gather + SDPA", "goal", "TB/s", "TFLOP/s"], rows)
 
 
 def _sweep(part: dict[str, Any]) -> Lines:
     rows = [
-        [f"{e['model']} Q={e['queries']} K={e['cached']}", e["best"], f"{e['chosen_over_best']:.2f}"]
+        [
+            f"{e['model']} Q={e['queries']} K={e['cached']}",
+            e["best"],
+            f"{e['chosen_over_best']:.2f}",
+            ", ".join(f"{splits}: {us:.1f}" for splits, us in e["combine_us"].items()),
+        ]
         for e in part["rows"]
     ]
-    return table(["shape", "fastest", "chosen over fastest"], rows)
+    return table(["shape", "fastest", "chosen over fastest", "µs to add up parts"], rows)
 
 
 def _bundle(part: dict[str, Any]) -> Lines:
