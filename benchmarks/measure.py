@@ -20,7 +20,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 import click
 import numpy as np
 
-from dpad.runtime.bundle.bundle import Bundle, sha256
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.hashes import sha256
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.machine import library_version
 from dpad.runtime.engines.step import StepInputs, StepOutputs
