@@ -41,7 +41,7 @@ def decide(
     place, kept = ban.clamp(min=0), logits.gather(-1, ban.clamp(min=0))
     lost = torch.where(ban >= 0, kept, -torch.inf)
     allowed = logits.scatter(-1, place, torch.where(ban >= 0, -torch.inf, kept))
-    likeliest = _argmax(allowed)
+    likeliest = argmax(allowed)
     best = allowed.gather(-1, likeliest)
 
     # The distribution that confidence is of: `lost` belongs to the model's own, but is no choice
@@ -58,7 +58,7 @@ def decide(
     return token.squeeze(-1), odds.squeeze(-1), entropy.squeeze(-1), margin.squeeze(-1)
 
 
-def _argmax(rows: Tensor) -> Tensor:
+def argmax(rows: Tensor) -> Tensor:
     """The likeliest token of each row [B, R, V], the lower id of two: [B, R, 1]. Maxima cost less than their places."""
     parts = _parts(rows)
     part = parts.amax(dim=-1).argmax(dim=-1, keepdim=True)

@@ -39,12 +39,18 @@ class Packed:
 
 def unpack(codes: torch.Tensor, scale: torch.Tensor, weights: str, dtype: torch.dtype) -> torch.Tensor:
     """The weight [N, K] in `dtype` from the tensors of the format `weights`."""
-    if weights == "int4":
-        halves = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)  # [K, N]
-        codes = (halves.to(torch.int8) ^ 8) - 8
+    codes = numbers(codes, weights)
     inputs, outputs = codes.shape
     groups = scale.reshape(-1, 1, outputs).to(dtype)
     return (codes.to(dtype).reshape(len(groups), -1, outputs) * groups).reshape(inputs, outputs).T
+
+
+def numbers(codes: torch.Tensor, weights: str) -> torch.Tensor:
+    """The codes of the format `weights` one by one [K, N], those of int4 taken apart."""
+    if weights != "int4":
+        return codes
+    halves = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
+    return (halves.to(torch.int8) ^ 8) - 8
 
 
 def take_packed(state: dict[str, torch.Tensor]) -> dict[str, Packed]:

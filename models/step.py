@@ -68,14 +68,19 @@ def _rows_at(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def predict(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy choice a row: logits [B, R, V] -> token_ids, odds_against [B, R].
-
-    The odds against the chosen token are the sum of exp(logit - best) over all others, so its probability is
-    1 / (1 + odds_against) and nothing is lost where that rounds to 1.
-    """
+    """Greedy choice a row: logits [B, R, V] -> token_ids, odds_against [B, R]."""
     token_ids = logits.argmax(dim=-1)
+    return token_ids, odds_against(logits, token_ids)
+
+
+def odds_against(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Odds against the likeliest tokens [...] of `logits` [..., V].
+
+    They are the sum of exp(logit - best) over all others, so a token's probability is 1 / (1 + odds_against) and
+    nothing is lost where that rounds to 1.
+    """
     chosen = token_ids[..., None]
     shifted = logits - logits.gather(-1, chosen)
     # 0 at the chosen token, but NaN if its logit is infinite or NaN: that must show
     others = shifted.scatter(-1, chosen, shifted.gather(-1, chosen) + _NEVER)
-    return token_ids, others.exp().sum(dim=-1)
+    return others.exp().sum(dim=-1)

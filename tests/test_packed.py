@@ -23,6 +23,7 @@ from dpad.export.parity.report import parity_lines
 from dpad.export.progress import Progress
 from dpad.export.step.pack import GROUPS
 from dpad.models.checkpoint.checkpoint import load_model, parse_config
+from dpad.models.compiled.open import open_compiled
 from dpad.models.torch_engine import open_torch_engine
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
@@ -120,6 +121,18 @@ def test_eager_torch_unpacks_what_the_file_says(bundle: Bundle, weights: str) ->
         module, _, weight = name.rpartition(".")
         have = getattr(model.get_submodule(module), weight)
         np.testing.assert_allclose(have.double().numpy(), reference(tensors, name, weights), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weights", PACKED)
+def test_steps_for_pytorch_to_compile_have_their_weights(bundle: Bundle, weights: str) -> None:
+    """Fails if such an engine opens other weights, or has no name of its own; int8 and int4 decode as they unpack."""
+    options = GenerationOptions(gen_length=16, block_length=16, cache="none")
+    requests, variant = [Request((5, 6, 7))], f"float32-weights-{weights}"
+    theirs = run(open_torch_engine(bundle, variant), requests, options)
+    with open_compiled(bundle, variant, "cpu", compiled=False) as engine:
+        ours = run(engine, requests, options)
+        assert engine.name == f"torch-cpu-weights-{weights}"
+    assert weights == "fp8" or [one.tokens for one in ours] == [one.tokens for one in theirs]
 
 
 def test_every_format_computes_what_torch_does_with_the_same_weights(bundle: Bundle) -> None:

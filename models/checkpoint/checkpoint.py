@@ -8,7 +8,7 @@ tensor is known by file, offset and length, so that the exporter can point at it
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -174,13 +174,22 @@ class _Cast(nn.Module):
         return weight.to(self.dtype)
 
 
+def checked_model(architecture: str, config: Config, shards: Sequence[Path]) -> tuple[Model, dict[str, TensorEntry]]:
+    """The module without storage, and where its weights lie, packed ones in parts.
+
+    Raises `CheckpointError` for files that do not hold the weights of such a model.
+    """
+    model, tensors = meta_model(architecture, config), read_headers(shards, packed=True)
+    check_tensors(_unpacked(tensors), model)
+    return model, tensors
+
+
 def load_model(architecture: str, config: Config, shards: tuple[Path, ...], dtype: torch.dtype) -> Model:
     """The module with its weights memory-mapped; what has another `dtype`, or is packed, is cast when it is used.
 
     Raises `CheckpointError` for files that do not hold the weights of such a model.
     """
-    model = meta_model(architecture, config)
-    check_tensors(_unpacked(read_headers(shards, packed=True)), model)
+    model, _ = checked_model(architecture, config, shards)
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
         state |= dict(read_tensors(shard))

@@ -10,6 +10,7 @@ A CPU runs the same code, but for recordings. Memory comes from PyTorch's alloca
 allocated here never compete.
 """
 
+import ctypes
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from dpad.runtime.engines.gpu.device import ALIGNMENT, Device
 from dpad.runtime.engines.machine import available_memory
-from dpad.runtime.errors import EngineError, EngineUnavailable
+from dpad.runtime.errors import DpadError, EngineError, EngineUnavailable
 from dpad.runtime.show import told
 
 _WIDEST = (torch.complex128, torch.int64, torch.int32, torch.int16, torch.uint8)  # elements that rows are copied in
@@ -50,14 +51,21 @@ class TorchDevice(Device):
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 yield
-        except (RuntimeError, MemoryError) as error:
+        except DpadError:
+            raise
+        except Exception as error:  # compilers have trees of their own
             raise EngineError(f"PyTorch: {told(error)}") from error
 
     def tensor(self, address: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A view of what `alloc` gave, which must hold all of it."""
+        """A tensor over memory that `alloc` gave, and that must outlive it.
+
+        It has a storage of its own: a compiler takes two views of one storage for one tensor, and where one of them is
+        written, compiles for the offsets that it saw.
+        """
+        size = prod(shape) * dtype.itemsize
         start = self._starts[bisect_right(self._starts, address) - 1]
-        offset = address - start
-        return self._areas[start][offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        assert 0 <= address - start <= self._areas[start].numel() - size, f"{address} is not within what was allocated"
+        return _over(address, size, self.device).view(dtype).view(shape)
 
     def make_current(self) -> None:
         if self._stream is not None:
@@ -153,6 +161,26 @@ class TorchDevice(Device):
         self._pinned.clear()
         if self._stream is not None:
             torch.cuda.empty_cache()
+
+
+class _CudaArray:
+    """Bytes on a GPU, as other libraries hand them over."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+def _over(address: int, size: int, device: torch.device) -> torch.Tensor:
+    """The bytes at `address`."""
+    if device.type == "cuda":
+        return torch.as_tensor(_CudaArray(address, size), device=device)
+    return torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
 
 
 def _empty(size: int, device: torch.device) -> torch.Tensor:

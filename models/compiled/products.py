@@ -1,0 +1,176 @@
+"""Products of rows with weights, as a compiled step makes them: in 16 bit, and in the packed formats.
+
+    product = packed_product(packed, bias, torch.bfloat16)
+    product(x)                               # rows [M, K] -> [M, N]
+    query, key, value = Merged(product, (q, k, v))(x)
+
+Each is a module that stands in a layer where `nn.Linear` or `Together` was. Which format goes which way:
+
+    int4   tinygemm, the kernel that PyTorch has: it unpacks in the product, and computes in bfloat16 on a GPU
+    fp8    rows are rounded to float8 too, each with a scale of its own, and float8 is multiplied (`torch._scaled_mm`)
+    int8   unpacked before its product, into memory: PyTorch has no product for scales of groups
+
+What those kernels do not take is unpacked as int8 is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpad.models.packed import Packed, numbers, unpack
+
+_LARGEST = 448.0  # of float8 E4M3
+_SMALLEST = 1e-12  # scale of a row, which may be all zeros
+_INT4_GROUPS = (32, 64, 128, 256)
+_AMPERE, _ADA = (8, 0), (8, 9)
+
+
+class Merged(nn.Module):
+    """One product in the place of several that take the same rows; `sizes` are their outputs."""
+
+    def __init__(self, product: nn.Module, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.product, self.sizes = product, list(sizes)
+
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
+        """x [..., K] -> [..., N] of each."""
+        parts: Sequence[Tensor] = self.product(x).split(self.sizes, dim=-1)
+        return parts
+
+
+class Full(nn.Module):
+    """Weights [N, K] as they are."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., N]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Unpacked(nn.Module):
+    """Packed weights that are unpacked before each product."""
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, packed: Packed, bias: Tensor | None) -> None:
+        super().__init__()
+        self.format = packed.format
+        self.register_buffer("codes", packed.codes)
+        self.register_buffer("scale", packed.scale)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., N]."""
+        return F.linear(x, unpack(self.codes, self.scale, self.format, x.dtype), self.bias)
+
+
+class Int4(nn.Module):
+    """Codes of four bits, in the order that tinygemm reads them; `group` inputs share a scale."""
+
+    codes: Tensor
+    scales_and_zeros: Tensor
+    bias: Tensor | None
+
+    def __init__(self, packed: Packed, bias: Tensor | None) -> None:
+        """Repacks: the codes in their old order are needed no more."""
+        super().__init__()
+        codes = numbers(packed.codes, packed.format)  # int8 [K, N], -8 ... 7
+        self.group = len(codes) // len(packed.scale)
+        on_gpu = codes.device.type == "cuda"
+        dtype = torch.bfloat16 if on_gpu else packed.scale.dtype
+        # weight = (code - 8) · scale + zero, with unsigned codes
+        scales = torch.stack([packed.scale, torch.zeros_like(packed.scale)], dim=-1).to(dtype)
+        self.register_buffer("codes", (_for_gpu if on_gpu else _for_cpu)(codes.T + 8))
+        self.register_buffer("scales_and_zeros", scales)
+        self.register_buffer("bias", bias)
+
+    @staticmethod
+    def takes(packed: Packed) -> bool:
+        """Whether the kernel has such groups and sizes on this device."""
+        inputs, outputs = packed.codes.shape[0], packed.scale.shape[-1]
+        tiles = inputs % 32 == 0 and outputs % 16 == 0
+        return tiles and inputs // len(packed.scale) in _INT4_GROUPS and _capable(packed.codes, _AMPERE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., N]."""
+        rows, given = x.flatten(0, -2), (self.codes, self.group, self.scales_and_zeros)
+        if x.device.type == "cuda":
+            product = torch.ops.aten._weight_int4pack_mm(rows.to(torch.bfloat16), *given)
+        else:
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, *given)
+        return _finished(product, x, self.bias)
+
+
+class Fp8(nn.Module):
+    """Codes in float8 with a scale an output, and rows that are rounded to float8 with a scale a row."""
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, packed: Packed, bias: Tensor | None) -> None:
+        """Turns the codes, which the product wants with an output's inputs one behind the other."""
+        super().__init__()
+        self.register_buffer("codes", packed.codes.T.contiguous())
+        self.register_buffer("scale", packed.scale.float()[None])
+        self.register_buffer("bias", bias)
+
+    @staticmethod
+    def takes(packed: Packed) -> bool:
+        """Whether there is such a product on this device, for such sizes."""
+        return not any(size % 16 for size in packed.codes.shape) and _capable(packed.codes, _ADA)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., N]."""
+        rows = x.flatten(0, -2)
+        scale = rows.abs().amax(dim=-1, keepdim=True).float().clamp(min=_SMALLEST) / _LARGEST
+        codes = (rows.float() / scale).to(torch.float8_e4m3fn)
+        # float16 is no result of this product on a GPU
+        dtype = torch.bfloat16 if x.dtype == torch.float16 else x.dtype
+        product = torch._scaled_mm(codes, self.codes.T, scale_a=scale, scale_b=self.scale, out_dtype=dtype)
+        return _finished(product, x, self.bias)
+
+
+def packed_product(packed: Packed, bias: Tensor | None) -> nn.Module:
+    """The product with `packed`, whose tensors are on the device that computes it."""
+    if packed.format == "int4" and Int4.takes(packed):
+        return Int4(packed, bias)
+    if packed.format == "fp8" and Fp8.takes(packed):
+        return Fp8(packed, bias)
+    return Unpacked(packed, bias)
+
+
+def _for_gpu(codes: Tensor) -> Tensor:
+    """Unsigned codes [N, K] as CUDA's tinygemm reads them: two in a byte, the first in its upper half; then tiles."""
+    first, second = torch.unflatten(codes.to(torch.uint8), -1, (-1, 2)).unbind(-1)
+    inner = next(tiles for tiles in (8, 4, 2) if codes.shape[1] % (16 * tiles) == 0)
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack((first << 4 | second).contiguous(), inner)
+    return packed
+
+
+def _for_cpu(codes: Tensor) -> Tensor:
+    """Unsigned codes [N, K] as the CPU's tinygemm reads them."""
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32).contiguous(), 2)
+    return packed
+
+
+def _capable(codes: Tensor, least: tuple[int, int]) -> bool:
+    """Whether the GPU of `codes` has at least this compute capability; a CPU computes everything."""
+    return codes.device.type == "cpu" or torch.cuda.get_device_capability(codes.device) >= least
+
+
+def _finished(product: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """A product [M, N] of the rows of `x`, in their shape and dtype, and its bias."""
+    rows = product.to(x.dtype).view(*x.shape[:-1], -1)
+    return rows if bias is None else rows + bias
