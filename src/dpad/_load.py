@@ -83,7 +83,7 @@ def load(
 
         opened = open_torch_engine(bundle, device="cuda" if engine == "eager-cuda" else "cpu", slots=slots)
     else:
-        opened = open_engine(bundle, engine, threads, slots)
+        opened = open_engine(bundle, engine, threads, slots, _compile_step)
     if warm:
         rows = likely_rows(bundle.manifest.contract, bundle.manifest.presets)
         opened.warm_up(rows, WARM_SECONDS, partial(told, "recording steps"))
@@ -103,6 +103,13 @@ def _summed(told: Progress, what: str) -> Callable[[int], None]:
         told(what, sum(amounts), None)
 
     return advance
+
+
+def _compile_step(bundle: Bundle, variant: str, device: str, slots: int | None) -> Engine:
+    with needed_by(f"engine torch-{device}", EngineUnavailable):
+        from dpad.models.compiled.open import open_compiled
+
+    return open_compiled(bundle, variant, device, slots)
 
 
 @reading("an argument of load")
