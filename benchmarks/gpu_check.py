@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from gpu.parts import GROUPS, LIMIT, Part
+from gpu.parts import GROUPS, Part
 from gpu.session import Setup
 from gpu.sizes import FULL, REHEARSAL
 from gpu.store import ROOT, Place, code, commit, failures, places
@@ -69,7 +69,7 @@ def main(
         setup = Setup(folder.resolve(), REHEARSAL if rehearse else FULL, engines)
         worker = opened.enter_context((Here if rehearse else Worker)(setup))
         for group, own in chosen.items():
-            document = run(worker, own, bool(parts), partial(place.keep, group))
+            document = run(worker, own, bool(parts), setup.sizes.limit, partial(place.keep, group))
             told += failures(document["parts"])
     _written(place)
     for failure in told:
@@ -112,19 +112,22 @@ def _chosen(groups: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, list[P
     return {name: own for name, own in chosen.items() if own}
 
 
-def run(worker: Here, parts: list[Part], asked: bool, keep: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+def run(
+    worker: Here, parts: list[Part], asked: bool, limit: float, keep: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
     """The document of a group: every part, most important first; what there is no time for says so.
 
     Args:
         worker: runs them.
         parts: of one group.
         asked: they were named, so that one which is skipped is a failure.
+        limit: seconds, of which a reserve is kept.
         keep: called with the document after every part: a run that is ended from outside leaves what it measured.
     """
     began, found = time.monotonic(), dict[str, Any]()
     document = {"measured": datetime.now(UTC).date().isoformat(), "seconds": 0.0, "parts": found}
     for part in parts:
-        left, since = LIMIT - _RESERVE - (time.monotonic() - began), time.monotonic()
+        left, since = limit - _RESERVE - (time.monotonic() - began), time.monotonic()
         click.echo(f"{part.name} ...", err=True)
         if part.fresh:
             worker.close()

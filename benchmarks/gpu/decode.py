@@ -33,6 +33,7 @@ PROMPTS = (
 # Cache modes, and one that needs the program behind the step.
 MODES: dict[str, dict[str, Any]] = {name: {"cache": name} for name in CACHES}
 MODES["dual, by entropy"] = {"cache": "dual", "decoder": "entropy"}
+_KEPT = 40.0  # seconds that the parts behind the engines get
 LEAST = {FULL: 0.99, "int8": 0.99, "int4": 0.99, "fp8": 0.9}  # share of equal tokens; fp8 rounds rows too
 
 
@@ -70,7 +71,7 @@ def compiled(session: Session) -> dict[str, Any]:
         if entry.obstacle is not None:
             engines[entry.name] = {"skipped": entry.obstacle}
             failures.unless(not entry.expected, f"{entry.name} should run here and does not: {entry.obstacle}")
-        elif session.left() < 15:
+        elif session.left() < _KEPT:
             engines[entry.name] = {"skipped": "out of time"}
         else:
             if entry.weights not in expected:
@@ -86,8 +87,7 @@ def placement(session: Session) -> dict[str, Any]:
     """Where ONNX Runtime runs the nodes of the step."""
     from gpu.placement import check
 
-    found: dict[str, Any] = check(session.once(tiny_bundle))
-    return found
+    return check(session, session.once(tiny_bundle))
 
 
 def _decodes(session: Session, engine: Engine) -> dict[str, Any]:

@@ -8,6 +8,7 @@ for entry in entries(session):
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from dpad.export.pipeline import export_bundle, make_contract
 from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
 from dpad.models.checkpoint.checkpoint import Checkpoint, load_model, parse_config
+from dpad.models.compiled.open import open_compiled
 from dpad.models.torch_engine import TorchEngine
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.variant import FULL, variant_name, weights_of
@@ -77,19 +79,17 @@ def tiny_bundle(session: Session) -> Bundle:
 
 
 def entries(session: Session) -> Iterator[Entry]:
-    """Every engine that a GPU may run, the compiled step in PyTorch first; with what is in the way of the others."""
+    """Every engine that a GPU may run, with what is in the way: full weights first, and what PyTorch compiles first."""
     bundle, asked = session.once(tiny_bundle), bool(session.setup.engines)
-    for entry in (*_compiled(session, bundle), *_candidates(bundle), *_plans(session)):
+    own = [*_compiled(session, bundle), *_candidates(bundle)]
+    whole, packed = ([entry for entry in own if (entry.weights == FULL) is kind] for kind in (True, False))
+    for entry in chain(whole, _plans(session), packed):
         if session.wants(entry.name.partition(" ")[0]):
             yield replace(entry, expected=entry.expected or asked)
 
 
 def _compiled(session: Session, bundle: Bundle) -> Iterator[Entry]:
     """The step that PyTorch compiles: full weights in every dtype, packed ones in the first."""
-    if find_spec("dpad.models.compiled.open") is None:
-        return
-    from dpad.models.compiled.open import open_compiled
-
     first, *others = session.setup.sizes.dtypes
     packed = session.setup.sizes.tiny_weights[1:]
     for weights, dtype in [(FULL, first), *((FULL, other) for other in others), *((form, first) for form in packed)]:
@@ -97,8 +97,7 @@ def _compiled(session: Session, bundle: Bundle) -> Iterator[Entry]:
         suffix = "" if weights == FULL else f"-weights-{weights}"
 
         def opened(variant: str = variant) -> Engine:
-            engine: Engine = open_compiled(bundle, variant, DEVICE, _SLOTS)
-            return engine
+            return open_compiled(bundle, variant, DEVICE, _SLOTS, compiled=DEVICE == "cuda")
 
         yield Entry(f"torch-{DEVICE}{suffix} ({dtype})", None, True, weights, opened)
 

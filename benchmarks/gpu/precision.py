@@ -25,6 +25,8 @@ def int4(session: Session) -> dict[str, Any]:
 
 def _measure(session: Session, form: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     sizes = session.setup.sizes
+    if form not in sizes.packed:
+        return {"skipped": f"there is no bundle with {form} weights here"}
     _, config = parse_config(session.once(packed_of).manifest.model_config)
     found = start.load(session, "packed", f"{sizes.engine}-weights-{form}")
     model = found.pop("model")

@@ -59,9 +59,10 @@ def model_of(session: Session) -> Any:
 
 
 def _opened(session: Session) -> dict[str, Any]:
-    from gpu.full import bundle_of
+    if not (session.setup.folder / "bundle").exists():
+        from gpu.full import make_bundle
 
-    session.once(bundle_of)
+        make_bundle(session)
     return load(session, "bundle", session.setup.sizes.engine)
 
 
@@ -94,6 +95,9 @@ def load(session: Session, name: str, engine: str) -> dict[str, Any]:
     phase("import dpad")
     bundle = Bundle.open(session.setup.folder / name)
     phase("check files")
+    import torch  # noqa: F401 - dpad.load would import it now
+
+    phase("import torch")
     slots = max(2, max(sizes.at_once)) * (sizes.canvas + 1) + 1
     model = dpad.load(bundle.directory, engine=engine, slots=slots, warm=False, verify_hashes=False)
     session.opened.callback(model.close)

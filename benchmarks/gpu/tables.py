@@ -70,7 +70,7 @@ def _recordings(part: dict[str, Any]) -> Lines:
 
 
 def _placement(part: dict[str, Any]) -> Lines:
-    return [f"{name}: {value}." for name, value in part.items() if name not in ("failures", "seconds")]
+    return table(["model", "runs"], [[name, where] for name, where in part["models"].items()])
 
 
 def _speed(part: dict[str, Any]) -> Lines:

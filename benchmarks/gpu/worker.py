@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from gpu.session import Session, Setup
 
+_OWN = ("dpad", "gpu")  # modules whose absence is a mistake, and no missing library
 _GRACE = 5.0  # seconds beyond its own that a part gets before its process is killed
 
 
@@ -112,9 +113,9 @@ def run_part(session: Session, part: str, seconds: float, found: dict[str, Any])
     try:
         result: dict[str, Any] = getattr(import_module(module), function)(session)
         return result
-    except ImportError as error:
-        return {"skipped": f"{error.name or error} is not installed or cannot be imported ({error})"}
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith(_OWN):
+            return {"skipped": f"{error.name} is not installed"}
         traceback.print_exc()
         return {"error": told(error)}
 
