@@ -23,7 +23,8 @@ def compiled_engine(
     checkpoint, device = Checkpoint.open(directory), TorchDevice("cpu")
     contract, dtype = contract_of(checkpoint), checkpoint.dtype
     place = (getattr(torch, dtype), device.device)
-    model = load_merged(checkpoint.architecture, checkpoint.config, shards or checkpoint.shards, *place)
+    with device.running():
+        model = load_merged(checkpoint.architecture, checkpoint.config, shards or checkpoint.shards, *place)
     step, decide = TorchProgram(model, contract, dtype, device, compiled), TorchDecide(contract, device)
     opened = ExitStack()
     opened.callback(device.close)

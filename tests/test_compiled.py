@@ -101,9 +101,7 @@ def test_drawn_and_filtered_tokens_are_those_of_the_reference(engines: Any, fami
     assert_same(run(ours, requests, options), run(reference, requests, options))
 
 
-@pytest.mark.parametrize(
-    "family", ["llada", *(pytest.param(family, marks=pytest.mark.slow) for family in ("dream", *BLOCK_CAUSAL))]
-)
+@pytest.mark.parametrize("family", [*FAMILIES, *BLOCK_CAUSAL])
 def test_inductor_compiles_three_graphs_for_all_layers_and_shapes(engines: Any, family: str) -> None:
     """Fails if a graph breaks, a layer or a shape compiles another one, or compiled code gives other tokens."""
     ours, reference = engines(family, True)

@@ -71,7 +71,8 @@ def open_compiled(
         opened.callback(place.close)
         place.make_current()
         architecture, config = parse_config(bundle.manifest.model_config)
-        model = load_merged(architecture, config, shards, getattr(torch, rows), place.device)
+        with place.running():  # its stream finds the weights complete, and memory that is short is told
+            model = load_merged(architecture, config, shards, getattr(torch, rows), place.device)
         step, decide = TorchProgram(model, contract, rows, place, compiled), TorchDecide(contract, place)
         opened.callback(step.close)
         name, owned = f"torch-{device}{suffix(variant)}", opened.pop_all()
