@@ -77,10 +77,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_every_engine_serves_block_causal_models(compiled: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a plan is kept from a machine that it fits, or ONNX Runtime on CUDA from a model that it can decode."""
     here = {each.name: each.obstacle for each in candidates(compiled, NO_GPU)}
-    assert here.pop(PLAN) == "no GPU" and list(here) == ["onnxruntime-cuda"]
+    assert here.pop(PLAN) == "no GPU" and list(here) == ["torch-cuda", "onnxruntime-cuda"]
     monkeypatch.setattr(found_here, "_onnxruntime_obstacle", lambda provider, machine: None)
     there = {each.name: each.obstacle for each in candidates(compiled, FITTING)}
-    assert there == {PLAN: None, "onnxruntime-cuda": None}
+    assert there == {PLAN: None, "torch-cuda": None, "onnxruntime-cuda": None}
 
 
 def test_a_compiled_bundle_decodes_and_passes_parity(

@@ -140,7 +140,7 @@ def test_the_cursor_comes_back(bundle: Path) -> None:
         while more := os.read(ours, 1 << 16):
             shown += more
     assert ran.wait() == 130, "it was not interrupted"
-    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") > 0
 
 
 def test_inspect_says_what_runs_here(bundle: Path) -> None:

@@ -65,7 +65,7 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
     ]
     for engine in engines:
         state = "runs here" if engine["runs_here"] else f"not here: {engine['obstacle']}"
-        state = "chosen" if engine["chosen"] else state
+        state = "runs here, chosen" if engine["chosen"] else state
         known = f"; {engine['known']}" if engine["runs_here"] and engine["known"] else ""
         lines.append(f"  {engine['engine']} ({engine['variant']}): {state}{known}")
     return [*lines, f"parity    {_parity(bundle)}"]
