@@ -45,7 +45,7 @@ GRAPHS: dict[str, tuple[Callable[[Path], None], str]] = {
     "more logits": (_graph("logits", "Concat", axis=2, repeats=True), "output logits is"),
     "logits that are NaN": (_graph("logits", "Mul", float("nan")), "produced NaN"),
     "more keys": (_graph("new_key.0", "Concat", axis=1, repeats=True), "gave new_key.0 of shape"),
-    "more heads": (_graph("new_value.1", "Concat", axis=2, repeats=True), "gave new_value.1 of shape"),
+    "more heads": (_graph("new_value.1", "Concat", axis=2, repeats=True), "output new_value.1 is"),
     "more of a batch": (_graph("new_key.1", "Concat", axis=0, repeats=True), "gave new_key.1 of shape"),
     "name that is no text": (_bytes(b"odds_against", b"odds_ag\xff\xfenst"), "step.onnx"),
     "input that is no text": (_bytes(b"gather_indices", b"gather_\xff\xfe\xfd\xfc\xfb\xfa\xf9"), "step.onnx"),

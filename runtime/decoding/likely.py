@@ -28,7 +28,7 @@ def likely_rows(contract: StepContract, presets: Mapping[str, Preset]) -> list[i
 
 def _kept(options: GenerationOptions) -> int:
     """Suffix rows that the schedule keeps on average, behind the first block."""
-    length, schedule = options.gen_length - options.block_length, options.schedule
+    length, schedule = max(0, options.gen_length - options.block_length), options.schedule
     if isinstance(schedule, Gaussian):
         return round(float(schedule.probabilities(length, options.gen_length).clip(max=1).sum()))
     return min(schedule.count, length) if isinstance(schedule, Uniform) else length

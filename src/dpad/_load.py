@@ -84,10 +84,15 @@ def load(
         opened = open_torch_engine(bundle, device="cuda" if engine == "eager-cuda" else "cpu", slots=slots)
     else:
         opened = open_engine(bundle, engine, threads, slots, _compile_step)
+    model = DiffusionModel(opened, codec, bundle.manifest.presets, **requests)
     if warm:
-        rows = likely_rows(bundle.manifest.contract, bundle.manifest.presets)
-        opened.warm_up(rows, WARM_SECONDS, partial(told, "recording steps"))
-    return DiffusionModel(opened, codec, bundle.manifest.presets, **requests)
+        rows = likely_rows(opened.contract, model.presets)
+        try:
+            opened.warm_up(rows, WARM_SECONDS, partial(told, "recording steps"))
+        except BaseException:  # an interrupt too
+            model.close()
+            raise
+    return model
 
 
 def _untold(what: str, done: int, total: int | None) -> None:
