@@ -14,7 +14,7 @@ from test_compiled import UNEQUAL, options_for
 from dpad.export.progress import Progress
 from dpad.export.step.pack import Packing, place_packed
 from dpad.models.checkpoint.checkpoint import Checkpoint, load_model
-from dpad.models.compiled.products import Fp8, Int4, Unpacked, packed_product
+from dpad.models.compiled.products import Fp8, Int4, Unpacked, from_tiles, in_bytes, packed_product
 from dpad.models.compiled.weights import load_merged
 from dpad.models.packed import Packed
 from dpad.models.torch_engine import TorchEngine
@@ -125,6 +125,21 @@ def test_int4_multiplies_what_the_codes_say(dtype: str, group: int) -> None:
         product(x), given.unpack(x.dtype).T, rtol=1e-2 if dtype != "float32" else 1e-6, atol=1e-3
     )
     torch.testing.assert_close(Int4(given, bias)(x[None]), product(x)[None] + bias)
+
+
+@pytest.mark.parametrize("inner", [2, 4, 8])
+def test_tiles_of_a_gpu_are_unpacked(inner: int) -> None:
+    """Fails if a code is read from another place than where PyTorch's own packing puts it (int4mm.cu), lane by lane."""
+    codes = torch.randint(0, 16, (24, 32 * inner), generator=torch.Generator().manual_seed(inner))
+    held = in_bytes(codes).numpy().astype(np.int64)
+    tiles = np.zeros((3, 2, 32, inner // 2), dtype=np.int64)
+    for tile, outer, lane, pair in np.ndindex(*tiles.shape):
+        base = (outer * inner + 2 * pair) * 16 // 2
+        values = [held[8 * tile + lane // 4, base + lane % 4 + step] for step in (0, 4, 8, 12)]
+        for place, value in enumerate(values):
+            tiles[tile, outer, lane, pair] |= (value >> 4) << (4 * place) | (value & 15) << (16 + 4 * place)
+    words = torch.from_numpy(tiles.astype(np.uint32).view(np.int32))
+    assert torch.equal(from_tiles(words), codes.int())
 
 
 def test_fp8_multiplies_rows_in_fp8() -> None:

@@ -6,7 +6,8 @@
 
 Each is a module that stands in a layer where `nn.Linear` or `Together` was. Which format goes which way:
 
-    int4   tinygemm, the kernel that PyTorch has: it unpacks in the product, and computes in bfloat16 on a GPU
+    int4   tinygemm, the kernel that PyTorch has: it unpacks in the product, and computes in bfloat16 on a GPU; there it
+           unpacks again for every 16 rows, so where there are many, its tiles are unpacked as int8 is
     fp8    rows are rounded to float8 too, each with a scale of its own, and float8 is multiplied (`torch._scaled_mm`)
     int8   unpacked before its product, into memory: PyTorch has no product for scales of groups
 
@@ -24,6 +25,7 @@ from dpad.models.packed import Packed, numbers, unpack
 _LARGEST = 448.0  # of float8 E4M3
 _SMALLEST = 1e-12  # scale of a row, which may be all zeros
 _INT4_GROUPS = (32, 64, 128, 256)
+_INT4_ROWS = 128  # of which tinygemm reads its 4 bits faster than 16 bits are unpacked to memory; not measured
 _AMPERE, _ADA = (8, 0), (8, 9)
 
 
@@ -105,11 +107,18 @@ class Int4(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N]."""
         rows, given = x.flatten(0, -2), (self.codes, self.group, self.scales_and_zeros)
-        if x.device.type == "cuda":
+        if x.device.type == "cpu":
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, *given)
+        elif len(rows) <= _INT4_ROWS:
             product = torch.ops.aten._weight_int4pack_mm(rows.to(torch.bfloat16), *given)
         else:
-            product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, *given)
+            product = F.linear(rows, self._unpacked(x.dtype))
         return _finished(product, x, self.bias)
+
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        """The weights [N, K] of the tiles."""
+        groups = torch.unflatten(from_tiles(self.codes) - 8, -1, (-1, self.group))
+        return (groups.to(dtype) * self.scales_and_zeros[..., 0].T[..., None].to(dtype)).flatten(-2)
 
 
 class Fp8(nn.Module):
@@ -152,11 +161,27 @@ def packed_product(packed: Packed, bias: Tensor | None) -> nn.Module:
 
 
 def _for_gpu(codes: Tensor) -> Tensor:
-    """Unsigned codes [N, K] as CUDA's tinygemm reads them: two in a byte, the first in its upper half; then tiles."""
-    first, second = torch.unflatten(codes.to(torch.uint8), -1, (-1, 2)).unbind(-1)
+    """Unsigned codes [N, K] as CUDA's tinygemm reads them, in tiles."""
     inner = next(tiles for tiles in (8, 4, 2) if codes.shape[1] % (16 * tiles) == 0)
-    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack((first << 4 | second).contiguous(), inner)
-    return packed
+    tiles: Tensor = torch.ops.aten._convert_weight_to_int4pack(in_bytes(codes), inner)
+    return tiles
+
+
+def in_bytes(codes: Tensor) -> Tensor:
+    """Unsigned codes [N, K], two in a byte [N, K / 2], the first in its upper half."""
+    first, second = torch.unflatten(codes.to(torch.uint8), -1, (-1, 2)).unbind(-1)
+    return (first << 4 | second).contiguous()
+
+
+def from_tiles(tiles: Tensor) -> Tensor:
+    """The unsigned codes [N, K] in CUDA's tiles, int32 [N / 8, K / 16 I, 32, I / 2] with eight codes in each.
+
+    Lane t of a tile has output t // 4. Of the 32 inputs of a word, code b is number 8 (b % 4) + 2 (t % 4) + b // 4.
+    """
+    shifts = 4 * torch.arange(8, dtype=torch.int32, device=tiles.device)
+    codes = (tiles[..., None] >> shifts) & 15
+    axes = (*tiles.shape[:2], 8, 4, tiles.shape[3], 2, 4)  # tile of N, of K, output, t % 4, word, b // 4, b % 4
+    return codes.view(axes).permute(0, 2, 1, 4, 6, 3, 5).reshape(8 * len(tiles), -1)
 
 
 def _for_cpu(codes: Tensor) -> Tensor:

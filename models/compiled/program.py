@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dpad.models.checkpoint.checkpoint import Model
 from dpad.models.compiled.device import TorchDevice
-from dpad.models.compiled.regions import Model, Regions
+from dpad.models.compiled.regions import Regions
 from dpad.models.decide import decide
 from dpad.plugins.attention import sparse_suffix_attention
 from dpad.runtime.contract import StepContract, TensorSpec
@@ -90,8 +91,8 @@ class _Step(Run):
 class TorchDecide(Program):
     """`decide` as it is written: it asks between its parts whether anybody filters, which no recording can.
 
-    That costs its launches, some sixty, once a step in which tokens are drawn or filtered. A form without questions
-    would halve every threshold to its end and rank every row, also where nobody asks for it.
+    That costs the launches of its operations, in steps where tokens are drawn or filtered. A form without questions
+    would rank every row and halve every threshold to its end, also where nobody asks for it.
     """
 
     def __init__(self, contract: StepContract, device: TorchDevice) -> None:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from dpad.models import llada, qwen
+from dpad.models.checkpoint.checkpoint import Model
 from dpad.models.decide import argmax
 from dpad.models.step import odds_against
 
-Model = llada.Model | qwen.Model
 Layer = llada.Block | qwen.Layer
 
 
