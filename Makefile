@@ -42,8 +42,8 @@ help:
 	@echo "make lint types  ruff, mypy --strict"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
 	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
-	@echo "make gpu-check   prove and measure on this machine's GPU, under 10 minutes; results in docs/benchmarks"
-	@echo "                 GROUP=tiny, 8b or packed for a part of it, each in at most 200 s"
+	@echo "make gpu-check   prove and measure on this machine's GPU; results in docs/benchmarks"
+	@echo "                 GROUP=tiny, start, 8b or packed for a part of it, each in at most 200 s"
 	@echo "make gpu-sanitize  the kernel's tests under compute-sanitizer"
 	@echo "make clean       remove the virtual environment and what was built; bundles stay"
 

@@ -1,7 +1,7 @@
 """Proves and measures on a GPU what cannot be proven without one; installs nothing.
 
     make gpu-check                     # everything; results in docs/benchmarks/gpu-check-<device>.md and .json
-    make gpu-check GROUP=8b            # one group: tiny, 8b or packed, each in at most 200 s
+    make gpu-check GROUP=8b            # one group: tiny, start, 8b or packed, each in at most 200 s
 
 Groups can be run in separate calls, on other days too: their documents are put together where code, device and driver
 are the same; `--merge` does only that, without a GPU. A part or an engine whose library is missing is skipped, with its

@@ -58,7 +58,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name in ("bundle", "packed"):
         shutil.copytree(work / "tiny", work / name)
     # A layer in C++ takes a minute to compile, and tests/test_compiled.py does.
-    second = rehearse(out, work, "--group", "8b", "--group", "packed", TORCHDYNAMO_DISABLE="1")
+    second = rehearse(out, work, "--group", "start", "--group", "8b", "--group", "packed", TORCHDYNAMO_DISABLE="1")
     assert second.returncode == 0, second.stderr[-3000:]
     document: dict[str, Any] = json.loads(second.stdout.splitlines()[-1])
     page = (out / "gpu-check-rehearsal-on-a-cpu.md").read_text()

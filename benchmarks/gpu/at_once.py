@@ -7,15 +7,16 @@ from typing import Any
 from gpu import start
 from gpu.end_to_end import prompt_of, schedule
 from gpu.session import Session
+from gpu.sizes import PER_PASS
 
 
 def measure(session: Session) -> dict[str, Any]:
     """By number of requests that are sent together, each with a prompt of its own."""
     sizes, model = session.setup.sizes, start.model_of(session)
     options: dict[str, Any] = {
-        "gen_length": sizes.new,
+        "gen_length": sizes.at_once_new,
         "decoder": "fixed",
-        "steps": sizes.passes,
+        "steps": sizes.at_once_new // PER_PASS,
         "cache": "dual",
         "schedule": schedule(sizes),
         "early_termination": False,
@@ -32,10 +33,10 @@ def measure(session: Session) -> dict[str, Any]:
             seconds = perf_counter() - began
         rows[str(count)] = {
             "seconds": seconds,
-            "tokens_per_s": count * sizes.new / seconds,
-            "tokens_per_s_of_each": sizes.new / median(one.timings.total for one in generations),
+            "tokens_per_s": count * sizes.at_once_new / seconds,
+            "tokens_per_s_of_each": sizes.at_once_new / median(one.timings.total for one in generations),
         }
     for row in rows.values():
         if "tokens_per_s" in row:
             row["times_one"] = row["tokens_per_s"] / rows["1"]["tokens_per_s"]
-    return {"engine": model.engine.name, "cache": "dual", "requests": rows}
+    return {"engine": model.engine.name, "cache": "dual", "new_tokens": sizes.at_once_new, "requests": rows}

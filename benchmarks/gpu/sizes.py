@@ -11,6 +11,9 @@ from typing import Any
 _EVERY, _SOME = ("full", "int8", "int4", "fp8"), ("full", "fp8")  # a CPU takes seconds for a step in int4
 
 
+PER_PASS = 4  # tokens that a pass of the large model decides
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes by part.
@@ -21,7 +24,7 @@ class Sizes:
         model: what the large model is: a layout of `dpad synth`, or an embedded checkpoint.
         dtype: of its step; `full`, `packed`: how the two bundles of it store weights; `longest`: their canvas.
         prompt, new, kept: tokens of its prompt, new tokens, and suffix tokens that DPad leaves beside a block.
-        at_once: numbers of concurrent requests.
+        at_once: numbers of concurrent requests; `at_once_new`: new tokens of each.
         batch: sequences that a step of it may have.
         read: bytes that the ceilings read; `product`: rows and columns of the matrices that they multiply.
         tiny_new: new tokens of the embedded model's decodes; `tiny_weights`, `tiny_length`: how its bundle stores
@@ -42,6 +45,7 @@ class Sizes:
     new: int = 512
     kept: int = 96
     at_once: tuple[int, ...] = (1, 4, 8, 16)
+    at_once_new: int = 256
     batch: int = 16
     read: int = 4 << 30
     product: int = 8192
@@ -60,8 +64,8 @@ class Sizes:
 
     @property
     def passes(self) -> int:
-        """Passes of the large model's decodes: four tokens a pass."""
-        return self.new // 4
+        """Passes of the large model's decodes."""
+        return self.new // PER_PASS
 
 
 FULL = Sizes()
@@ -77,6 +81,7 @@ REHEARSAL = Sizes(
     new=64,
     kept=16,
     at_once=(1, 2),
+    at_once_new=32,
     batch=4,
     read=1 << 20,
     product=64,

@@ -165,7 +165,8 @@ def _concurrent(part: dict[str, Any]) -> Lines:
             [count, *(_number(row[k], 0) for k in ("tokens_per_s", "tokens_per_s_of_each")), _number(row["times_one"])]
         )
     head = ["requests", "tokens/s of all", "tokens/s of each", "times one"]
-    return [f"Engine {part['engine']}, cache {part['cache']}.", "", *table(head, rows)]
+    told = f"Engine {part['engine']}, cache {part['cache']}, {part['new_tokens']} new tokens each, four a pass."
+    return [told, "", *table(head, rows)]
 
 
 def _shares(part: dict[str, Any]) -> Lines:
