@@ -18,7 +18,7 @@ def measure(session: Session) -> dict[str, Any]:
         "decoder": "fixed",
         "steps": sizes.at_once_new // PER_PASS,
         "cache": "dual",
-        "schedule": schedule(sizes),
+        "schedule": schedule(sizes.at_once_new),
         "early_termination": False,
     }
     rows: dict[str, Any] = {}

@@ -53,9 +53,9 @@ def measure(session: Session) -> dict[str, Any]:
     return {"decoders": found, "published_best_ms": best, "failures": failures}
 
 
-def schedule(sizes: Sizes) -> SuffixSchedule:
-    """DPad's, in a window that fits."""
-    return Gaussian(3, 1.6, min(256, sizes.new))
+def schedule(new: int) -> SuffixSchedule:
+    """DPad's, in a window that fits so many new tokens."""
+    return Gaussian(3, 1.6, min(256, new))
 
 
 def prompt_of(sizes: Sizes, seed: int = 0) -> list[int]:
@@ -71,7 +71,7 @@ def own(model: dpad.DiffusionModel, sizes: Sizes, cache: str, *, again: bool = T
         "decoder": "fixed",
         "steps": sizes.passes,
         "cache": cache,
-        "schedule": schedule(sizes),
+        "schedule": schedule(sizes.new),
         "early_termination": False,
     }
     for _ in range(2 if again else 1):
@@ -120,7 +120,7 @@ def _published(net: Any, prompt: list[int], settings: Settings) -> dict[str, Any
 def _kept(sizes: Sizes) -> list[list[int]]:
     """Canvas positions behind each block that the schedule keeps."""
     ends = [sizes.prompt + (block + 1) * BLOCK for block in range(sizes.new // BLOCK)]
-    chosen = schedule(sizes)
+    chosen = schedule(sizes.new)
     return [
         (end + chosen.keep(block, sizes.canvas - end, sizes.new, np.random.default_rng((0, block, 0)))).tolist()
         for block, end in enumerate(ends)

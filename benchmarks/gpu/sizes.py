@@ -92,10 +92,11 @@ REHEARSAL = Sizes(
     rounds=2,
     sweep=1.0,
     kernels={
-        "MODELS": {"llada-8b": (2, 2, 64), "dream-7b": (4, 1, 64)},
+        "MODELS": {"llada-8b": (1, 1, 16), "dream-7b": (2, 1, 16)},
         "QUERIES": (4,),
-        "CACHED": (40,),
-        "SWEPT": (("llada-8b", 4, 40),),
+        "CACHED": (16,),
+        "SWEPT": (("llada-8b", 4, 16),),
+        "SPLITS": (1, 2),
         "SECONDS": 1.0,
     },
 )
