@@ -210,4 +210,6 @@ def compile_all(
     for capability, dtype, size in product(capabilities, dtypes, head_sizes):
         for tile, partial in product(tiling.tiles(capability), (False, True)):
             yield compile_attend(capability, dtype, size, tile, partial)
+        for partial in (False, True):
+            yield compile_attend(capability, dtype, size, tiling.tile_for(1, capability, True), partial, True)
         yield compile_combine(capability, dtype, size)

@@ -100,7 +100,7 @@ def _launch(
     check_kernel(size, str(dtype).removeprefix("torch."))
     shape = Shape(batch, rows, cached, slots, heads, kv_heads)
     capability, processors = gpu(device)
-    tile = tile or tiling.tile_for(rows * shape.group, capability)
+    tile = tile or tiling.tile_for(rows * shape.group, capability, block > 0)
     count, each = tiling.split(shape, tile, processors, splits)
     distances = Strides(*(stride // size for strided in strides for stride in strided[:-2]))
     bits = tiling.scale_bits(scale)

@@ -56,10 +56,13 @@ def tiles(capability: str) -> tuple[Tile, ...]:
     return _TILES.get(capability, _SMALL)
 
 
-def tile_for(rows: int, capability: str) -> Tile:
-    """The tile for `rows` = Q · H / G query rows of one key/value head."""
-    first, second = choice = tiles(capability)
-    return first if choice is _LARGE or rows <= first.block_m else second
+def tile_for(rows: int, capability: str, causal: bool = False) -> Tile:
+    """The tile for `rows` = Q · H / G query rows of one key/value head.
+
+    With blocks, `causal`, it is the last one: their mask takes registers that the first tile has not left.
+    """
+    first, last = choice = tiles(capability)
+    return first if not causal and (choice is _LARGE or rows <= first.block_m) else last
 
 
 def padded_head(size: int) -> int:

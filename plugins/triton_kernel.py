@@ -16,7 +16,7 @@ come in the order that a TensorRT plugin prescribes: inputs, integers, outputs, 
 import triton
 import triton.language as tl
 
-_ANY: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # the largest position, slot or block
+_ANY: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # above every position and slot
 
 
 @triton.jit
@@ -74,7 +74,9 @@ def _names(index, cache_tiles, cache_indices, gather_indices, cached, rows, BLOC
         "block",
         "splits",
         "tiles_per_split",
-    ]
+    ],
+    # a thread reads one of them at a time, wherever they begin: one variant serves all
+    do_not_specialize_on_alignment=["cache_indices", "gather_indices"],
 )
 def attend(
     query,  # [B, Q, H, D]
@@ -136,7 +138,7 @@ def attend(
     if CAUSAL:  # a padded row's query attends all that is named
         words: tl.constexpr = gather_indices.dtype.element_ty.primitive_bitwidth // 32
         own = tl.load(gather_indices.to(tl.pointer_type(tl.int32)) + token * words, mask=exists, other=-1)
-        own = tl.where(own < 0, _ANY - 1, own // block)
+        edge = tl.where(own < 0, _ANY, (own // block + 1) * block)  # the first position that the row does not attend
 
     acc = tl.zeros([BLOCK_M, HEAD_PADDED], dtype=tl.float32)
     weight = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -148,11 +150,9 @@ def attend(
         named = name.to(tl.uint32, bitcast=True) < limit.to(tl.uint32)  # -1 is the largest of all
         place = tl.where(fresh, number, name) * tl.where(fresh, new_row, cache_row)
         place += head + tl.where(fresh, batch * new_batch, 0)
+        seen = named[None, :]
         if CAUSAL:
-            reach = tl.where(named, tl.where(fresh, name // block, 0), _ANY)
-            seen = reach[None, :] <= own[:, None]
-        else:
-            seen = named[None, :]
+            seen = tl.where(named, tl.where(fresh, name, 0), _ANY)[None, :] < edge[:, None]
         name = _names(index + 1, cache_tiles, cache_indices, gather_indices, cached, rows, BLOCK_N)
         # one number a row goes through shared memory to the threads that load it; two addresses and a mask otherwise
         place = tl.broadcast_to(tl.where(named, place, -1)[:, None], (BLOCK_N, HEAD_PADDED))

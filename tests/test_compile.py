@@ -65,7 +65,7 @@ def test_every_generation_compiles(tmp_path: Path, capability: str) -> None:
     other = "64" if capability in ("8.0", "9.0", "12.0") else "96"
     kernels = compile_kernels(tmp_path, *target, "--dtype", "bfloat16", "--head-size", "128")
     kernels += compile_kernels(tmp_path, *target, "--dtype", "float16", "--head-size", other)
-    assert len({kernel["name"] for kernel in kernels}) == 2 * (2 * len(tiling.tiles(capability)) + 1)
+    assert len({kernel["name"] for kernel in kernels}) == 2 * (2 * len(tiling.tiles(capability)) + 2 + 1)
     for kernel in kernels:
         check(tmp_path, kernel)
 
@@ -82,7 +82,7 @@ def test_as_many_programs_fit_as_the_table_says(tmp_path: Path, capability: str)
     kernels = compile_kernels(tmp_path, "--compute-capability", capability, "--dtype", "float16", "--head-size", "128")
     for tile in tiling.tiles(capability):
         found = attends(kernels, tile)
-        assert len(found) == 2
+        assert len(found) >= 2
         for kernel in found:
             assert tile.resident * (kernel["shared_bytes"] + 1024) <= SM_SHARED[capability] << 10
             assert tile.resident * kernel["threads"] * -(-kernel["registers"] // 8) * 8 <= SM_REGISTERS
