@@ -173,7 +173,8 @@ def test_ends_of_text_may_be_an_array(model: DiffusionModel) -> None:
         ({"num_threads": 2}, "here: threads"),
         (
             {"anything": 2},
-            "anything is no argument of load; these are: engine, threads, slots, max_running, max_waiting, verify",
+            "anything is no argument of load; these are: "
+            "engine, threads, slots, warm, max_running, max_waiting, verify_hashes, progress",
         ),
         ({"engine": ["torch"]}, "is no name; dpad inspect"),
         ({"engine": None}, "is no name; dpad inspect"),

@@ -1,6 +1,6 @@
 """Products of rows with weights, as a compiled step makes them: in 16 bit, and in the packed formats.
 
-    product = packed_product(packed, bias, torch.bfloat16)
+    product = packed_product(packed, bias)
     product(x)                               # rows [M, K] -> [M, N]
     query, key, value = Merged(product, (q, k, v))(x)
 

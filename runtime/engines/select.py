@@ -105,8 +105,10 @@ def _open(
 
 
 def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
-    asked = "runs if it is asked for by name: its answers may differ from the checkpoint's, or it is slow"
-    reasons = "".join(f"\n  {candidate.name}: {candidate.obstacle or asked}" for candidate in found)
+    differs, slow = (f"runs, but {why}: ask for it by name" for why in ("its answers may differ", "slowly"))
+    reasons = "".join(
+        f"\n  {each.name}: {each.obstacle or (differs if is_quantized(each.variant) else slow)}" for each in found
+    )
     command = export_command(bundle.manifest.provenance, bundle.directory, "--dtype=float32")
     return (
         f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
