@@ -26,12 +26,15 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
+# TensorRT's Python bindings without the builder's libraries: in a folder of their own, for the tests that look there.
+TRT_API := .venv-trt
+
 GROUP  ?=
 # gpu-check installs nothing: the virtual environment if there is one, else the machine's own Python.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
-.PHONY: help export test test-slow test-full-width fuzz lint types check bench gpu-check gpu-sanitize clean
+.PHONY: help export test test-slow test-full-width test-trt-api fuzz lint types check bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
@@ -39,6 +42,7 @@ help:
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make fuzz        run the long form of the fuzz tests; counts in docs/fuzzing.md"
 	@echo "make test-full-width  two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
+	@echo "make test-trt-api  what is asked of TensorRT, held against its real Python API: its bindings and lean runtime, 110 MB"
 	@echo "make lint types  ruff, mypy --strict"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
 	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
@@ -51,7 +55,7 @@ export: $(BIN)/.export
 	$(BIN)/dpad export $(MODEL) --out $(OUT) $(addprefix --target ,$(TARGETS)) --sample "$(PROMPT)" $(ARGS)
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not trt_api" $(ARGS)
 
 test-slow: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -61,6 +65,9 @@ fuzz: $(BIN)/.test
 
 test-full-width: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow tests/test_full_width.py -k whole_way $(ARGS)
+
+test-trt-api: $(BIN)/.test $(TRT_API)/.installed
+	$(BIN)/python -m pytest -m trt_api tests/test_trt_*.py $(ARGS)
 
 lint: $(BIN)/.lint
 	$(BIN)/ruff check .
@@ -89,7 +96,7 @@ gpu-sanitize:
 check: lint types test
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRT_API) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
@@ -101,6 +108,11 @@ $(BIN)/.export: pyproject.toml constraints.txt | $(BIN)/python
 $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[export,rtx,kernel,eval,bench,test]'
 	touch $@ $(BIN)/.export $(BIN)/.bench
+
+$(TRT_API)/.installed: constraints.txt | $(BIN)/python
+	rm -rf $(TRT_API)
+	$(PIP) --no-deps --target $(TRT_API) tensorrt-cu13 tensorrt-cu13-bindings tensorrt-lean-cu13-libs
+	touch $@
 
 $(BIN)/.bench: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[export,bench]'

@@ -2,7 +2,8 @@
 
 Symbolic sizes hold numbers here; as in TensorRT, only sizes that are fixed at build time
 may be read, and there is no arithmetic with the symbol on the right. Run as a program, it
-builds the launches of the cases given as JSON, in a process where Triton compiles.
+builds the launches of the cases given as JSON, in a process where Triton compiles. What the
+real `tensorrt.plugin` makes of the same cases is in `plugin_host`.
 """
 
 import inspect
@@ -10,6 +11,7 @@ import json
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -152,7 +154,7 @@ class PluginApi(ModuleType):
 def simulated_tensorrt() -> tuple[ModuleType, PluginApi]:
     """A module to pass to `register_plugins`, and its plugin module."""
     trt, api = ModuleType("simulated_tensorrt"), PluginApi()
-    trt.float16, trt.bfloat16, trt.float32, trt.int32 = "FP16", "BF16", "FP32", "INT32"  # type: ignore[attr-defined]
+    trt.float16, trt.bfloat16, trt.float32, trt.int32 = "HALF", "BF16", "FLOAT", "INT32"  # type: ignore[attr-defined]
     sys.modules["simulated_tensorrt"], sys.modules["simulated_tensorrt.plugin"] = trt, api
     return trt, api
 
@@ -175,7 +177,6 @@ def launch_of(plugin: Plugin, inputs: list[TensorDesc], numbers: Any, tactic: in
     return {
         "entry": entry,
         "ptx": ptx,
-        "parameters": ["int32" if ".u32" in line else "pointer" for line in ptx.splitlines() if ".param ." in line],
         "grid": grid,
         "block": [launch.block_x, launch.block_y, launch.block_z],
         "shared": launch.shared_mem,
@@ -194,4 +195,4 @@ if __name__ == "__main__":
         tensors = describe(case["shapes"], case["fixed"], case["dtypes"])
         values = np.array(case["numbers"], dtype=np.int32)
         launches.append(launch_of(plugin_api.plugins[case["plugin"]], tensors, values, case["tactic"]))
-    sys.stdout.write(json.dumps(launches))
+    Path(sys.argv[2]).write_text(json.dumps(launches))

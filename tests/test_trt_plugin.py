@@ -1,14 +1,16 @@
 """The TensorRT plugins: what they register, and that what they would launch computes the op.
 
-TensorRT cannot be installed where these tests run. Its plugin interface is simulated with
-its published rules, and the launch that comes out (grid, integers, order of arguments) is
-executed by Triton's interpreter. On a GPU the same PTX is launched by `make gpu-check`.
+TensorRT's builder cannot be installed where these tests run. The launch that its plugin interface is given (grid,
+integers, order of arguments) is executed by Triton's interpreter: by a simulation of the interface, with its published
+rules, and by the real one, through the registry and NVIDIA's own Python (`make test-trt-api`). On a GPU the same PTX is
+launched by `make gpu-check`.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +27,7 @@ from bundles import export, write_source
 from checkpoints import FAMILIES
 from interpreter import DEVICE, GPU
 from onnx import helper
+from real_trt import REAL_API
 from test_build import as_tensorrt, no_ops
 from test_kernel import assert_close, random_inputs
 
@@ -43,17 +46,26 @@ CAPABILITY = "9.0"
 ROWS = [[2, 3]] * 3 + [[1, 2]] * 2 + [[], []]  # fixed axes: heads and head size
 
 
-def launches(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+Launches = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+
+@pytest.fixture(params=["simulated", pytest.param("real", marks=REAL_API)])
+def launches(request: pytest.FixtureRequest, tmp_path: Path) -> Launches:
     """What the plugins would launch, from a process in which Triton compiles."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(Path(plugin_api.__file__)), CAPABILITY]
-    ran = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, check=False, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+
+    def launch(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        program = {"simulated": "plugin_api.py", "real": "plugin_host.py"}[request.param]
+        command = [sys.executable, str(Path(__file__).with_name(program)), CAPABILITY, str(tmp_path / "launches.json")]
+        ran = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, env=environment)
+        assert ran.returncode == 0, ran.stderr
+        return json.loads((tmp_path / "launches.json").read_text())
+
+    return launch
 
 
 def case(plugin: str, inputs: list[torch.Tensor], numbers: list[int], tactic: int = 1) -> dict[str, Any]:
-    names = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.int32: "INT32"}
+    names = {torch.float16: "HALF", torch.bfloat16: "BF16", torch.float32: "FLOAT", torch.int32: "INT32"}
     fixed = ROWS if len(inputs) == 7 else [[0, 3, 4], [0, 3]]
     return {
         "plugin": plugin,
@@ -67,7 +79,7 @@ def case(plugin: str, inputs: list[torch.Tensor], numbers: list[int], tactic: in
 
 def outputs_of(launch: dict[str, Any]) -> list[torch.Tensor]:
     """Poisoned tensors of the shapes and dtypes that the plugin declares."""
-    dtypes = {"FP16": torch.float16, "BF16": torch.bfloat16, "FP32": torch.float32}
+    dtypes = {"HALF": torch.float16, "BF16": torch.bfloat16, "FLOAT": torch.float32}
     return [torch.full(shape, float("nan"), dtype=dtypes[dtype], device=DEVICE) for shape, dtype in launch["outputs"]]
 
 
@@ -76,11 +88,9 @@ def execute(launch: dict[str, Any], inputs: list[torch.Tensor], constants: dict[
     kernel = getattr(triton_kernel, launch["entry"])
     outputs = outputs_of(launch)
     spare = [None] if launch["entry"] == "attend" and len(outputs) == 1 else []
-    count = len(inputs) + len(launch["integers"]) + len(outputs)
-    assert launch["parameters"] == ["pointer"] * len(inputs) + ["int32"] * len(launch["integers"]) + ["pointer"] * len(
-        outputs
-    )
-    assert count == len(launch["parameters"])
+    written = ["int32" if ".u32" in line else "pointer" for line in launch["ptx"].splitlines() if ".param ." in line]
+    passed = ["pointer"] * len(inputs) + ["int32"] * len(launch["integers"]) + ["pointer"] * len(outputs)
+    assert written == passed
     kernel[tuple(launch["grid"])](*inputs, *launch["integers"], *outputs, *spare, **constants)
     return outputs
 
@@ -91,7 +101,7 @@ def plugin_inputs(seed: int, dtype: torch.dtype, size: int) -> list[torch.Tensor
 
 
 @pytest.mark.parametrize(("dtype", "block"), [(torch.float16, 0), (torch.bfloat16, 0), (torch.float16, 4)])
-def test_one_plugin_computes_the_op(dtype: torch.dtype, block: int) -> None:
+def test_one_plugin_computes_the_op(launches: Launches, dtype: torch.dtype, block: int) -> None:
     """Fails if grid, integers or their order are not what the kernel expects, with every tactic."""
     inputs = plugin_inputs(1, dtype, 64)
     tiles = tiling.tiles(CAPABILITY)
@@ -105,7 +115,7 @@ def test_one_plugin_computes_the_op(dtype: torch.dtype, block: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("splits", [2, 4])
-def test_two_plugins_compute_the_op_in_parts(dtype: torch.dtype, splits: int) -> None:
+def test_two_plugins_compute_the_op_in_parts(launches: Launches, dtype: torch.dtype, splits: int) -> None:
     """Fails if the parts do not add up to the op, or their shapes differ from what is declared."""
     inputs = plugin_inputs(2, dtype, 96)
     tile = tiling.tiles(CAPABILITY)[0]
@@ -113,7 +123,7 @@ def test_two_plugins_compute_the_op_in_parts(dtype: torch.dtype, splits: int) ->
     first, second = launches(
         [
             case("dpad::attend_parts", inputs, [tiling.scale_bits(0.1), 0, splits]),
-            case("dpad::combine_parts", list(parts), [splits, int(dtype == torch.bfloat16)]),
+            case("dpad::combine_parts", list(parts), [splits, int(dtype == torch.bfloat16)], tactic=0),
         ]
     )
     partial, log_weight = execute(first, inputs, tiling.attend_constants(96, tile, True, False))

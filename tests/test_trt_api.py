@@ -1,0 +1,129 @@
+"""What the product asks of TensorRT, held against TensorRT's real Python API: `make test-trt-api`.
+
+The launches of the plugins are in test_trt_plugin.py, by the real interface too.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from plugin_host import ExprBuilder, Port, create, launch_of, outputs_of, remember_sizes
+from real_trt import REAL_API, real_tensorrt
+
+from dpad.plugins import tiling, trt_face
+
+pytestmark = REAL_API
+CAPABILITY = "9.0"
+
+
+@pytest.fixture(scope="module")
+def trt(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The real module, with the project's plugins in its registry."""
+    module = real_tensorrt(tmp_path_factory.mktemp("stubs"))
+    remember_sizes()
+    trt_face.register_plugins(module, CAPABILITY)
+    return module
+
+
+def rows(trt: ModuleType, dtype: Any) -> list[Port]:
+    """The inputs of an `attend` with 2 sequences, 19 rows, 700 cached rows, 4 heads and 2 for keys."""
+    query, new, cache = [2, 19, 4, 64], [2, 19, 2, 64], [703, 2, 64]
+    ports = [Port(query, [2, 3], dtype), Port(new, [2, 3], dtype), Port(new, [2, 3], dtype)]
+    ports += [Port(cache, [1, 2], dtype)] * 2
+    return [*ports, Port([2, 700], [], trt.int32), Port([2, 19], [], trt.int32)]
+
+
+def test_the_registry_has_the_plugins(trt: ModuleType) -> None:
+    """Fails if a plugin is not found as the parser looks for it: by name, version and namespace."""
+    for name in ("attend", "attend_parts", "combine_parts"):
+        creator = trt.get_plugin_registry().get_creator(name, trt_face.PLUGIN_VERSION, trt_face.NAMESPACE)
+        [field] = creator.field_names
+        assert (field.name, field.type) == ("numbers", trt.PluginFieldType.INT32)
+    assert trt.get_plugin_registry().get_creator("attend", "2", trt_face.NAMESPACE) is None
+
+
+def test_plugins_are_compiled_ahead_of_time(trt: ModuleType) -> None:
+    """Fails if the engine would hold a plugin that calls Python when it runs, or its integers get lost."""
+    plugin = create(trt, "dpad::attend", [7, 0])
+    assert isinstance(plugin, trt.IPluginV3QuickAOTBuild) and not isinstance(plugin, trt.IPluginV3QuickRuntime)
+    assert plugin.attrs["numbers"].dtype == np.int32 and plugin.attrs["numbers"].tolist() == [7, 0]
+    assert (plugin.plugin_name, plugin.plugin_namespace, plugin.plugin_version) == ("attend", "dpad", "1")
+    other = create(trt, "dpad::attend", [8, 4])
+    assert plugin.attrs["numbers"].tolist() == [7, 0] and other.attrs["numbers"].tolist() == [8, 4]
+    assert plugin.clone().attrs["numbers"].tolist() == [7, 0]
+
+
+def test_outputs_are_described_without_sizes_and_with(trt: ModuleType) -> None:
+    """Fails if a description reads a size that the builder does not know yet, or gets one wrong."""
+    for dtype, bfloat16 in ((trt.float16, 0), (trt.bfloat16, 1)):
+        [out] = outputs_of(create(trt, "dpad::attend", [1, 0]), ExprBuilder(trt), rows(trt, dtype))
+        assert out == Port([2, 19, 4, 64], [2, 3], dtype)
+        parts = outputs_of(create(trt, "dpad::attend_parts", [1, 0, 8]), ExprBuilder(trt), rows(trt, dtype))
+        assert parts == [Port([8, 2, 19, 4, 64], [0, 3, 4], trt.float32), Port([8, 2, 19, 4], [0, 3], trt.float32)]
+        combine = create(trt, "dpad::combine_parts", [8, bfloat16])
+        assert outputs_of(combine, ExprBuilder(trt), parts) == [Port([2, 19, 4, 64], [2, 3], dtype)]
+
+
+def formats(trt: ModuleType, name: str, numbers: list[int], ports: list[Port]) -> tuple[list[list[str]], list[int]]:
+    """Types of all ports in each combination that a plugin takes, and its tactics for those of `ports`."""
+    plugin = create(trt, name, numbers)
+    every = [port.described(trt) for port in (*ports, *outputs_of(plugin, ExprBuilder(trt), ports))]
+    offered = plugin.get_supported_format_combinations(every, len(ports))
+    plugin.configure_plugin(every[: len(ports)], every[len(ports) :])
+    names = [one.type.name for one in offered]
+    return [names[at : at + len(every)] for at in range(0, len(names), len(every))], sorted(plugin.get_valid_tactics())
+
+
+def test_formats_and_tactics(trt: ModuleType) -> None:
+    """Fails if dtypes could be mixed, or a tactic is offered for which there is no tile."""
+    tactics = [place + 1 for place in range(len(tiling.tiles(CAPABILITY)))]
+    halves = [[half] * 5 + ["INT32"] * 2 for half in ("HALF", "BF16")]
+    half = trt.float16
+    assert formats(trt, "dpad::attend", [1, 0], rows(trt, half)) == ([[*h, h[0]] for h in halves], tactics)
+    parts = [[*h, "FLOAT", "FLOAT"] for h in halves]
+    assert formats(trt, "dpad::attend_parts", [1, 0, 8], rows(trt, half)) == (parts, tactics)
+    ports = [Port([8, 2, 19, 4, 64], [0, 3, 4], trt.float32), Port([8, 2, 19, 4], [0, 3], trt.float32)]
+    for bfloat16, name in enumerate(("HALF", "BF16")):
+        assert formats(trt, "dpad::combine_parts", [8, bfloat16], ports) == ([["FLOAT", "FLOAT", name]], [])
+
+
+def register_wrong(trt: ModuleType, name: str, grid: Any, annotation: Any = None) -> None:
+    """A plugin that writes one tensor like its input, whose launch has `grid`."""
+    trtp = trt.plugin
+
+    def describe(query, numbers):  # type: ignore[no-untyped-def]
+        return query.like()
+
+    def launch(query, numbers, outputs, tactic):  # type: ignore[no-untyped-def]
+        params = trtp.KernelLaunchParams()
+        params.grid_x = grid(query)
+        return "entry", ".version 8.0", params, trtp.SymIntExprs.from_tuple([trtp.SymInt32(1)])
+
+    tensor = annotation or trtp.TensorDesc
+    describe.__annotations__ = {"query": tensor, "numbers": np.ndarray[Any, np.dtype[np.int32]], "return": tensor}
+    launch.__annotations__ = {"return": tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]}
+    trtp.register(f"dpad::{name}")(describe)
+    trtp.aot_impl(f"dpad::{name}")(launch)
+
+
+def test_a_wrong_plugin_is_refused(trt: ModuleType) -> None:
+    """Fails if these tests would let a plugin through that the builder refuses: the test of the test."""
+    inputs = [Port([2, 3], [1], trt.float16)]
+    register_wrong(trt, "right", lambda query: query.shape_expr[0])
+    made = launch_of(trt, create(trt, "dpad::right", [1]), inputs, 0)
+    assert (made["grid"], made["integers"], made["outputs"]) == ([2, 1, 1], [1], [([2, 3], "HALF")])
+    register_wrong(trt, "numpy_grid", lambda query: np.int64(3))  # taken silently, and then no size at all
+    with pytest.raises(AttributeError, match="value"):
+        launch_of(trt, create(trt, "dpad::numpy_grid", [1]), inputs, 0)
+    register_wrong(trt, "reads_a_size", lambda query: query.shape_expr[0].constant_value())
+    with pytest.raises(RuntimeError, match="non-constant"):
+        launch_of(trt, create(trt, "dpad::reads_a_size", [1]), inputs, 0)
+    with pytest.raises(ValueError, match="already has a defintion for 'right'"):
+        register_wrong(trt, "right", lambda query: 1)
+    with pytest.raises((TypeError, ValueError)):
+        register_wrong(trt, "text_types", lambda query: 1, annotation="TensorDesc")
+    with pytest.raises(AssertionError, match="Unexpected attribute"):
+        creator = trt.get_plugin_registry().get_creator("right", "1", "dpad")
+        other = trt.PluginField("splits", np.array([1], dtype=np.int32), trt.PluginFieldType.INT32)
+        creator.create_plugin("right", "dpad", trt.PluginFieldCollection([other]), trt.TensorRTPhase.BUILD)
