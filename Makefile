@@ -1,4 +1,5 @@
 # make export MODEL=tiny   checkpoint -> bundle in bundles/tiny, and a sample of its text
+# make serve MODEL=tiny    the same bundle, served over HTTP
 # make test                everything the tests need, then all of them
 # make bench               measure on a quiet machine
 # make help                the rest
@@ -34,10 +35,11 @@ GROUP  ?=
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
-.PHONY: help export test test-slow test-full-width test-trt-api fuzz lint types check bench gpu-check gpu-sanitize clean
+.PHONY: help export serve test test-slow test-full-width test-trt-api fuzz lint types check bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
+	@echo "make serve MODEL=tiny|... [OUT=DIR] [ARGS=...]  serves the bundle at http://127.0.0.1:8000, exported if need be"
 	@echo "make test        run the tests (about 11 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make fuzz        run the long form of the fuzz tests; counts in docs/fuzzing.md"
@@ -53,6 +55,10 @@ help:
 
 export: $(BIN)/.export
 	$(BIN)/dpad export $(MODEL) --out $(OUT) $(addprefix --target ,$(TARGETS)) --sample "$(PROMPT)" $(ARGS)
+
+serve: $(BIN)/.serve
+	test -f $(OUT)/manifest.json || $(BIN)/dpad export $(MODEL) --out $(OUT) $(addprefix --target ,$(TARGETS))
+	exec $(BIN)/dpad serve $(OUT) $(ARGS)
 
 test: $(BIN)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not trt_api" $(ARGS)
@@ -105,9 +111,13 @@ $(BIN)/.export: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[export,rtx]'
 	touch $@
 
+$(BIN)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[export,rtx,serve]'
+	touch $@ $(BIN)/.export
+
 $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[export,rtx,kernel,eval,bench,test]'
-	touch $@ $(BIN)/.export $(BIN)/.bench
+	$(PIP) -e '.[export,rtx,kernel,eval,serve,bench,test]'
+	touch $@ $(BIN)/.export $(BIN)/.serve $(BIN)/.bench
 
 $(TRT_API)/.installed: constraints.txt | $(BIN)/python
 	rm -rf $(TRT_API)

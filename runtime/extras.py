@@ -19,6 +19,7 @@ EXTRAS = {
     "rtx": ("tensorrt_rtx", "cuda"),
     "tensorrt": ("tensorrt", "cuda"),
     "eval": ("lm_eval",),
+    "serve": ("starlette", "uvicorn", "pydantic", "prometheus_client"),
 }
 
 

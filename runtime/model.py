@@ -30,7 +30,7 @@ from dpad.runtime.decoding.part import Scheduled
 from dpad.runtime.decoding.presets import read_presets, resolve, served
 from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
 from dpad.runtime.decoding.request import Request
-from dpad.runtime.decoding.scheduler import WAITING, Outcome, Scheduler
+from dpad.runtime.decoding.scheduler import WAITING, Outcome, Scheduler, Status
 from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.decoding.worker import NO_OTHER, Worker
 from dpad.runtime.engines.base import Engine
@@ -70,10 +70,16 @@ class DiffusionModel:
         """`max_running` sequences run together (None: four times what a pass takes), `max_waiting` wait."""
         self.engine = engine
         self._scheduler = Scheduler(engine, max_running, max_waiting)
+        self.max_running, self.max_waiting = self._scheduler.max_running, self._scheduler.max_waiting
         self._worker = Worker(self._scheduler)
         self._codec = codec
         self.presets = read_presets(presets or {})
         self._closed = False
+
+    @property
+    def status(self) -> Status:
+        """How many sequences run and wait, the slots that they hold, and the passes made so far."""
+        return self._scheduler.status
 
     @property
     def has_tokenizer(self) -> bool:
@@ -142,6 +148,10 @@ class DiffusionModel:
                 f"a text of {size} characters is over the {limit} that this bundle's {most} tokens could hold; "
                 "shorten it, or export with a larger --max-length"
             )
+
+    def check(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> None:
+        """Raise what `generate` would refuse this with, before any work is done."""
+        self._calls([prompt], raw, options)
 
     def generate(
         self, prompt: Prompt, *, raw: bool = False, on_step: OnStep | None = None, **options: Unpack[Options]

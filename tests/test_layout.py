@@ -18,7 +18,7 @@ from dpad.runtime import errors
 from dpad.runtime.extras import EXTRAS, needed_by
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("plugins", "runtime", "models", "export", "evaluation")  # each may import only those on its left
+FOLDERS = ("plugins", "runtime", "models", "export", "evaluation", "serving")  # each may import only those on its left
 HEAVY = (
     "torch",
     "onnx",
@@ -74,6 +74,14 @@ def test_evaluation_measures_bundles_and_makes_none() -> None:
         assert not {name.split(".")[0] for name in names} & {"torch", "onnx", "transformers"}, path
         assert not any(name.startswith("dpad.export") for name in names), path
         assert all(name.startswith("dpad.models.training") for name in names if name.startswith("dpad.models")), path
+
+
+def test_serving_stands_on_the_runtime_alone() -> None:
+    """Fails if a server needs a model family, the exporter or evaluation, or either of these needs a server."""
+    for path in (ROOT / "serving").rglob("*.py"):
+        used = {name for name in imported(path) if name.startswith("dpad.")}
+        assert all(name.startswith(("dpad.runtime", "dpad.serving")) for name in used), (path, used)
+        assert not {name.split(".")[0] for name in imported(path)} & {*HEAVY}, path
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +150,7 @@ def test_without_its_extra_a_command_says_what_to_install(tmp_path: Path) -> Non
         "synth llada x": "dpad synth needs torch: pip install '.[export]'",
         f"parity {bundle}": "pip install '.[export]'",
         f"generate {bundle} w5 --engine eager": "EngineUnavailable: engine eager needs torch: pip install '.[export]'",
+        f"serve {bundle}": "dpad serve needs uvicorn: pip install '.[serve]'",
         "plugin compile --out x": "compiling kernels needs triton: pip install '.[kernel]'",
         "--help": "synth     Write a checkpoint",
     }
@@ -180,7 +189,18 @@ def test_extras_bring_what_their_table_says() -> None:
 def test_the_public_interface_is_what_it_says() -> None:
     """Fails if a public name vanishes, has no docstring, or one is added unnoticed."""
     public = {name for name in vars(dpad) if not name.startswith("_")}
-    modules = {"cli", "commands", "errors", "evaluation", "export", "metadata", "models", "plugins", "runtime"}
+    modules = {
+        "cli",
+        "commands",
+        "errors",
+        "evaluation",
+        "export",
+        "metadata",
+        "models",
+        "plugins",
+        "runtime",
+        "serving",
+    }
     helpers = {
         "EngineUnavailable",
         "Path",

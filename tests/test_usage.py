@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("plugins", "runtime", "models", "export", "evaluation")
+FOLDERS = ("plugins", "runtime", "models", "export", "evaluation", "serving")
 TREES = {
     ".".join(("dpad", *path.relative_to(ROOT).with_suffix("").parts)): ast.parse(path.read_text())
     for folder in FOLDERS

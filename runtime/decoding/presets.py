@@ -9,7 +9,6 @@ parameters. The one called `default` counts wherever no other is asked for.
 
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -98,6 +97,21 @@ def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: 
     return kind(**{**given, **{key: value for key, value in parameters.items() if key in own}})
 
 
+def read_schedule(value: Any) -> SuffixSchedule:
+    """The schedule that JSON spells as `{"gaussian": {"k": 4, "scale": 2}}`; raises `InvalidRequest`."""
+    if isinstance(value, Mapping) and len(value) == 1:
+        (name, parameters), *_ = value.items()
+        own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
+        if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
+            schedule = SCHEDULES[name](**parameters)
+            schedule.check(sys.maxsize, 1)  # the window is compared with a canvas when there is one
+            return schedule
+    names = ", ".join(SCHEDULES)
+    raise InvalidRequest(
+        f"schedule {shown(value)} cannot be read; give an object of one name ({names}) and its parameters"
+    )
+
+
 def name_of(schedule: SuffixSchedule) -> str:
     """The name of a schedule that has one, `gaussian` of another."""
     return next((name for name, kind in SCHEDULES.items() if isinstance(schedule, kind)), "gaussian")
@@ -132,13 +146,8 @@ def _check_names(names: Iterable[str]) -> None:
 def _schedule(preset: str, value: Any) -> SuffixSchedule:
     if isinstance(value, (Gaussian, Uniform, Full)):
         return value  # of another model's presets, or the caller's own
-    if isinstance(value, Mapping) and len(value) == 1:
-        (name, parameters), *_ = value.items()
-        own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
-        if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
-            with suppress(InvalidRequest):
-                schedule = SCHEDULES[name](**parameters)
-                schedule.check(sys.maxsize, 1)  # the window is compared with a canvas when there is one
-                return schedule
-    told = f"preset {shown(preset)} has a schedule that cannot be read: {shown(value)}"
-    raise ManifestError(f"{told}; mend it, and export the bundle again")
+    try:
+        return read_schedule(value)
+    except InvalidRequest:
+        told = f"preset {shown(preset)} has a schedule that cannot be read: {shown(value)}"
+        raise ManifestError(f"{told}; mend it, and export the bundle again") from None

@@ -36,6 +36,15 @@ WAITING = 4096
 IDLE = 1e-3  # seconds until a scheduler that found no free slots looks again
 
 
+class Status(NamedTuple):
+    """How much there is to do now: sequences that run and that wait, slots of the pool in use, passes made so far."""
+
+    running: int
+    waiting: int
+    slots: int
+    passes: int
+
+
 class Outcome(NamedTuple):
     """What became of a sequence in a pass: an event of its own, or the error that ended it; whether it was its last."""
 
@@ -70,6 +79,12 @@ class Scheduler:
     def busy(self) -> bool:
         """Whether anything waits or runs."""
         return bool(self._waiting or self._running)
+
+    @property
+    def status(self) -> Status:
+        """Of this moment, for any thread; the engine's slots may be held by another scheduler too."""
+        slots = self.engine.slots
+        return Status(len(self._running), len(self._waiting), slots.most - slots.free, self.passes)
 
     def check(self, sequence: Scheduled) -> None:
         """Raise `InvalidRequest` for a sequence that the pool can never hold."""

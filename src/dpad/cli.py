@@ -1,4 +1,4 @@
-"""The command line: `dpad export | generate | parity | eval | inspect | plan | synth | plugin`.
+"""The command line: `dpad export | generate | serve | parity | eval | inspect | plan | synth | plugin`.
 
 Commands live one a file in `dpad.commands` and are imported when they are called, so that
 `dpad generate` never loads torch.
@@ -26,6 +26,7 @@ _COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
     "generate": "Write text with a bundle.",
     "parity": "Compare a bundle's engines with PyTorch.",
+    "serve": "Serve a bundle over HTTP.",
     "eval": "Measure a bundle on a task.",
     "inspect": "Show what a bundle holds and what runs here.",
     "plan": "Predict what engines need and how fast a step can be.",

@@ -1,0 +1,67 @@
+"""`application`: the routes of a service, as an ASGI application.
+
+app = application(Service(model, "tiny"))
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dpad.serving.chat import ChatForm
+from dpad.serving.completions import CompletionForm
+from dpad.serving.errors import ApiError
+from dpad.serving.exchange import Exchange
+from dpad.serving.front import Front
+from dpad.serving.schema import Body, ChatBody, CompletionBody
+from dpad.serving.service import Service
+
+B = TypeVar("B", bound=Body)
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def application(service: Service) -> Starlette:
+    """OpenAI's endpoints over `service`."""
+
+    async def completions(request: Request) -> Exchange:
+        return Exchange(service, CompletionForm(await _read(request, CompletionBody)))
+
+    async def chat(request: Request) -> Exchange:
+        return Exchange(service, ChatForm(await _read(request, ChatBody)))
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    async def model(request: Request) -> Response:
+        if request.path_params["name"] != service.name:
+            raise ApiError(404, f"the model served here is {service.name!r}", "model_not_found", param="model")
+        return JSONResponse(_model(service))
+
+    routes = [
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Front)], exception_handlers={HTTPException: _no_route})
+
+
+async def _read(request: Request, kind: type[B]) -> B:
+    """The body of a request; raises what `as_api_error` knows."""
+    return kind.model_validate_json(await request.body())
+
+
+def _model(service: Service) -> dict[str, object]:
+    return {"id": service.name, "object": "model", "created": service.created, "owned_by": "dpad"}
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """What Starlette refuses: paths and methods that there are not."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    raise ApiError(error.status_code, f"{request.method} of this path: {error.detail}", code)

@@ -1,0 +1,119 @@
+"""`Choice`: one answer on its way: which of its text is final, and why it ended.
+
+    choice = Choice(model.codec, eos, 0, start=9, length=64, most=60, stop=["###"])
+    choice.take(event)              # the text that has become final with this pass
+    choice.finish_reason            # None while it goes on
+
+Diffusion decides tokens in any order. A token is final when all before it are decided, and its text when what follows
+cannot change it: not half of a character, nor what may become a stop sequence.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from dpad.runtime.decoding.event import StepEvent
+from dpad.runtime.text.codec import TextCodec
+
+_HALF = "\ufffd"  # what a decoder writes for bytes that are no character yet
+_UNDECIDED = -1
+
+
+class Token(NamedTuple):
+    """A final token: its text, the logarithm of its probability, and where in the choice's text it begins."""
+
+    text: str
+    logprob: float
+    offset: int
+
+
+class Choice:
+    """The answer number `index` of a request."""
+
+    def __init__(
+        self,
+        codec: TextCodec,
+        eos: Collection[int],
+        index: int,
+        *,
+        start: int,
+        length: int,
+        most: int,
+        stop: Sequence[str] = (),
+    ) -> None:
+        """`start` is the canvas position of its first token, `length` the positions behind it, `most` tokens count."""
+        self.index, self.passes = index, 0
+        self.codec, self._eos, self._start, self._most, self._stop = codec, frozenset(eos), start, most, stop
+        self._tokens, self._confidences = [_UNDECIDED] * length, [0.0] * length
+        self._ids: list[int] = []
+        self.text = ""  # final, as told so far
+        self.finish_reason: str | None = None
+        self._told = 0  # tokens that `news` has given
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of the final text."""
+        return len(self._ids)
+
+    def take(self, event: StepEvent) -> str:
+        """The text that has become final with a pass; with the last one all that is left."""
+        self.passes = event.nfe
+        for position, token, sure in zip(event.positions.tolist(), event.tokens.tolist(), event.confidences.tolist()):
+            self._tokens[position - self._start] = token
+            self._confidences[position - self._start] = sure
+        before = len(self._ids)
+        self._advance()
+        if self.finish_reason is None and event.generation is not None:
+            self.finish_reason = "length"
+        text = self.codec.decode(self._ids) if len(self._ids) > before or self.finish_reason else self.text
+        return self._settle(self._stopped(text, before))
+
+    def _advance(self) -> None:
+        """Take the decided tokens that stand behind the final ones."""
+        while self.finish_reason is None and (place := len(self._ids)) < len(self._tokens):
+            token = self._tokens[place]
+            if token == _UNDECIDED:
+                return
+            if token in self._eos:
+                self.finish_reason = "stop"
+                return
+            self._ids.append(token)
+            if len(self._ids) == self._most:
+                self.finish_reason = "length"
+
+    def _stopped(self, text: str, before: int) -> str:
+        """`text` up to the first stop sequence, and the tokens with it; `before` of them held none."""
+        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if not places:
+            return text
+        self.finish_reason, cut = "stop", min(places)
+        while len(self._ids) > before + 1 and any(stop in self.codec.decode(self._ids[:-1]) for stop in self._stop):
+            self._ids.pop()
+        return text[:cut]
+
+    def _settle(self, text: str) -> str:
+        """What of `text` is new and final."""
+        keep = len(text)
+        if self.finish_reason is None:
+            keep = len(text.rstrip(_HALF))
+            keep -= max((_begun(text[:keep], stop) for stop in self._stop), default=0)
+            if keep < len(self.text) or not text.startswith(self.text):  # a decoder that changes what it wrote
+                return ""
+        fresh = text[len(self.text) : keep]
+        self.text = text[:keep]
+        return fresh
+
+    def news(self) -> list[Token]:
+        """The final tokens that no call has given yet."""
+        first, self._told = self._told, len(self._ids)
+        fresh = []
+        for place in range(first, self._told):
+            logprob = math.log(max(self._confidences[place], 1e-300))
+            offset = len(self.codec.decode(self._ids[:place]))
+            fresh.append(Token(self.codec.token_text(self._ids[place]), logprob, offset))
+        return fresh
+
+
+def _begun(text: str, stop: str) -> int:
+    """Characters at the end of `text` that may become `stop`."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,74 @@
+"""`ApiError`: what a request is answered with when it cannot be served, in OpenAI's form.
+
+    raise ApiError(404, "model 'x' is not served here", "model_not_found", param="model")
+    as_api_error(error).body()        # {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+
+What of an error may be told is decided here: the messages of this package name the caller's own values and limits, and
+what went wrong inside is told by its kind alone.
+"""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpad.runtime.errors import DpadError, EngineError, InvalidRequest, ModelClosed, QueueFull
+from dpad.runtime.show import kind, shown
+
+_TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
+_OFTEN = 1  # seconds: the shortest Retry-After that can be said
+
+
+class ApiError(Exception):
+    """An HTTP status and what OpenAI's clients read beside it."""
+
+    def __init__(
+        self, status: int, message: str, code: str, *, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        """`param` is the field that is wrong; `retry_after` counts seconds."""
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+    def body(self) -> dict[str, Any]:
+        """As OpenAI writes an error."""
+        known = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": str(self), "type": known, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """When to come again, if that is known; what OpenAI's clients repeat by themselves is only what may help."""
+        if self.retry_after is None:
+            return {}
+        return {"retry-after": str(max(_OFTEN, self.retry_after))}
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Any failure as what a client is told of it."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ValidationError):
+        return _refused(error)
+    if isinstance(error, InvalidRequest):
+        return ApiError(400, str(error), "invalid_request")
+    if isinstance(error, QueueFull):
+        return ApiError(429, str(error), "queue_full", retry_after=_OFTEN)
+    if isinstance(error, ModelClosed):
+        return ApiError(503, "the model is being closed; try again elsewhere or later", "closed", retry_after=_OFTEN)
+    if isinstance(error, EngineError):
+        return ApiError(500, f"the engine failed: {error}", "engine_error")
+    if isinstance(error, DpadError):
+        return ApiError(500, str(error), "server_error")
+    return ApiError(500, f"the server failed: {kind(error)}; its log says more", "server_error")
+
+
+def _refused(error: ValidationError) -> ApiError:
+    """The first field that is wrong, by its name; never the value, which may be long or private."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return ApiError(
+            400, f"{shown(field)[1:-1]} is no field that is known here; leave it out", "unknown_field", param=field
+        )
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['msg']}", "invalid_json")
+    return ApiError(
+        400, f"{shown(field)[1:-1]}: {first['msg']}" if field else first["msg"], "invalid_request", param=field or None
+    )

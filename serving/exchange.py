@@ -1,0 +1,161 @@
+"""`Exchange`: one request and its answer, streamed or whole, over ASGI.
+
+    return Exchange(service, CompletionForm(body))      # from an endpoint; Starlette calls it
+
+Nothing is sent before the first pass has ended, so that whatever is refused gets its own HTTP status. A client that
+hangs up is heard while the engine works, and its sequences take part in no further pass.
+"""
+
+import asyncio
+import json
+from collections.abc import Coroutine, Sequence
+from time import time
+from typing import Any, Protocol
+from uuid import uuid4
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from dpad.runtime.decoding.event import StepEvent
+from dpad.serving.errors import ApiError, as_api_error
+from dpad.serving.schema import Sampling
+from dpad.serving.service import Job, Service
+
+Document = dict[str, Any]
+
+
+class Form(Protocol):
+    """How a kind of request is read and its answer written."""
+
+    prefix: str  # of the answers' ids
+    whole: str  # the kind of an answer, as OpenAI calls it
+    part: str  # ... and of a part of one
+
+    @property
+    def body(self) -> Sampling:
+        """What was asked."""
+
+    @property
+    def count(self) -> int:
+        """Sequences that it asks for."""
+
+    def jobs(self, service: Service) -> list[Job]:
+        """What is to be decoded; raises `InvalidRequest` for what cannot be."""
+
+    def begin(self, job: Job) -> Document | None:
+        """A choice of the first part of a stream, before there is text."""
+
+    def piece(self, job: Job, text: str) -> Document:
+        """A choice of a part of a stream, with the text that has become final."""
+
+    def choice(self, job: Job) -> Document:
+        """A choice of a whole answer."""
+
+
+class Exchange:
+    """An ASGI response."""
+
+    def __init__(self, service: Service, form: Form) -> None:
+        if form.body.model not in (None, service.name):
+            raise ApiError(
+                404, f"the model served here is {service.name!r}; ask for it, or leave the model out",
+                "model_not_found", param="model",
+            )  # fmt: skip
+        self._service, self._form = service, form
+        self._head: Document = {
+            "id": f"{form.prefix}-{uuid4().hex}",
+            "object": form.part if form.body.stream else form.whole,
+            "created": int(time()),
+            "model": service.name,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it; raises what is answered with an HTTP status of its own."""
+        with self._service.admission.hold(self._form.count):
+            jobs = await asyncio.to_thread(self._form.jobs, self._service)
+            if self._form.body.stream:
+                await unless_gone(receive, self._stream(jobs, send))
+                return
+            await unless_gone(receive, self._service.run(jobs, _quiet))
+            whole = {**self._head, "choices": [self._form.choice(job) for job in jobs], "usage": usage(jobs)}
+            await JSONResponse(whole)(scope, receive, send)
+
+    async def _stream(self, jobs: Sequence[Job], send: Send) -> None:
+        events = EventSender(send)
+
+        async def emit(job: Job, event: StepEvent, text: str) -> None:
+            if event.nfe == 1 and (first := self._form.begin(job)) is not None:
+                await events.send({**self._head, "choices": [first]})
+            if text or job.choice.finish_reason is not None:
+                await events.send({**self._head, "choices": [self._form.piece(job, text)]})
+
+        try:
+            await self._service.run(jobs, emit)
+            if self._form.body.usage_at_end:
+                await events.send({**self._head, "choices": [], "usage": usage(jobs)})
+        except Exception as error:
+            if not events.started:
+                raise
+            await events.send(as_api_error(error).body())
+        else:
+            await events.send("[DONE]")
+        await events.end()
+
+
+class EventSender:
+    """Server-sent events, of which the first starts the response."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.started = send, False
+
+    async def send(self, data: Document | str) -> None:
+        """One event; waits while the client reads slowly."""
+        if not self.started:
+            self.started = True
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+        await self._send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
+
+    async def end(self) -> None:
+        """Nothing follows."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Gone(Exception):
+    """The client has hung up."""
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, and stop it when the client hangs up; raises `Gone` then."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Gone
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+    working.result()
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _quiet(job: Job, event: StepEvent, text: str) -> None:
+    """A whole answer is written at its end."""
+
+
+def usage(jobs: Sequence[Job]) -> Document:
+    """Tokens of prompts and answers, and forward passes; each prompt counts once, however many answers it has."""
+    prompts = sum(len(ids) for ids in {id(job.request): job.request.prompt_ids for job in jobs}.values())
+    written = sum(job.choice.token_count for job in jobs)
+    return {
+        "prompt_tokens": prompts,
+        "completion_tokens": written,
+        "total_tokens": prompts + written,
+        "passes": sum(job.choice.passes for job in jobs),
+    }

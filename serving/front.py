@@ -1,0 +1,60 @@
+"""`Front`: what every request meets first and its answer passes last: an id, one line in the log, errors in one form.
+
+Starlette(middleware=[Middleware(Front)])
+"""
+
+import re
+from time import perf_counter
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dpad.serving.errors import as_api_error
+from dpad.serving.exchange import Gone
+from dpad.serving.log import logger, where
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_GONE = 499  # what logs say of a client that hung up
+
+
+class Front:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; what fails in it is answered here."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        name = given if _ID.fullmatch(given) else uuid4().hex
+        facts = {"request_id": name, "method": scope["method"], "status": 0}
+        scope.setdefault("state", {})["facts"] = facts
+        began = perf_counter()
+
+        async def tagged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                facts["status"] = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tagged)
+        except Gone:
+            facts["status"] = _GONE
+        except Exception as error:
+            told = as_api_error(error)
+            facts["code"] = told.code
+            if told.status >= 500 and told.code != "draining":
+                logger.error("failed", extra={"facts": {"request_id": name, **where(error)}})
+            if not facts["status"]:
+                await JSONResponse(told.body(), told.status, told.headers())(scope, receive, tagged)
+        finally:
+            route = scope.get("route")
+            facts["path"] = route.path if route is not None else "unknown"
+            facts["seconds"] = round(perf_counter() - began, 4)
+            logger.info("served", extra={"facts": facts})

@@ -1,0 +1,39 @@
+"""`jobs_for`: the sequences that a request asks for, all checked before the first is decoded.
+
+jobs_for(model, body, [model.request("What is 53 + 34?")])
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.model import DiffusionModel
+from dpad.serving.choice import Choice
+from dpad.serving.options import decoding, most_tokens
+from dpad.serving.schema import Sampling
+from dpad.serving.service import Job
+
+
+def jobs_for(model: DiffusionModel, body: Sampling, requests: Sequence[Request]) -> list[Job]:
+    """`body.n` jobs for each of `requests`, beside each other; the seed grows by one from answer to answer.
+
+    Raises `InvalidRequest` for what cannot be decoded.
+    """
+    options = decoding(model, body)
+    resolved = model.options(**options)
+    eos = resolved.ends_of_text(model.engine.contract.eos_token_id)
+    jobs: list[Job] = []
+    for request in requests:
+        model.check(request, **options)
+        for number in range(body.n or 1):
+            choice = Choice(
+                model.codec,
+                eos,
+                len(jobs),
+                start=len(request.prompt_ids),
+                length=resolved.gen_length,
+                most=most_tokens(body, resolved),
+                stop=body.stop or (),
+            )
+            jobs.append(Job(replace(request, seed=resolved.seed + number), options, choice))
+    return jobs

@@ -1,0 +1,45 @@
+"""Structured logs: one JSON object a line on standard error, with facts and no texts.
+
+    setup()
+    logger.info("served", extra={"facts": {"status": 200}})
+
+No prompt, answer, key, query string or message of an error is ever among the facts.
+"""
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+
+logger = logging.getLogger("dpad.serving")
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`time`, `level`, `event` and the facts."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        facts = getattr(record, "facts", {})
+        return json.dumps({"time": time, "level": record.levelname.lower(), "event": record.getMessage(), **facts})
+
+
+def setup() -> None:
+    """Send the server's own records, and uvicorn's warnings, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.handlers, uvicorn.propagate = [handler], False
+    uvicorn.setLevel(logging.WARNING)
+
+
+def where(error: BaseException) -> dict[str, object]:
+    """What failed and where, without its message: that may hold a user's text."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    return {
+        "error": type(error).__name__,
+        "trace": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+    }

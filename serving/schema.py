@@ -1,0 +1,177 @@
+"""What the bodies of requests may hold, field by field; one that is not here is refused by its name.
+
+    CompletionBody.model_validate_json(b'{"prompt": "What is 53 + 34?", "max_tokens": 64}')
+
+Fields of OpenAI's that this server cannot honour are taken while they ask for nothing: a client that spells out a
+default is served, and one that asks for tools is told that there are none.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from dpad.runtime.checks import is_integer
+
+MOST_CHOICES = 32  # sequences of one request: prompts times n
+_STOPS, _STOP_LENGTH = 16, 256
+
+
+def _neutral(*values: object) -> Callable[[Any], Any]:
+    """A check that takes None and `values`, which ask for nothing."""
+
+    def check(value: Any) -> Any:
+        if value is None or any(value == neutral and type(value) is type(neutral) for neutral in values):
+            return value
+        raise PydanticCustomError("unsupported", "is not supported here; leave it out")
+
+    return check
+
+
+def _listed(value: object) -> object:
+    """One text as a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
+def _prompts(value: object) -> list[Any]:
+    """A prompt, or several, as a list of texts and of lists of token ids."""
+    if isinstance(value, str) or (isinstance(value, list) and value and all(map(is_integer, value))):
+        return [value]
+    texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    ids = isinstance(value, list) and all(isinstance(part, list) and all(map(is_integer, part)) for part in value)
+    if not value or not (texts or ids):
+        raise PydanticCustomError("prompt", "must be text, a list of token ids, or a list of either")
+    assert isinstance(value, list)
+    return value
+
+
+def _content(value: object) -> object:
+    """The parts of a message as one text."""
+    if not isinstance(value, list):
+        return value
+    parts = [part for part in value if isinstance(part, dict) and part.keys() == {"type", "text"}]
+    if len(parts) < len(value) or any(part["type"] != "text" or not isinstance(part["text"], str) for part in parts):
+        raise PydanticCustomError("content", "must be text, or parts of the type text")
+    return "".join(part["text"] for part in parts)
+
+
+Nothing = Annotated[Any, AfterValidator(_neutral())]
+Zero = Annotated[Any, AfterValidator(_neutral(0, 0.0))]
+Name = Annotated[str, Field(max_length=256)]
+Ignored = Annotated[Any, Field(description="Taken and ignored.")]
+
+
+class Body(BaseModel):
+    """Strict: a truth value is no number, and no number is infinite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class StreamOptions(Body):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+    include_obfuscation: Ignored = None
+
+
+class Decoding(Body):
+    """This project's own fields: options of decoding, as `dpad generate` has them."""
+
+    preset: Name | None = None
+    decoder: Name | None = None
+    threshold: float | None = None
+    factor: float | None = None
+    steps: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    pace: Name | None = None
+    cache: Name | None = None
+    schedule: Name | dict[Name, dict[Name, int | float]] | None = None
+    block_length: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+
+
+class Sampling(Decoding):
+    """What completions and chat have in common."""
+
+    model: Name | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    stop: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=_STOP_LENGTH)]],
+            Field(max_length=_STOPS),
+            BeforeValidator(_listed),
+        ]
+        | None
+    ) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Zero = None
+    presence_penalty: Zero = None
+    logit_bias: Annotated[Any, AfterValidator(_neutral({}))] = None
+    user: Ignored = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens that a choice may have."""
+        return self.max_tokens
+
+    @property
+    def usage_at_end(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionBody(Sampling):
+    """Of `/v1/completions`."""
+
+    prompt: Annotated[list[str | list[int]], Field(max_length=MOST_CHOICES), BeforeValidator(_prompts)]
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
+    best_of: Annotated[Any, AfterValidator(_neutral(1))] = None
+
+
+class ChatMessage(Body):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_content)]
+    refusal: Nothing = None
+
+
+class ChatBody(Sampling):
+    """Of `/v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Zero = None
+    response_format: Annotated[Any, AfterValidator(_neutral({"type": "text"}))] = None
+    modalities: Annotated[Any, AfterValidator(_neutral(["text"]))] = None
+    tools: Annotated[Any, AfterValidator(_neutral([]))] = None
+    tool_choice: Annotated[Any, AfterValidator(_neutral("none", "auto"))] = None
+    functions: Annotated[Any, AfterValidator(_neutral([]))] = None
+    function_call: Annotated[Any, AfterValidator(_neutral("none", "auto"))] = None
+    audio: Nothing = None
+    prediction: Nothing = None
+    moderation: Nothing = None
+    reasoning_effort: Annotated[Any, AfterValidator(_neutral("none"))] = None
+    verbosity: Annotated[Any, AfterValidator(_neutral("medium"))] = None
+    web_search_options: Nothing = None
+    store: Annotated[Any, AfterValidator(_neutral(False))] = None
+    metadata: Ignored = None
+    parallel_tool_calls: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
+    safety_identifier: Ignored = None
+    service_tier: Ignored = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """OpenAI's newer name goes before the older one."""
+        return self.max_completion_tokens or self.max_tokens

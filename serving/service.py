@@ -1,0 +1,67 @@
+"""`Service`: a model behind an API: what is admitted, and what runs.
+
+    service = Service(model, "tiny")
+    with service.admission.hold(2):
+        await service.run(jobs, emit)
+
+Whoever is cancelled, or fails, takes all of its request with it: nothing of it takes part in another pass.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import time
+
+from dpad.runtime.decoding.event import StepEvent
+from dpad.runtime.decoding.options import Options
+from dpad.runtime.decoding.request import Request
+from dpad.runtime.model import DiffusionModel
+from dpad.serving.admission import Admission
+from dpad.serving.choice import Choice
+
+Emit = Callable[["Job", StepEvent, str], Awaitable[None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One sequence of a request: what is decoded, how, and what becomes of it."""
+
+    request: Request
+    options: Options
+    choice: Choice
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Token ids as text."""
+        return self.choice.codec.decode(ids)
+
+
+class Service:
+    """One model under the name that clients call it by."""
+
+    def __init__(self, model: DiffusionModel, name: str) -> None:
+        self.model, self.name, self.created = model, name, int(time())
+        self.admission = Admission(model.max_running + model.max_waiting)
+
+    async def run(self, jobs: Sequence[Job], emit: Emit) -> None:
+        """Decode `jobs` together; `emit` is told of every pass, with the text that has become final."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job in jobs:
+                    group.create_task(self._decode(job, emit))
+        except BaseExceptionGroup as several:
+            raise _first(several) from None
+
+    async def _decode(self, job: Job, emit: Emit) -> None:
+        choice = job.choice
+        async with aclosing(self.model.astream(job.request, **job.options)) as events:
+            async for event in events:
+                await emit(job, event, choice.take(event))
+                if choice.finish_reason is not None:
+                    break
+
+
+def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first failure of a group, which its siblings were cancelled for."""
+    error = several.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
