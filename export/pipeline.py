@@ -74,7 +74,7 @@ def export_bundle(
     if told := contradiction(checkpoint.raw_config, checkpoint.config, source.label, source.directory):
         raise CheckpointError(told)
     settings = settings.resolved(checkpoint)
-    wanted = {**asdict(settings), "parity": check is not None}
+    wanted = {**asdict(settings), "capabilities": settings.recipe().compiled(), "parity": check is not None}
     arguments = [*settings.arguments(), *([] if check else ["--no-parity"])]
     provenance = describe(source, checkpoint, wanted, progress) | {"arguments": arguments}
     previous = _previous(out)

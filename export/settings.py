@@ -6,7 +6,7 @@ settings.steps()        # ("float32", "float16")
 
 from dataclasses import dataclass, field, replace
 
-from dpad.export.engines.recipe import HALF, EngineRecipe, default_capability
+from dpad.export.engines.recipe import HALF, EngineRecipe
 from dpad.export.step.pack import Packing
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.bundle.manifest import BuildFlags
@@ -31,8 +31,7 @@ class ExportSettings:
         targets: `onnx` (always in the bundle), `tensorrt-rtx`, `tensorrt`.
         dtypes: dtypes of the step; default the checkpoint's own, and for engines float16
             where that is float32; `w8a8` is made from float32, which comes with it.
-        capabilities: compute capabilities of the engines; default this machine's GPU where the
-            library can target it, else 8.9.
+        capabilities: compute capabilities of the engines, or `portable`; see `EngineRecipe.compiled` for the defaults.
         max_batch, max_length: limits of the contract; max_length None is the checkpoint's, at most 4096 canvas tokens.
         block_length, window: what compiled engines are tuned for.
         attention: `native` or `plugin`, of compiled engines.
@@ -103,8 +102,7 @@ class ExportSettings:
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
         if longest < checkpoint.config.block_length:
             raise ExportError(f"max_length {longest} is under one block of the model, {checkpoint.config.block_length}")
-        capabilities = self.capabilities or tuple(sorted({default_capability(target) for target in compiled}))
-        settings = replace(self, dtypes=dtypes, capabilities=capabilities, max_length=longest)
+        settings = replace(self, dtypes=dtypes, max_length=longest)
         settings.recipe().check_builders()
         return settings
 

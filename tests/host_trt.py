@@ -39,6 +39,7 @@ Mode = enum.Enum("Mode", "INPUT OUTPUT")
 Strategy = enum.Enum("Strategy", "STATIC USER_MANAGED")
 Validity = enum.Enum("Validity", "VALID SUBOPTIMAL INVALID")
 GraphStrategy = enum.Enum("GraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
+Specialization = enum.Enum("Specialization", "LAZY EAGER NONE")
 Diagnostics = enum.IntEnum("Diagnostics", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4})
 KINDS = {"int64": Kind.INT64, "float32": Kind.FLOAT, "float16": Kind.HALF, "bfloat16": Kind.BF16}
 
@@ -69,7 +70,7 @@ class HostTrt:
         self.device, self.contract, self.dtype, self.rtx = device, contract, dtype, rtx
         self.counts: Counter[str] = Counter()
         self.most_contexts = 99  # for which there is memory
-        self.stripped = False
+        self.stripped, self.takes_kernels = False, True
         self.missing: list[str] = []  # weights that a refit does not find
         self.refitted_from: list[str] = []
         self.validity = (Validity.VALID, 0)
@@ -83,8 +84,8 @@ class HostTrt:
             specs = contract.decide_inputs(), contract.decide_outputs()
             self.deciding[plan.read_bytes()] = Program(onnx, *specs, ranges[:1])
         if rtx:
-            self.CudaGraphStrategy, self.EngineValidity = GraphStrategy, Validity
-            self.EngineInvalidityDiagnostics = Diagnostics
+            self.CudaGraphStrategy, self.DynamicShapesKernelSpecializationStrategy = GraphStrategy, Specialization
+            self.EngineValidity, self.EngineInvalidityDiagnostics = Validity, Diagnostics
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
         """`trt.Runtime`."""
@@ -162,7 +163,7 @@ class HostEngine:
         """`IRuntimeConfig`, of TensorRT-RTX."""
         config = SimpleNamespace(cuda_graph_strategy=GraphStrategy.DISABLED, strategy=Strategy.STATIC, cache=None)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
-        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
+        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache) or self.trt.takes_kernels
         config.create_runtime_cache = lambda: SimpleNamespace(
             serialize=lambda: b"compiled kernels", deserialize=self.trt.kernels.append
         )

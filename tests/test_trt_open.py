@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import contract_of
 from host_cuda import HostDevice, HostFault
-from host_trt import Diagnostics, GraphStrategy, HostTrt, Validity, opened
+from host_trt import Diagnostics, GraphStrategy, HostTrt, Specialization, Validity, opened
 
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.engines import user_cache
@@ -102,10 +102,26 @@ def test_tensorrt_rtx_captures_by_itself_and_keeps_its_kernels(
             for _ in range(3):
                 engine.step(StepInputs(canvas, np.arange(8)[None], empty, np.zeros_like(canvas)))
             assert engine.hardware.counts["begin_capture"] == 0
-            assert [config.cuda_graph_strategy for config in engine.simulation.configs] == [strategy] * 2
+            configs = engine.simulation.configs
+            assert [config.cuda_graph_strategy for config in configs] == [strategy] * 2
+            assert {c.dynamic_shapes_kernel_specialization_strategy for c in configs} == {Specialization.EAGER}
             assert engine.simulation.kernels == ([] if cuda_graphs else [b"compiled kernels"] * 2)
     for name in ("kernels", "decide-kernels"):
         assert (tmp_path / "dpad" / name).read_bytes() == b"compiled kernels"
+
+
+def test_kernels_are_kept_when_the_engine_is_warm(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a service that is killed compiles again at its next start, or a refused cache overwrites a good one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with opened(directory, rtx=True, kernel_cache="kernels") as engine:
+        assert user_cache.read("kernels") == b""
+        engine.warm_up([8], 20.0)
+        assert user_cache.read("kernels") == user_cache.read("decide-kernels") == b"compiled kernels"
+    user_cache.write("kernels", b"kernels of before")
+    open_with(directory, lambda trt: setattr(trt, "takes_kernels", False), rtx=True, kernel_cache="kernels")
+    assert user_cache.read("kernels") == b"kernels of before"
 
 
 def test_a_plan_that_is_not_valid_here_is_a_mismatch(directory: Path) -> None:
@@ -114,8 +130,10 @@ def test_a_plan_that_is_not_valid_here_is_a_mismatch(directory: Path) -> None:
     def refuse(trt: HostTrt) -> None:
         trt.validity = Validity.INVALID, Diagnostics.VERSION_MISMATCH | Diagnostics.OLD_CUDA_DRIVER
 
-    with pytest.raises(EngineMismatch, match=r"OLD_CUDA_DRIVER, VERSION_MISMATCH"):
+    with pytest.raises(EngineMismatch, match=r"OLD_CUDA_DRIVER, VERSION_MISMATCH\): tensorrt_rtx gave no reason$"):
         open_with(directory, refuse, rtx=True)
+    with pytest.raises(EngineMismatch, match="(?s)UNSUPPORTED_CC.*take engine torch-cuda.*--target tensorrt in place"):
+        open_with(directory, lambda trt: setattr(trt, "validity", (Validity.INVALID, 2)), rtx=True)
     open_with(directory, lambda trt: setattr(trt, "validity", (Validity.SUBOPTIMAL, 0)), rtx=True)
 
 

@@ -25,13 +25,13 @@ from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.variant import FULL, variant_name, weights_of
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.candidates import Candidate, candidates
+from dpad.runtime.engines.capability import PORTABLE, runs_on
 from dpad.runtime.engines.machine import Machine, library_version
 from gpu.session import Session
 from gpu.timing import DEVICE
 from gpu.worker import told
 
 _PLANS = (("tensorrt", "native"), ("tensorrt", "plugin"), ("tensorrt-rtx", "native"))  # target, and attention
-_RTX, _RTX_FROM = ("8.0", "8.6", "8.9"), 12  # compute capabilities, and the major one from which on all are
 _SLOTS = 4096
 
 
@@ -143,13 +143,8 @@ def _expected(name: str) -> bool:
         return library_version("onnxruntime-gpu") is not None
     gpu = Machine.current().gpu
     if name.startswith("tensorrt-rtx"):
-        return gpu is not None and rtx_takes(gpu.compute_capability)
+        return gpu is not None and runs_on(PORTABLE, gpu.compute_capability)
     return True
-
-
-def rtx_takes(capability: str) -> bool:
-    """Whether TensorRT-RTX runs on a device: 1.7.1 names those where it refuses another."""
-    return capability in _RTX or int(capability.partition(".")[0]) >= _RTX_FROM
 
 
 def _asked(plan: Path) -> str:

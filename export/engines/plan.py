@@ -20,6 +20,7 @@ from dpad.export.progress import Advance, Progress
 from dpad.runtime.bundle.manifest import BuildFlags
 from dpad.runtime.bundle.variant import rows_dtype
 from dpad.runtime.contract import StepContract, TensorSpec
+from dpad.runtime.engines.capability import PORTABLE, label
 from dpad.runtime.engines.machine import Machine
 from dpad.runtime.engines.tensorrt.log import make_logger
 from dpad.runtime.errors import EngineBuildError
@@ -78,7 +79,9 @@ def build_plan(
     attention: str = "native",
     decides: bool = False,
 ) -> Plan:
-    """Compile for one compute capability ("8.9"); raises `EngineBuildError` with the builder's own words.
+    """Compile for one compute capability ("8.9"), or with TensorRT-RTX for all that it takes (`PORTABLE`).
+
+    Raises `EngineBuildError` with the builder's own words.
 
     `variant` is that of the step, as the manifest has it. With `attention` "plugin" the file holds plugin nodes, whose
     plugins are registered first. `decides`: it is the program that decides, which has one profile, and no weights.
@@ -104,7 +107,7 @@ def build_plan(
         config.add_optimization_profile(_profile(builder, inputs, ranges[name]))
     timings = TimingCache(trt, capability)
     timings.attach(config)
-    with progress.task(f"build {trt.__name__} plan for sm_{capability.replace('.', '')}") as advance:
+    with progress.task(f"build {trt.__name__} plan, {label(capability)}") as advance:
         monitor = _monitor(trt, advance)
         config.progress_monitor = monitor
         data = builder.build_serialized_network(network, config)
@@ -121,7 +124,8 @@ def build_plan(
 
 def check_capability(trt: ModuleType, capability: str) -> None:
     """Raise `EngineBuildError`, naming those that it can, if the library cannot target a compute capability."""
-    if capability not in (known := capabilities(trt)):
+    known = [*capabilities(trt), *([PORTABLE] if hasattr(trt, "ComputeCapability") else [])]
+    if capability not in known:
         here = ", ".join(known) or "none: it builds for this machine's GPU, and there is no GPU here"
         raise EngineBuildError(f"{trt.__name__} cannot target compute capability {capability} (it knows {here})")
 
@@ -183,7 +187,8 @@ def capabilities(trt: ModuleType) -> list[str]:
 
 
 def _target(trt: Any, config: Any, capability: str) -> None:
-    if hasattr(trt, "ComputeCapability"):
+    """Name the target; TensorRT-RTX takes none as all, and says so of its plans when it opens them."""
+    if hasattr(trt, "ComputeCapability") and capability != PORTABLE:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
 

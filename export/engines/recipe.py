@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from dpad.export.engines.plan import build_plan, check_capability, profiles
-from dpad.export.engines.plan import capabilities as capabilities_of
 from dpad.export.forecast.forecast import building
 from dpad.export.progress import Progress
 from dpad.export.writing.digest import digest
@@ -24,6 +23,7 @@ from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import BuildFlags, EngineEntry, StepEntry
 from dpad.runtime.bundle.variant import PACKED, rows_dtype
 from dpad.runtime.contract import StepContract
+from dpad.runtime.engines.capability import PORTABLE, label, rtx_refuses, rtx_takes
 from dpad.runtime.engines.machine import Machine, available_memory
 from dpad.runtime.errors import ExportError
 from dpad.runtime.extras import install
@@ -38,8 +38,8 @@ _FALLBACK_CAPABILITY = "8.9"
 class EngineRecipe:
     """Which engines a bundle gets: every target × step of 16 bit × compute capability, built the same way.
 
-    `steps` are variants as runtime/bundle/variant.py has them. `attention` is `native` (the function body) or `plugin`
-    (the project's own kernel).
+    `steps` are variants as runtime/bundle/variant.py has them. `capabilities` may hold `PORTABLE`; without any, each
+    target has its own default. `attention` is `native` (the function body) or `plugin` (the project's own kernel).
     """
 
     targets: tuple[str, ...]
@@ -47,6 +47,18 @@ class EngineRecipe:
     capabilities: tuple[str, ...]
     attention: str = "native"
     flags: BuildFlags = field(default_factory=BuildFlags)
+
+    def compiled(self) -> dict[str, tuple[str, ...]]:
+        """Targets that are compiled, each with the compute capabilities of its plans.
+
+        By default TensorRT-RTX has one portable plan, and TensorRT, which knows no other, one for the GPU at hand.
+        """
+        chosen = {}
+        for target in (target for target in self.targets if target != "onnx"):
+            gpu = Machine.current().gpu
+            default = PORTABLE if target == "tensorrt-rtx" else gpu.compute_capability if gpu else _FALLBACK_CAPABILITY
+            chosen[target] = self.capabilities or (default,)
+        return chosen
 
     def check(self) -> None:
         """Raise `ExportError`, saying why, for what a target cannot do."""
@@ -59,7 +71,7 @@ class EngineRecipe:
             )
         if flags.strip_weights and flags.version_compatible:
             raise ExportError("a version-compatible plan cannot be refitted; leave --strip-weights out")
-        compiled = [target for target in self.targets if target != "onnx"]
+        compiled = self.compiled()
         if not compiled and (flags != BuildFlags() or self.attention != "native" or self.capabilities):
             raise ExportError("options of compiled engines need one: add --target tensorrt or tensorrt-rtx")
         if "tensorrt-rtx" not in compiled:
@@ -74,9 +86,9 @@ class EngineRecipe:
 
     def check_builders(self) -> None:
         """Raise `ExportError` if a target's library is missing, or cannot build for one of the capabilities."""
-        for target in (target for target in self.targets if target != "onnx"):
+        for target, capabilities in self.compiled().items():
             trt = _import_builder(target)
-            for capability in self.capabilities:
+            for capability in capabilities:
                 check_capability(trt, capability)
 
 
@@ -110,14 +122,17 @@ def build_engines(
         "flags": recipe.flags,
         "build_seconds": 0.0,
     }
-    for name in (name for name in recipe.steps if rows_dtype(name) in HALF and recipe.capabilities):
+    compiled, gpu = recipe.compiled(), Machine.current().gpu
+    if "tensorrt-rtx" in compiled and gpu is not None and not rtx_takes(gpu.compute_capability):
+        progress.say(f"{gpu.name}: {rtx_refuses(gpu.compute_capability)}")
+    for name in (name for name in recipe.steps if rows_dtype(name) in HALF and compiled):
         if recipe.attention == "plugin":
             check_kernel(contract.head_size, rows_dtype(name))
         step = _step_to_compile(stage, steps[name], recipe.attention)
         memory = _memory([stage / file for file in steps[name].weights])
-        for target in (target for target in recipe.targets if target != "onnx"):
+        for target, capabilities in compiled.items():
             trt = _import_builder(target)
-            for capability in recipe.capabilities:
+            for capability in capabilities:
                 entry = _engine_entry(target, trt, stage, step, name, capability, shared)
                 entries.append(_build_engine(entry, trt, stage, decide, contract, memory, previous, progress))
     return tuple(entries)
@@ -130,13 +145,6 @@ def _step_to_compile(stage: Path, step: StepEntry, attention: str) -> StepEntry:
     from dpad.export.engines.plugin_graph import write_plugin_step
 
     return replace(step, onnx=write_plugin_step(stage / step.onnx, PLUGIN_SPLITS).relative_to(stage).as_posix())
-
-
-def default_capability(target: str) -> str:
-    """This machine's compute capability if the library of `target` knows it (RTX lacks 9.0), else 8.9."""
-    gpu = Machine.current().gpu
-    known = capabilities_of(_import_builder(target))
-    return gpu.compute_capability if gpu and gpu.compute_capability in known else _FALLBACK_CAPABILITY
 
 
 def _import_builder(target: str) -> Any:
@@ -153,9 +161,9 @@ def _engine_entry(
     """The key of an engine, before it is built; `shared` are the fields that all engines of an export have."""
     plugin = "" if shared["attention"] == "native" else f"-{shared['attention']}"
     return EngineEntry(
-        file=f"engines/{target}-sm{capability.replace('.', '')}-{variant}{plugin}.plan",
+        file=f"engines/{target}-{label(capability)}-{variant}{plugin}.plan",
         onnx=step.onnx,
-        decide=f"engines/{target}-sm{capability.replace('.', '')}-decide.plan",
+        decide=f"engines/{target}-{label(capability)}-decide.plan",
         target=target,
         variant=variant,
         library=trt.__name__,

@@ -19,6 +19,7 @@ from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.export_command import export_command
 from dpad.runtime.bundle.manifest import EngineEntry
 from dpad.runtime.bundle.variant import DYNAMIC, FULL, PACKED, is_quantized, suffix, variant_name
+from dpad.runtime.engines.capability import PORTABLE, label, rtx_refuses, rtx_takes, runs_on
 from dpad.runtime.engines.machine import Machine, library_version
 from dpad.runtime.errors import EngineMismatch, EngineUnavailable
 from dpad.runtime.extras import install
@@ -108,6 +109,8 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
 
     Called before a plan is deserialised: plans are executable code.
     """
+    if machine.gpu and entry.target == "tensorrt-rtx" and not rtx_takes(machine.gpu.compute_capability):
+        raise EngineMismatch(f"{entry.file}: {rtx_refuses(machine.gpu.compute_capability)}")
     step = bundle.manifest.steps.get(entry.variant)
     files = bundle.manifest.files
     here: dict[str, Any] = {
@@ -123,7 +126,7 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
         if built != value and not _compatible(entry, field, value):
             raise EngineMismatch(
                 f"{entry.file}: {field} is {built!r} in the engine and {value!r} here; rebuild it with: "
-                f"{_rebuild(bundle, here['compute_capability'] or entry.compute_capability)}"
+                f"{_rebuild(entry, bundle, here['compute_capability'] or entry.compute_capability)}"
             )
 
 
@@ -136,6 +139,8 @@ def _compatible(entry: EngineEntry, field: str, value: str | None) -> bool:
         return here[:1] == built[:1] and here >= built
     if field == "compute_capability" and entry.flags.hardware_compatible:
         return _numbers(value) >= _AMPERE
+    if field == "compute_capability" and entry.compute_capability == PORTABLE:
+        return runs_on(PORTABLE, value)
     return False
 
 
@@ -143,16 +148,17 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _rebuild(bundle: Bundle, capability: str) -> str:
+def _rebuild(entry: EngineEntry, bundle: Bundle, capability: str) -> str:
     """`--force`, because nothing but the machine may differ. TensorRT builds for the GPU at hand, unasked."""
-    unasked = any(entry.target == "tensorrt" for entry in bundle.manifest.engines)
-    added = () if unasked else (f"--compute-capability={capability}",)
+    unasked = any(engine.target == "tensorrt" for engine in bundle.manifest.engines)
+    fits = entry.compute_capability == PORTABLE and (capability == PORTABLE or runs_on(PORTABLE, capability))
+    added = () if unasked or fits else (f"--compute-capability={capability}",)
     return export_command(bundle.manifest.provenance, bundle.directory, *added, "--force")
 
 
 def _plan_name(entry: EngineEntry) -> str:
     plugin = "" if entry.attention == "native" else f"-{entry.attention}"
-    return f"{entry.target}-{entry.variant}-sm{entry.compute_capability.replace('.', '')}{plugin}"
+    return f"{entry.target}-{entry.variant}-{label(entry.compute_capability)}{plugin}"
 
 
 def _plan_obstacle(entry: EngineEntry, bundle: Bundle, machine: Machine) -> str | None:

@@ -135,7 +135,17 @@ class GpuEngine(Engine):
 
         The largest comes first, so that the others are recorded in the memory that it took. Then come those of one
         sequence, of two, and so on, by falling size: what there is no time for is recorded when it comes again.
+        What the programs compiled meanwhile is kept for the next start: a service may end without closing.
         """
+        try:
+            self._warm_likely(rows, seconds, advance)
+        finally:
+            with self._lock:
+                for runner in (self._step_runner, self._decide_runner):
+                    if runner is not None and not self._closed:
+                        runner.keep()
+
+    def _warm_likely(self, rows: Sequence[int], seconds: float, advance: Callable[[int, int], None] | None) -> None:
         shapes, end = self._likely(rows), perf_counter() + seconds
         for done, shape in enumerate(shapes):
             if perf_counter() > end:

@@ -45,5 +45,9 @@ class Program(Protocol):
         It holds until the next one of its profile is bound; for good, if it is to be the caller's `own`.
         """
 
+    def keep(self) -> None:
+        """Keep for the next start what was compiled here; most programs compile nothing when they run."""
+        return
+
     def close(self) -> None:
         """Free what it holds; nothing queued may still use it."""

@@ -57,6 +57,10 @@ class Runner:
         self._fetched.download(fetched)
         return {name: field.array for name, field in found.items()}
 
+    def keep(self) -> None:
+        """Keep for the next start what the program compiled here."""
+        self._program.keep()
+
     def close(self) -> None:
         """Free everything but the program; nothing queued may still use it."""
         self.graphs.close()

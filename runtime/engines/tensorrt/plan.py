@@ -17,6 +17,7 @@ from typing import Any
 
 from dpad.runtime.contract import TensorSpec
 from dpad.runtime.engines import user_cache
+from dpad.runtime.engines.capability import INSTEAD
 from dpad.runtime.engines.gpu.device import Device
 from dpad.runtime.engines.gpu.program import Limits
 from dpad.runtime.engines.gpu.step_shape import StepShape
@@ -99,11 +100,15 @@ class TrtPlan:
             if not context.set_tensor_address(name, address):
                 raise self.error(f"refuses the address of {name}")
 
-    def close(self) -> None:
-        """Save compiled kernels and free everything; contexts must be gone. Safe to call twice."""
+    def keep_kernels(self) -> None:
+        """Save the kernels that TensorRT-RTX has compiled here; without them the next start compiles again."""
         if self._kernels is not None and self._kernel_file is not None:
             with suppress(Exception):  # the next start compiles again, nothing else is lost
                 user_cache.write(self._kernel_file, bytes(self._kernels.serialize()))
+
+    def close(self) -> None:
+        """Save compiled kernels and free everything; contexts must be gone. Safe to call twice."""
+        self.keep_kernels()
         self._config = self._kernels = self._engine = self._runtime = None
         if self._memory:
             self._device.free(self._memory)
@@ -132,9 +137,9 @@ class TrtPlan:
             return
         kinds = self._trt.EngineInvalidityDiagnostics
         names = [name for name in dir(kinds) if name.isupper() and int(getattr(kinds, name)) & int(bits)]
-        raise EngineMismatch(
-            f"{self._path} cannot run on this machine ({', '.join(names) or 'no reason given'}): {self.logger.words()}"
-        )
+        way = f"\n{INSTEAD}" if "UNSUPPORTED_CC" in names else ""
+        told = f"{', '.join(names) or 'no reason given'}): {self.logger.words()}{way}"
+        raise EngineMismatch(f"{self._path} cannot run on this machine ({told}")
 
     def _refit(self, step_onnx: Path) -> None:
         """Put the weights of `step_onnx` into a plan that was built without them."""
@@ -176,18 +181,24 @@ class TrtPlan:
         return limits
 
     def _runtime_config(self, cuda_graphs: bool) -> Any:
-        """How TensorRT-RTX runs contexts: its own CUDA graphs, and kernels kept for the next start."""
+        """How TensorRT-RTX runs contexts: its own CUDA graphs, and kernels kept for the next start.
+
+        Kernels are compiled for a shape before it first runs (`EAGER`). By default it runs others meanwhile and swaps
+        them in when they are ready: then the same request may round otherwise the next time, and a seed is no text.
+        """
         if not self.captures_itself:
             return None
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         strategies = self._trt.CudaGraphStrategy
         config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if cuda_graphs else strategies.DISABLED
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         if self._kernel_file is not None:
-            self._kernels = config.create_runtime_cache()
+            kernels = config.create_runtime_cache()
             if saved := user_cache.read(self._kernel_file):
-                self._kernels.deserialize(saved)  # False: made elsewhere, and ignored
-            config.set_runtime_cache(self._kernels)
+                kernels.deserialize(saved)  # False: made elsewhere, and ignored
+            if config.set_runtime_cache(kernels):  # else it stays empty: saving it would lose what is there
+                self._kernels = kernels
         return config
 
     def _create_context(self) -> Any:

@@ -46,6 +46,9 @@ class TrtProgram(Program):
         self._plan.bind(context, shape, addresses)
         return _TrtRun(self._plan, context, self._stream)
 
+    def keep(self) -> None:
+        self._plan.keep_kernels()
+
     def close(self) -> None:
         self._contexts.clear()
         self._plan.close()

@@ -79,7 +79,8 @@ class _Dtype(click.Choice[str]):
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="Compute capability of engines, such as 8.9; repeat for several. Default: this machine's GPU, or 8.9.",
+    help="Compute capability of engines, such as 8.9; repeat for several. Default: for TensorRT-RTX portable, which is "
+    "one plan for 8.0, 8.6, 8.9 and from 12.0 on; for TensorRT this machine's GPU, all that it builds for.",
 )
 @click.option(
     "--max-batch",

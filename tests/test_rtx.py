@@ -1,0 +1,141 @@
+"""TensorRT-RTX's portable plan: one for all the GPUs that it takes, and what is said where it runs on none."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorrt_rtx
+from bundles import deciding, export, write_source
+from host_cuda import HostDevice
+from host_trt import HostTrt
+
+import dpad
+from dpad.export.engines.recipe import EngineRecipe
+from dpad.export.pipeline import export_bundle
+from dpad.export.progress import Progress
+from dpad.export.settings import ExportSettings
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.engines.candidates import candidates, require_match
+from dpad.runtime.engines.capability import PORTABLE
+from dpad.runtime.engines.gpu import cuda
+from dpad.runtime.engines.machine import Gpu, Machine
+from dpad.runtime.engines.select import chosen_from
+from dpad.runtime.errors import EngineBuildError, EngineMismatch
+
+TAKEN = ("8.0", "8.6", "8.9", "12.0", "12.1", "13.0")  # as TensorRT-RTX 1.7.1 said on an H100 of a plan of no target
+PLAN = "tensorrt-rtx-float16-portable"
+
+
+def machine(capability: str) -> Machine:
+    return Machine("linux-x86_64", Gpu("a GPU", capability), "")
+
+
+class Told(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture(scope="module")
+def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(source, tmp_path_factory.mktemp("bundle") / "out", targets=("tensorrt-rtx",), dtypes=("float16",))
+
+
+def test_one_plan_is_built_for_all_gpus_unless_one_is_named(bundle: Bundle, source: Path, tmp_path: Path) -> None:
+    """Fails if the plan of `make export` runs on one kind of GPU only, or an option for one is lost."""
+    [entry] = bundle.manifest.engines
+    assert (entry.compute_capability, entry.file) == (PORTABLE, "engines/tensorrt-rtx-portable-float16.plan")
+    assert entry.library_version == tensorrt_rtx.__version__
+    named = ("8.9", PORTABLE)
+    both = export(source, tmp_path / "both", targets=("tensorrt-rtx",), dtypes=("float16",), capabilities=named)
+    assert [each.compute_capability for each in both.manifest.engines] == [*named]
+    assert both.manifest.engines[0].key() != both.manifest.engines[1].key() == entry.key()
+    assert "--compute-capability=portable" in both.manifest.provenance["arguments"]
+
+
+@pytest.mark.parametrize("capability", TAKEN)
+def test_it_is_chosen_on_every_gpu_that_it_takes(bundle: Bundle, capability: str) -> None:
+    """Fails if a portable plan is refused, or not preferred, on a GPU that it was built for."""
+    require_match(bundle.manifest.engines[0], bundle, machine(capability))
+    chosen = chosen_from(bundle, candidates(bundle, machine(capability)))
+    assert chosen is not None and chosen.name == PLAN
+
+
+def test_where_it_does_not_fit_the_way_out_is_named(bundle: Bundle) -> None:
+    """Fails if a user of an older GPU, or of one that TensorRT-RTX never takes, is sent to an export in vain."""
+    [entry] = bundle.manifest.engines
+    with pytest.raises(EngineMismatch, match="compute_capability is 'portable' .*--compute-capability=7.5"):
+        require_match(entry, bundle, machine("7.5"))
+    for capability in ("9.0", "10.0"):
+        for plan in (entry, replace(entry, compute_capability=capability)):
+            with pytest.raises(
+                EngineMismatch, match=rf"run on compute capability {capability}.*take engine torch-cuda"
+            ):
+                require_match(plan, bundle, machine(capability))
+    with pytest.raises(
+        EngineMismatch, match=r"library_version is '1\.0' .*--target=tensorrt-rtx((?!--comp).)* --force$"
+    ):
+        require_match(replace(entry, library_version="1.0"), bundle, machine("8.6"))
+
+
+def test_an_export_on_hopper_says_what_runs_there(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a plan is built on an H100 without a word that it is for other machines."""
+    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: machine("9.0")))
+    told = Told()
+    settings = ExportSettings(targets=("tensorrt-rtx",), dtypes=("float16",))
+    export_bundle(str(source), tmp_path / "out", settings, told)
+    [line] = [
+        line for line in told.lines if line.startswith("a GPU: TensorRT-RTX does not run on compute capability 9.0")
+    ]
+    assert line.endswith(
+        "take engine torch-cuda, which needs no plan, or export with --target tensorrt in place of tensorrt-rtx"
+    )
+
+
+def test_each_target_has_a_default_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if one export for both libraries asks either for what only the other can build."""
+    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: machine("9.0")))
+    both = ("onnx", "tensorrt-rtx", "tensorrt")
+    assert EngineRecipe(both, ("float16",), ()).compiled() == {"tensorrt-rtx": (PORTABLE,), "tensorrt": ("9.0",)}
+    assert EngineRecipe(both, ("float16",), ("8.9",)).compiled() == {"tensorrt-rtx": ("8.9",), "tensorrt": ("8.9",)}
+    tensorrt: Any = type(sys)("tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
+    with pytest.raises(EngineBuildError, match=r"tensorrt cannot target compute capability portable \(it knows 9.0\)"):
+        EngineRecipe(("tensorrt",), ("float16",), (PORTABLE,)).check_builders()
+
+
+@pytest.fixture
+def device(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevice]:
+    """A machine with a simulated GPU of compute capability 12.0; afterwards it must be empty."""
+    device = HostDevice()
+    step, contract = bundle.path("float16/step.onnx"), bundle.manifest.contract
+    trt = HostTrt(device, step, contract, "float16", rtx=True, decide=deciding(bundle))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: machine("12.0")))
+    monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
+    yield device
+    assert device.leaks() == []
+
+
+def test_a_service_keeps_its_kernels_before_the_first_request(
+    bundle: Bundle, device: HostDevice, tmp_path: Path
+) -> None:
+    """Fails if `dpad.load` warms an engine and saves nothing until it is closed, which a killed process never does."""
+    with dpad.load(bundle.directory, slots=1000) as model:
+        assert model.engine.name == PLAN
+        assert len(list((tmp_path / "cache/dpad").iterdir())) == 2
