@@ -165,7 +165,7 @@ class HostEngine:
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
         config.set_runtime_cache = lambda cache: setattr(config, "cache", cache) or self.trt.takes_kernels
         config.create_runtime_cache = lambda: SimpleNamespace(
-            serialize=lambda: b"compiled kernels", deserialize=self.trt.kernels.append
+            serialize=lambda: b"compiled kernels", deserialize=lambda blob: self.trt.kernels.append(blob) or True
         )
         self.trt.configs.append(config)
         return config

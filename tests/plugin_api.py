@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 
 class ShapeExpr:
-    def __init__(self, value: int, constant: bool = False) -> None:
+    def __init__(self, value: int, *, constant: bool = False) -> None:
         self._value, self._constant = value, constant
 
     def _with(self, other: Any, operation: Callable[[int, int], int]) -> "ShapeExpr":
@@ -109,7 +109,7 @@ class PluginApi(ModuleType):
 
     @staticmethod
     def from_shape_expr(shape: tuple[Any, ...], dtype: str) -> TensorDesc:
-        return TensorDesc(tuple(s if isinstance(s, ShapeExpr) else ShapeExpr(s, True) for s in shape), dtype)
+        return TensorDesc(tuple(s if isinstance(s, ShapeExpr) else ShapeExpr(s, constant=True) for s in shape), dtype)
 
     def register(self, name: str) -> Callable[[Any], Any]:
         def accept(function: Any) -> Any:
@@ -162,7 +162,7 @@ def simulated_tensorrt() -> tuple[ModuleType, PluginApi]:
 def describe(shapes: list[list[int]], fixed: list[list[int]], dtypes: list[str]) -> list[TensorDesc]:
     """Inputs of these sizes; the axes in `fixed` are known when the engine is built."""
     return [
-        TensorDesc(tuple(ShapeExpr(size, axis in axes) for axis, size in enumerate(shape)), dtype)
+        TensorDesc(tuple(ShapeExpr(size, constant=axis in axes) for axis, size in enumerate(shape)), dtype)
         for shape, axes, dtype in zip(shapes, fixed, dtypes)
     ]
 

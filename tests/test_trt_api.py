@@ -3,10 +3,12 @@
 The launches of the plugins are in test_trt_plugin.py, by the real interface too.
 """
 
+import inspect
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import plugin_api
 import pytest
 from plugin_host import ExprBuilder, Port, create, launch_of, outputs_of, remember_sizes
 from real_trt import REAL_API, real_tensorrt
@@ -86,6 +88,44 @@ def test_formats_and_tactics(trt: ModuleType) -> None:
     ports = [Port([8, 2, 19, 4, 64], [0, 3, 4], trt.float32), Port([8, 2, 19, 4], [0, 3], trt.float32)]
     for bfloat16, name in enumerate(("HALF", "BF16")):
         assert formats(trt, "dpad::combine_parts", [8, bfloat16], ports) == ([["FLOAT", "FLOAT", name]], [])
+
+
+SIMULATED = ("ShapeExpr", "SymInt32", "SymIntExprs", "TensorDesc", "KernelLaunchParams", "AutoTuneCombination")
+DECORATORS = ("register", "autotune", "aot_impl", "cdiv", "max", "from_shape_expr")
+
+
+def takes_no_more(simulated: Any, real: Any) -> None:
+    """Raise `TypeError` if a call by position that the simulation takes is none of the real function."""
+    parameters = inspect.signature(simulated).parameters.values()
+    parameters = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]  # what tests alone give
+    needed = [one for one in parameters if one.default is one.empty]
+    for count in range(len(needed), len(parameters) + 1):
+        inspect.signature(real).bind(*range(count))
+
+
+def test_the_simulation_takes_no_more_than_the_real_interface(trt: ModuleType) -> None:
+    """Fails if a class, a function or an argument of the tests' `tensorrt.plugin` is made up."""
+    trtp = trt.plugin
+    for name in SIMULATED:
+        simulated, real = getattr(plugin_api, name), getattr(trtp, name)
+        for member, value in vars(simulated).items():
+            if inspect.isfunction(value) and (not member.startswith("_") or member in vars(real)):
+                takes_no_more(value, getattr(real, member))  # dunder methods too, as far as both define them
+            elif isinstance(value, classmethod):
+                takes_no_more(getattr(simulated, member), getattr(real, member))
+    for name in DECORATORS:
+        takes_no_more(getattr(plugin_api.PluginApi(), name), getattr(trtp, name))
+    pairs = (
+        (plugin_api.TensorDesc((), "HALF"), trtp.TensorDesc()),
+        (plugin_api.KernelLaunchParams(), trtp.KernelLaunchParams()),
+    )
+    for made, real in pairs:
+        assert all(hasattr(real, attribute) for attribute in vars(made)), vars(made)
+    simulated, _ = plugin_api.simulated_tensorrt()
+    for name, value in vars(simulated).items():
+        assert name.startswith("__") or getattr(trt, name).name == value
+    with pytest.raises(TypeError):
+        takes_no_more(lambda first, second, third: None, trtp.cdiv)
 
 
 def register_wrong(trt: ModuleType, name: str, grid: Any, annotation: Any = None) -> None:
