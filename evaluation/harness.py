@@ -27,10 +27,10 @@ from dpad.evaluation.likelihood import MOST_DRAWS, Estimate, estimates, whole
 from dpad.evaluation.scoring import cut
 from dpad.evaluation.spelled import flag, integer, is_none
 from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.decoding.limits import WAITING
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.presets import name_of, schedule_named
 from dpad.runtime.decoding.request import Request
-from dpad.runtime.decoding.scheduler import WAITING
 from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.errors import DpadError, InvalidRequest, MissingExtra
 from dpad.runtime.extras import needed_by

@@ -25,12 +25,13 @@ from typing import Any, NamedTuple, NoReturn, Self, Unpack
 
 from dpad.runtime.arguments import reading
 from dpad.runtime.decoding.event import Generation, StepEvent, Timings
+from dpad.runtime.decoding.limits import WAITING, Status
 from dpad.runtime.decoding.options import GenerationOptions, Options
 from dpad.runtime.decoding.part import Scheduled
 from dpad.runtime.decoding.presets import read_presets, resolve, served
 from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
 from dpad.runtime.decoding.request import Request
-from dpad.runtime.decoding.scheduler import WAITING, Outcome, Scheduler, Status
+from dpad.runtime.decoding.scheduler import Outcome, Scheduler
 from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.decoding.worker import NO_OTHER, Worker
 from dpad.runtime.engines.base import Engine
@@ -228,7 +229,7 @@ class DiffusionModel:
         requests = self._requests(prompts, raw)
         if not requests:
             raise InvalidRequest("a batch of no prompts cannot be served; give at least one prompt")
-        sequences = [Sequence(request, resolved, contract, index) for index, request in enumerate(requests)]
+        sequences = [Sequence(request, resolved, contract, index, began) for index, request in enumerate(requests)]
         for sequence in sequences:
             self._scheduler.check(sequence)
         return [_Call(sequence, began, perf_counter()) for sequence in sequences]
@@ -259,7 +260,9 @@ class DiffusionModel:
         phases = (encoded - began, sequence.waited, sequence.refresh, sequence.denoise)
         timings = Timings(*phases, loop=total - sum(phases), total=total)
         text = self._codec.decode(ids) if self._codec else ""
-        return Generation(text, ids, sequence.canvas, sequence.commit_steps, sequence.nfe, timings)
+        return Generation(
+            text, ids, sequence.canvas, sequence.commit_steps, sequence.nfe, timings, sequence.finish_reason
+        )
 
     def _check_open(self) -> None:
         if self._closed:

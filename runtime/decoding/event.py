@@ -30,11 +30,12 @@ class Generation:
     Attributes:
         text: generated text up to EOS, without special tokens; empty without a tokenizer.
         token_ids: generated tokens up to EOS, EOS excluded.
-        canvas: the whole canvas [N]: prompt, generated tokens (EOS-filled), suffix.
+        canvas: the whole canvas [N]: prompt, generated tokens (EOS-filled; masks where a deadline left them), suffix.
         commit_steps: int64 [gen_length], the forward pass (from 1) that committed each
-            generated position; 0 where early termination filled it.
+            generated position; 0 where early termination filled it, or a deadline left it.
         nfe: forward passes this sequence took part in.
         timings: of this sequence.
+        finish_reason: `stop` where the text ends with EOS, `length` where the canvas was too short, or `deadline`.
     """
 
     text: str
@@ -43,11 +44,14 @@ class Generation:
     commit_steps: NDArray[np.int64] = field(repr=False)
     nfe: int
     timings: Timings
+    finish_reason: str
 
 
 @dataclass(frozen=True, eq=False)
 class StepEvent:
-    """What one forward pass decided. The arrays are parallel, one entry a committed token, and can only be read.
+    """What one forward pass decided, or a deadline after it.
+
+    The arrays are parallel, one entry a committed token, and can only be read.
 
     Attributes:
         index: of the prompt in the call.

@@ -24,7 +24,7 @@ from dpad.runtime.show import counted, shown
 _COLDEST = 1e-3  # below, tempered logits leave the range of numbers
 _NAMES = ("decoder", "pace", "cache")
 _WHOLE = ("gen_length", "block_length", "seed", "steps", "top_k")
-_NUMBERS = ("threshold", "factor", "temperature", "top_p")
+_NUMBERS = ("threshold", "factor", "temperature", "top_p", "deadline")
 
 PLANNED = ("fixed", "entropy", "margin")  # these read `steps` and `pace`
 DECODERS = ("threshold", "factor", *PLANNED)
@@ -53,6 +53,8 @@ class GenerationOptions:
         seed: of the suffix dropout and of the draw; one a request, never global.
         early_termination: end when a finished block contains EOS.
         eos_token_ids: tokens that end the text; None is the checkpoint's own.
+        deadline: seconds after the call at which the text is what there is then: the block at hand is filled as the
+            last pass would have it, and nothing behind it. A pass that has begun ends first.
     """
 
     gen_length: int = 128
@@ -70,6 +72,7 @@ class GenerationOptions:
     seed: int = 0
     early_termination: bool = True
     eos_token_ids: tuple[int, ...] | None = None
+    deadline: float | None = None
 
     @reading("an option")
     def __post_init__(self) -> None:
@@ -129,7 +132,7 @@ class GenerationOptions:
                 raise InvalidRequest(f"{name} {shown(value)} is not an integer")
         for name in _NUMBERS:
             value = getattr(self, name)
-            if not is_number(value) and not (value is None and name == "top_p"):
+            if not is_number(value) and not (value is None and name in ("top_p", "deadline")):
                 raise InvalidRequest(f"{name} {shown(value)} is not a number")
         if not isinstance(self.early_termination, (bool, np.bool_)):
             raise InvalidRequest(f"early_termination {shown(self.early_termination)} is neither True nor False")
@@ -180,6 +183,10 @@ class GenerationOptions:
                 "top_k and top_p do nothing at temperature 0 in this family; set a temperature or leave them out",
             ),
             (self.seed < 0, f"seed {self.seed} must be 0 or more"),
+            (
+                self.deadline is not None and not self.deadline > 0,
+                f"deadline {self.deadline} must be above 0 seconds; for none leave it out, or give None",
+            ),
             (contract.mask_token_id in eos, f"eos_token_ids {shown(eos)} hold the mask id {contract.mask_token_id}"),
             (
                 any(not 0 <= token < contract.vocab_size for token in eos),
@@ -226,6 +233,7 @@ class Options(TypedDict, total=False):
     seed: int
     early_termination: bool
     eos_token_ids: tuple[int, ...] | None
+    deadline: float | None
 
 
 def defaults(contract: StepContract) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Whatever has parts and takes answers can be scheduled: sequences that are decode
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -72,11 +73,13 @@ class Scheduled(Protocol):
         need: pool slots that it holds at most.
         finished: whether its last pass has been taken.
         waited: seconds that it has waited for its turns, in the queue and while passes ran without it.
+        deadline: when it ends with what it has, by `time.perf_counter`.
     """
 
     need: int
     finished: bool = False
     waited: float = 0.0
+    deadline: float = inf
 
     def join(self, slots: NDArray[np.int64]) -> None:
         """Begin, with `slots` [need] of its own; raises `InvalidRequest` if it cannot."""
@@ -86,3 +89,6 @@ class Scheduled(Protocol):
 
     def take(self, answer: Answer) -> Any:
         """Take what a pass decided; gives the event that its caller is told, None for none."""
+
+    def expire(self) -> Any:
+        """End at the deadline, between two passes or before the first; gives the last event, None for none."""

@@ -13,15 +13,16 @@ most are theirs from then on, so that nothing that runs can run out. `Turns` say
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
+from contextlib import suppress
+from math import inf
 from queue import SimpleQueue
 from threading import Lock
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
-from dpad.runtime.arguments import reading
-from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.decoding.assemble import Assembler
 from dpad.runtime.decoding.event import StepEvent
+from dpad.runtime.decoding.limits import RUNNING, WAITING, Status, limits
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.part import Scheduled
 from dpad.runtime.decoding.request import Request
@@ -29,20 +30,9 @@ from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.decoding.turns import Seat, Turns
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed, QueueFull
-from dpad.runtime.show import counted, kind, shown, told
+from dpad.runtime.show import counted, kind, told
 
-RUNNING = 4  # times the sequences of a pass: then most passes find enough that share them, and short requests a seat
-WAITING = 4096
 IDLE = 1e-3  # seconds until a scheduler that found no free slots looks again
-
-
-class Status(NamedTuple):
-    """How much there is to do now: sequences that run and that wait, slots of the pool in use, passes made so far."""
-
-    running: int
-    waiting: int
-    slots: int
-    passes: int
 
 
 class Outcome(NamedTuple):
@@ -73,6 +63,7 @@ class Scheduler:
         self._cancelled: SimpleQueue[Scheduled] = SimpleQueue()
         self._waiting: deque[Seat] = deque()
         self._running: list[Seat] = []  # the longest not served first
+        self._timed: list[Seat] = []  # of both, those with a deadline
         self.passes = 0
 
     @property
@@ -109,7 +100,9 @@ class Scheduler:
                     f"{counted(len(sequences), 'request')} came, {len(self._waiting)} wait already, and the queue "
                     f"holds {self.max_waiting}; try later, send fewer, or load the bundle with a larger max_waiting"
                 )
-            self._waiting.extend(Seat(sequence, self.passes) for sequence in sequences)
+            seats = [Seat(sequence, self.passes) for sequence in sequences]
+            self._waiting.extend(seats)
+            self._timed.extend(seat for seat in seats if seat.sequence.deadline < inf)
 
     def cancel(self, sequence: Scheduled) -> None:
         """Let a sequence go; its slots are free at once, or when the pass that it is in has ended.
@@ -131,13 +124,15 @@ class Scheduler:
                 self._drop(seat)
 
     def step(self) -> list[Outcome]:
-        """Run one pass; gives what became of each sequence in it, and of those that could not join."""
+        """Run one pass; gives what became of each sequence in it, and of those that expired or could not join."""
         held: list[Seat] = []
         try:
             with self._lock:
                 self._drop_cancelled()
-                held += self._admit()
-            outcomes = [outcome for seat in held if (outcome := self._join(seat)) is not None]
+                held += (late := self._late())
+                held += (joining := self._admit())
+            outcomes = [self._end(seat, seat.sequence.expire()) for seat in late]
+            outcomes += [outcome for seat in joining if (outcome := self._join(seat)) is not None]
             with self._lock:
                 self._drop_cancelled()
                 members = self._turns.next(self._running)
@@ -179,10 +174,23 @@ class Scheduler:
         if not seat.held:
             self._leave(seat)
 
+    def _late(self) -> list[Seat]:
+        """Under the lock: those whose deadline has come, which leave before others join."""
+        now = perf_counter()
+        late = [seat for seat in self._timed if seat.sequence.deadline <= now]
+        for seat in late:
+            if seat.slots is None:
+                seat.sequence.waited = now - seat.since
+            self._leave(seat)
+        return late
+
     def _leave(self, seat: Seat) -> None:
         """Under the lock: take a sequence out, and its slots back."""
+        if seat in self._timed:
+            self._timed.remove(seat)
         if seat.slots is None:
-            self._waiting.remove(seat)
+            with suppress(ValueError):  # of one that expired
+                self._waiting.remove(seat)
         elif seat in self._running:
             self._running.remove(seat)
             self.engine.slots.give(seat.slots)
@@ -251,19 +259,6 @@ def _own(error: Exception, engine: Engine) -> EngineError:
         own = EngineError(f"{engine.name} failed in a pass: {kind(error)}: {told(error)}")
     own.__cause__ = error
     return own
-
-
-@reading("a limit")
-def limits(max_running: object, max_waiting: object) -> dict[str, Any]:
-    """The limits of a scheduler by their names; raises `InvalidRequest` for what is none."""
-    read = {
-        "max_running": as_integer(max_running, "max_running"),
-        "max_waiting": as_integer(max_waiting, "max_waiting"),
-    }
-    for (name, value), least in zip(read.items(), (1, 0)):
-        if not (is_integer(value) and value >= least) and not (value is None and name == "max_running"):
-            raise InvalidRequest(f"{name} {shown(value)} must be an integer, {least} or more")
-    return read
 
 
 def run(engine: Engine, sequences: Several[Scheduled]) -> Iterator[tuple[Any, Any]]:

@@ -10,6 +10,7 @@ block, end early when the block contains EOS. Nothing here knows of other sequen
 cannot change it.
 """
 
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -26,6 +27,8 @@ from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.thinning import survivors
 from dpad.runtime.errors import EngineError
 
+Guesses = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]  # positions, tokens, confidences
+_NO_GUESSES: Guesses = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))
 _BROKEN = "the engine produced NaN or infinite logits; check the weights, or use a wider dtype (bfloat16, float32)"
 
 
@@ -38,10 +41,21 @@ class Sequence(Scheduled):
         nfe: passes so far.
         refresh, denoise: seconds inside the engine, of passes that begin a block and of the others.
         ended: when the last pass was taken, by `time.perf_counter`.
+        expired: whether its deadline ended it.
     """
 
-    def __init__(self, request: Request, options: GenerationOptions, contract: StepContract, index: int = 0) -> None:
-        """`index` tells its events from those of other sequences. Raises `InvalidRequest` if it cannot be served."""
+    def __init__(
+        self,
+        request: Request,
+        options: GenerationOptions,
+        contract: StepContract,
+        index: int = 0,
+        began: float | None = None,
+    ) -> None:
+        """`index` tells its events from those of other sequences; a deadline counts from when it `began`, None is now.
+
+        Raises `InvalidRequest` if it cannot be served.
+        """
         request.check(options, contract)
         self.request, self.options, self.contract, self.index = request, options, contract, index
         self.prompt = len(request.prompt_ids)
@@ -55,6 +69,11 @@ class Sequence(Scheduled):
         self._seed = options.seed if request.seed is None else request.seed
         self._schedule = options.schedule if request.schedule is None else request.schedule
         self._stuck = False  # whether the last pass only predicted masks
+        self.block = self._step = 0
+        self.expired = False
+        if options.deadline is not None:
+            self.deadline = (perf_counter() if began is None else began) + options.deadline
+        self._guesses = _NO_GUESSES
 
     def join(self, slots: NDArray[np.int64]) -> None:
         """Begin with block 0."""
@@ -143,12 +162,42 @@ class Sequence(Scheduled):
             self.denoise += answer.seconds
         confidence = np.reciprocal(np.add(answer.odds_against, 1.0, dtype=np.float64))
         columns = self._select(answer, confidence)
+        if self.deadline < inf:
+            self._guesses = self._guessed(answer, confidence, columns)
         positions, tokens = self._decided[self._masked[columns]], answer.token_ids[columns]
-        self.canvas[positions] = tokens
-        self.commit_steps[positions - self.prompt] = self.nfe
+        self._write(positions, tokens)
         self._advance(len(columns))
         if self.finished:
             self.ended = perf_counter()
+        return self._event(block, step, positions, tokens, confidence[columns], answer.seconds)
+
+    def expire(self) -> StepEvent:
+        """End with what there is: masks of the block at hand become what the last pass would have them be."""
+        positions, tokens, confidence = self._guesses
+        self._write(positions, tokens)
+        self.finished = self.expired = True
+        self.ended = perf_counter()
+        return self._event(self.block, self._step, positions, tokens, confidence, 0.0)
+
+    def _guessed(self, answer: Answer, confidence: NDArray[np.float64], columns: NDArray[np.int64]) -> Guesses:
+        """What a pass proposed and did not commit, but for masks."""
+        left = answer.token_ids != self.contract.mask_token_id
+        left[columns] = False
+        return self._decided[self._masked[left]], answer.token_ids[left], confidence[left]
+
+    def _write(self, positions: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        self.canvas[positions] = tokens
+        self.commit_steps[positions - self.prompt] = self.nfe
+
+    def _event(
+        self,
+        block: int,
+        step: int,
+        positions: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        confidence: NDArray[np.float64],
+        seconds: float,
+    ) -> StepEvent:
         return StepEvent(
             index=self.index,
             block=block,
@@ -156,9 +205,9 @@ class Sequence(Scheduled):
             nfe=self.nfe,
             positions=_read_only(positions),
             tokens=_read_only(tokens),
-            confidences=_read_only(confidence[columns]),
+            confidences=_read_only(confidence),
             finished=self.finished,
-            engine_seconds=answer.seconds,
+            engine_seconds=seconds,
         )
 
     def _select(self, answer: Answer, confidence: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -211,10 +260,24 @@ class Sequence(Scheduled):
         return True
 
     def token_ids(self) -> list[int]:
-        """The generated tokens of a finished canvas, up to EOS."""
-        generated = self.canvas[self.prompt : self.end]
-        ends = np.flatnonzero(np.isin(generated, self.options.ends_of_text(self.contract.eos_token_id)))
+        """The generated tokens of a finished canvas, up to EOS; what a deadline left undecided is left out."""
+        generated = self._generated()
+        ends = self._ends_in(generated)
         return list(map(int, generated[: ends[0] if ends.size else None]))
+
+    @property
+    def finish_reason(self) -> str:
+        """Of a finished canvas, as `Generation` has it."""
+        if self.expired:
+            return "deadline"
+        return "stop" if self._ends_in(self._generated()).size else "length"
+
+    def _generated(self) -> NDArray[np.int64]:
+        generated = self.canvas[self.prompt : self.end]
+        return generated[generated != self.contract.mask_token_id] if self.expired else generated
+
+    def _ends_in(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.flatnonzero(np.isin(tokens, self.options.ends_of_text(self.contract.eos_token_id)))
 
 
 def slots_needed(request: Request, options: GenerationOptions) -> int:

@@ -14,7 +14,7 @@ from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.decoding.elsewhere import instead_of
 from dpad.runtime.decoding.likely import likely_rows
-from dpad.runtime.decoding.scheduler import WAITING, limits
+from dpad.runtime.decoding.limits import WAITING, limits
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.select import EAGER, open_engine
 from dpad.runtime.errors import EngineUnavailable, InvalidRequest

@@ -37,6 +37,7 @@ _WANTED = "[[60, 61], []], a list of canvas positions for each block,"
     help="Instead of a schedule: for each block the suffix positions to keep, as canvas positions (JSON or a file of "
     "it; - reads standard input).",
 )
+@click.option("--deadline", type=float, help="Seconds after which the text is what there is then.")
 @click.option("--suffix", help="Text behind the generated text (infill).")
 @click.option("--raw", is_flag=True, help="Do not wrap PROMPT in the chat template.")
 @click.option("--parse-special", is_flag=True, help="PROMPT is as a chat template writes it: special tokens count.")
