@@ -35,7 +35,8 @@ from dpad.models.torch_engine import TorchEngine, open_torch_engine
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.variant import DYNAMIC, FULL, PACKED, rows_dtype, variant_name
 from dpad.runtime.engines.base import Engine
-from dpad.runtime.engines.onnx import OnnxEngine, open_session
+from dpad.runtime.engines.onnx import OnnxEngine
+from dpad.runtime.engines.onnx_session import open_session
 
 DTYPES = ("float32", "float16", "bfloat16", DYNAMIC)
 VARIANTS = (*DTYPES, *(variant_name("float32", weights) for weights in PACKED))
@@ -141,9 +142,7 @@ def precisions(
 def _engine(bundle: Bundle, variant: str, threads: int) -> Engine:
     if rows_dtype(variant) == "bfloat16":
         return open_torch_engine(bundle, variant)
-    return OnnxEngine(
-        bundle.path(bundle.manifest.steps[variant].onnx), bundle.manifest.contract, variant, "cpu", threads
-    )
+    return OnnxEngine(bundle.path(bundle.manifest.steps[variant].onnx), bundle.manifest.contract, variant, threads)
 
 
 @click.command(cls=measure.Benchmark)

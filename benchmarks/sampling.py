@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import measure
 from dpad.export.step.trace_decide import trace_decide
 from dpad.runtime.contract import StepContract
-from dpad.runtime.engines.onnx import open_session
+from dpad.runtime.engines.onnx_session import open_session
 from simulation import LLADA
 
 FAMILIES: dict[str, dict[str, Any]] = {

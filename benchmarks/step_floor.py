@@ -29,7 +29,7 @@ import dpad
 import measure
 from dpad.models.checkpoint.checkpoint import Config, parse_config
 from dpad.runtime.engines.base import Engine
-from dpad.runtime.engines.onnx import open_session
+from dpad.runtime.engines.onnx_session import open_session
 from dpad.runtime.engines.step import StepInputs
 
 GOAL_ROWS, GOAL_RATIO = 128, 1.5

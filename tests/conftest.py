@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import host_onnx
+import host_trt
 import interpreter  # before anything imports the kernels
 import pytest
 import torch
 from bundles import export, write_source
 from checkpoints import OPENERS, Weights, export_step, random_weights, raw_config, write_checkpoint
 from fuzzing import Tally, write_report
-from host_trt import opened as simulated
 from hypothesis import settings
 from passes import Passes, settle
 
@@ -31,6 +32,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples on every run and no clock: a failure here is a failure anywhere.
 settings.register_profile("dpad", derandomize=True, deadline=None, database=None)
 settings.load_profile("dpad")
+
+GPU_ENGINES = {"tensorrt": host_trt.opened, "onnxruntime-cuda": host_onnx.opened}
 
 _tallies: list[Tally] = []
 
@@ -96,15 +99,15 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
 
 @pytest.fixture(scope="session")
 def engine_of(make_bundle: MakeBundle) -> Iterator[Callable[..., Engine]]:
-    """`engine_of(name, family, **bundle)`: the `torch`, `onnxruntime` or (simulated) `tensorrt` engine, opened once."""
+    """`engine_of(name, family, **bundle)`, opened once: `torch`, `onnxruntime`, or one of a GPU that is simulated."""
     opened: dict[tuple[str, Path], Engine] = {}
     closing = ExitStack()
 
     def open_engine(name: str, family: str, **bundle: object) -> Engine:
         directory = make_bundle(family, **bundle)
         if (name, directory) not in opened:
-            if name == "tensorrt":
-                opened[name, directory] = closing.enter_context(simulated(directory))
+            if name in GPU_ENGINES:
+                opened[name, directory] = closing.enter_context(GPU_ENGINES[name](directory))
             else:
                 opened[name, directory] = OPENERS[name](directory)
         return opened[name, directory]

@@ -29,7 +29,7 @@ CASES = [
     *((decoder, 13) for decoder in DECODERS if decoder not in ("threshold", "fixed")),
 ]
 
-each_engine = pytest.mark.parametrize("engine", ["torch", "onnxruntime", "tensorrt"])
+each_engine = pytest.mark.parametrize("engine", ["torch", "onnxruntime", "onnxruntime-cuda", "tensorrt"])
 each_family = pytest.mark.parametrize("family", BLOCK_CAUSAL)
 
 

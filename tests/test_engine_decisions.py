@@ -22,7 +22,7 @@ def step(sequences: int) -> StepInputs:
     return StepInputs(canvas, rows, np.empty((sequences, 0), np.int64), rows, want_logits=True)
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "onnxruntime-cuda", "tensorrt"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decisions_are_those_of_the_definition(engine_of: Any, engine: str, family: str) -> None:
     """Fails if the second program decides from other logits, or what one sequence asked for reaches its neighbour."""

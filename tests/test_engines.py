@@ -3,29 +3,23 @@
 Every engine is compared with the eager one, or with the definition of what was asked.
 """
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from checkpoints import FAMILIES, MASK, OPENERS
-from host_cuda import HostDevice
 from numpy.typing import NDArray
 
-from dpad.runtime.engines import onnx as onnx_engine
 from dpad.runtime.engines.base import Engine
-from dpad.runtime.engines.onnx import OnnxEngine
 from dpad.runtime.engines.step import StepInputs, StepOutputs
-from dpad.runtime.errors import EngineError, EngineUnavailable
+from dpad.runtime.errors import EngineError
 
 LENGTH = 40
 
-each_engine = pytest.mark.parametrize("engine", ["torch", "onnxruntime", "tensorrt"])
+each_engine = pytest.mark.parametrize("engine", ["torch", "onnxruntime", "onnxruntime-cuda", "tensorrt"])
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -207,93 +201,3 @@ def test_a_step_that_fails_leaves_the_engine_usable(make_bundle: Any, monkeypatc
         engine.close()
         with pytest.raises(EngineError, match="is closed"):
             engine.step(cached(held, *STEPS[0]))
-
-
-class HostMemory(HostDevice):
-    """A device whose memory ONNX Runtime's CPU provider allocates, so that no address is known beforehand."""
-
-    def view(self, address: int, size: int) -> NDArray[np.uint8]:
-        """Any memory of the process."""
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_pool_on_a_device_is_one_in_memory(make_bundle: Any, dtype: str) -> None:
-    """Fails if rows reach other slots there, pass through the host, or take a copy for each of them."""
-    directory = make_bundle("llada", dtype=dtype)
-    contract, device = OPENERS["torch"](directory).contract, HostMemory()
-    with (
-        OnnxEngine(directory / "step.onnx", contract, dtype, slots=80, device=device) as there,
-        OnnxEngine(directory / "step.onnx", contract, dtype, slots=80) as here,
-    ):
-        for engine in (there, here):
-            assert (engine.slots.size, engine.slots.most) == (80, 79)
-        with places(there, *KEPT) as ours, places(here, *KEPT) as theirs:
-            assert ours == theirs
-            for seed in (0, 1):
-                there.step(refresh(ours, *KEPT, seed=seed))
-                here.step(refresh(theirs, *KEPT, seed=seed))
-                for step in STEPS:
-                    assert_close(there.step(cached(ours, *step)), here.step(cached(theirs, *step)))
-        device.counts.clear()
-        straight = refresh([dict(zip(KEPT[0], range(1, 24))), dict(zip(KEPT[1], range(30, 43)))], *KEPT)
-        there.step(straight)
-        assert device.counts == {"copy_2d": 2 * 2 * contract.layers, "synchronise": 1}
-    assert device.closed
-
-
-class Recorder:
-    """An `IOBinding` on a CPU that stands for a device: it notes what is bound where."""
-
-    def __init__(self, binding: Any) -> None:
-        self._binding, self.outputs, self.inputs = binding, {}, []
-
-    def bind_output(self, name: str, device: str, _: int = 0) -> None:
-        self.outputs[name] = device
-        self._binding.bind_output(name)
-
-    def bind_ortvalue_input(self, name: str, value: Any) -> None:
-        self.inputs.append(name)
-        self._binding.bind_ortvalue_input(name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._binding, name)
-
-
-def test_keys_and_values_never_leave_the_device(make_bundle: Any, monkeypatch: Any) -> None:
-    """Fails if new rows or logits that nobody asked for go through the host, or the pool is bound again."""
-    engine = OPENERS["onnxruntime"](make_bundle("llada"))
-    real, recorder = ort.OrtValue.ortvalue_from_numpy, Recorder(engine._binding)
-    monkeypatch.setattr(engine, "_place", "device")
-    monkeypatch.setattr(engine, "_binding", recorder)
-    monkeypatch.setattr(onnx_engine.ort.OrtValue, "ortvalue_from_numpy", lambda array, device, _: real(array))
-    decided = dict.fromkeys(["token_ids", "odds_against"], "cpu")
-    with places(engine, *KEPT) as held:
-        engine.step(refresh(held, *KEPT))
-        new = engine.contract.new_names()
-        assert recorder.outputs == decided | dict.fromkeys(new, "device")
-        recorder.outputs.clear()
-        engine.step(replace(cached(held, *STEPS[0]), want_logits=False))
-        assert recorder.outputs == decided
-        engine.step(cached(held, *STEPS[0]))
-        assert recorder.outputs == decided | {"logits": "device"}
-    assert recorder.inputs == ["canvas", "gather_indices", "cache_indices", "decode_rows"] * 3
-
-
-def test_a_provider_that_does_not_start_is_an_error(make_bundle: Any, monkeypatch: Any) -> None:
-    """Fails if the engine called "onnxruntime-cuda" may run on the CPU because a CUDA library is missing."""
-    path: Path = make_bundle("llada") / "step.onnx"
-    contract = OPENERS["onnxruntime"](make_bundle("llada")).contract
-    real = ort.InferenceSession
-    monkeypatch.setattr(onnx_engine, "require_provider", lambda provider: None)
-    monkeypatch.setattr(onnx_engine.ort, "InferenceSession", lambda p, options, **named: real(p, options))
-    with pytest.raises(EngineUnavailable, match="could not start CUDAExecutionProvider"):
-        OnnxEngine(path, contract, "float32", provider="cuda")
-
-
-def test_shapes_on_cuda_suit_its_kernel(make_bundle: Any, monkeypatch: Any) -> None:
-    """Fails if Q + K is no multiple of 4 there, a limit is passed, or shapes are padded where that costs time."""
-    engine, asked = OPENERS["onnxruntime"](make_bundle("llada")), [("Q", 9), ("K", 0), ("K", 511), ("R", 9), ("Q", 512)]
-    assert [engine.padded(*each) for each in asked] == [9, 0, 511, 9, 512]
-    monkeypatch.setattr(engine, "_place", "cuda")
-    assert [engine.padded(*each) for each in asked] == [12, 0, 512, 9, 512]

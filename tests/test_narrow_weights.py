@@ -12,9 +12,9 @@ from dpad.export.parity.compare import compare_bundle
 from dpad.export.parity.feeds import random_feeds
 from dpad.export.progress import Progress
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.engines import machine
-from dpad.runtime.engines import onnx as onnx_engine
+from dpad.runtime.engines import machine, onnx_session
 from dpad.runtime.engines.machine import available_memory
+from dpad.runtime.engines.onnx_session import open_session
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
@@ -44,7 +44,7 @@ def test_little_memory_makes_it_slow_and_not_different(bundle: Bundle, monkeypat
     with dpad.load(bundle.directory) as model:
         wanted = model.generate([5, 6, 7], gen_length=64, temperature=0.5, seed=3)
     weights = sum(bundle.path(name).stat().st_size for name in bundle.manifest.steps["float32"].weights)
-    monkeypatch.setattr(onnx_engine, "available_memory", lambda: 2 * weights)
+    monkeypatch.setattr(onnx_session, "available_memory", lambda: 2 * weights)
     with pytest.warns(UserWarning, match="in every step, which is slow"):
         model = dpad.load(bundle.directory, slots=100)
     with model:
@@ -58,9 +58,9 @@ def test_little_memory_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source = write_source(tmp_path / "source", torch_dtype="bfloat16", **sizes)
     bundle = export(source, tmp_path / "out", dtypes=("float32",), max_batch=1)
     [(_, feed), *_] = random_feeds(bundle.manifest.contract, "float32", 1, 0)
-    monkeypatch.setattr(onnx_engine, "available_memory", lambda: 1000)
+    monkeypatch.setattr(onnx_session, "available_memory", lambda: 1000)
     with pytest.warns(UserWarning, match="in every step, which is slow"):
-        session = onnx_engine.open_session(bundle.path("float32/step.onnx"), "cpu")
+        session = open_session(bundle.path("float32/step.onnx"), "cpu")
     before = own_memory()
     for _ in range(2):
         session.run(None, feed)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.contract import StepContract
 from dpad.runtime.engines import candidates as found_here
-from dpad.runtime.engines import onnx
+from dpad.runtime.engines import onnx_session
 from dpad.runtime.engines.candidates import candidates
 from dpad.runtime.engines.machine import Gpu, Machine
 from dpad.runtime.engines.slots import pool_size, runs_of
@@ -52,7 +52,7 @@ def test_the_size_of_a_pool_by_default() -> None:
 
 def test_a_pool_on_cuda_needs_bindings(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if ONNX Runtime's GPU build alone is taken for enough, and opening it ends in a traceback."""
-    monkeypatch.setattr(onnx, "require_provider", lambda provider: None)
+    monkeypatch.setattr(onnx_session, "require_provider", lambda provider: None)
     version = found_here.library_version
     monkeypatch.setattr(found_here, "library_version", lambda name: None if name == "cuda-bindings" else version(name))
     found = {each.name: each.obstacle for each in candidates(Bundle.open(whole), Machine("", Gpu("test", "9.0"), ""))}

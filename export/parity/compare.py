@@ -50,7 +50,6 @@ STATISTIC = {"float32": "max", "float16": "mean", "bfloat16": "mean", "w8a8": "m
 
 _UNCOMPUTED = "ONNX Runtime's CPU provider has no bfloat16; dpad parity --emulate rounds every result instead"
 _ROUNDED = "it rounds rows to float8 too, which the reference does not"
-_UNFED = "its steps are fed as numpy arrays, and numpy has no bfloat16"
 
 TRAJECTORY_DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
 _GEN_LENGTH, _BLOCK_LENGTH = 64, 16
@@ -124,9 +123,7 @@ def _comparable(bundle: Bundle, emulate: bool) -> list[Candidate]:
     for candidate in candidates(bundle, Machine.current()):
         if "cpu" in (candidate.provider, candidate.compiled):
             continue
-        apart = _UNFED if candidate.provider and _is_bfloat16(candidate) else None
-        if candidate.compiled and weights_of(candidate.variant) == "fp8":
-            apart = _ROUNDED
+        apart = _ROUNDED if candidate.compiled and weights_of(candidate.variant) == "fp8" else None
         found.append(replace(candidate, obstacle=candidate.obstacle or apart))
     for name in bundle.manifest.steps:
         uncomputed = rows_dtype(name) == "bfloat16" and not emulate
@@ -191,7 +188,7 @@ def _seconds(engine: TorchEngine, feed: Feed) -> float:
 
 
 def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | GpuEngine:
-    if not candidate.provider:
+    if candidate.provider != "cpu":
         engine = open_engine(bundle, candidate.name, compile_step=_compile_step)
         assert isinstance(engine, GpuEngine)
         return engine
@@ -199,7 +196,7 @@ def _open(bundle: Bundle, candidate: Candidate) -> OnnxEngine | GpuEngine:
     decide = bundle.path(bundle.manifest.decide)
     if _is_bfloat16(candidate):
         return emulated_engine(path, contract, decide)
-    return OnnxEngine(path, contract, candidate.variant, candidate.provider, decide=decide)
+    return OnnxEngine(path, contract, candidate.variant, decide=decide)
 
 
 def _compile_step(bundle: Bundle, variant: str, device: str, slots: int | None) -> Engine:

@@ -18,10 +18,8 @@ from dpad.models.compiled.regions import Regions
 from dpad.models.decide import decide
 from dpad.plugins.attention import sparse_suffix_attention
 from dpad.runtime.contract import StepContract, TensorSpec
-from dpad.runtime.engines.gpu.program import Limits, Program, Run
+from dpad.runtime.engines.gpu.program import Program, Run, step_limits
 from dpad.runtime.engines.gpu.step_shape import StepShape
-
-_LOGITS = 2**27  # of the largest step: half a GiB
 
 
 class TorchProgram(Program):
@@ -32,7 +30,7 @@ class TorchProgram(Program):
     ) -> None:
         """`model` computes in `dtype` on `device`; see `Regions` for `compiled`."""
         self.inputs, self.outputs = contract.inputs(dtype), contract.outputs(dtype)
-        self.profiles, self.limits = ("refresh", "cached"), _limits(contract)
+        self.profiles, self.limits = ("refresh", "cached"), step_limits(contract)
         self.records = device.device.type == "cuda"
         self._device, self._block = device, model.config.block_length
         self._regions: Regions | None = Regions(model, compiled)
@@ -97,7 +95,7 @@ class TorchDecide(Program):
 
     def __init__(self, contract: StepContract, device: TorchDevice) -> None:
         self.inputs, self.outputs = contract.decide_inputs(), contract.decide_outputs()
-        limits = _limits(contract)[0]
+        limits = step_limits(contract)[0]
         self.profiles, self.limits = ("decide",), [{axis: limits[axis] for axis in "BR"}]
         self.records = False
         self._device, self._tempers = device, contract.tempers_confidence
@@ -126,11 +124,3 @@ def _views(
 ) -> list[Tensor]:
     with device.running():
         return [device.tensor(addresses[spec.name], getattr(torch, spec.dtype), shape.of(spec.axes)) for spec in specs]
-
-
-def _limits(contract: StepContract) -> list[Limits]:
-    """Of the two profiles of a step. R is limited by the memory of the logits, and takes a block in any case."""
-    longest, block = contract.max_length, min(contract.block_length, contract.max_length)
-    rows = _LOGITS // (contract.vocab_size * contract.max_batch)
-    ranges = contract.axis_ranges() | {"R": (1, min(max(rows, block), longest))}
-    return [ranges | {"K": (1, 1)}, ranges | {"K": (1, longest)}]

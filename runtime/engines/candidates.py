@@ -194,7 +194,7 @@ def _compiled_obstacle(device: str, machine: Machine) -> str | None:
 def _onnxruntime_obstacle(provider: str, machine: Machine) -> str | None:
     if find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install onnxruntime)"
-    from dpad.runtime.engines.onnx import require_provider
+    from dpad.runtime.engines.onnx_session import require_provider
 
     try:
         require_provider(provider)

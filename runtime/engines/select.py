@@ -82,10 +82,14 @@ def _open(
             raise EngineUnavailable(f"{candidate.name} is opened by dpad.load, which knows torch")
         return compile_step(bundle, candidate.variant, candidate.compiled, slots)
     if entry is None:
+        decide = bundle.path(bundle.manifest.decide)
+        if candidate.provider == "cuda":
+            from dpad.runtime.engines.onnx_cuda import open_onnx_cuda
+
+            return open_onnx_cuda(path, contract, candidate.variant, decide=decide, slots=slots)
         from dpad.runtime.engines.onnx import OnnxEngine
 
-        decide = bundle.path(bundle.manifest.decide)
-        return OnnxEngine(path, contract, candidate.variant, candidate.provider, threads, decide=decide, slots=slots)
+        return OnnxEngine(path, contract, candidate.variant, threads, decide=decide, slots=slots)
     from dpad.runtime.engines.gpu.cuda import CudaDevice
     from dpad.runtime.engines.tensorrt.engine import open_trt_engine
 

@@ -21,12 +21,12 @@ _FINE = 8  # multiples of the block before the steps double
 class Buckets:
     """Padded sizes of the axes Q, K and R."""
 
-    def __init__(self, contract: StepContract, limits: Mapping[str, int]) -> None:
-        """`limits` are the largest sizes that the engine takes."""
+    def __init__(self, contract: StepContract, limits: Mapping[str, int], multiple: int = 1) -> None:
+        """`limits` are the largest sizes that the engine takes; Q and K are multiples of `multiple`, or the largest."""
         block = contract.block_length
         self.sizes = {
-            "Q": _sizes(block, limits["Q"], block + contract.logit_shift),
-            "K": _sizes(block, limits["K"], block),
+            "Q": _sizes(block, limits["Q"], block + contract.logit_shift, multiple),
+            "K": _sizes(block, limits["K"], block, multiple),
             "R": _doubled(block, limits["R"]),
         }
 
@@ -37,14 +37,14 @@ class Buckets:
         return next((bucket for bucket in self.sizes[axis] if bucket >= size), size)
 
 
-def _sizes(block: int, longest: int, exact: int) -> tuple[int, ...]:
+def _sizes(block: int, longest: int, exact: int, multiple: int) -> tuple[int, ...]:
     sizes, size, step = {longest, min(exact, longest)}, block, block
     while size < longest:
         sizes.add(size)
         if size >= _FINE * step:
             step *= 2
         size += step
-    return tuple(sorted(sizes))
+    return tuple(sorted({min(-(-size // multiple) * multiple, longest) for size in sizes}))
 
 
 def _doubled(block: int, most: int) -> tuple[int, ...]:

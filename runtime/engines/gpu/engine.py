@@ -75,7 +75,8 @@ class GpuEngine(Engine):
         with opened:  # closes again what was opened, if the rest fails
             self._limits = step.limits
             self._longest = step.limits[_REFRESH]["N"][1]
-            self._buckets = Buckets(contract, {axis: step.limits[_CACHED][axis][1] for axis in ("Q", "K", "R")})
+            most = {axis: step.limits[_CACHED][axis][1] for axis in ("Q", "K", "R")}
+            self._buckets = Buckets(contract, most, step.multiple)
             addresses = self._open_pool(opened, step.limits[_REFRESH], slots)
             self._step_runner = opened.enter_context(closing(Runner(step, device, addresses, cuda_graphs)))
             logits = {"logits": self._logits}
