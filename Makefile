@@ -116,7 +116,7 @@ $(BIN)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(BIN)/.export
 
 $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[export,rtx,kernel,eval,serve,bench,test]'
+	$(PIP) -e '.[export,rtx,tensorrt-lean,kernel,eval,serve,bench,test]'
 	touch $@ $(BIN)/.export $(BIN)/.serve $(BIN)/.bench
 
 $(TRT_API)/.installed: constraints.txt | $(BIN)/python

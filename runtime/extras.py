@@ -18,6 +18,7 @@ EXTRAS = {
     "torch": ("torch", "triton", "safetensors"),
     "rtx": ("tensorrt_rtx", "cuda"),
     "tensorrt": ("tensorrt", "cuda"),
+    "tensorrt-lean": ("tensorrt_lean", "cuda"),
     "eval": ("lm_eval",),
     "serve": ("starlette", "uvicorn", "pydantic", "prometheus_client"),
 }

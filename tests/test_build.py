@@ -64,8 +64,8 @@ def test_flags_reach_the_builder() -> None:
     builder = tensorrt_rtx.Builder(tensorrt_rtx.Logger())
     plain, full = builder.create_builder_config(), builder.create_builder_config()
     set_flags(tensorrt_rtx, plain, BuildFlags())
-    set_flags(tensorrt_rtx, full, BuildFlags(True, True, True, workspace=3))
-    for flag in (kinds.STRIP_PLAN, kinds.REFIT_IDENTICAL, kinds.VERSION_COMPATIBLE):
+    set_flags(tensorrt_rtx, full, BuildFlags(True, True, True, True, workspace=3))
+    for flag in (kinds.STRIP_PLAN, kinds.REFIT_IDENTICAL, kinds.VERSION_COMPATIBLE, kinds.EXCLUDE_LEAN_RUNTIME):
         assert full.get_flag(flag) and not plain.get_flag(flag)
     recorded = SimpleNamespace()  # TensorRT-RTX's own configuration ignores the level
     set_flags(tensorrt_rtx, recorded, BuildFlags(hardware_compatible=True))

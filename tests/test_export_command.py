@@ -26,7 +26,7 @@ from dpad.runtime.errors import AlteredFile, EngineMismatch, EngineUnavailable, 
 
 LIMITS: dict[str, Any] = {"max_batch": 8, "max_length": 128, "block_length": 16, "window": 64}
 TEXTS = ("file", "onnx", "target", "variant", "library", "library_version", "compute_capability", "platform")
-FLAGS = BuildFlags(True, True, True, 64)
+FLAGS = BuildFlags(True, True, True, True, 64)
 EVERY = ExportSettings(
     targets=("onnx", "tensorrt-rtx"),
     dtypes=("float16", "float32"),

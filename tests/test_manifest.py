@@ -25,7 +25,10 @@ ENGINE: dict[str, Any] = {
     **dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256", "decide_sha256"), "float32/step.onnx"),
     "weights_sha256": [],
     "profiles": {},
-    "flags": {"strip_weights": False, "hardware_compatible": False, "version_compatible": False, "workspace": None},
+    "flags": {
+        **dict.fromkeys(("strip_weights", "hardware_compatible", "version_compatible", "lean"), False),
+        "workspace": None,
+    },
     "build_seconds": 1.5,
 }
 

@@ -114,7 +114,7 @@ def builder(
     return lambda **answers: Checked(NullBuilder(**answers), libraries["tensorrt"], used=used)
 
 
-EVERY_FLAG = BuildFlags(strip_weights=True, version_compatible=True, hardware_compatible=True, workspace=64)
+EVERY_FLAG = BuildFlags(True, True, True, True, workspace=64)
 
 
 def test_a_build_asks_what_there_is(
@@ -128,7 +128,8 @@ def test_a_build_asks_what_there_is(
     told = trt._simulated.told
     flags = {arguments[0] for name, *arguments in told if name == "set_flag"}
     kinds = real.BuilderFlag
-    assert flags == {kinds.STRIP_PLAN, kinds.REFIT_IDENTICAL, kinds.VERSION_COMPATIBLE}
+    compatible = {kinds.VERSION_COMPATIBLE, kinds.EXCLUDE_LEAN_RUNTIME}
+    assert flags == {kinds.STRIP_PLAN, kinds.REFIT_IDENTICAL} | compatible
     assert trt._simulated.config.hardware_compatibility_level == real.HardwareCompatibilityLevel.AMPERE_PLUS
     assert ("set_memory_pool_limit", real.MemoryPoolType.WORKSPACE, 64 << 20) in told
     assert [name for name, *_ in told].count("add_optimization_profile") == 2

@@ -165,6 +165,7 @@ def test_the_command_line_takes_the_options_of_engines(tmp_path: Path) -> None:
         "strip_weights": False,
         "hardware_compatible": False,
         "version_compatible": False,
+        "lean": False,
         "workspace": 64,
     }
     assert (engine["attention"], engine["plugin_version"], engine["onnx"]) == ("native", "", "float16/step.onnx")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from dpad.models.checkpoint.checkpoint import Checkpoint, load_model, parse_conf
 from dpad.models.compiled.open import open_compiled
 from dpad.models.torch_engine import TorchEngine
 from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.bundle.manifest import BuildFlags
 from dpad.runtime.bundle.variant import FULL, variant_name, weights_of
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.candidates import Candidate, candidates
@@ -31,7 +33,12 @@ from gpu.session import Session
 from gpu.timing import DEVICE
 from gpu.worker import told
 
-_PLANS = (("tensorrt", "native"), ("tensorrt", "plugin"), ("tensorrt-rtx", "native"))  # target, and attention
+_PLANS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # target, how, and the settings for that
+    ("tensorrt", "native", {}),
+    ("tensorrt", "plugin", {"attention": "plugin"}),
+    ("tensorrt", "lean", {"flags": BuildFlags(version_compatible=True, lean=True)}),
+    ("tensorrt-rtx", "native", {}),
+)
 _SLOTS = 4096
 
 
@@ -121,14 +128,14 @@ def _candidates(bundle: Bundle) -> Iterator[Entry]:
 
 def _plans(session: Session) -> Iterator[Entry]:
     """Plans, each in a bundle of its own: a builder that fails is in nobody's way."""
-    for target, attention in _PLANS:
-        name, module = f"{target} {attention}", target.replace("-", "_")
+    for target, how, chosen in _PLANS:
+        name, module = f"{target} {how}", target.replace("-", "_")
         if find_spec(module) is None or DEVICE == "cpu":
             why = "a CPU runs no plan" if find_spec(module) else f"{module} is not installed"
             yield Entry(name, why, False, FULL, _nothing)
             continue
         sizes, folder = session.setup.sizes, session.setup.folder / name.replace(" ", "-")
-        settings = ExportSettings(("onnx", target), sizes.dtypes[:1], max_length=sizes.tiny_length, attention=attention)
+        settings = ExportSettings(("onnx", target), sizes.dtypes[:1], max_length=sizes.tiny_length, **chosen)
         try:
             bundle, _ = export_bundle("tiny", folder, settings, Progress())
         except Exception as error:
@@ -141,6 +148,8 @@ def _expected(name: str) -> bool:
     """Whether an engine with an obstacle should run all the same: its library is installed and takes this device."""
     if name.startswith("onnxruntime-cuda"):
         return library_version("onnxruntime-gpu") is not None
+    if name.startswith("tensorrt-lean"):
+        return library_version("tensorrt-lean") is not None
     gpu = Machine.current().gpu
     if name.startswith("tensorrt-rtx"):
         return gpu is not None and runs_on(PORTABLE, gpu.compute_capability)

@@ -159,6 +159,8 @@ def set_flags(trt: Any, config: Any, flags: BuildFlags) -> None:
         config.set_flag(kinds.REFIT_IDENTICAL if hasattr(kinds, "REFIT_IDENTICAL") else kinds.REFIT)
     if flags.version_compatible:
         config.set_flag(kinds.VERSION_COMPATIBLE)
+    if flags.lean:
+        config.set_flag(kinds.EXCLUDE_LEAN_RUNTIME)
     if flags.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if flags.workspace is not None:

@@ -69,6 +69,14 @@ class EngineRecipe:
             raise ExportError(
                 "the plugin's kernel is compiled for one compute capability; leave --hardware-compatible out"
             )
+        if flags.lean and not flags.version_compatible:
+            raise ExportError(
+                "--lean leaves the runtime out that --version-compatible puts into a plan; add that option"
+            )
+        if flags.lean and self.attention == "plugin":
+            raise ExportError(
+                "TensorRT does not say that its lean runtime runs plugins; leave --lean out, or the plugin"
+            )
         if flags.strip_weights and flags.version_compatible:
             raise ExportError("a version-compatible plan cannot be refitted; leave --strip-weights out")
         compiled = self.compiled()
@@ -160,13 +168,15 @@ def _engine_entry(
 ) -> EngineEntry:
     """The key of an engine, before it is built; `shared` are the fields that all engines of an export have."""
     plugin = "" if shared["attention"] == "native" else f"-{shared['attention']}"
+    library = "tensorrt_lean" if shared["flags"].lean else trt.__name__
+    name = f"engines/{library.replace('_', '-')}-{label(capability)}"
     return EngineEntry(
-        file=f"engines/{target}-{label(capability)}-{variant}{plugin}.plan",
+        file=f"{name}-{variant}{plugin}.plan",
         onnx=step.onnx,
-        decide=f"engines/{target}-{label(capability)}-decide.plan",
+        decide=f"{name}-decide.plan",
         target=target,
         variant=variant,
-        library=trt.__name__,
+        library=library,
         library_version=trt.__version__,
         compute_capability=capability,
         step_sha256=digest(stage / step.onnx),

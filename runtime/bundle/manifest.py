@@ -51,12 +51,14 @@ class BuildFlags:
         strip_weights: the plan holds no weights; they are put in from the ONNX file when it is opened.
         hardware_compatible: the plan runs on every GPU from Ampere (8.0) on.
         version_compatible: the plan runs with later versions of the library, within its major version.
+        lean: ... and does not bring the runtime for it, which is installed instead: `tensorrt_lean`.
         workspace: limit of the builder's workspace in MiB; None is the library's own.
     """
 
     strip_weights: bool = False
     hardware_compatible: bool = False
     version_compatible: bool = False
+    lean: bool = False
     workspace: int | None = None
 
 
@@ -66,7 +68,8 @@ class EngineEntry:
 
     Together the fields are the key of the engine: two engines with equal keys compute the same function on the same
     machines. `variant` and `onnx` are those of the step that it was compiled from, `decide` is the plan of the program
-    that decides, and `plugin_version` is empty where no plugin is inside.
+    that decides, `library` is the module that opens it, of the version that built it, and `plugin_version` is empty
+    where no plugin is inside.
     """
 
     file: str

@@ -24,7 +24,11 @@ from dpad.runtime.engines.machine import Machine, library_version
 from dpad.runtime.errors import EngineMismatch, EngineUnavailable
 from dpad.runtime.extras import install
 
-_LIBRARIES = {"tensorrt_rtx": ("tensorrt-rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}  # distribution, extra
+_LIBRARIES = {  # distribution, extra
+    "tensorrt_rtx": ("tensorrt-rtx", "rtx"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "tensorrt_lean": ("tensorrt-lean", "tensorrt-lean"),
+}
 _AMPERE = (8, 0)
 _CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in bfloat16 (microsoft/onnxruntime#28768)
 # By the list of kernels in ONNX Runtime's docs/OperatorKernels.md its CUDA provider has bfloat16 for every
@@ -111,6 +115,11 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
     """
     if machine.gpu and entry.target == "tensorrt-rtx" and not rtx_takes(machine.gpu.compute_capability):
         raise EngineMismatch(f"{entry.file}: {rtx_refuses(machine.gpu.compute_capability)}")
+    if entry.library == "tensorrt_lean" and entry.flags.strip_weights:
+        raise EngineMismatch(
+            f"{entry.file} has no weights, and the lean runtime cannot put them in: it has no refitter; "
+            "export without --strip-weights, or without --lean"
+        )
     step = bundle.manifest.steps.get(entry.variant)
     files = bundle.manifest.files
     here: dict[str, Any] = {
@@ -124,8 +133,10 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
     for field, value in here.items():
         built = getattr(entry, field)
         if built != value and not _compatible(entry, field, value):
+            later = field == "library_version" and entry.flags.version_compatible
             raise EngineMismatch(
-                f"{entry.file}: {field} is {built!r} in the engine and {value!r} here; rebuild it with: "
+                f"{entry.file}: {field} is {built!r} in the engine and {value!r} here; "
+                f"{'install that one or a later one of its major version, or ' if later else ''}rebuild it with: "
                 f"{_rebuild(entry, bundle, here['compute_capability'] or entry.compute_capability)}"
             )
 
@@ -158,7 +169,7 @@ def _rebuild(entry: EngineEntry, bundle: Bundle, capability: str) -> str:
 
 def _plan_name(entry: EngineEntry) -> str:
     plugin = "" if entry.attention == "native" else f"-{entry.attention}"
-    return f"{entry.target}-{entry.variant}-{label(entry.compute_capability)}{plugin}"
+    return f"{entry.library.replace('_', '-')}-{entry.variant}-{label(entry.compute_capability)}{plugin}"
 
 
 def _plan_obstacle(entry: EngineEntry, bundle: Bundle, machine: Machine) -> str | None:

@@ -103,7 +103,7 @@ def _open(
         decide=bundle.path(entry.decide),
         slots=slots,
         name=candidate.name,
-        host_code=entry.flags.version_compatible,
+        host_code=entry.flags.version_compatible and not entry.flags.lean,
         kernel_cache=f"kernels-{bundle.manifest.files[entry.file].sha256[:32]}.cache",
     )
 

@@ -4,11 +4,12 @@
     plan.limits[1]["Q"]              # (smallest, largest) in the second profile
     context = plan.new_context(1)
 
-The library (`tensorrt` or `tensorrt_rtx`) is passed in; where the two differ, what decides
+The library (`tensorrt`, `tensorrt_lean` or `tensorrt_rtx`) is passed in; where they differ, what decides
 is whether the module has the thing in question. A plan is executable code: whoever calls
 this has compared its hash with the manifest (`Bundle.open`, `require_match`).
 """
 
+import ctypes
 import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -45,13 +46,13 @@ class TrtPlan:
         """Open `path`.
 
         Args:
-            trt: the module `tensorrt` or `tensorrt_rtx`.
+            trt: the module `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
             path: the plan.
             inputs, outputs, profiles: what the plan must have, or `EngineError` is raised.
             device: where it runs; must be current.
             step_onnx: the file to refit a weight-stripped plan from.
             host_code: let the plan bring code for this host; only version-compatible plans
-                of TensorRT do, in the shape of a runtime of their own.
+                of TensorRT do, in the shape of a runtime of their own, unless they are lean.
             kernel_cache: name in the user's cache folder for the kernels that TensorRT-RTX compiles here.
             cuda_graphs: let TensorRT-RTX record CUDA graphs.
 
@@ -117,7 +118,7 @@ class TrtPlan:
     def _deserialise(self, host_code: bool) -> Any:
         try:
             with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-                self._runtime = self._trt.Runtime(self.logger)
+                self._runtime = self._start()
                 if host_code:
                     self._runtime.engine_host_code_allowed = True
                 self._check_validity(plan)
@@ -127,6 +128,17 @@ class TrtPlan:
         if engine is None:
             raise self.error("cannot be deserialised")
         return engine
+
+    def _start(self) -> Any:
+        """The library's runtime; of one that does not start, as where the driver is too old, its own words.
+
+        The bindings give an object all the same, which holds nothing: using it, or letting it go, ends the process.
+        """
+        runtime = self._trt.Runtime(self.logger)
+        if self.logger.problems:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+            raise self.error("cannot be opened")
+        return runtime
 
     def _check_validity(self, plan: mmap.mmap) -> None:
         """TensorRT-RTX can say whether a plan fits this machine before it is deserialised."""

@@ -123,6 +123,11 @@ class _Dtype(click.Choice[str]):
     help="Plans that later versions of the library can run, within a major version (target tensorrt only).",
 )
 @click.option(
+    "--lean",
+    is_flag=True,
+    help="With --version-compatible: plans that need an installed lean runtime (44 MB) and bring no code of their own.",
+)
+@click.option(
     "--chat-template",
     metavar="NAME",
     help="The chat template of this name, where the checkpoint has several. Default: the one called default.",
@@ -155,6 +160,7 @@ def command(
     strip_weights: bool,
     hardware_compatible: bool,
     version_compatible: bool,
+    lean: bool,
     chat_template: str | None,
     workspace: int | None,
     parity: bool,
@@ -169,7 +175,7 @@ def command(
     safetensors and tokenizer.json.
     """
     began = time.perf_counter()
-    flags = BuildFlags(strip_weights, hardware_compatible, version_compatible, workspace)
+    flags = BuildFlags(strip_weights, hardware_compatible, version_compatible, lean, workspace)
     settings = ExportSettings(
         targets,
         dtypes,
