@@ -5,8 +5,9 @@
     context = plan.new_context(1)
 
 The library (`tensorrt`, `tensorrt_lean` or `tensorrt_rtx`) is passed in; where they differ, what decides
-is whether the module has the thing in question. A plan is executable code: whoever calls
-this has compared its hash with the manifest (`Bundle.open`, `require_match`).
+is whether the module has the thing in question. Polygraphy's `TrtRunner` is made for checks, not for serving, and the
+runtime does without it. A plan is executable code: whoever calls this has compared its hash with the manifest
+(`Bundle.open`, `require_match`).
 """
 
 import ctypes

@@ -125,7 +125,7 @@ class _Dtype(click.Choice[str]):
 @click.option(
     "--lean",
     is_flag=True,
-    help="With --version-compatible: plans that need an installed lean runtime (44 MB) and bring no code of their own.",
+    help="With --version-compatible: plans for TensorRT's lean runtime, which is installed and not in the plan.",
 )
 @click.option(
     "--chat-template",
