@@ -41,7 +41,7 @@ class CompiledKernel:
     """PTX and machine code of one kernel, and what a launcher must know.
 
     Attributes:
-        entry: the function's name.
+        entry: the function's name, and that of its files; its alone, since TensorRT may tell kernels apart by it.
         parameters: (name, "pointer" or "int32") in the order of the launch.
         constants: what was compiled in.
         threads, shared_bytes: of one program; shared memory over 48 KiB is opted into.
@@ -49,7 +49,6 @@ class CompiledKernel:
         notes: what ptxas says of performance lost, of products that wait for each other above all.
     """
 
-    name: str
     entry: str
     capability: str
     dtype: str
@@ -84,16 +83,17 @@ def compile_attend(
     types |= dict.fromkeys(("cache_indices", "gather_indices"), "*i32")
     types |= {"output": "*fp32" if partial else f"*{pointee}", "log_weight": "*fp32" if partial else "constexpr"}
     constants = tiling.attend_constants(head_size, tile, partial, causal) | ({} if partial else {"log_weight": None})
-    name = f"attend-{dtype}-d{head_size}-m{tile.block_m}{'-partial' if partial else ''}{'-causal' if causal else ''}"
+    cut = f"m{tile.block_m}_n{tile.block_n}_w{tile.warps}_s{tile.stages}"
+    name = f"attend_{dtype}_d{head_size}_{cut}{'_partial' if partial else ''}{'_causal' if causal else ''}"
     return _compile(name, triton_kernel.attend, capability, dtype, types, constants, tile.warps, tile.stages)
 
 
 def compile_combine(capability: str, dtype: str, head_size: int, splits: int = tiling.MAX_SPLITS) -> CompiledKernel:
     """`combine`, which adds `splits` parts up, or fewer; errors as `compile_attend`."""
     check_kernel(head_size, dtype)
-    types = {"partial": "*fp32", "log_weight": "*fp32", "output": f"*{_POINTEES[dtype]}"}
+    types = {"partial": "*fp32", "log_weight": "*fp32"} | dict.fromkeys(("like", "output"), f"*{_POINTEES[dtype]}")
     constants = tiling.combine_constants(head_size, splits)
-    name = f"combine-{dtype}-d{head_size}-s{constants['SPLITS']}"
+    name = f"combine_{dtype}_d{head_size}_p{constants['SPLITS']}"
     return _compile(name, triton_kernel.combine, capability, dtype, types, constants, tiling.COMBINE_WARPS, 2)
 
 
@@ -133,11 +133,11 @@ def _compile(
             ASTSource(function, signature, places, aligned), target=GPUTarget("cuda", architecture, 32), options=options
         )
     _require_plain(name, compiled.metadata)
-    ptx = without_hidden_parameters(compiled.asm["ptx"], len(parameters))
+    entry = f"{name}_sm{architecture}"
+    ptx = renamed(without_hidden_parameters(compiled.asm["ptx"], len(parameters)), compiled.metadata.name, entry)
     cubin, report = _assemble(ptx, architecture)
     return CompiledKernel(
-        name=f"{name}-sm{architecture}",
-        entry=compiled.metadata.name,
+        entry=entry,
         capability=capability,
         dtype=dtype,
         constants=constants,
@@ -182,6 +182,11 @@ def without_hidden_parameters(ptx: str, count: int) -> str:
     return ptx.replace(entry[2], ",\n".join(parameters[:count]), 1)
 
 
+def renamed(ptx: str, entry: str, name: str) -> str:
+    """PTX whose function `entry` is called `name`; its parameters are named after it."""
+    return re.sub(rf"\b{entry}(?=_param_\d|\b)", name, ptx)
+
+
 def _assemble(ptx: str, architecture: int) -> tuple[bytes, str]:
     """Machine code and ptxas's report."""
     with TemporaryDirectory() as folder:
@@ -208,8 +213,7 @@ def compile_all(
 ) -> Iterator[CompiledKernel]:
     """Every kernel that a launcher may choose, one at a time (about a second each)."""
     for capability, dtype, size in product(capabilities, dtypes, head_sizes):
-        for tile, partial in product(tiling.tiles(capability), (False, True)):
-            yield compile_attend(capability, dtype, size, tile, partial)
-        for partial in (False, True):
-            yield compile_attend(capability, dtype, size, tiling.tile_for(1, capability, True), partial, True)
+        for causal, partial in product((False, True), (False, True)):
+            for tile in tiling.tactics(capability, causal):
+                yield compile_attend(capability, dtype, size, tile, partial, causal)
         yield compile_combine(capability, dtype, size)

@@ -71,7 +71,10 @@ def combine_rows(partial: torch.Tensor, log_weight: torch.Tensor, output: torch.
     splits, rows = len(partial), log_weight.numel() // len(partial)
     grid = (tiling.ceil_div(rows, tiling.COMBINE_ROWS),)
     constants = tiling.combine_constants(output.shape[3], splits)
-    triton_kernel.combine[grid](partial, log_weight, rows, splits, output, **constants, num_warps=tiling.COMBINE_WARPS)
+    numbers = rows, splits
+    triton_kernel.combine[grid](
+        partial, log_weight, output, *numbers, output, **constants, num_warps=tiling.COMBINE_WARPS
+    )
 
 
 @dataclass(frozen=True)

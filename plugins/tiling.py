@@ -19,6 +19,7 @@ PROCESSORS = {"8.0": 108, "8.6": 84, "8.9": 142, "9.0": 132, "10.0": 148, "12.0"
 DTYPES = ("float16", "bfloat16")
 HEAD_SIZES = (64, 96, 128)  # what is compiled ahead of time and tested; multiples of 16 up to 128 work
 MAX_SPLITS = 16
+PLUGIN_SPLITS = 8  # ... of TensorRT's plugins, whose parts are tensors of the network
 COMBINE_ROWS = 4  # rows of one program of `combine`: one load of 16 bytes a thread and split, with heads of 128
 COMBINE_WARPS = 4
 MAX_REGISTERS = 255  # a thread: said aloud, or ptxas spills a few to fit one more program on an SM
@@ -49,11 +50,22 @@ _LARGE = (Tile(64, 128), Tile(128, warps=8))
 # Elsewhere larger tiles spill. Not measured.
 _SMALL = (Tile(32), Tile(64, 32))
 _TILES = {"8.0": (Tile(32, resident=2), Tile(64, 32, resident=2)), "9.0": _LARGE, "10.0": _LARGE, "10.3": _LARGE}
+# In less than 48 KiB of shared memory, which a program gets without its launcher asking for more. Not measured.
+_MODEST = Tile(32, 32, resident=2)
 
 
 def tiles(capability: str) -> tuple[Tile, ...]:
-    """The tiles that are compiled for a compute capability ("9.0")."""
+    """The tiles that are launched on a compute capability ("9.0")."""
     return _TILES.get(capability, _SMALL)
+
+
+def tactics(capability: str, causal: bool = False) -> tuple[Tile, ...]:
+    """The tiles among which TensorRT's builder chooses by time: `tiles`, and one that fits wherever a kernel does.
+
+    With blocks, `causal`, those whose registers suffice for their mask.
+    """
+    choice = tiles(capability)
+    return (*(choice[1:] if causal and choice is _LARGE else choice), _MODEST)
 
 
 def tile_for(rows: int, capability: str, causal: bool = False) -> Tile:
@@ -95,6 +107,7 @@ class Arithmetic:
 
     ceil_div: Callable[[Any, Any], Any] = ceil_div
     largest: Callable[[Any, Any], Any] = max
+    smallest: Callable[[Any, Any], Any] = min
     fits: Callable[[int, Any], Any] = int.__floordiv__
 
 
@@ -154,6 +167,27 @@ def tiles_per_split(shape: Shape, tile: Tile, splits: int, processors: int, numb
     programs = row_tiles(shape, tile, number) * shape.kv_heads * shape.batch
     room = number.largest(number.fits(processors * tile.resident, programs), 1)
     return number.largest(number.ceil_div(keys, splits), number.ceil_div(keys, room))
+
+
+def most_parts(rows: Any, splits: int, capability: str, number: Arithmetic = NUMBERS) -> Any:
+    """Splits of which some tactic has work on a full GPU, `splits` at most, for `rows` = B · Q · H of the output.
+
+    It is the same for all tactics: `attend_parts` and `combine_parts` agree on it, whichever tile was chosen.
+    """
+    return number.largest(number.smallest(number.fits(_part_rows(capability), rows), splits), 1)
+
+
+def part_rows(rows: Any, splits: int, capability: str, number: Arithmetic = NUMBERS) -> Any:
+    """Rows of D that `most_parts` parts of `rows` = B · Q · H take at most.
+
+    It never falls as a shape grows, so what is set aside for the largest shape holds every other one.
+    """
+    return number.largest(number.smallest(rows * splits, _part_rows(capability)), rows)
+
+
+def _part_rows(capability: str) -> int:
+    """Rows of all programs that fill the GPU once: more than one part is written by no more than those."""
+    return max(PROCESSORS[capability] * tile.resident * tile.block_m for tile in tactics(capability))
 
 
 def split(shape: Shape, tile: Tile, processors: int, splits: int | None = None) -> tuple[int, int]:

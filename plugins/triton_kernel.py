@@ -183,6 +183,7 @@ def attend(
 def combine(
     partial,  # float32 [splits, rows, D]
     log_weight,  # float32 [splits, rows]
+    like,  # [rows, D]; never read: the outputs of a plugin take their sizes from its inputs
     rows,  # B · Q · H
     splits,
     output,  # [rows, D]

@@ -3,16 +3,17 @@
     register_plugins(tensorrt, "9.0")      # before a model with these nodes is parsed
 
     dpad::attend(rows..., cache_indices, gather_indices; numbers=[scale_bits, block]) -> output
-    dpad::attend_parts(the same; numbers=[scale_bits, block, splits]) -> partial, log_weight
-    dpad::combine_parts(partial, log_weight; numbers=[splits, is_bfloat16]) -> output
+    dpad::attend_parts(the same; numbers=[scale_bits, block, splits]) -> partial [rows, D], log_weight [rows]
+    dpad::combine_parts(partial, log_weight, query; numbers=[splits]) -> output
 
 Their PTX is embedded in the engine (ahead-of-time implementation), which then needs neither Python nor Triton. TensorRT
 allows such a plugin one kernel and no workspace, so splitting over keys is two plugins with the parts as tensors
-between them. Kernel parameters must come as inputs, 32-bit integers, outputs; indices are int32 because plugins take no
-int64. A network has tensors and one list of integers only: that is what every parser version passes on unchanged.
+between them: as many as a shape needs to fill the GPU, `splits` at most. Kernel parameters must come as inputs, 32-bit
+integers, outputs; indices are int32 because plugins take no int64. A network has tensors and one list of integers only:
+that is what every parser version passes on unchanged.
 
-Each tile is a tactic, timed by the builder. Signatures follow tensorrt.plugin's rules: no defaults, and annotations
-that are types, not strings.
+Each tile is a tactic, timed by the builder; see `tiling.tactics`. Signatures follow tensorrt.plugin's rules: no
+defaults, and annotations that are types, not strings.
 """
 
 import hashlib
@@ -48,10 +49,10 @@ def register_plugins(trt: ModuleType, capability: str) -> None:
     if trt.__name__ in _registered:
         return
     trtp = import_module(f"{trt.__name__}.plugin")
-    _register(trtp, "attend", _describe_attend(trtp), _attend_choices(trtp, _HALF), _launch_attend(trt, trtp, 1))
+    _register(trtp, "attend", _describe_attend(trtp), _attend_choices(trtp, _HALF), _launch_attend(trt, trtp, False))
     parts = _attend_choices(trtp, "FP32", "FP32")
-    _register(trtp, "attend_parts", _describe_parts(trt, trtp), parts, _launch_attend(trt, trtp))
-    _register(trtp, "combine_parts", _describe_combine(trt, trtp), _combine_choices(trtp), _launch_combine(trt, trtp))
+    _register(trtp, "attend_parts", _describe_parts(trt, trtp), parts, _launch_attend(trt, trtp, True))
+    _register(trtp, "combine_parts", _describe_combine(trtp), _combine_choices(trtp), _launch_combine(trt, trtp))
     _registered.add(trt.__name__)
 
 
@@ -96,17 +97,16 @@ def _describe_attend(trtp: Any) -> Any:
 
 def _describe_parts(trt: Any, trtp: Any) -> Any:
     def describe(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers):
-        rows = (int(numbers[2]), *(query.shape_expr[axis] for axis in range(3)))
-        partial = trtp.from_shape_expr((*rows, query.shape_expr[3]), dtype=trt.float32)
-        return partial, trtp.from_shape_expr(rows, dtype=trt.float32)
+        rows = tiling.part_rows(_rows(query), int(numbers[2]), _target["capability"], _arithmetic(trtp))
+        partial = trtp.from_shape_expr((rows, query.shape_expr[3]), dtype=trt.float32)
+        return partial, trtp.from_shape_expr((rows,), dtype=trt.float32)
 
     return _typed(describe, trtp, 2)
 
 
-def _describe_combine(trt: Any, trtp: Any) -> Any:
-    def describe(partial, log_weight, numbers):
-        shape = tuple(partial.shape_expr[axis] for axis in range(1, 5))
-        return trtp.from_shape_expr(shape, dtype=trt.bfloat16 if int(numbers[1]) else trt.float16)
+def _describe_combine(trtp: Any) -> Any:
+    def describe(partial, log_weight, query, numbers):
+        return query.like()
 
     return _typed(describe, trtp, 1)
 
@@ -114,30 +114,29 @@ def _describe_combine(trt: Any, trtp: Any) -> Any:
 def _attend_choices(trtp: Any, *written: str) -> Any:
     """One tactic a tile, from 1; `written` are the types of the outputs."""
 
-    def choices(query, key, value, key_cache, value_cache, cache_indices, gather_indices, outputs):
-        tactics = [place + 1 for place in range(len(tiling.tiles(_target["capability"])))]
+    def choices(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs):
+        tactics = [place + 1 for place in range(len(tiling.tactics(_target["capability"], int(numbers[1]) > 0)))]
         return [trtp.AutoTuneCombination(", ".join([*[_HALF] * 5, "INT32", "INT32", *written]), "LINEAR", tactics)]
 
     return choices
 
 
 def _combine_choices(trtp: Any) -> Any:
-    def choices(partial, log_weight, numbers, outputs):
-        half = "BF16" if int(numbers[1]) else "FP16"
-        return [trtp.AutoTuneCombination(f"FP32, FP32, {half}", "LINEAR")]
+    def choices(partial, log_weight, query, outputs):
+        return [trtp.AutoTuneCombination(f"FP32, FP32, {_HALF}, {_HALF}", "LINEAR")]
 
     return choices
 
 
-def _launch_attend(trt: Any, trtp: Any, *splits: int) -> Any:
-    """Entry, PTX, launch and integers of `attend`; more than one split writes parts. `splits`: if no number says it."""
+def _launch_attend(trt: Any, trtp: Any, partial: bool) -> Any:
+    """Entry, PTX, launch and integers of `attend`, whole or in parts."""
 
     def launch(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic):
         from dpad.plugins.compile import compile_attend
 
-        capability = _target["capability"]
-        bits, block, parts = numbers.tolist() + list(splits)
-        tile = tiling.tiles(capability)[max(tactic, 1) - 1]
+        capability, number = _target["capability"], _arithmetic(trtp)
+        bits, block, *splits = numbers.tolist()
+        tile = tiling.tactics(capability, block > 0)[max(tactic, 1) - 1]
         batch, rows, heads, size = query.shape_expr
         cached, slots, kv_heads = (
             cache_indices.shape_expr[1],
@@ -145,8 +144,8 @@ def _launch_attend(trt: Any, trtp: Any, *splits: int) -> Any:
             key.shape_expr[2].constant_value(),
         )
         shape = Shape(batch, rows, cached, slots, heads.constant_value(), kv_heads)
-        number = Arithmetic(trtp.cdiv, trtp.max, lambda total, part: (part * 0 + total) // part)
-        kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, parts > 1, block > 0)
+        parts = tiling.most_parts(_rows(query), *splits, capability, number) if partial else 1
+        kernel = compile_attend(capability, _dtype(trt, query), size.constant_value(), tile, partial, block > 0)
         per_split = tiling.tiles_per_split(shape, tile, parts, tiling.PROCESSORS[capability], number)
         grid = (tiling.row_tiles(shape, tile, number), kv_heads, batch * parts)
         integers = tiling.attend_integers(shape, Strides.contiguous(shape), bits, block, parts, per_split)
@@ -156,18 +155,26 @@ def _launch_attend(trt: Any, trtp: Any, *splits: int) -> Any:
 
 
 def _launch_combine(trt: Any, trtp: Any) -> Any:
-    def launch(partial, log_weight, numbers, outputs, tactic):
+    def launch(partial, log_weight, query, numbers, outputs, tactic):
         from dpad.plugins.compile import compile_combine
 
-        _, batch, rows, heads, size = partial.shape_expr
-        splits = int(numbers[0])
-        kernel = compile_combine(_target["capability"], _dtype(trt, outputs[0]), size.constant_value(), splits)
-        total = batch * rows * heads
-        grid = (trtp.cdiv(total, tiling.COMBINE_ROWS), 1, 1)
-        integers = {"rows": total, "splits": splits}
+        capability, [splits], rows = _target["capability"], numbers.tolist(), _rows(query)
+        kernel = compile_combine(capability, _dtype(trt, query), query.shape_expr[3].constant_value(), splits)
+        grid = (trtp.cdiv(rows, tiling.COMBINE_ROWS), 1, 1)
+        integers = {"rows": rows, "splits": tiling.most_parts(rows, splits, capability, _arithmetic(trtp))}
         return kernel.entry, kernel.ptx, _launch(trtp, kernel, grid), _integers(trtp, integers)
 
     return _launches(launch, trtp)
+
+
+def _arithmetic(trtp: Any) -> Arithmetic:
+    """That of symbolic sizes, which may be divided but not divide: a number becomes one first."""
+    return Arithmetic(trtp.cdiv, trtp.max, trtp.min, lambda total, part: (part * 0 + total) // part)
+
+
+def _rows(query: Any) -> Any:
+    """B · Q · H."""
+    return query.shape_expr[0] * query.shape_expr[1] * query.shape_expr[2]
 
 
 def _dtype(trt: Any, tensor: Any) -> str:

@@ -108,6 +108,11 @@ class PluginApi(ModuleType):
         return first._with(second, max)
 
     @staticmethod
+    def min(first: Any, second: Any) -> ShapeExpr:
+        assert isinstance(first, ShapeExpr), "the first must be symbolic"
+        return first._with(second, min)
+
+    @staticmethod
     def from_shape_expr(shape: tuple[Any, ...], dtype: str) -> TensorDesc:
         return TensorDesc(tuple(s if isinstance(s, ShapeExpr) else ShapeExpr(s, constant=True) for s in shape), dtype)
 
@@ -177,12 +182,18 @@ def launch_of(plugin: Plugin, inputs: list[TensorDesc], numbers: Any, tactic: in
     return {
         "entry": entry,
         "ptx": ptx,
+        "parameters": parameters_of(ptx),
         "grid": grid,
         "block": [launch.block_x, launch.block_y, launch.block_z],
         "shared": launch.shared_mem,
         "integers": [integer.value for integer in integers],
         "outputs": [([size._value for size in output.shape_expr], output.dtype) for output in outputs],
     }
+
+
+def parameters_of(ptx: str) -> list[str]:
+    """Kinds of the parameters of a kernel, in its order."""
+    return ["int32" if ".u32" in line else "pointer" for line in ptx.splitlines() if ".param ." in line]
 
 
 if __name__ == "__main__":

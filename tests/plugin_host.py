@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from plugin_api import parameters_of
 from real_trt import real_tensorrt
 
 from dpad.plugins.trt_face import PLUGIN_VERSION, register_plugins
@@ -159,6 +160,7 @@ def launch_of(trt: ModuleType, plugin: Any, inputs: list[Port], tactic: int) -> 
     return {
         "entry": entry,
         "ptx": ptx.decode(),
+        "parameters": parameters_of(ptx.decode()),
         "grid": [size["grid_x"], size["grid_y"], size["grid_z"]],
         "block": [size["block_x"], size["block_y"], size["block_z"]],
         "shared": size["shared_mem"],

@@ -124,6 +124,7 @@ REFUSED: dict[str, tuple[EngineRecipe, str]] = {
         EngineRecipe(("tensorrt",), (), (), flags=BuildFlags(strip_weights=True, version_compatible=True)),
         "cannot be refitted",
     ),
+    "refit of plugins": (EngineRecipe(("tensorrt",), (), (), "plugin", BuildFlags(True)), "leave --strip-weights out"),
     "no engine": (EngineRecipe(("onnx",), (), (), flags=BuildFlags(workspace=5)), "add --target"),
     "workspace": (EngineRecipe(("tensorrt",), (), (), flags=BuildFlags(workspace=0)), "workspace 0 must be 1 or more"),
     "plugin everywhere": (

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dpad.plugins.tiling import Tile
 # Of one SM: KiB of shared memory, of which each program takes one more than it asks for, and 32-bit registers.
 SM_SHARED = {"8.0": 164, "8.6": 100, "8.9": 100, "9.0": 228, "10.0": 228, "12.0": 100}
 SM_REGISTERS = 1 << 16
+NEVER_ASKED = 48 << 10  # bytes of shared memory that a launch gets without asking for more
 
 
 def compile_kernels(out: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -37,7 +39,7 @@ def compile_kernels(out: Path, *arguments: str) -> list[dict[str, Any]]:
 
 def check(out: Path, kernel: dict[str, Any]) -> None:
     """What a plain launch needs, read from the files that were written."""
-    ptx = (out / f"{kernel['name']}.ptx").read_text()
+    ptx = (out / f"{kernel['entry']}.ptx").read_text()
     architecture = kernel["capability"].replace(".", "")
     assert kernel["spill_bytes"] == kernel["stack_bytes"] == 0, kernel
     assert kernel["notes"] == [], kernel
@@ -52,7 +54,9 @@ def check(out: Path, kernel: dict[str, Any]) -> None:
     for forbidden in (".local", ".maxclusterrank", ".reqnctapercluster", "%cluster_ctaid", "tensormap"):
         assert forbidden not in ptx, forbidden
     assert "/" not in ptx.split(".visible .entry")[1].replace("//", "")
-    assert (out / f"{kernel['name']}.cubin").read_bytes()[:4] == b"\x7fELF"
+    code = (out / f"{kernel['entry']}.cubin").read_bytes()
+    assert code[:4] == b"\x7fELF" and kernel["entry"].encode() in code
+    assert re.findall(r"\.visible \.entry (\w+)\(", ptx) == [kernel["entry"]]
 
 
 @pytest.mark.parametrize(
@@ -62,12 +66,28 @@ def check(out: Path, kernel: dict[str, Any]) -> None:
 def test_every_generation_compiles(tmp_path: Path, capability: str) -> None:
     """Fails if a kernel spills, takes more shared memory than the GPU has, or needs what a plugin cannot give."""
     target = ("--compute-capability", capability)
-    other = "64" if capability in ("8.0", "9.0", "12.0") else "96"
     kernels = compile_kernels(tmp_path, *target, "--dtype", "bfloat16", "--head-size", "128")
-    kernels += compile_kernels(tmp_path, *target, "--dtype", "float16", "--head-size", other)
-    assert len({kernel["name"] for kernel in kernels}) == 2 * (2 * len(tiling.tiles(capability)) + 2 + 1)
+    count = len(tiling.tactics(capability)) + len(tiling.tactics(capability, causal=True))
+    if capability == "9.0":
+        kernels += compile_kernels(tmp_path, *target, "--dtype", "float16", "--head-size", "64")
     for kernel in kernels:
         check(tmp_path, kernel)
+    assert len(kernels) == (2 * count + 1) * (1 + (capability == "9.0"))
+    one_name_each(tmp_path, kernels)
+    modest = [k for k in kernels if k["shared_bytes"] <= NEVER_ASKED]
+    kinds = {
+        (k["dtype"], k["constants"]["PARTIAL"], k["constants"]["CAUSAL"]) for k in modest if "BLOCK_N" in k["constants"]
+    }
+    assert len(kinds) == 4 * (1 + (capability == "9.0")), "each has a tile that nobody needs to ask shared memory for"
+
+
+def one_name_each(out: Path, kernels: list[dict[str, Any]]) -> None:
+    """Two kernels of one name would be one file, or one symbol in the eyes of whoever tells them by name."""
+    names = [kernel["entry"] for kernel in kernels]
+    assert len(set(names)) == len(names) == len(kernels)
+    assert {path.stem for path in out.glob("*.ptx")} == set(names)
+    bodies = {(out / f"{name}.ptx").read_text().replace(name, "") for name in names}
+    assert len(bodies) == len(names), "two names for one kernel: a variant that is none"
 
 
 def attends(kernels: list[dict[str, Any]], tile: Tile) -> list[dict[str, Any]]:
@@ -80,9 +100,9 @@ def attends(kernels: list[dict[str, Any]], tile: Tile) -> list[dict[str, Any]]:
 def test_as_many_programs_fit_as_the_table_says(tmp_path: Path, capability: str) -> None:
     """Fails if splits are counted for programs that an SM cannot hold beside each other."""
     kernels = compile_kernels(tmp_path, "--compute-capability", capability, "--dtype", "float16", "--head-size", "128")
-    for tile in tiling.tiles(capability):
+    for tile in tiling.tactics(capability):
         found = attends(kernels, tile)
-        assert len(found) >= 2
+        assert len(found) == 2 + 2 * (tile in tiling.tactics(capability, causal=True))
         for kernel in found:
             assert tile.resident * (kernel["shared_bytes"] + 1024) <= SM_SHARED[capability] << 10
             assert tile.resident * kernel["threads"] * -(-kernel["registers"] // 8) * 8 <= SM_REGISTERS
@@ -95,9 +115,10 @@ def test_the_pipeline_of_a_hopper_kernel(tmp_path: Path) -> None:
     loads it.
     """
     compile_kernels(tmp_path, "--compute-capability", "9.0", "--dtype", "bfloat16", "--head-size", "128")
-    for path in sorted(tmp_path.glob("attend-*.ptx")):
+    large = {t: sorted(tmp_path.glob(f"attend_*_m{t.block_m}_n{t.block_n}_*.ptx")) for t in tiling.tiles("9.0")}
+    assert [len(paths) for paths in large.values()] == [2, 4]
+    for tile, path in ((tile, path) for tile, paths in large.items() for path in paths):
         text = path.read_text()
-        tile = next(t for t in tiling.tiles("9.0") if f"-m{t.block_m}-" in path.name)
         waits = text.index("cp.async.wait_group \t2;")
         loop = text[text.rindex("$L__BB", 0, waits) : text.index("bra", waits)]
         assert f"wgmma.mma_async.sync.aligned.m64n{tile.block_n}k16" in loop and "mma.sync.aligned.m16" not in text
@@ -111,6 +132,30 @@ def test_the_pipeline_of_a_hopper_kernel(tmp_path: Path) -> None:
         assert "ld.global" in loop
 
 
+def test_no_two_variants_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if kernels that differ in a tile's sizes, warps or stages, in dtype, head, parts, blocks or GPU share one.
+
+    TensorRT is said to tell kernels of an engine by the name of their entry: two tactics under one would be mixed up.
+    """
+    named: list[tuple[str, Any]] = []
+    monkeypatch.setattr(compiler, "_compile", lambda name, _, *what: named.append((f"{name}_{what[0]}", what)))
+    cuts = [Tile(64, 128), Tile(32, 128), Tile(64, 64), Tile(64, 128, warps=8), Tile(64, 128, stages=2)]
+    for capability, dtype, size in product(("8.0", "9.0"), tiling.DTYPES, tiling.HEAD_SIZES):
+        for tile, partial, causal in product(cuts, (False, True), (False, True)):
+            compiler.compile_attend(capability, dtype, size, tile, partial, causal)
+        for splits in (2, 4, 8, 16):
+            compiler.compile_combine(capability, dtype, size, splits)
+    assert len(named) == 12 * (5 * 4 + 4) == len({name for name, _ in named}) == len({repr(what) for _, what in named})
+
+
+def test_a_name_takes_the_place_of_another() -> None:
+    """Fails if a parameter keeps the old name, or another symbol loses its own."""
+    ptx = ENTRY.format(body="ld.param.b32 %r1, [f_param_1]; call f2, (f); mov g_f, f;")
+    assert compiler.renamed(ptx, "f", "new") == ptx.replace("f_param", "new_param").replace(" f(", " new(").replace(
+        "(f); mov g_f, f;", "(new); mov g_f, new;"
+    )
+
+
 @pytest.mark.slow
 def test_everything_compiles(tmp_path: Path) -> None:
     """Fails if the command without options leaves a kernel out, or one of them is not launchable."""
@@ -120,6 +165,7 @@ def test_everything_compiles(tmp_path: Path) -> None:
     }
     for kernel in kernels:
         check(tmp_path, kernel)
+    one_name_each(tmp_path, kernels)
 
 
 ENTRY = (
@@ -142,9 +188,7 @@ def test_a_hidden_parameter_that_is_read_is_refused(count: int) -> None:
 
 def test_kernels_take_their_places_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a compilation that stops half way leaves some new kernels beside the list of the old ones."""
-    kernels = [
-        CompiledKernel(n, "f", "9.0", "bfloat16", {}, (), 1, 0, 1, 0, 0, (), "3", f"ptx {n}", b"\x7f") for n in "ab"
-    ]
+    kernels = [CompiledKernel(n, "9.0", "bfloat16", {}, (), 1, 0, 1, 0, 0, (), "3", f"ptx {n}", b"\x7f") for n in "ab"]
 
     def compile_with(*broken: Exception) -> Result:
         def made(*_: object) -> Iterator[CompiledKernel]:

@@ -142,6 +142,19 @@ def test_the_text_shows_what_fits_and_what_bounds() -> None:
     assert "batch 4, length 4096: 29.5 GB" in text and "H200 (9.0): tensorrt-rtx has no target" in text
 
 
+def test_parts_of_the_plugin_are_counted() -> None:
+    """Fails if what the plugin adds up is not in the forecast, or is set aside for more splits than a shape has."""
+    arguments = ("--batch", 4, "--length", 4096)
+    [native], [plugin] = (document("llada", *arguments, *more)["memory"] for more in ((), ("--attention", "plugin")))
+    rows = 4 * 4096 * 32  # as many as queries: they fill every GPU by themselves
+    assert (native["parts"], plugin["parts"]) == (0, rows * (128 + 1) * 4)
+    assert plugin["total"] - native["total"] == plugin["parts"] and plugin["parts"] < 2**31 / 7
+    [small] = document("llada", "--batch", 1, "--length", 16, "--attention", "plugin")["memory"]
+    assert small["parts"] == 8 * 16 * 32 * (128 + 1) * 4
+    assert re.search(r"recordings +parts +total", plan("llada", *arguments, "--attention", "plugin"))
+    assert "parts" not in plan("llada", *arguments)
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "told"),
     [

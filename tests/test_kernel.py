@@ -90,7 +90,7 @@ def test_agrees_with_the_definition(
     assert_close(run(inputs, size**-0.5, block, tile=SMALL, splits=splits), inputs, size**-0.5, block)
 
 
-@pytest.mark.parametrize("tile", sorted({*tiling.tiles("9.0"), *tiling.tiles("8.6")}, key=str))
+@pytest.mark.parametrize("tile", sorted({*tiling.tactics("9.0"), *tiling.tactics("8.6")}, key=str))
 @pytest.mark.parametrize("size", tiling.HEAD_SIZES)
 def test_every_tile_that_is_compiled(tile: Tile, size: int) -> None:
     """Fails if a tile of the table computes something else; splits as the GPU would have them."""

@@ -58,13 +58,14 @@ def test_plugins_are_compiled_ahead_of_time(trt: ModuleType) -> None:
 
 def test_outputs_are_described_without_sizes_and_with(trt: ModuleType) -> None:
     """Fails if a description reads a size that the builder does not know yet, or gets one wrong."""
-    for dtype, bfloat16 in ((trt.float16, 0), (trt.bfloat16, 1)):
+    for dtype in (trt.float16, trt.bfloat16):
         [out] = outputs_of(create(trt, "dpad::attend", [1, 0]), ExprBuilder(trt), rows(trt, dtype))
         assert out == Port([2, 19, 4, 64], [2, 3], dtype)
         parts = outputs_of(create(trt, "dpad::attend_parts", [1, 0, 8]), ExprBuilder(trt), rows(trt, dtype))
-        assert parts == [Port([8, 2, 19, 4, 64], [0, 3, 4], trt.float32), Port([8, 2, 19, 4], [0, 3], trt.float32)]
-        combine = create(trt, "dpad::combine_parts", [8, bfloat16])
-        assert outputs_of(combine, ExprBuilder(trt), parts) == [Port([2, 19, 4, 64], [2, 3], dtype)]
+        assert parts == [Port([8 * 2 * 19 * 4, 64], [1], trt.float32), Port([8 * 2 * 19 * 4], [], trt.float32)]
+        combine = create(trt, "dpad::combine_parts", [8])
+        inputs = [*parts, rows(trt, dtype)[0]]
+        assert outputs_of(combine, ExprBuilder(trt), inputs) == [Port([2, 19, 4, 64], [2, 3], dtype)]
 
 
 def formats(trt: ModuleType, name: str, numbers: list[int], ports: list[Port]) -> tuple[list[list[str]], list[int]]:
@@ -79,19 +80,20 @@ def formats(trt: ModuleType, name: str, numbers: list[int], ports: list[Port]) -
 
 def test_formats_and_tactics(trt: ModuleType) -> None:
     """Fails if dtypes could be mixed, or a tactic is offered for which there is no tile."""
-    tactics = [place + 1 for place in range(len(tiling.tiles(CAPABILITY)))]
+    tactics = [place + 1 for place in range(len(tiling.tactics(CAPABILITY)))]
     halves = [[half] * 5 + ["INT32"] * 2 for half in ("HALF", "BF16")]
     half = trt.float16
     assert formats(trt, "dpad::attend", [1, 0], rows(trt, half)) == ([[*h, h[0]] for h in halves], tactics)
+    assert formats(trt, "dpad::attend", [1, 4], rows(trt, half))[1] == tactics[:-1]  # of blocks: registers suffice
     parts = [[*h, "FLOAT", "FLOAT"] for h in halves]
     assert formats(trt, "dpad::attend_parts", [1, 0, 8], rows(trt, half)) == (parts, tactics)
-    ports = [Port([8, 2, 19, 4, 64], [0, 3, 4], trt.float32), Port([8, 2, 19, 4], [0, 3], trt.float32)]
-    for bfloat16, name in enumerate(("HALF", "BF16")):
-        assert formats(trt, "dpad::combine_parts", [8, bfloat16], ports) == ([["FLOAT", "FLOAT", name]], [])
+    ports = [Port([1216, 64], [1], trt.float32), Port([1216], [], trt.float32), rows(trt, half)[0]]
+    both = [["FLOAT", "FLOAT", name, name] for name in ("HALF", "BF16")]
+    assert formats(trt, "dpad::combine_parts", [8], ports) == (both, [])
 
 
 SIMULATED = ("ShapeExpr", "SymInt32", "SymIntExprs", "TensorDesc", "KernelLaunchParams", "AutoTuneCombination")
-DECORATORS = ("register", "autotune", "aot_impl", "cdiv", "max", "from_shape_expr")
+DECORATORS = ("register", "autotune", "aot_impl", "cdiv", "max", "min", "from_shape_expr")
 
 
 def takes_no_more(simulated: Any, real: Any) -> None:

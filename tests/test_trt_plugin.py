@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,7 @@ from dpad.export.progress import Progress
 from dpad.export.settings import ExportSettings
 from dpad.plugins import onnx_face, tiling, triton_kernel, trt_face
 from dpad.plugins.checks import check_kernel
+from dpad.plugins.tiling import Shape
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.errors import AttentionError, EngineBuildError, ExportError, KernelCompileError
 
@@ -46,17 +48,17 @@ CAPABILITY = "9.0"
 ROWS = [[2, 3]] * 3 + [[1, 2]] * 2 + [[], []]  # fixed axes: heads and head size
 
 
-Launches = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+Launches = Callable[..., list[dict[str, Any]]]  # of cases, and a compute capability
 
 
 @pytest.fixture(params=["simulated", pytest.param("real", marks=REAL_API)])
 def launches(request: pytest.FixtureRequest, tmp_path: Path) -> Launches:
     """What the plugins would launch, from a process in which Triton compiles."""
 
-    def launch(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def launch(cases: list[dict[str, Any]], capability: str = CAPABILITY) -> list[dict[str, Any]]:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         program = {"simulated": "plugin_api.py", "real": "plugin_host.py"}[request.param]
-        command = [sys.executable, str(Path(__file__).with_name(program)), CAPABILITY, str(tmp_path / "launches.json")]
+        command = [sys.executable, str(Path(__file__).with_name(program)), capability, str(tmp_path / "launches.json")]
         ran = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, env=environment)
         assert ran.returncode == 0, ran.stderr
         return json.loads((tmp_path / "launches.json").read_text())
@@ -66,7 +68,7 @@ def launches(request: pytest.FixtureRequest, tmp_path: Path) -> Launches:
 
 def case(plugin: str, inputs: list[torch.Tensor], numbers: list[int], tactic: int = 1) -> dict[str, Any]:
     names = {torch.float16: "HALF", torch.bfloat16: "BF16", torch.float32: "FLOAT", torch.int32: "INT32"}
-    fixed = ROWS if len(inputs) == 7 else [[0, 3, 4], [0, 3]]
+    fixed = ROWS if len(inputs) == 7 else [[1], [], [2, 3]]
     return {
         "plugin": plugin,
         "shapes": [list(tensor.shape) for tensor in inputs],
@@ -85,12 +87,13 @@ def outputs_of(launch: dict[str, Any]) -> list[torch.Tensor]:
 
 def execute(launch: dict[str, Any], inputs: list[torch.Tensor], constants: dict[str, Any]) -> list[torch.Tensor]:
     """Run it as TensorRT would: inputs, integers, outputs."""
-    kernel = getattr(triton_kernel, launch["entry"])
+    assert f".visible .entry {launch['entry']}(" in launch["ptx"]
+    name = launch["entry"].split("_")[0]
+    kernel = getattr(triton_kernel, name)
     outputs = outputs_of(launch)
-    spare = [None] if launch["entry"] == "attend" and len(outputs) == 1 else []
-    written = ["int32" if ".u32" in line else "pointer" for line in launch["ptx"].splitlines() if ".param ." in line]
+    spare = [None] if name == "attend" and len(outputs) == 1 else []
     passed = ["pointer"] * len(inputs) + ["int32"] * len(launch["integers"]) + ["pointer"] * len(outputs)
-    assert written == passed
+    assert launch["parameters"] == passed
     kernel[tuple(launch["grid"])](*inputs, *launch["integers"], *outputs, *spare, **constants)
     return outputs
 
@@ -104,8 +107,10 @@ def plugin_inputs(seed: int, dtype: torch.dtype, size: int) -> list[torch.Tensor
 def test_one_plugin_computes_the_op(launches: Launches, dtype: torch.dtype, block: int) -> None:
     """Fails if grid, integers or their order are not what the kernel expects, with every tactic."""
     inputs = plugin_inputs(1, dtype, 64)
-    tiles = tiling.tiles(CAPABILITY)
+    tiles = tiling.tactics(CAPABILITY, block > 0)
     made = launches([case("dpad::attend", inputs, [tiling.scale_bits(0.125), block], t + 1) for t in range(len(tiles))])
+    assert len(tiles) == 3 - (block > 0) == len({launch["entry"] for launch in made})
+    assert min(launch["shared"] for launch in made) <= 48 << 10  # what a launch gets without asking for more
     for tile, launch in zip(tiles, made):
         assert launch["block"] == [tile.warps * 32, 1, 1]
         (out,) = execute(launch, inputs, tiling.attend_constants(64, tile, False, block > 0))
@@ -113,24 +118,49 @@ def test_one_plugin_computes_the_op(launches: Launches, dtype: torch.dtype, bloc
         assert_close(out, [*inputs[:5], inputs[5].long(), inputs[6].long()], 0.125, block)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("splits", [2, 4])
-def test_two_plugins_compute_the_op_in_parts(launches: Launches, dtype: torch.dtype, splits: int) -> None:
-    """Fails if the parts do not add up to the op, or their shapes differ from what is declared."""
-    inputs = plugin_inputs(2, dtype, 96)
-    tile = tiling.tiles(CAPABILITY)[0]
-    parts = torch.empty(splits, *inputs[0].shape), torch.empty(splits, *inputs[0].shape[:3])
-    first, second = launches(
-        [
-            case("dpad::attend_parts", inputs, [tiling.scale_bits(0.1), 0, splits]),
-            case("dpad::combine_parts", list(parts), [splits, int(dtype == torch.bfloat16)], tactic=0),
-        ]
+# Compute capability, dtype, shape, parts that are asked for, and parts that fill the GPU.
+PARTS = {
+    "two": ("9.0", torch.float16, (2, 19, 700, 2, 2, 96), 2, 2),
+    "four": ("9.0", torch.bfloat16, (2, 19, 700, 2, 2, 96), 4, 4),
+    "fewer": ("8.6", torch.float16, (1, 48, 900, 2, 4, 64), 16, 14),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_two_plugins_compute_the_op_in_parts(launches: Launches, name: str) -> None:
+    """Fails if the parts do not add up to the op, or more of them are written or held than the shape needs."""
+    capability, dtype, (batch, rows, *others), splits, needed = PARTS[name]
+    inputs = random_inputs(2, dtype, batch, rows, *others)
+    inputs = [*inputs[:5], inputs[5].int(), inputs[6].int()]
+    query, size = inputs[0], inputs[0].shape[3]
+    [first] = launches([case("dpad::attend_parts", inputs, [tiling.scale_bits(0.1), 0, splits])], capability)
+    partial, log_weight = execute(
+        first, inputs, tiling.attend_constants(size, tiling.tiles(capability)[0], True, False)
     )
-    partial, log_weight = execute(first, inputs, tiling.attend_constants(96, tile, True, False))
-    assert partial.shape == parts[0].shape and log_weight.shape == parts[1].shape
-    (out,) = execute(second, [partial, log_weight], tiling.combine_constants(96, splits))
-    assert out.dtype == dtype
+    assert len(partial) == len(log_weight) and partial.shape[1] == size
+    count = query.numel() // size
+    assert needed * count <= len(partial) <= splits * count
+    parts = [partial, log_weight, query]
+    [second] = launches([case("dpad::combine_parts", parts, [splits], tactic=0)], capability)
+    assert first["integers"][-2] == second["integers"][-1] == needed
+    (out,) = execute(second, parts, tiling.combine_constants(size, splits))
+    assert out.dtype == dtype and out.shape == query.shape
     assert_close(out, [*inputs[:5], inputs[5].long(), inputs[6].long()], 0.1)
+
+
+def test_parts_have_room_in_every_shape() -> None:
+    """Fails if some shape writes more parts than are set aside for it, or for the largest shape of an engine."""
+    for capability, splits in product(tiling.CAPABILITIES, (2, 8, 16)):
+        held = 0
+        for rows in (*range(1, 3000), *range(3000, 40000, 37), 1 << 20):
+            room = tiling.part_rows(rows, splits, capability)
+            assert tiling.most_parts(rows, splits, capability) * rows <= room and held <= room
+            held = room
+        assert held == 1 << 20  # one part where the queries fill the GPU
+    sizes = Shape(batch=1, rows=32, cached=1000, slots=2000, heads=32, kv_heads=32)
+    for tile in tiling.tactics("9.0"):
+        programs = tiling.row_tiles(sizes, tile) * 32
+        assert tiling.most_parts(32 * 32, 16, "9.0") >= 132 * tile.resident // programs
 
 
 def test_formats_and_tactics() -> None:
@@ -143,11 +173,11 @@ def test_formats_and_tactics() -> None:
         trt_face.register_plugins(trt, "7.5")
     assert set(api.plugins) == {"dpad::attend", "dpad::attend_parts", "dpad::combine_parts"}
     for name, plugin in api.plugins.items():
-        numbers = [np.array([2, 1], dtype=np.int32)] if "combine" in name else []
+        numbers = [np.array([1, 0, 2], dtype=np.int32)] if "attend" in name else []
         (choice,) = plugin.tune(*[None] * len(plugin.inputs), *numbers, None)
         assert len(choice.types) == len(plugin.inputs) + plugin.output_count
         if "attend" in name:
-            assert choice.tactics == [1, 2]
+            assert choice.tactics == [1, 2, 3]
             assert choice.types[:7] == ["FP16|BF16"] * 5 + ["INT32"] * 2
 
 

@@ -19,7 +19,7 @@ from gpu.kernels import LIMITS, Inputs, make_inputs, relative_error
 from gpu.timing import DEVICE
 
 _SHARED = "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"
-_TRT = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32", torch.int32: "INT32"}
+_TRT = {torch.float16: "HALF", torch.bfloat16: "BF16", torch.float32: "FLOAT", torch.int32: "INT32"}
 _TORCH = {name: dtype for dtype, name in _TRT.items()}
 
 
@@ -34,10 +34,10 @@ def correctness(capability: str) -> dict[str, Any]:
         inputs = make_inputs(50, 300, 8, 2, 128, dtype, batch=2, pads=True)
         wide = [tensor.float() if tensor.is_floating_point() else tensor for tensor in inputs]
         want = definition(*wide, 0.1)
-        for place, tile in enumerate(tiling.tiles(capability)):
+        for place, tile in enumerate(tiling.tactics(capability)):
             for splits in (1, 3):
                 out = _attend(api.plugins, inputs, 0.1, place + 1, splits)
-                name = f"{str(dtype).removeprefix('torch.')} m{tile.block_m} splits {splits}"
+                name = f"{str(dtype).removeprefix('torch.')} m{tile.block_m} n{tile.block_n} splits {splits}"
                 errors[name] = {"relative_rms": relative_error(out, want), "limit": limit}
     passed = all(entry["relative_rms"] <= entry["limit"] for entry in errors.values())
     return {"cases": errors, "passed": passed}
@@ -51,8 +51,7 @@ def _attend(plugins: dict[str, Plugin], inputs: Inputs, scale: float, tactic: in
     if splits == 1:
         return _run(plugins["dpad::attend"], rows, fixed, [bits, 0], tactic)[0]
     parts = _run(plugins["dpad::attend_parts"], rows, fixed, [bits, 0, splits], tactic)
-    numbers = [splits, int(inputs[0].dtype == torch.bfloat16)]
-    return _run(plugins["dpad::combine_parts"], parts, [[0, 3, 4], [0, 3]], numbers, 0)[0]
+    return _run(plugins["dpad::combine_parts"], [*parts, rows[0]], [[1], [], [2, 3]], [splits], 0)[0]
 
 
 def _run(

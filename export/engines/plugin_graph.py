@@ -33,7 +33,6 @@ def write_plugin_step(step: Path, splits: int) -> Path:
     if not 1 <= splits <= MAX_SPLITS:
         raise ExportError(f"splits {splits} is outside 1 to {MAX_SPLITS}")
     model = onnx.load(str(step), load_external_data=False)
-    bfloat16 = any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer)
     masks = [node for node in model.graph.node if _is(node, onnx_face.MASK_TYPE)]
     if len(masks) != 1:
         raise ExportError(f"{step} has {len(masks)} {onnx_face.MASK_TYPE} nodes, not one; export the bundle again")
@@ -45,7 +44,7 @@ def write_plugin_step(step: Path, splits: int) -> Path:
     block = _attributes(masks[0]).get("block", 0)
     for node in model.graph.node:
         if _is(node, onnx_face.OP_TYPE):
-            nodes += _plugins(node, narrowed, block, splits, bfloat16)
+            nodes += _plugins(node, narrowed, block, splits)
         elif not _is(node, onnx_face.MASK_TYPE):
             nodes.append(node)
     del model.graph.node[:]
@@ -66,7 +65,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _plugins(node: onnx.NodeProto, indices: list[str], block: int, splits: int, bfloat16: bool) -> list[onnx.NodeProto]:
+def _plugins(node: onnx.NodeProto, indices: list[str], block: int, splits: int) -> list[onnx.NodeProto]:
     """The nodes that stand for one op: `attend`, or `attend_parts` and `combine_parts`."""
     numbers = [scale_bits(_attributes(node)["scale"]), block]
     inputs = [*node.input[:5], *indices]
@@ -75,7 +74,7 @@ def _plugins(node: onnx.NodeProto, indices: list[str], block: int, splits: int, 
     parts = [f"{node.output[0]}_partial", f"{node.output[0]}_log_weight"]
     return [
         _plugin("attend_parts", inputs, parts, [*numbers, splits]),
-        _plugin("combine_parts", parts, list(node.output), [splits, int(bfloat16)]),
+        _plugin("combine_parts", [*parts, node.input[0]], list(node.output), [splits]),
     ]
 
 

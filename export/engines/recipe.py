@@ -19,6 +19,7 @@ from dpad.export.progress import Progress
 from dpad.export.writing.digest import digest
 from dpad.models.checkpoint.headers import read_headers
 from dpad.plugins.checks import check_kernel
+from dpad.plugins.tiling import PLUGIN_SPLITS
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import BuildFlags, EngineEntry, StepEntry
 from dpad.runtime.bundle.variant import PACKED, rows_dtype
@@ -30,7 +31,6 @@ from dpad.runtime.extras import install
 
 HALF = ("float16", "bfloat16")
 ATTENTIONS = ("native", "plugin")
-PLUGIN_SPLITS = 8  # parts into which the plugin's kernel divides the keys of a query
 _FALLBACK_CAPABILITY = "8.9"
 
 
@@ -76,6 +76,10 @@ class EngineRecipe:
         if flags.lean and self.attention == "plugin":
             raise ExportError(
                 "TensorRT does not say that its lean runtime runs plugins; leave --lean out, or the plugin"
+            )
+        if flags.strip_weights and self.attention == "plugin":
+            raise ExportError(
+                "TensorRT does not say that plugins can be in a plan that is refitted; leave --strip-weights out"
             )
         if flags.strip_weights and flags.version_compatible:
             raise ExportError("a version-compatible plan cannot be refitted; leave --strip-weights out")

@@ -17,6 +17,8 @@ import numpy as np
 from dpad.export.forecast.gpus import GpuModel
 from dpad.export.step.pack import Packing
 from dpad.models.checkpoint.checkpoint import Config, meta_model
+from dpad.plugins import tiling
+from dpad.plugins.tiling import PLUGIN_SPLITS
 from dpad.runtime.bundle.variant import FULL, rows_dtype, weights_of
 from dpad.runtime.cache import BLOCKS, block_view
 from dpad.runtime.decoding.suffix import Gaussian
@@ -40,7 +42,7 @@ class Sizes:
         weights: all of them.
         products: those of the layers that every row is multiplied with; of matrices with `outputs` rows together.
         head: those of the vocabulary projection, which decoded rows are multiplied with.
-        attended: width of the heads together, H · D.
+        attended: width of the heads together, H · D; `heads` is H.
         cached: keys and values of one position, in elements, all layers.
     """
 
@@ -53,6 +55,7 @@ class Sizes:
     mlp_width: int
     vocab_size: int
     attended: int
+    heads: int
     cached: int
 
     @classmethod
@@ -70,6 +73,7 @@ class Sizes:
             mlp_width=config.mlp_width,
             vocab_size=config.vocab_size,
             attended=config.heads * config.head_size,
+            heads=config.heads,
             cached=2 * config.layers * config.kv_heads * config.head_size,
         )
 
@@ -86,17 +90,21 @@ class Load:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device of an engine exported with these limits, while one batch is decoded."""
+    """Bytes on the device of an engine exported with these limits, while one batch is decoded.
+
+    `parts` are those of a layer's attention that this project's plugin adds up.
+    """
 
     weights: int
     caches: int
     activations: int
     recordings: int
+    parts: int = 0
 
     @property
     def total(self) -> int:
         """All of it; the CUDA context and the kernels come on top."""
-        return self.weights + self.caches + self.activations + self.recordings
+        return self.weights + self.caches + self.activations + self.recordings + self.parts
 
 
 @dataclass(frozen=True)
@@ -118,8 +126,8 @@ def stored(sizes: Sizes, variant: str) -> int:
     return (sizes.weights - sizes.products + scales) * item + sizes.products * _BITS[weights] // 8
 
 
-def memory(sizes: Sizes, variant: str, load: Load) -> Memory:
-    """What an engine takes whose limits are those of `load`.
+def memory(sizes: Sizes, variant: str, load: Load, plugin: bool = False) -> Memory:
+    """What an engine takes whose limits are those of `load`; with `plugin`, one of TensorRT with this project's kernel.
 
     A row for every token lies in its pool, and those of one pass beside it: where a step puts what it computes. Where
     there is less memory than that, and one canvas has room, it opens with a smaller pool.
@@ -131,7 +139,14 @@ def memory(sizes: Sizes, variant: str, load: Load) -> Memory:
     live = 3 * sizes.mlp_width + 2 * sizes.width + 2 * sizes.cached // sizes.layers  # elements a row, at the MLP
     # What is recorded is run in memory of its own, which all recordings share.
     recordings = min(rows, max(load.length, PASS_ROWS)) * live * item + MOST * sizes.layers * _RECORDED
-    return Memory(stored(sizes, variant), cached * sizes.cached * item + logits, rows * live * item, recordings)
+    parts = _parts(sizes, rows) if plugin else 0
+    return Memory(stored(sizes, variant), cached * sizes.cached * item + logits, rows * live * item, recordings, parts)
+
+
+def _parts(sizes: Sizes, rows: int) -> int:
+    """Bytes of the parts of attention over `rows` = B · Q, in float32, and their weights, on the largest GPU."""
+    counts = [int(tiling.part_rows(rows * sizes.heads, PLUGIN_SPLITS, each)) for each in tiling.CAPABILITIES]
+    return 4 * max(counts) * (sizes.attended // sizes.heads + 1)
 
 
 def building(weights: int, packed: Mapping[str, int]) -> int:

@@ -22,9 +22,18 @@ RESERVED = 1 << 30  # bytes of a device that CUDA, kernels and whoever else is t
 
 
 def hazards(
-    config: Config, sizes: Sizes, stored: str, variant: str, loads: list[Load], gpus: Mapping[str, GpuModel]
+    config: Config,
+    sizes: Sizes,
+    stored: str,
+    variant: str,
+    loads: list[Load],
+    gpus: Mapping[str, GpuModel],
+    plugin: bool = False,
 ) -> list[str]:
-    """One line each; empty if nothing is known to be in the way. `stored` is the checkpoint's own dtype."""
+    """One line each; empty if nothing is known to be in the way.
+
+    `stored` is the checkpoint's own dtype; `plugin`: engines are built with `--attention plugin`.
+    """
     return [
         *_dtype(stored, rows_dtype(variant)),
         *_weights(weights_of(variant)),
@@ -32,7 +41,7 @@ def hazards(
         *beyond_training(config, [load.length for load in loads]),
         *_narrow(config),
         *_targets(gpus),
-        *_room(config, sizes, variant, loads, gpus),
+        *_room(sizes, variant, loads, gpus, plugin),
     ]
 
 
@@ -106,7 +115,7 @@ def _targets(gpus: Mapping[str, GpuModel]) -> list[str]:
     ]
 
 
-def _room(config: Config, sizes: Sizes, variant: str, loads: list[Load], gpus: Mapping[str, GpuModel]) -> list[str]:
+def _room(sizes: Sizes, variant: str, loads: list[Load], gpus: Mapping[str, GpuModel], plugin: bool) -> list[str]:
     found = []
     need, here = forecast.predicted_building(sizes, variant), available_memory()
     if need > here:
@@ -115,7 +124,7 @@ def _room(config: Config, sizes: Sizes, variant: str, loads: list[Load], gpus: M
             "machine; build on a larger one, take --weights int4, or for TensorRT --strip-weights"
         )
     for load in loads:
-        need = forecast.memory(sizes, variant, load).total
+        need = forecast.memory(sizes, variant, load, plugin).total
         small = [name for name, gpu in gpus.items() if not fits(need, gpu)]
         if small:
             found.append(

@@ -10,6 +10,7 @@ import click
 
 from dpad.commands.lines import say
 from dpad.export.assumptions import assumptions, contradiction
+from dpad.export.engines.recipe import ATTENTIONS
 from dpad.export.forecast import forecast
 from dpad.export.forecast.forecast import BLOCK_CAUSAL, MODES, Load, Sizes
 from dpad.export.forecast.gpus import GPUS, GpuModel
@@ -54,6 +55,13 @@ _LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no mod
 )
 @click.option("--block-length", default=32, show_default=True, type=click.IntRange(1), help="As for `dpad export`.")
 @click.option("--window", default=256, show_default=True, type=click.IntRange(1), help="As for `dpad export`.")
+@click.option(
+    "--attention",
+    type=click.Choice(ATTENTIONS),
+    default="native",
+    show_default=True,
+    help="As for `dpad export`: parts of `plugin` lie on the device.",
+)
 @click.option("--gpu", "names", multiple=True, type=click.Choice(tuple(GPUS)), help="Repeat for several. Default: all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -64,6 +72,7 @@ def command(
     lengths: tuple[int, ...],
     block_length: int,
     window: int,
+    attention: str,
     names: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -83,8 +92,10 @@ def command(
     loads = [Load(batch, length, block_length, window) for batch in batches for length in lengths]
     gpus = {name: GPUS[name] for name in names or GPUS}
     told = contradiction(raw, config, model, Path(model) if os.path.isdir(model) else None)
-    found = [*assumptions(raw), *([told] if told else []), *hazards(config, sizes, stored, variant, loads, gpus)]
-    document = _document(config, sizes, variant, loads, gpus) | {"hazards": found}
+    plugin = attention == "plugin"
+    found = [*assumptions(raw), *([told] if told else [])]
+    found += hazards(config, sizes, stored, variant, loads, gpus, plugin)
+    document = _document(config, sizes, variant, loads, gpus, plugin) | {"hazards": found}
     if as_json:
         click.echo(json.dumps({"model": model, "architecture": architecture, **document}))
         return
@@ -102,13 +113,13 @@ def command(
 
 
 def _document(
-    config: Config, sizes: Sizes, variant: str, loads: list[Load], gpus: dict[str, GpuModel]
+    config: Config, sizes: Sizes, variant: str, loads: list[Load], gpus: dict[str, GpuModel], plugin: bool
 ) -> dict[str, Any]:
     """Every number of the forecast, in bytes and milliseconds."""
     shift, memory, floors = config.logit_shift, [], []
     modes = BLOCK_CAUSAL if config.block_length else MODES
     for load in loads:
-        need = forecast.memory(sizes, variant, load)
+        need = forecast.memory(sizes, variant, load, plugin)
         room = [name for name, gpu in gpus.items() if fits(need.total, gpu)]
         memory.append({"batch": load.batch, "length": load.length, **asdict(need), "total": need.total, "fits": room})
         for name, gpu in gpus.items():
@@ -120,10 +131,13 @@ def _document(
 
 
 def _memory_lines(document: dict[str, Any]) -> list[str]:
-    rows = [["batch", "length", "weights", "caches", "activations", "recordings", "total", "fits"]]
+    kinds = ["weights", "caches", "activations", "recordings", "parts", "total"]
+    if not any(entry["parts"] for entry in document["memory"]):
+        kinds.remove("parts")
+    rows = [["batch", "length", *kinds, "fits"]]
     every = {entry["gpu"] for entry in document["floors"]}
     for entry in document["memory"]:
-        parts = [_gb(entry[name]) for name in ("weights", "caches", "activations", "recordings", "total")]
+        parts = [_gb(entry[name]) for name in kinds]
         room = "every GPU listed" if every == set(entry["fits"]) else ", ".join(entry["fits"]) or "none listed"
         rows.append([str(entry["batch"]), str(entry["length"]), *parts, room])
     return ["on the device, for an engine exported with these limits:", *_columns(rows)]

@@ -65,11 +65,11 @@ def compile_command(
         stage = folder / "new"
         stage.mkdir()
         for kernel in compile_all(capabilities, dtypes, [int(size) for size in head_sizes]):
-            (stage / f"{kernel.name}.ptx").write_text(kernel.ptx)
-            (stage / f"{kernel.name}.cubin").write_bytes(kernel.cubin)
+            (stage / f"{kernel.entry}.ptx").write_text(kernel.ptx)
+            (stage / f"{kernel.entry}.cubin").write_bytes(kernel.cubin)
             kernels.append(kernel.metadata())
             facts = f"{kernel.registers} registers, {kernel.spill_bytes} bytes spilled, {kernel.shared_bytes} shared"
-            progress.say(f"{kernel.name}: {facts}")
+            progress.say(f"{kernel.entry}: {facts}")
             advance(1)
         (stage / "kernels.json").write_text(json.dumps(kernels, indent=1) + "\n")
         for path in sorted(stage.iterdir(), key=lambda path: path.suffix == ".json"):  # the list when the rest is there
