@@ -1,4 +1,4 @@
-"""The command line: `dpad export | generate | serve | parity | eval | inspect | plan | synth | plugin`.
+"""The command line: `dpad export | generate | serve | parity | eval | inspect | report | plan | synth | plugin`.
 
 Commands live one a file in `dpad.commands` and are imported when they are called, so that
 `dpad generate` never loads torch.
@@ -29,6 +29,7 @@ _COMMANDS = {
     "serve": "Serve a bundle over HTTP.",
     "eval": "Measure a bundle on a task.",
     "inspect": "Show what a bundle holds and what runs here.",
+    "report": "Run a command and write a report of it, to send back.",
     "plan": "Predict what engines need and how fast a step can be.",
     "synth": "Write a checkpoint with random weights in the authors' layout.",
     "plugin": "Compile the attention kernel for GPUs that are not here.",

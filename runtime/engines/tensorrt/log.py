@@ -2,12 +2,18 @@ r"""The logger that TensorRT and TensorRT-RTX are given: it keeps errors for an 
 
 logger = make_logger(trt)
 raise EngineError("...:\n" + logger.words())
+
+Where the environment's DPAD_TRT_LOG names a file, all but verbose lines are added to it, each as it comes: what a
+library said before it crashed is there too. `dpad report` sets it.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+LOG_FILE = "DPAD_TRT_LOG"
 _KEPT = 20  # the last lines; one failure gives a handful
 
 
@@ -16,6 +22,8 @@ def make_logger(trt: Any, listen: Callable[[str], object] | None = None) -> Any:
 
     `listen` is told every line, errors or not.
     """
+
+    file = os.environ.get(LOG_FILE)
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         """Keeps errors; silent otherwise. Lines come from any thread."""
@@ -27,6 +35,9 @@ def make_logger(trt: Any, listen: Callable[[str], object] | None = None) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if listen is not None:
                 listen(message)
+            if file and severity <= trt.ILogger.INFO:
+                with suppress(OSError), open(file, "a", encoding="utf-8") as log:
+                    log.write(f"{trt.__name__} {getattr(severity, 'name', severity)}: {message}\n")
             if severity <= trt.ILogger.ERROR:
                 self.problems.append(message)
 
