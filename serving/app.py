@@ -1,14 +1,16 @@
 """`application`: the routes of a service, as an ASGI application.
 
-app = application(Service(model, "tiny"))
+app = application(Service(model, "tiny"), Settings(name="tiny"))
 """
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -18,15 +20,17 @@ from dpad.serving.completions import CompletionForm
 from dpad.serving.errors import ApiError
 from dpad.serving.exchange import Exchange
 from dpad.serving.front import Front
+from dpad.serving.guard import Guard
 from dpad.serving.schema import Body, ChatBody, CompletionBody
 from dpad.serving.service import Service
+from dpad.serving.settings import Settings
 
 B = TypeVar("B", bound=Body)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def application(service: Service) -> Starlette:
-    """OpenAI's endpoints over `service`."""
+def application(service: Service, settings: Settings) -> Starlette:
+    """OpenAI's endpoints over `service`, and those for whoever runs it."""
 
     async def completions(request: Request) -> Exchange:
         return Exchange(service, CompletionForm(await _read(request, CompletionBody)))
@@ -42,13 +46,31 @@ def application(service: Service) -> Starlette:
             raise ApiError(404, f"the model served here is {service.name!r}", "model_not_found", param="model")
         return JSONResponse(_model(service))
 
+    async def live(request: Request) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def ready(request: Request) -> Response:
+        obstacle = await service.health.obstacle()
+        return JSONResponse({"status": obstacle or "ready"}, 503 if obstacle else 200)
+
+    async def metrics(request: Request) -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
+        Route("/health/live", live),
+        Route("/health/ready", ready),
+        Route("/metrics", metrics),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Front)], exception_handlers={HTTPException: _no_route})
+    middleware = [Middleware(Front, metrics=service.metrics)]
+    if settings.origins:
+        headers = ["authorization", "content-type", "x-request-id"]
+        middleware.append(Middleware(CORSMiddleware, allow_origins=settings.origins, allow_headers=headers))
+    middleware.append(Middleware(Guard, settings=settings))
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _no_route})
 
 
 async def _read(request: Request, kind: type[B]) -> B:

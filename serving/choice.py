@@ -63,8 +63,9 @@ class Choice:
             self._confidences[position - self._start] = sure
         before = len(self._ids)
         self._advance()
-        if self.finish_reason is None and event.generation is not None:
-            self.finish_reason = "length"
+        if self.finish_reason is None and (whole := event.generation) is not None:
+            self.finish_reason = whole.finish_reason
+            self._ids = whole.token_ids[: self._most]  # a deadline leaves gaps, which they close
         text = self.codec.decode(self._ids) if len(self._ids) > before or self.finish_reason else self.text
         return self._settle(self._stopped(text, before))
 

@@ -73,12 +73,25 @@ class Exchange:
         """Serve it; raises what is answered with an HTTP status of its own."""
         with self._service.admission.hold(self._form.count):
             jobs = await asyncio.to_thread(self._form.jobs, self._service)
-            if self._form.body.stream:
-                await unless_gone(receive, self._stream(jobs, send))
-                return
-            await unless_gone(receive, self._service.run(jobs, _quiet))
-            whole = {**self._head, "choices": [self._form.choice(job) for job in jobs], "usage": usage(jobs)}
-            await JSONResponse(whole)(scope, receive, send)
+            try:
+                await self._answer(jobs, scope, receive, send)
+            finally:
+                self._note(jobs, scope)
+
+    async def _answer(self, jobs: Sequence[Job], scope: Scope, receive: Receive, send: Send) -> None:
+        if self._form.body.stream:
+            await unless_gone(receive, self._stream(jobs, send))
+            return
+        await unless_gone(receive, self._service.run(jobs, _quiet))
+        whole = {**self._head, "choices": [self._form.choice(job) for job in jobs], "usage": usage(jobs)}
+        await JSONResponse(whole)(scope, receive, send)
+
+    def _note(self, jobs: Sequence[Job], scope: Scope) -> None:
+        """Numbers for the log and the metrics, of what was cut short too."""
+        counts = usage(jobs)
+        self._service.metrics.tokens(counts["prompt_tokens"], counts["completion_tokens"])
+        reasons = [job.choice.finish_reason or "cancelled" for job in jobs]
+        scope["state"]["facts"].update(counts, stream=bool(self._form.body.stream), finish_reasons=reasons)
 
     async def _stream(self, jobs: Sequence[Job], send: Send) -> None:
         events = EventSender(send)

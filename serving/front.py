@@ -1,10 +1,11 @@
 """`Front`: what every request meets first and its answer passes last: an id, one line in the log, errors in one form.
 
-Starlette(middleware=[Middleware(Front)])
+Starlette(middleware=[Middleware(Front, metrics=metrics)])
 """
 
 import re
 from time import perf_counter
+from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dpad.serving.errors import as_api_error
 from dpad.serving.exchange import Gone
 from dpad.serving.log import logger, where
+from dpad.serving.metrics import Metrics
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _GONE = 499  # what logs say of a client that hung up
@@ -22,8 +24,8 @@ _GONE = 499  # what logs say of a client that hung up
 class Front:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; what fails in it is answered here."""
@@ -32,7 +34,7 @@ class Front:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if _ID.fullmatch(given) else uuid4().hex
-        facts = {"request_id": name, "method": scope["method"], "status": 0}
+        facts: dict[str, Any] = {"request_id": name, "method": scope["method"], "status": 0}
         scope.setdefault("state", {})["facts"] = facts
         began = perf_counter()
 
@@ -54,7 +56,8 @@ class Front:
             if not facts["status"]:
                 await JSONResponse(told.body(), told.status, told.headers())(scope, receive, tagged)
         finally:
-            route = scope.get("route")
-            facts["path"] = route.path if route is not None else "unknown"
-            facts["seconds"] = round(perf_counter() - began, 4)
+            route, seconds = scope.get("route"), perf_counter() - began
+            facts["endpoint"] = route.path if route is not None else "none"
+            facts["seconds"] = round(seconds, 4)
+            self._metrics.request(facts["endpoint"], facts["status"], seconds)
             logger.info("served", extra={"facts": facts})

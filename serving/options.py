@@ -30,6 +30,8 @@ def decoding(model: DiffusionModel, body: Sampling) -> Options:
         given["top_p"] = body.top_p
     if body.schedule is not None:
         given["schedule"] = read_schedule({body.schedule: {}} if isinstance(body.schedule, str) else body.schedule)
+    if (seconds := body.seconds_left) is not None:
+        given["deadline"] = seconds
     options: Options = given  # type: ignore[assignment]
     resolved = model.options(**options)
     if body.most_tokens is not None:

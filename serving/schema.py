@@ -7,9 +7,10 @@ default is served, and one that asks for tools is told that there are none.
 """
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from dpad.runtime.checks import is_integer
@@ -88,6 +89,15 @@ class Decoding(Body):
     schedule: Name | dict[Name, dict[Name, int | float]] | None = None
     block_length: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     top_k: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    deadline_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
+    _arrived: float = PrivateAttr(default_factory=perf_counter)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until its deadline, which counts from when the body had come."""
+        if self.deadline_ms is None:
+            return None
+        return max(1e-3, self.deadline_ms / 1000 - (perf_counter() - self._arrived))
 
 
 class Sampling(Decoding):

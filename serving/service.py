@@ -19,6 +19,8 @@ from dpad.runtime.decoding.request import Request
 from dpad.runtime.model import DiffusionModel
 from dpad.serving.admission import Admission
 from dpad.serving.choice import Choice
+from dpad.serving.health import Health
+from dpad.serving.metrics import Metrics
 
 Emit = Callable[["Job", StepEvent, str], Awaitable[None]]
 
@@ -42,6 +44,7 @@ class Service:
     def __init__(self, model: DiffusionModel, name: str) -> None:
         self.model, self.name, self.created = model, name, int(time())
         self.admission = Admission(model.max_running + model.max_waiting)
+        self.metrics, self.health = Metrics(model), Health(model, self.admission)
 
     async def run(self, jobs: Sequence[Job], emit: Emit) -> None:
         """Decode `jobs` together; `emit` is told of every pass, with the text that has become final."""
@@ -54,11 +57,14 @@ class Service:
 
     async def _decode(self, job: Job, emit: Emit) -> None:
         choice = job.choice
-        async with aclosing(self.model.astream(job.request, **job.options)) as events:
-            async for event in events:
-                await emit(job, event, choice.take(event))
-                if choice.finish_reason is not None:
-                    break
+        with self.metrics.sequence() as told:
+            async with aclosing(self.model.astream(job.request, **job.options)) as events:
+                async for event in events:
+                    told.take(event)
+                    await emit(job, event, choice.take(event))
+                    if choice.finish_reason is not None:
+                        break
+            told.reason = choice.finish_reason or "error"
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -22,18 +22,33 @@ from typing import Any, Self
 import openai
 from passes import SECONDS, until
 
+_SLOWLY = """
+import sys, time
+from dpad.cli import main
+from dpad.runtime.engines.onnx import OnnxEngine
+
+step, seconds = OnnxEngine._step, float(sys.argv.pop(1))
+OnnxEngine._step = lambda self, inputs: (time.sleep(seconds), step(self, inputs))[1]
+main()
+"""
+
 
 class Served:
     """`dpad serve` over a bundle, at a free port."""
 
-    def __init__(self, bundle: Path, *arguments: object) -> None:
+    def __init__(self, bundle: Path, *arguments: object, pass_seconds: float = 0.0) -> None:
+        """Each pass takes `pass_seconds` more: time to look while it runs, never time that is measured."""
+        self.said = ""  # when it has ended
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
-        command = [sys.executable, "-m", "dpad", "serve", str(bundle), "--port", "0", *map(str, arguments)]
+        start = ["-c", _SLOWLY, str(pass_seconds)] if pass_seconds else ["-m", "dpad"]
+        command = [sys.executable, *start, "serve", str(bundle), "--port", "0", *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._log, env=environment)
         until(lambda: self._address() or self.process.poll() is not None)
         found = self._address()
-        assert found, self.log()
+        if not found:
+            self.__exit__(None, None, None)
+        assert found, self.said
         self.host, self.port = found[1], int(found[2])
 
     def _address(self) -> "re.Match[str] | None":
@@ -41,7 +56,7 @@ class Served:
 
     def log(self) -> str:
         """What it has written to standard error."""
-        return Path(self._log.name).read_text()
+        return self.said or Path(self._log.name).read_text()
 
     def records(self) -> list[dict[str, Any]]:
         """Its log."""
@@ -93,4 +108,5 @@ class Served:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self.said = self.log()
         self._log.close()

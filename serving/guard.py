@@ -1,0 +1,87 @@
+"""`Guard`: what is refused before it is read: strangers, foreign pages, bodies that are too large or too slow.
+
+    Starlette(middleware=[Middleware(Guard, settings=settings)])
+
+A page in a browser can send what is no JSON to a server on the same machine without asking it, and what is JSON only
+with its leave (CORS), which nobody has by default; a name that leads back to this machine gets another `Host`.
+"""
+
+import asyncio
+from time import monotonic
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dpad.serving.errors import ApiError
+from dpad.serving.settings import Settings
+
+OPEN = ("/health/live", "/health/ready")  # to everybody: who asks them has no key
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; raises `ApiError`."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if scope["path"] not in OPEN:
+                self._check_caller(headers)
+            self._check_body(scope["method"], headers)
+            receive = self._measured(receive)
+        await self._app(scope, receive, send)
+
+    def _check_caller(self, headers: Headers) -> None:
+        keys = self._settings.keys
+        if keys is not None:
+            if not keys.allow(headers.get("authorization", "")):
+                raise ApiError(401, "give a key of this server as Authorization: Bearer KEY", "invalid_api_key")
+        elif self._settings.hosts and _name(headers.get("host", "")) not in self._settings.hosts:
+            raise ApiError(
+                403, "this server answers to the names of its own machine; ask for one of them", "wrong_host"
+            )
+
+    def _check_body(self, method: str, headers: Headers) -> None:
+        if method in ("GET", "HEAD", "OPTIONS"):
+            return
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "give the body as content-type: application/json", "wrong_content_type")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > self._settings.most_body:
+            raise self._too_large()
+
+    def _measured(self, receive: Receive) -> Receive:
+        """The same, until the body is too large or takes too long."""
+        left, end, whole = self._settings.most_body, monotonic() + self._settings.body_seconds, False
+
+        async def measured() -> Message:
+            nonlocal left, whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, end - monotonic()))
+            except TimeoutError:
+                raise ApiError(
+                    408, f"the body took over {self._settings.body_seconds:g} s; send it faster", "too_slow"
+                ) from None
+            whole = not message.get("more_body", False)
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise self._too_large()
+            return message
+
+        return measured
+
+    def _too_large(self) -> ApiError:
+        most = self._settings.most_body
+        return ApiError(
+            413, f"a body may have {most} bytes; shorten it, or start with a larger --max-body", "too_large"
+        )
+
+
+def _name(host: str) -> str:
+    """A host without its port."""
+    return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host

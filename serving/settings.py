@@ -1,0 +1,31 @@
+"""`Settings`: how a server behaves that its model does not decide.
+
+Settings(name="tiny", keys=Keys(["0123456789abcdef"]))
+"""
+
+from dataclasses import dataclass
+
+from dpad.serving.keys import Keys
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one server.
+
+    Attributes:
+        name: what clients call the model.
+        keys: of those who may ask; None is everybody who can reach it.
+        hosts: names that it answers to where there are no keys; none is any.
+        origins: of pages in browsers that may ask (CORS).
+        most_body: bytes of a request's body.
+        body_seconds: in which a body has to come.
+        drain_seconds: that a signal leaves to what runs.
+    """
+
+    name: str
+    keys: Keys | None = None
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    most_body: int = 1 << 20
+    body_seconds: float = 30.0
+    drain_seconds: float = 30.0
