@@ -11,17 +11,18 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import host_trt
-import numpy as np
 import pytest
 import tensorrt_rtx
 import test_trt_open as openings
 import trt_names
 from checked_trt import Checked, NotInTensorRT, enums_of
 from checkpoints import contract_of
+from decoding import run
 from host_cuda import HostDevice
 from host_trt import HostTrt, opened
 from null_builder import NullBuilder
 from real_trt import REAL_API, real_tensorrt
+from test_trt_engine import GEN, options_for, prompt
 from trt_names import member_names, module_names
 
 from dpad.export.engines import plan as plans
@@ -29,8 +30,8 @@ from dpad.export.engines.plan import build_plan
 from dpad.export.progress import Progress
 from dpad.models.checkpoint.checkpoint import Checkpoint
 from dpad.runtime.bundle.manifest import BuildFlags
+from dpad.runtime.decoding.request import Request
 from dpad.runtime.engines.machine import Gpu, Machine
-from dpad.runtime.engines.step import StepInputs
 from dpad.runtime.engines.tensorrt.engine import open_trt_engine
 from dpad.runtime.errors import EngineBuildError
 
@@ -61,10 +62,11 @@ def used(libraries: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.parametrize("rtx", [False, True])
 def test_a_step_asks_what_there_is(used: set[str], directory: Path, rtx: bool) -> None:
     """Fails if opening a plan, running and recording steps, or drawing tokens calls what the real library lacks."""
-    canvas, empty = np.full((1, 8), 5), np.empty((1, 0), dtype=np.int64)
+    options = options_for("dual", decoder="entropy", temperature=0.7, top_k=5)
     with opened(directory, rtx=rtx, kernel_cache="kernels") as engine:
-        for _ in range(3):
-            engine.step(StepInputs(canvas, np.arange(8)[None], empty, np.zeros_like(canvas)))
+        for _ in range(2):
+            [decoded] = run(engine, [Request(prompt(25, 5))], options)
+        assert len(decoded.committed) == GEN
     assert "IExecutionContext.execute_async_v3" in used
     assert rtx == ("IRuntimeConfig.cuda_graph_strategy" in used)
 
