@@ -214,6 +214,6 @@ def compile_all(
     """Every kernel that a launcher may choose, one at a time (about a second each)."""
     for capability, dtype, size in product(capabilities, dtypes, head_sizes):
         for causal, partial in product((False, True), (False, True)):
-            for tile in tiling.tactics(capability, causal):
+            for tile in tiling.tactics(capability, causal).values():
                 yield compile_attend(capability, dtype, size, tile, partial, causal)
         yield compile_combine(capability, dtype, size)

@@ -59,13 +59,15 @@ def tiles(capability: str) -> tuple[Tile, ...]:
     return _TILES.get(capability, _SMALL)
 
 
-def tactics(capability: str, causal: bool = False) -> tuple[Tile, ...]:
+def tactics(capability: str, causal: bool = False) -> dict[int, Tile]:
     """The tiles among which TensorRT's builder chooses by time: `tiles`, and one that fits wherever a kernel does.
 
-    With blocks, `causal`, those whose registers suffice for their mask.
+    With blocks, `causal`, those whose registers suffice for their mask. A number means the same tile in either case:
+    timings may be kept under it.
     """
     choice = tiles(capability)
-    return (*(choice[1:] if causal and choice is _LARGE else choice), _MODEST)
+    every = dict(enumerate((*choice, _MODEST), start=1))
+    return {number: tile for number, tile in every.items() if not (causal and choice is _LARGE and tile is choice[0])}
 
 
 def tile_for(rows: int, capability: str, causal: bool = False) -> Tile:
@@ -187,7 +189,7 @@ def part_rows(rows: Any, splits: int, capability: str, number: Arithmetic = NUMB
 
 def _part_rows(capability: str) -> int:
     """Rows of all programs that fill the GPU once: more than one part is written by no more than those."""
-    return max(PROCESSORS[capability] * tile.resident * tile.block_m for tile in tactics(capability))
+    return max(PROCESSORS[capability] * tile.resident * tile.block_m for tile in tactics(capability).values())
 
 
 def split(shape: Shape, tile: Tile, processors: int, splits: int | None = None) -> tuple[int, int]:

@@ -112,10 +112,10 @@ def _describe_combine(trtp: Any) -> Any:
 
 
 def _attend_choices(trtp: Any, *written: str) -> Any:
-    """One tactic a tile, from 1; `written` are the types of the outputs."""
+    """One tactic a tile; `written` are the types of the outputs."""
 
     def choices(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs):
-        tactics = [place + 1 for place in range(len(tiling.tactics(_target["capability"], int(numbers[1]) > 0)))]
+        tactics = list(tiling.tactics(_target["capability"], int(numbers[1]) > 0))
         return [trtp.AutoTuneCombination(", ".join([*[_HALF] * 5, "INT32", "INT32", *written]), "LINEAR", tactics)]
 
     return choices
@@ -136,7 +136,7 @@ def _launch_attend(trt: Any, trtp: Any, partial: bool) -> Any:
 
         capability, number = _target["capability"], _arithmetic(trtp)
         bits, block, *splits = numbers.tolist()
-        tile = tiling.tactics(capability, block > 0)[max(tactic, 1) - 1]
+        tile = tiling.tactics(capability, block > 0)[tactic]
         batch, rows, heads, size = query.shape_expr
         cached, slots, kv_heads = (
             cache_indices.shape_expr[1],

@@ -100,9 +100,9 @@ def attends(kernels: list[dict[str, Any]], tile: Tile) -> list[dict[str, Any]]:
 def test_as_many_programs_fit_as_the_table_says(tmp_path: Path, capability: str) -> None:
     """Fails if splits are counted for programs that an SM cannot hold beside each other."""
     kernels = compile_kernels(tmp_path, "--compute-capability", capability, "--dtype", "float16", "--head-size", "128")
-    for tile in tiling.tactics(capability):
+    for tile in tiling.tactics(capability).values():
         found = attends(kernels, tile)
-        assert len(found) == 2 + 2 * (tile in tiling.tactics(capability, causal=True))
+        assert len(found) == 2 + 2 * (tile in tiling.tactics(capability, causal=True).values())
         for kernel in found:
             assert tile.resident * (kernel["shared_bytes"] + 1024) <= SM_SHARED[capability] << 10
             assert tile.resident * kernel["threads"] * -(-kernel["registers"] // 8) * 8 <= SM_REGISTERS

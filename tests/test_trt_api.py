@@ -82,11 +82,12 @@ def formats(trt: ModuleType, name: str, numbers: list[int], ports: list[Port]) -
 
 def test_formats_and_tactics(trt: ModuleType) -> None:
     """Fails if dtypes could be mixed, or a tactic is offered for which there is no tile."""
-    tactics = [place + 1 for place in range(len(tiling.tactics(CAPABILITY)))]
+    tactics = list(tiling.tactics(CAPABILITY))
+    assert tactics == [1, 2, 3]
     halves = [[half] * 5 + ["INT32"] * 2 for half in ("HALF", "BF16")]
     half = trt.float16
     assert formats(trt, "dpad::attend", [1, 0], rows(trt, half)) == ([[*h, h[0]] for h in halves], tactics)
-    assert formats(trt, "dpad::attend", [1, 4], rows(trt, half))[1] == tactics[:-1]  # of blocks: registers suffice
+    assert formats(trt, "dpad::attend", [1, 4], rows(trt, half))[1] == [2, 3]  # of blocks: registers suffice
     parts = [[*h, "FLOAT", "FLOAT"] for h in halves]
     assert formats(trt, "dpad::attend_parts", [1, 0, 8], rows(trt, half)) == (parts, tactics)
     ports = [Port([1216, 64], [1], trt.float32), Port([1216], [], trt.float32), rows(trt, half)[0]]

@@ -34,9 +34,9 @@ def correctness(capability: str) -> dict[str, Any]:
         inputs = make_inputs(50, 300, 8, 2, 128, dtype, batch=2, pads=True)
         wide = [tensor.float() if tensor.is_floating_point() else tensor for tensor in inputs]
         want = definition(*wide, 0.1)
-        for place, tile in enumerate(tiling.tactics(capability)):
+        for tactic, tile in tiling.tactics(capability).items():
             for splits in (1, 3):
-                out = _attend(api.plugins, inputs, 0.1, place + 1, splits)
+                out = _attend(api.plugins, inputs, 0.1, tactic, splits)
                 name = f"{str(dtype).removeprefix('torch.')} m{tile.block_m} n{tile.block_n} splits {splits}"
                 errors[name] = {"relative_rms": relative_error(out, want), "limit": limit}
     passed = all(entry["relative_rms"] <= entry["limit"] for entry in errors.values())
