@@ -22,6 +22,7 @@
     │   ├── EngineUnavailable nothing on this machine can run it
     │   └── ModelClosed       the model was closed, before the call or while it ran
     ├── ParityError           an engine disagrees with PyTorch
+    ├── ReplayError           a receipt is of another bundle, or its passes come out different
     ├── MissingExtra          a command needs a package that an extra of this one installs
     └── EvaluationError       a task cannot be run as asked; evaluation/errors.py draws its branch
 
@@ -107,6 +108,10 @@ class ModelClosed(EngineError):
 
 class ParityError(DpadError):
     """An engine disagrees with PyTorch by more than the tolerance of its dtype."""
+
+
+class ReplayError(DpadError):
+    """What a receipt is of cannot be repeated here; names the bundle, or the first pass that differs."""
 
 
 class MissingExtra(DpadError):

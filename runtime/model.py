@@ -67,9 +67,13 @@ class DiffusionModel:
         *,
         max_running: int | None = None,
         max_waiting: int = WAITING,
+        digest: str = "",
     ) -> None:
-        """`max_running` sequences run together (None: four times what a pass takes), `max_waiting` wait."""
-        self.engine = engine
+        """`max_running` sequences run together (None: four times what a pass takes), `max_waiting` wait.
+
+        `digest` is that of the bundle's manifest, for who wants to name what was decoded with.
+        """
+        self.engine, self.digest = engine, digest
         self._scheduler = Scheduler(engine, max_running, max_waiting)
         self.max_running, self.max_waiting = self._scheduler.max_running, self._scheduler.max_waiting
         self._worker = Worker(self._scheduler)

@@ -21,7 +21,8 @@ from dpad.serving.errors import ApiError
 from dpad.serving.exchange import Exchange
 from dpad.serving.front import Front
 from dpad.serving.guard import Guard
-from dpad.serving.schema import Body, ChatBody, CompletionBody
+from dpad.serving.infill import InfillForm
+from dpad.serving.schema import Body, ChatBody, CompletionBody, InfillBody
 from dpad.serving.service import Service
 from dpad.serving.settings import Settings
 
@@ -37,6 +38,9 @@ def application(service: Service, settings: Settings) -> Starlette:
 
     async def chat(request: Request) -> Exchange:
         return Exchange(service, ChatForm(await _read(request, ChatBody)))
+
+    async def infill(request: Request) -> Exchange:
+        return Exchange(service, InfillForm(await _read(request, InfillBody)))
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(service)]})
@@ -59,6 +63,7 @@ def application(service: Service, settings: Settings) -> Starlette:
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/infill", infill, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/health/live", live),

@@ -33,9 +33,9 @@ class ChatForm:
         delta = {"role": "assistant", "content": ""}
         return {"index": job.choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def piece(self, job: Job, text: str) -> Document:
+    def piece(self, job: Job, texts: list[str]) -> Document:
         """Text as it becomes final."""
-        return self._choice(job, "delta", {"content": text} if text else {})
+        return self._choice(job, "delta", {"content": texts[0]} if texts[0] else {})
 
     def choice(self, job: Job) -> Document:
         """A whole answer."""
@@ -43,7 +43,7 @@ class ChatForm:
 
     def _choice(self, job: Job, name: str, message: Document) -> Document:
         logprobs = {"content": list(map(_logprob, job.choice.news())), "refusal": None} if self.body.logprobs else None
-        reason = job.choice.finish_reason
+        reason = job.finish_reason
         return {"index": job.choice.index, name: message, "logprobs": logprobs, "finish_reason": reason}
 
 

@@ -1,4 +1,4 @@
-"""`Choice`: one answer on its way: which of its text is final, and why it ended.
+"""`Choice`: one text on its way: which of its text is final, and why it ended.
 
     choice = Choice(model.codec, eos, 0, start=9, length=64, most=60, stop=["###"])
     choice.take(event)              # the text that has become final with this pass
@@ -28,7 +28,7 @@ class Token(NamedTuple):
 
 
 class Choice:
-    """The answer number `index` of a request."""
+    """The text of the answer number `index` of a request, or of one of its blanks."""
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class Choice:
         stop: Sequence[str] = (),
     ) -> None:
         """`start` is the canvas position of its first token, `length` the positions behind it, `most` tokens count."""
-        self.index, self.passes = index, 0
+        self.index = index
         self.codec, self._eos, self._start, self._most, self._stop = codec, frozenset(eos), start, most, stop
-        self._tokens, self._confidences = [_UNDECIDED] * length, [0.0] * length
+        self._length, self._tokens, self._confidences = length, [_UNDECIDED] * length, [0.0] * length
         self._ids: list[int] = []
         self.text = ""  # final, as told so far
         self.finish_reason: str | None = None
@@ -57,15 +57,15 @@ class Choice:
 
     def take(self, event: StepEvent) -> str:
         """The text that has become final with a pass; with the last one all that is left."""
-        self.passes = event.nfe
+        if self.finish_reason is not None:
+            return ""
         for position, token, sure in zip(event.positions.tolist(), event.tokens.tolist(), event.confidences.tolist()):
-            self._tokens[position - self._start] = token
-            self._confidences[position - self._start] = sure
+            if 0 <= (place := position - self._start) < len(self._tokens):
+                self._tokens[place], self._confidences[place] = token, sure
         before = len(self._ids)
         self._advance()
-        if self.finish_reason is None and (whole := event.generation) is not None:
-            self.finish_reason = whole.finish_reason
-            self._ids = whole.token_ids[: self._most]  # a deadline leaves gaps, which they close
+        if self.finish_reason is None and event.generation is not None:
+            self._close()
         text = self.codec.decode(self._ids) if len(self._ids) > before or self.finish_reason else self.text
         return self._settle(self._stopped(text, before))
 
@@ -81,6 +81,14 @@ class Choice:
             self._ids.append(token)
             if len(self._ids) == self._most:
                 self.finish_reason = "length"
+
+    def _close(self) -> None:
+        """There are no further passes: what a deadline left undecided is left out."""
+        decided = [place for place, token in enumerate(self._tokens) if token != _UNDECIDED]
+        self._tokens = [self._tokens[place] for place in decided]
+        self._confidences = [self._confidences[place] for place in decided]
+        self._advance()
+        self.finish_reason = self.finish_reason or ("length" if len(decided) == self._length else "deadline")
 
     def _stopped(self, text: str, before: int) -> str:
         """`text` up to the first stop sequence, and the tokens with it; `before` of them held none."""

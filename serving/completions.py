@@ -35,9 +35,9 @@ class CompletionForm:
         echoed = self._echoed(job)
         return {"index": job.choice.index, "text": echoed, "logprobs": None, "finish_reason": None} if echoed else None
 
-    def piece(self, job: Job, text: str) -> Document:
+    def piece(self, job: Job, texts: list[str]) -> Document:
         """Text as it becomes final."""
-        return self._choice(job, text)
+        return self._choice(job, texts[0])
 
     def choice(self, job: Job) -> Document:
         """A whole answer."""
@@ -45,7 +45,7 @@ class CompletionForm:
 
     def _choice(self, job: Job, text: str) -> Document:
         logprobs = None if self.body.logprobs is None else self._logprobs(job.choice.news(), len(self._echoed(job)))
-        reason = job.choice.finish_reason
+        reason = job.finish_reason
         return {"index": job.choice.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _echoed(self, job: Job) -> str:

@@ -61,7 +61,9 @@ def as_api_error(error: BaseException) -> ApiError:
 
 def _refused(error: ValidationError) -> ApiError:
     """The first field that is wrong, by its name; never the value, which may be long or private."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # Of the ways in which a value could have been read, the one that was followed furthest.
+    several = error.errors(include_url=False, include_context=False, include_input=False)
+    first = max(several, key=lambda each: (each["loc"][:1] == several[0]["loc"][:1], len(each["loc"])))
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return ApiError(

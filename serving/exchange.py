@@ -45,8 +45,8 @@ class Form(Protocol):
     def begin(self, job: Job) -> Document | None:
         """A choice of the first part of a stream, before there is text."""
 
-    def piece(self, job: Job, text: str) -> Document:
-        """A choice of a part of a stream, with the text that has become final."""
+    def piece(self, job: Job, texts: list[str]) -> Document:
+        """A choice of a part of a stream, with the texts that have become final."""
 
     def choice(self, job: Job) -> Document:
         """A choice of a whole answer."""
@@ -61,6 +61,8 @@ class Exchange:
                 404, f"the model served here is {service.name!r}; ask for it, or leave the model out",
                 "model_not_found", param="model",
             )  # fmt: skip
+        if form.body.revisions and not form.body.stream:
+            raise ApiError(400, "revisions come in a stream; ask for stream, too", "invalid_request", param="revisions")
         self._service, self._form = service, form
         self._head: Document = {
             "id": f"{form.prefix}-{uuid4().hex}",
@@ -83,24 +85,32 @@ class Exchange:
             await unless_gone(receive, self._stream(jobs, send))
             return
         await unless_gone(receive, self._service.run(jobs, _quiet))
-        whole = {**self._head, "choices": [self._form.choice(job) for job in jobs], "usage": usage(jobs)}
+        whole = {
+            **self._head,
+            "choices": [self._form.choice(job) | _receipt(job) for job in jobs],
+            "usage": usage(jobs),
+        }
         await JSONResponse(whole)(scope, receive, send)
 
     def _note(self, jobs: Sequence[Job], scope: Scope) -> None:
         """Numbers for the log and the metrics, of what was cut short too."""
         counts = usage(jobs)
         self._service.metrics.tokens(counts["prompt_tokens"], counts["completion_tokens"])
-        reasons = [job.choice.finish_reason or "cancelled" for job in jobs]
+        reasons = [job.finish_reason or "cancelled" for job in jobs]
         scope["state"]["facts"].update(counts, stream=bool(self._form.body.stream), finish_reasons=reasons)
 
     async def _stream(self, jobs: Sequence[Job], send: Send) -> None:
         events = EventSender(send)
 
-        async def emit(job: Job, event: StepEvent, text: str) -> None:
-            if event.nfe == 1 and (first := self._form.begin(job)) is not None:
+        begun: set[Job] = set()
+
+        async def emit(job: Job, event: StepEvent, texts: list[str]) -> None:
+            if job not in begun and (first := self._form.begin(job)) is not None:
                 await events.send({**self._head, "choices": [first]})
-            if text or job.choice.finish_reason is not None:
-                await events.send({**self._head, "choices": [self._form.piece(job, text)]})
+            begun.add(job)
+            told = {"revision": revision(job, event)} if self._form.body.revisions else {}
+            if any(texts) or told or job.finish_reason is not None:
+                await events.send({**self._head, "choices": [self._form.piece(job, texts) | told | _receipt(job)]})
 
         try:
             await self._service.run(jobs, emit)
@@ -158,17 +168,36 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-async def _quiet(job: Job, event: StepEvent, text: str) -> None:
+async def _quiet(job: Job, event: StepEvent, texts: list[str]) -> None:
     """A whole answer is written at its end."""
+
+
+def revision(job: Job, event: StepEvent) -> Document:
+    """What a pass decided, places counted from the first that is generated; all of them give the whole canvas."""
+    tokens = event.tokens.tolist()
+    return {
+        "pass": event.nfe,
+        "block": event.block,
+        "step": event.step,
+        "positions": (event.positions - len(job.request.prompt_ids)).tolist(),
+        "tokens": tokens,
+        "texts": [job.choice.codec.token_text(token) for token in tokens],
+        "confidences": event.confidences.tolist(),
+    }
+
+
+def _receipt(job: Job) -> Document:
+    """The receipt of a finished answer, if it was asked for."""
+    return {} if job.receipt is None or job.finish_reason is None else {"receipt": job.receipt.document()}
 
 
 def usage(jobs: Sequence[Job]) -> Document:
     """Tokens of prompts and answers, and forward passes; each prompt counts once, however many answers it has."""
     prompts = sum(len(ids) for ids in {id(job.request): job.request.prompt_ids for job in jobs}.values())
-    written = sum(job.choice.token_count for job in jobs)
+    written = sum(job.token_count for job in jobs)
     return {
         "prompt_tokens": prompts,
         "completion_tokens": written,
         "total_tokens": prompts + written,
-        "passes": sum(job.choice.passes for job in jobs),
+        "passes": sum(job.passes for job in jobs),
     }

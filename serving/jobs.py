@@ -6,10 +6,12 @@ jobs_for(model, body, [model.request("What is 53 + 34?")])
 from collections.abc import Sequence
 from dataclasses import replace
 
+from dpad.runtime.decoding.options import Options
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.model import DiffusionModel
 from dpad.serving.choice import Choice
 from dpad.serving.options import decoding, most_tokens
+from dpad.serving.receipt import Receipt
 from dpad.serving.schema import Sampling
 from dpad.serving.service import Job
 
@@ -35,5 +37,12 @@ def jobs_for(model: DiffusionModel, body: Sampling, requests: Sequence[Request])
                 most=most_tokens(body, resolved),
                 stop=body.stop or (),
             )
-            jobs.append(Job(replace(request, seed=resolved.seed + number), options, choice))
+            jobs.append(job_for(model, replace(request, seed=resolved.seed + number), options, (choice,), body))
     return jobs
+
+
+def job_for(
+    model: DiffusionModel, request: Request, options: Options, choices: tuple[Choice, ...], body: Sampling
+) -> Job:
+    """One job, with a receipt if `body` asks for one."""
+    return Job(request, options, choices, Receipt.begun(model, request, options) if body.receipt else None)

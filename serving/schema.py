@@ -8,9 +8,9 @@ default is served, and one that asks for tools is told that there are none.
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpad.runtime.checks import is_integer
@@ -90,6 +90,8 @@ class Decoding(Body):
     block_length: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     top_k: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
     deadline_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
+    revisions: bool | None = None
+    receipt: bool | None = None
     _arrived: float = PrivateAttr(default_factory=perf_counter)
 
     @property
@@ -143,6 +145,32 @@ class CompletionBody(Sampling):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
     best_of: Annotated[Any, AfterValidator(_neutral(1))] = None
+
+
+class Blank(Body):
+    """A place in a template that is filled with up to so many tokens."""
+
+    tokens: Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class InfillBody(Sampling):
+    """Of `/v1/infill`: text before and behind one blank of `max_tokens`, or a template with several."""
+
+    prefix: str | None = None
+    suffix: str | None = None
+    template: Annotated[list[str | Blank], Field(min_length=1, max_length=1024)] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.template is None and self.prefix is None and self.suffix is None:
+            raise PydanticCustomError("form", "give prefix and suffix, or a template")
+        if self.template is not None and (self.prefix, self.suffix, self.max_tokens) != (None, None, None):
+            raise PydanticCustomError(
+                "form", "a template has its own texts and blanks; leave prefix, suffix, max_tokens out"
+            )
+        if self.template is not None and not any(isinstance(part, Blank) for part in self.template):
+            raise PydanticCustomError("form", 'a template needs a blank, such as {"tokens": 16}')
+        return self
 
 
 class ChatMessage(Body):

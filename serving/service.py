@@ -10,7 +10,7 @@ Whoever is cancelled, or fails, takes all of its request with it: nothing of it 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import time
 
 from dpad.runtime.decoding.event import StepEvent
@@ -21,17 +21,51 @@ from dpad.serving.admission import Admission
 from dpad.serving.choice import Choice
 from dpad.serving.health import Health
 from dpad.serving.metrics import Metrics
+from dpad.serving.receipt import Receipt
 
-Emit = Callable[["Job", StepEvent, str], Awaitable[None]]
+Emit = Callable[["Job", StepEvent, list[str]], Awaitable[None]]
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One sequence of a request: what is decoded, how, and what becomes of it."""
+    """One sequence of a request: what is decoded, how, and what becomes of it.
+
+    `choices` are its texts: one, or one for each blank of a template.
+    """
 
     request: Request
     options: Options
-    choice: Choice
+    choices: tuple[Choice, ...]
+    receipt: Receipt | None = None
+    _passes: list[int] = field(default_factory=lambda: [0])
+
+    def take(self, event: StepEvent) -> list[str]:
+        """The text of each choice that has become final with a pass."""
+        self._passes[0] = event.nfe
+        if self.receipt is not None:
+            self.receipt.add(event)
+        return [choice.take(event) for choice in self.choices]
+
+    @property
+    def choice(self) -> Choice:
+        """The only one, or the first."""
+        return self.choices[0]
+
+    @property
+    def passes(self) -> int:
+        """Forward passes so far."""
+        return self._passes[0]
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of the final texts."""
+        return sum(choice.token_count for choice in self.choices)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None while a choice goes on; of several the one that tells most."""
+        reasons = [choice.finish_reason for choice in self.choices]
+        return None if None in reasons else next(each for each in ("deadline", "length", "stop") if each in reasons)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Token ids as text."""
@@ -47,7 +81,7 @@ class Service:
         self.metrics, self.health = Metrics(model), Health(model, self.admission)
 
     async def run(self, jobs: Sequence[Job], emit: Emit) -> None:
-        """Decode `jobs` together; `emit` is told of every pass, with the text that has become final."""
+        """Decode `jobs` together; `emit` is told of every pass, with the texts that have become final."""
         try:
             async with asyncio.TaskGroup() as group:
                 for job in jobs:
@@ -56,15 +90,14 @@ class Service:
             raise _first(several) from None
 
     async def _decode(self, job: Job, emit: Emit) -> None:
-        choice = job.choice
         with self.metrics.sequence() as told:
             async with aclosing(self.model.astream(job.request, **job.options)) as events:
                 async for event in events:
                     told.take(event)
-                    await emit(job, event, choice.take(event))
-                    if choice.finish_reason is not None:
+                    await emit(job, event, job.take(event))
+                    if job.finish_reason is not None:
                         break
-            told.reason = choice.finish_reason or "error"
+            told.reason = job.finish_reason or "error"
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

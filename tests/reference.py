@@ -48,17 +48,24 @@ class Result:
     ended_early: bool = False
 
 
-def decode(model: Model, prompt: list[int], rules: Rules, suffix: list[int] | None = None) -> Result:
-    """Fill gen_length masks between `prompt` and `suffix`, block by block."""
-    suffix = suffix or []
-    canvas = prompt + [rules.mask] * rules.gen_length + suffix
+def decode(
+    model: Model,
+    prompt: list[int],
+    rules: Rules,
+    suffix: list[int] | None = None,
+    given: dict[int, int] | None = None,
+) -> Result:
+    """Fill gen_length masks between `prompt` and `suffix`, block by block, but for those that are `given`."""
+    suffix, given = suffix or [], given or {}
+    canvas = prompt + [given.get(place, rules.mask) for place in range(rules.gen_length)] + suffix
     result = Result(canvas)
     gen_end = len(prompt) + rules.gen_length
     stored: Rows = {}
     for block in range(rules.gen_length // rules.block_length):
         start = len(prompt) + block * rules.block_length
         end = start + rules.block_length
-        kept = rules.kept[block] + list(range(gen_end, len(canvas)))
+        told = {len(prompt) + place for place in given if len(prompt) + place >= end}
+        kept = sorted({*rules.kept[block]} | told) + list(range(gen_end, len(canvas)))
         decode_block(model, result, rules, start, end, kept, stored)
         if rules.early_termination and rules.eos in canvas[start:end]:
             result.ended_early = end < gen_end

@@ -50,7 +50,7 @@ def test_a_sample_is_part_of_the_json(bundle: Path, tmp_path: Path) -> None:
     assert sample.keys() == {"prompt", "obstacle"} and "onnxruntime-cuda" in sample["obstacle"]
 
 
-@pytest.mark.parametrize("command", ["export", "generate", "serve", "parity", "eval", "inspect", "synth"])
+@pytest.mark.parametrize("command", ["export", "generate", "serve", "replay", "parity", "eval", "inspect", "synth"])
 def test_help_describes_every_option(command: str) -> None:
     """Fails if an option has no help text."""
     ran = dpad(command, "--help")

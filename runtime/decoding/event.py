@@ -29,7 +29,7 @@ class Generation:
 
     Attributes:
         text: generated text up to EOS, without special tokens; empty without a tokenizer.
-        token_ids: generated tokens up to EOS, EOS excluded.
+        token_ids: generated tokens up to EOS, EOS excluded; with `given` tokens all of them, theirs and the blanks'.
         canvas: the whole canvas [N]: prompt, generated tokens (EOS-filled; masks where a deadline left them), suffix.
         commit_steps: int64 [gen_length], the forward pass (from 1) that committed each
             generated position; 0 where early termination filled it, or a deadline left it.

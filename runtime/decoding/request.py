@@ -7,6 +7,7 @@ Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in betw
 from dataclasses import dataclass
 
 from dpad.runtime.arguments import listed, reading
+from dpad.runtime.cache import BLOCKS
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.contract import StepContract
 from dpad.runtime.decoding.options import GenerationOptions
@@ -25,12 +26,15 @@ class Request:
         suffix_ids: tokens behind it (infill); they always take part, DPad drops masks only.
         seed: of this row, so that a row gives the same tokens alone as in a batch; None is the seed of the options.
         schedule: suffix schedule of this row; None is that of the options.
+        given: pairs of a place, counted from the first generated position, and the token that stands there: text
+            between blanks, which takes part as the suffix does. Then no EOS ends the canvas early: a blank may follow.
     """
 
     prompt_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...] = ()
     seed: int | None = None
     schedule: SuffixSchedule | None = None
+    given: tuple[tuple[int, int], ...] = ()
 
     @reading("a request")
     def __post_init__(self) -> None:
@@ -41,6 +45,7 @@ class Request:
                 raise InvalidRequest(f"{name} {shown(getattr(self, name))} is no list of token ids")
             object.__setattr__(self, name, tuple(as_integer(token, "a token id") for token in ids))
         object.__setattr__(self, "seed", as_integer(self.seed, "seed"))
+        object.__setattr__(self, "given", _pairs(self.given))
 
     def canvas_length(self, options: GenerationOptions) -> int:
         """Tokens on this row's canvas: prompt, generated and suffix."""
@@ -48,7 +53,7 @@ class Request:
 
     def check(self, options: GenerationOptions, contract: StepContract) -> None:
         """Raise `InvalidRequest` if the row cannot be served, naming the value and the limit."""
-        for token in (*self.prompt_ids, *self.suffix_ids):
+        for token in (*self.prompt_ids, *self.suffix_ids, *(token for _, token in self.given)):
             if not is_integer(token) or not 0 <= token < contract.vocab_size:
                 raise InvalidRequest(f"token id {shown(token)} is outside the vocabulary of {contract.vocab_size}")
             if token == contract.mask_token_id:
@@ -58,6 +63,13 @@ class Request:
                 )
         if self.schedule is not None:
             check_is_schedule(self.schedule)
+        places = {place for place, _ in self.given}
+        if self.given and (len(places) < len(self.given) or not 0 <= min(places) <= max(places) < options.gen_length):
+            raise InvalidRequest(
+                f"the places of given tokens must be different ones of the {options.gen_length} that are generated"
+            )
+        if len(places) == options.gen_length:
+            raise InvalidRequest("every place has a given token; leave at least one to fill")
         length = self.canvas_length(options)
         if length > contract.max_length:
             raise InvalidRequest(
@@ -66,10 +78,9 @@ class Request:
                 "shorten it, or export with a larger --max-length"
             )
         own = self.schedule is not None and not drops_all(self.schedule)
-        if contract.block_causal and (self.suffix_ids or own):
-            what = (
-                f"schedule {shown(self.schedule)}" if own else f"a suffix of {counted(len(self.suffix_ids), 'token')}"
-            )
+        behind = len(self.suffix_ids) + len(self.given)
+        if contract.block_causal and (behind or own):
+            what = f"schedule {shown(self.schedule)}" if own else f"a suffix of {counted(behind, 'token')}"
             raise InvalidRequest(
                 f"{what} cannot be served: this {contract.family} model is causal between blocks and attends nothing "
                 "behind the block it decodes; leave it out"
@@ -80,3 +91,21 @@ class Request:
             schedule.check_prompt(len(self.prompt_ids))
         if self.seed is not None and (not is_integer(self.seed) or self.seed < 0):
             raise InvalidRequest(f"seed {shown(self.seed)} must be an integer, 0 or more")
+
+    def slots(self, options: GenerationOptions) -> int:
+        """Pool slots that this row holds while it is decoded: all that any of its blocks keeps."""
+        if options.cache == "none":
+            return 0
+        length = self.canvas_length(options)
+        if options.cache == BLOCKS:
+            return length
+        behind = len(self.suffix_ids) if options.cache == "prefix" else 0
+        return length - options.block_length - behind
+
+
+def _pairs(given: object) -> tuple[tuple[int, int], ...]:
+    """Pairs of whole numbers; raises `InvalidRequest` for anything else."""
+    pairs = [listed(pair) or [] for pair in listed(given) or ()]
+    if listed(given) is None or any(len(pair) != 2 or not all(map(is_integer, pair)) for pair in pairs):
+        raise InvalidRequest(f"given {shown(given)} is no list of pairs of a place and a token id")
+    return tuple((as_integer(place, "a place"), as_integer(token, "a token id")) for place, token in pairs)

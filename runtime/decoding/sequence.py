@@ -62,10 +62,13 @@ class Sequence(Scheduled):
         self.end = self.prompt + options.gen_length  # behind the last position to fill
         masks = np.full(options.gen_length, contract.mask_token_id)
         self.canvas = np.concatenate([request.prompt_ids, masks, request.suffix_ids]).astype(np.int64)
+        for place, token in request.given:
+            self.canvas[self.prompt + place] = token
+        self._given = np.sort(np.array([self.prompt + place for place, _ in request.given], dtype=np.int64))
         self.commit_steps = np.zeros(options.gen_length, dtype=np.int64)
         self.nfe = 0
         self.refresh = self.denoise = self.ended = 0.0
-        self.need = slots_needed(request, options)
+        self.need = request.slots(options)
         self._seed = options.seed if request.seed is None else request.seed
         self._schedule = options.schedule if request.schedule is None else request.schedule
         self._stuck = False  # whether the last pass only predicted masks
@@ -76,9 +79,16 @@ class Sequence(Scheduled):
         self._guesses = _NO_GUESSES
 
     def join(self, slots: NDArray[np.int64]) -> None:
-        """Begin with block 0."""
+        """Begin with the first block that has a blank."""
         self._slots = slots
-        self._start_block(0)
+        self._start_block(self._next_block(0))
+
+    def _next_block(self, block: int) -> int:
+        """`block`, or the next one that has a blank; where a cache grows from block to block none is left out."""
+        if not len(self._given) or self.options.cache == "extend":
+            return block
+        blanks = np.flatnonzero(self.canvas[self.prompt : self.end] == self.contract.mask_token_id)
+        return max(block, int(blanks[0]) // self.options.block_length) if blanks.size else self.options.blocks
 
     def _start_block(self, block: int) -> None:
         """Thin the suffix once, for all passes of the block."""
@@ -130,10 +140,11 @@ class Sequence(Scheduled):
         return View(view.queries, slot_of[view.cached], written, refresh)
 
     def _kept(self, end: int) -> NDArray[np.int64]:
-        """Canvas positions behind `end` that take part: surviving masks, then the given suffix."""
+        """Canvas positions behind `end` that take part: surviving masks, given tokens, and then the suffix."""
         rng = np.random.default_rng((self._seed, self.block, 0))
         distances = survivors(self._schedule, self.block, self.end - end, self.options.gen_length, rng)
-        return np.concatenate([end + distances, np.arange(self.end, len(self.canvas))])
+        kept = np.concatenate([end + distances, np.arange(self.end, len(self.canvas))])
+        return np.union1d(kept, self._given[self._given >= end]) if len(self._given) else kept
 
     def part(self) -> Part:
         """Of the next pass: the view of its phase, and the rows that predict the masks which are left."""
@@ -169,15 +180,15 @@ class Sequence(Scheduled):
         self._advance(len(columns))
         if self.finished:
             self.ended = perf_counter()
-        return self._event(block, step, positions, tokens, confidence[columns], answer.seconds)
+        return self._event(block, step, (positions, tokens, confidence[columns]), answer.seconds)
 
     def expire(self) -> StepEvent:
         """End with what there is: masks of the block at hand become what the last pass would have them be."""
-        positions, tokens, confidence = self._guesses
+        positions, tokens, _ = self._guesses
         self._write(positions, tokens)
         self.finished = self.expired = True
         self.ended = perf_counter()
-        return self._event(self.block, self._step, positions, tokens, confidence, 0.0)
+        return self._event(self.block, self._step, self._guesses, 0.0)
 
     def _guessed(self, answer: Answer, confidence: NDArray[np.float64], columns: NDArray[np.int64]) -> Guesses:
         """What a pass proposed and did not commit, but for masks."""
@@ -189,15 +200,8 @@ class Sequence(Scheduled):
         self.canvas[positions] = tokens
         self.commit_steps[positions - self.prompt] = self.nfe
 
-    def _event(
-        self,
-        block: int,
-        step: int,
-        positions: NDArray[np.int64],
-        tokens: NDArray[np.int64],
-        confidence: NDArray[np.float64],
-        seconds: float,
-    ) -> StepEvent:
+    def _event(self, block: int, step: int, decided: Guesses, seconds: float) -> StepEvent:
+        positions, tokens, confidence = decided
         return StepEvent(
             index=self.index,
             block=block,
@@ -235,14 +239,15 @@ class Sequence(Scheduled):
         self._fresh = appends  # what an appending turn could not decide needs its rows once more
         if len(self._masked):
             return
-        if self._ends():
+        following = self._next_block(self.block + 1)
+        if self._ends() or (following == self.options.blocks and len(self._given)):
             self.finished = True
         elif appends:
             self._start_turn(appends=False)
             if not len(self._masked):  # a block of one token
                 self._start_block(self.block + 1)
         else:
-            self._start_block(self.block + 1)
+            self._start_block(following)
 
     def _ends(self) -> bool:
         """Whether the text ends with this block. What an early end leaves is filled with the checkpoint's EOS, or with
@@ -254,13 +259,17 @@ class Sequence(Scheduled):
         own = self.contract.eos_token_id
         eos = self.options.ends_of_text(own)
         written = tokens[self._places >= self.prompt]  # EOS in the prompt ends nothing
-        if behind != self.end and not (self.options.early_termination and np.isin(written, eos).any()):
+        early = self.options.early_termination and not len(self._given)
+        if behind != self.end and not (early and np.isin(written, eos).any()):
             return False
         self.canvas[behind : self.end] = own if own in eos else eos[0]
         return True
 
     def token_ids(self) -> list[int]:
-        """The generated tokens of a finished canvas, up to EOS; what a deadline left undecided is left out."""
+        """The generated tokens of a finished canvas, up to EOS; what a deadline left undecided is left out.
+
+        With given tokens it is all of them: each blank may have its EOS.
+        """
         generated = self._generated()
         ends = self._ends_in(generated)
         return list(map(int, generated[: ends[0] if ends.size else None]))
@@ -277,18 +286,9 @@ class Sequence(Scheduled):
         return generated[generated != self.contract.mask_token_id] if self.expired else generated
 
     def _ends_in(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        if len(self._given):
+            return np.empty(0, dtype=np.int64)
         return np.flatnonzero(np.isin(tokens, self.options.ends_of_text(self.contract.eos_token_id)))
-
-
-def slots_needed(request: Request, options: GenerationOptions) -> int:
-    """Pool slots that a request holds while it runs: all that any of its blocks keeps."""
-    if options.cache == "none":
-        return 0
-    length = request.canvas_length(options)
-    if options.cache == BLOCKS:
-        return length
-    behind = len(request.suffix_ids) if options.cache == "prefix" else 0
-    return length - options.block_length - behind
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -84,7 +84,8 @@ def load(
         opened = open_torch_engine(bundle, device="cuda" if engine == "eager-cuda" else "cpu", slots=slots)
     else:
         opened = open_engine(bundle, engine, threads, slots, _compile_step)
-    model = DiffusionModel(opened, codec, bundle.manifest.presets, **requests)
+    digest = bundle.manifest.to_json()["digest"]
+    model = DiffusionModel(opened, codec, bundle.manifest.presets, digest=digest, **requests)
     if warm:
         rows = likely_rows(opened.contract, model.presets)
         try:

@@ -1,4 +1,5 @@
-"""The command line: `dpad export | generate | serve | parity | eval | inspect | report | plan | synth | plugin`.
+"""The command line: `dpad export | generate | serve | replay | parity | eval | inspect | report | plan | synth |
+plugin`.
 
 Commands live one a file in `dpad.commands` and are imported when they are called, so that
 `dpad generate` never loads torch.
@@ -25,6 +26,7 @@ from dpad.runtime.show import escaped
 _COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
     "generate": "Write text with a bundle.",
+    "replay": "Repeat what a server's receipt is of.",
     "parity": "Compare a bundle's engines with PyTorch.",
     "serve": "Serve a bundle over HTTP.",
     "eval": "Measure a bundle on a task.",
