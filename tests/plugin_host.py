@@ -102,12 +102,12 @@ class Launch:
 
 
 def create(trt: ModuleType, plugin: str, numbers: Any) -> Any:
-    """The plugin as the ONNX parser makes it: found in the registry, from a field of 32-bit integers, for AOT."""
+    """The plugin as the ONNX parser makes it of a node with `aot=1`: by the registry, from a field of int32."""
     namespace, name = plugin.split("::")
     creator = trt.get_plugin_registry().get_creator(name, PLUGIN_VERSION, namespace)
     values = trt.PluginField("numbers", np.array(numbers, dtype=np.int32), trt.PluginFieldType.INT32)
     fields, phase = trt.PluginFieldCollection([values]), trt.TensorRTPhase.BUILD
-    return creator.create_plugin(name, namespace, fields, phase, trt.QuickPluginCreationRequest.PREFER_AOT)
+    return creator.create_plugin(name, namespace, fields, phase, trt.QuickPluginCreationRequest.STRICT_AOT)
 
 
 @dataclass(frozen=True)

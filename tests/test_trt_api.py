@@ -4,15 +4,20 @@ The launches of the plugins are in test_trt_plugin.py, by the real interface too
 """
 
 import inspect
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import plugin_api
 import pytest
+from bundles import export, write_source
+from onnx import helper
 from plugin_host import ExprBuilder, Port, create, launch_of, outputs_of, remember_sizes
 from real_trt import REAL_API, real_tensorrt
 
+from dpad.export.engines.plugin_graph import write_plugin_step
 from dpad.plugins import tiling, trt_face
 
 pytestmark = REAL_API
@@ -68,6 +73,27 @@ def test_outputs_are_described_without_sizes_and_with(trt: ModuleType) -> None:
         combine = create(trt, "dpad::combine_parts", [8])
         inputs = [*parts, rows(trt, dtype)[0]]
         assert outputs_of(combine, ExprBuilder(trt), inputs) == [Port([2, 19, 4, 64], [2, 3], dtype)]
+
+
+def test_the_nodes_of_a_step_are_what_the_registry_has(trt: ModuleType, tmp_path: Path) -> None:
+    """Fails if the parser would not find a plugin for a node, or an attribute that the plugin wants is not there."""
+    export(write_source(tmp_path / "source"), tmp_path / "out", dtypes=("float16",))
+    model = onnx.load(str(write_plugin_step(tmp_path / "out/float16/step.onnx", 8)), load_external_data=False)
+    made: dict[str, Port] = {}
+    nodes = [node for node in model.graph.node if node.domain == "dpad"]
+    assert {node.op_type for node in nodes} == {"attend_parts", "combine_parts"}
+    for node in nodes:
+        given = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        place = (node.op_type, given["plugin_version"].decode(), given["plugin_namespace"].decode())
+        fields = {field.name for field in trt.get_plugin_registry().get_creator(*place).field_names}
+        assert given.keys() - {"plugin_version", "plugin_namespace", "aot"} == fields and given["aot"] == 1
+        plugin = create(trt, f"{place[2]}::{node.op_type}", given["numbers"])
+        known = rows(trt, trt.float16)
+        inputs = known if node.op_type == "attend_parts" else [*(made[name] for name in node.input[:2]), known[0]]
+        assert len(inputs) == len(node.input)
+        outputs = outputs_of(plugin, ExprBuilder(trt), inputs)
+        made |= dict(zip(node.output, outputs, strict=True))
+    assert [made[node.output[0]] for node in nodes if len(node.output) == 1] == [known[0]] * (len(nodes) // 2)
 
 
 def formats(trt: ModuleType, name: str, numbers: list[int], ports: list[Port]) -> tuple[list[list[str]], list[int]]:

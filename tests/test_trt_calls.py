@@ -138,6 +138,15 @@ def test_a_build_asks_what_there_is(
     assert [path.read_bytes() for path in tmp_path.rglob("timing-*")] == [b"timings"]
 
 
+def test_the_real_library_without_a_builder_is_named(
+    builder: Callable[..., Checked], libraries: dict[str, ModuleType], directory: Path
+) -> None:
+    """Fails if a library that gives no builder, as without a driver, ends an export with the bindings' TypeError."""
+    contract = contract_of(Checkpoint.open(directory))
+    with pytest.raises(EngineBuildError, match=r"tensorrt gives no builder \(.*nullptr\):\ntensorrt gave no reason"):
+        build_plan(libraries["tensorrt"], directory / "step.onnx", contract, "float16", "9.0", Progress())
+
+
 def test_network_flags_exist(libraries: dict[str, ModuleType]) -> None:
     """Fails if plugins would be asked for by a flag that TensorRT no longer has, and so run in Python."""
     real = libraries["tensorrt"]

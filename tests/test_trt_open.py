@@ -64,6 +64,17 @@ def test_weights_missing_after_a_refit_are_named(directory: Path) -> None:
         open_with(directory, step_onnx=directory / "nowhere.onnx")
 
 
+def test_a_library_without_a_refitter_says_so(directory: Path) -> None:
+    """Fails if what the bindings raise for a null pointer is all that a user reads."""
+
+    def none(*_: Any) -> Any:
+        raise TypeError("factory function returned nullptr")
+
+    for name in ("Refitter", "OnnxParserRefitter"):
+        with pytest.raises(EngineError, match=r"cannot be refitted \(factory function returned nullptr\): "):
+            open_with(directory, lambda trt, name=name: setattr(trt, name, none), step_onnx=directory / "step.onnx")
+
+
 def test_a_plan_that_cannot_be_opened_says_why(directory: Path) -> None:
     """Fails if the library's own words are lost, or a plan of another contract is opened."""
     with pytest.raises(EngineError, match="(?s)host.plan cannot be deserialised: simulated: .*bad magic number"):

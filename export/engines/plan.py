@@ -93,7 +93,10 @@ def build_plan(
     flags = replace(flags, strip_weights=flags.strip_weights and not decides)
     activations = [0]
     logger = make_logger(trt, lambda line: activations.extend(int(size) for size in _ACTIVATIONS.findall(line)))
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise EngineBuildError(f"{trt.__name__} gives no builder ({error}):\n{logger.words()}") from error
     network = builder.create_network(network_flags(trt, attention))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):

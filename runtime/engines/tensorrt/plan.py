@@ -156,8 +156,11 @@ class TrtPlan:
 
     def _refit(self, step_onnx: Path) -> None:
         """Put the weights of `step_onnx` into a plan that was built without them."""
-        refitter = self._trt.Refitter(self._engine, self.logger)
-        parser = self._trt.OnnxParserRefitter(refitter, self.logger)
+        try:
+            refitter = self._trt.Refitter(self._engine, self.logger)
+            parser = self._trt.OnnxParserRefitter(refitter, self.logger)
+        except TypeError as error:  # what the bindings make of a null pointer
+            raise self.error(f"cannot be refitted ({error})") from error
         done = parser.refit_from_file(str(step_onnx))
         if missing := refitter.get_missing_weights():
             raise self.error(
