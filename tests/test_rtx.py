@@ -1,5 +1,6 @@
 """TensorRT-RTX's portable plan: one for all the GPUs that it takes, and what is said where it runs on none."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 import tensorrt_rtx
-from bundles import deciding, export, write_source
+from bundles import deciding, write_source
+from click.testing import CliRunner
 from host_cuda import HostDevice
 from host_trt import HostTrt
 
 import dpad
+from dpad.cli import main
 from dpad.export.engines.recipe import EngineRecipe
 from dpad.export.pipeline import export_bundle
 from dpad.export.progress import Progress
@@ -44,25 +47,40 @@ class Told(Progress):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_source(tmp_path_factory.mktemp("source") / "model")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str]]:
+    """A bundle exported with the default target on a machine with a Hopper GPU, and what was said meanwhile."""
+    folder, told = tmp_path_factory.mktemp("rtx"), Told()
+    settings = ExportSettings(targets=("tensorrt-rtx",), dtypes=("float16",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Machine, "current", classmethod(lambda cls: machine("9.0")))
+        bundle, _ = export_bundle(str(write_source(folder / "source")), folder / "out", settings, told)
+    return bundle, told.lines
 
 
 @pytest.fixture(scope="module")
-def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(source, tmp_path_factory.mktemp("bundle") / "out", targets=("tensorrt-rtx",), dtypes=("float16",))
+def bundle(made: tuple[Bundle, list[str]]) -> Bundle:
+    return made[0]
 
 
-def test_one_plan_is_built_for_all_gpus_unless_one_is_named(bundle: Bundle, source: Path, tmp_path: Path) -> None:
+def test_one_plan_is_built_for_all_gpus_unless_one_is_named(bundle: Bundle) -> None:
     """Fails if the plan of `make export` runs on one kind of GPU only, or an option for one is lost."""
     [entry] = bundle.manifest.engines
     assert (entry.compute_capability, entry.file) == (PORTABLE, "engines/tensorrt-rtx-portable-float16.plan")
     assert entry.library_version == tensorrt_rtx.__version__
-    named = ("8.9", PORTABLE)
-    both = export(source, tmp_path / "both", targets=("tensorrt-rtx",), dtypes=("float16",), capabilities=named)
-    assert [each.compute_capability for each in both.manifest.engines] == [*named]
-    assert both.manifest.engines[0].key() != both.manifest.engines[1].key() == entry.key()
-    assert "--compute-capability=portable" in both.manifest.provenance["arguments"]
+    assert bundle.path(entry.file).stat().st_size > 10_000
+    settings = ExportSettings(targets=("tensorrt-rtx",), dtypes=("float16",), capabilities=("8.9", PORTABLE))
+    assert settings.recipe().compiled() == {"tensorrt-rtx": ("8.9", PORTABLE)}
+    settings.recipe().check_builders()
+    assert {"--compute-capability=8.9", "--compute-capability=portable"} <= {*settings.arguments()}
+
+
+def test_an_export_on_hopper_says_what_runs_there(made: tuple[Bundle, list[str]]) -> None:
+    """Fails if a plan is built on an H100 without a word that it is for other machines."""
+    [line] = [line for line in made[1] if "TensorRT-RTX does not run on compute capability 9.0" in line]
+    assert line.startswith("a GPU: ")
+    assert line.endswith(
+        "; take engine torch-cuda, which needs no plan, or export with --target tensorrt in place of tensorrt-rtx"
+    )
 
 
 @pytest.mark.parametrize("capability", TAKEN)
@@ -88,22 +106,6 @@ def test_where_it_does_not_fit_the_way_out_is_named(bundle: Bundle) -> None:
         EngineMismatch, match=r"library_version is '1\.0' .*--target=tensorrt-rtx((?!--comp).)* --force$"
     ):
         require_match(replace(entry, library_version="1.0"), bundle, machine("8.6"))
-
-
-def test_an_export_on_hopper_says_what_runs_there(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fails if a plan is built on an H100 without a word that it is for other machines."""
-    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: machine("9.0")))
-    told = Told()
-    settings = ExportSettings(targets=("tensorrt-rtx",), dtypes=("float16",))
-    export_bundle(str(source), tmp_path / "out", settings, told)
-    [line] = [
-        line for line in told.lines if line.startswith("a GPU: TensorRT-RTX does not run on compute capability 9.0")
-    ]
-    assert line.endswith(
-        "take engine torch-cuda, which needs no plan, or export with --target tensorrt in place of tensorrt-rtx"
-    )
 
 
 def test_each_target_has_a_default_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +141,16 @@ def test_a_service_keeps_its_kernels_before_the_first_request(
     with dpad.load(bundle.directory, slots=1000) as model:
         assert model.engine.name == PLAN
         assert len(list((tmp_path / "cache/dpad").iterdir())) == 2
+
+
+def test_a_report_tells_one_plan_from_another(bundle: Bundle, tmp_path: Path) -> None:
+    """Fails if what comes back from a machine lacks the key of a plan, its hash or what is in its way."""
+    place, [entry] = tmp_path / "report.txt", bundle.manifest.engines
+    ran = CliRunner().invoke(main, ["report", "--to", str(place), "inspect", str(bundle.directory)])
+    assert ran.exit_code == 0, ran.output
+    text = place.read_text()
+    [line] = [line for line in text.splitlines() if line.startswith(f"{entry.file} ")]
+    _, sha256, key = line.split(" ", 2)
+    assert sha256 == bundle.manifest.files[entry.file].sha256
+    assert json.loads(key) == json.loads(json.dumps(entry.key()))
+    assert f"{PLAN}: " in text and f"tensorrt-rtx {tensorrt_rtx.__version__}\n" in text
