@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import plugin_api
 import pytest
+import real_trt
 from bundles import export, write_source
 from onnx import helper
 from plugin_host import ExprBuilder, Port, create, launch_of, outputs_of, remember_sizes
@@ -39,6 +40,15 @@ def rows(trt: ModuleType, dtype: Any) -> list[Port]:
     ports = [Port(query, [2, 3], dtype), Port(new, [2, 3], dtype), Port(new, [2, 3], dtype)]
     ports += [Port(cache, [1, 2], dtype)] * 2
     return [*ports, Port([2, 700], [], trt.int32), Port([2, 19], [], trt.int32)]
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if these tests were skipped without the reason."""
+    assert real_trt.missing() == ""
+    monkeypatch.setattr(real_trt.shutil, "which", lambda name: None)
+    assert "C compiler" in real_trt.missing()
+    monkeypatch.setattr(real_trt, "_LEAN", Path("nowhere"))
+    assert "make test-trt-api" in real_trt.missing()
 
 
 def test_the_registry_has_the_plugins(trt: ModuleType) -> None:
@@ -122,7 +132,7 @@ def test_formats_and_tactics(trt: ModuleType) -> None:
 
 
 SIMULATED = ("ShapeExpr", "SymInt32", "SymIntExprs", "TensorDesc", "KernelLaunchParams", "AutoTuneCombination")
-DECORATORS = ("register", "autotune", "aot_impl", "cdiv", "max", "min", "from_shape_expr")
+FUNCTIONS = ("register", "autotune", "aot_impl", "cdiv", "max", "min", "from_shape_expr")
 
 
 def takes_no_more(simulated: Any, real: Any) -> None:
@@ -137,6 +147,12 @@ def takes_no_more(simulated: Any, real: Any) -> None:
 def test_the_simulation_takes_no_more_than_the_real_interface(trt: ModuleType) -> None:
     """Fails if a class, a function or an argument of the tests' `tensorrt.plugin` is made up."""
     trtp = trt.plugin
+    named = {name for name, kind in vars(plugin_api).items() if getattr(kind, "__module__", "") == "plugin_api"}
+    assert named - {"Plugin", "PluginApi", "simulated_tensorrt", "describe", "launch_of", "parameters_of"} == {
+        *SIMULATED
+    }
+    api = {name for name, value in vars(plugin_api.PluginApi).items() if callable(getattr(plugin_api.PluginApi, name))}
+    assert {name for name in api if not name.startswith("_")} - {*SIMULATED} == {*FUNCTIONS}
     for name in SIMULATED:
         simulated, real = getattr(plugin_api, name), getattr(trtp, name)
         for member, value in vars(simulated).items():
@@ -144,7 +160,7 @@ def test_the_simulation_takes_no_more_than_the_real_interface(trt: ModuleType) -
                 takes_no_more(value, getattr(real, member))  # dunder methods too, as far as both define them
             elif isinstance(value, classmethod):
                 takes_no_more(getattr(simulated, member), getattr(real, member))
-    for name in DECORATORS:
+    for name in FUNCTIONS:
         takes_no_more(getattr(plugin_api.PluginApi(), name), getattr(trtp, name))
     pairs = (
         (plugin_api.TensorDesc((), "HALF"), trtp.TensorDesc()),

@@ -219,6 +219,8 @@ def test_every_name_is_covered(
     covered = {name.rpartition(".")[2] for name in used}
     covered |= vars(tensorrt_rtx.IBuilderConfig).keys() - vars(modules[0].IBuilderConfig).keys()  # builds for real
     assert member_names(classes(modules)) - covered == set()
+    simulated = {name for kind in (host_trt.HostEngine, host_trt.HostContext) for name in vars(kind)}
+    assert {name for name in simulated if not name.startswith("_")} - covered == set()
 
 
 def has(module: Any, name: str) -> bool:
