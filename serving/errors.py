@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpad.runtime.errors import DpadError, EngineError, InvalidRequest, ModelClosed, QueueFull
+from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed, QueueFull
 from dpad.runtime.show import kind, shown
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
@@ -53,9 +53,7 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ModelClosed):
         return ApiError(503, "the model is being closed; try again elsewhere or later", "closed", retry_after=_OFTEN)
     if isinstance(error, EngineError):
-        return ApiError(500, f"the engine failed: {error}", "engine_error")
-    if isinstance(error, DpadError):
-        return ApiError(500, str(error), "server_error")
+        return ApiError(500, "the engine failed in a pass; the server's log says more", "engine_error")
     return ApiError(500, f"the server failed: {kind(error)}; its log says more", "server_error")
 
 

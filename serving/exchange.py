@@ -117,11 +117,11 @@ class Exchange:
             if self._form.body.usage_at_end:
                 await events.send({**self._head, "choices": [], "usage": usage(jobs)})
         except Exception as error:
-            if not events.started:
-                raise
-            await events.send(as_api_error(error).body())
-        else:
-            await events.send("[DONE]")
+            if events.started:
+                await events.send(as_api_error(error).body())
+                await events.end()
+            raise
+        await events.send("[DONE]")
         await events.end()
 
 

@@ -51,7 +51,7 @@ class Front:
         except Exception as error:
             told = as_api_error(error)
             facts["code"] = told.code
-            if told.status >= 500 and told.code != "draining":
+            if told.status == 500:
                 logger.error("failed", extra={"facts": {"request_id": name, **where(error)}})
             if not facts["status"]:
                 await JSONResponse(told.body(), told.status, told.headers())(scope, receive, tagged)

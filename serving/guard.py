@@ -55,7 +55,7 @@ class Guard:
 
     def _measured(self, receive: Receive) -> Receive:
         """The same, until the body is too large or takes too long."""
-        left, end, whole = self._settings.most_body, monotonic() + self._settings.body_seconds, False
+        left, end, whole = self._settings.most_body, monotonic() + self._settings.read_seconds, False
 
         async def measured() -> Message:
             nonlocal left, whole
@@ -65,7 +65,7 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(0.0, end - monotonic()))
             except TimeoutError:
                 raise ApiError(
-                    408, f"the body took over {self._settings.body_seconds:g} s; send it faster", "too_slow"
+                    408, f"the body took over {self._settings.read_seconds:g} s; send it faster", "too_slow"
                 ) from None
             whole = not message.get("more_body", False)
             left -= len(message.get("body", b""))

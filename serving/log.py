@@ -37,9 +37,13 @@ def setup() -> None:
 
 
 def where(error: BaseException) -> dict[str, object]:
-    """What failed and where, without its message: that may hold a user's text."""
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    """What failed and where, down to its cause, without messages: these may hold a user's text."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    frames = traceback.extract_tb(cause.__traceback__)[-6:]
     return {
         "error": type(error).__name__,
+        "cause": type(cause).__name__,
         "trace": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
     }

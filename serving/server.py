@@ -19,6 +19,7 @@ from dpad.runtime.model import DiffusionModel
 from dpad.runtime.show import told
 from dpad.serving.app import application
 from dpad.serving.log import logger, setup
+from dpad.serving.protocol import protocol
 from dpad.serving.service import Service
 from dpad.serving.settings import Settings
 
@@ -86,6 +87,7 @@ def serve(model: DiffusionModel, settings: Settings, socket: sockets.socket, rea
         log_config=None,
         access_log=False,
         server_header=False,
+        http=protocol(settings.read_seconds),
         ws="none",
         lifespan="off",
         timeout_graceful_shutdown=_FLUSH,

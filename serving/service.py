@@ -87,7 +87,8 @@ class Service:
                 for job in jobs:
                     group.create_task(self._decode(job, emit))
         except BaseExceptionGroup as several:
-            raise _first(several) from None
+            error = _first(several)
+            raise error from error.__cause__
 
     async def _decode(self, job: Job, emit: Emit) -> None:
         with self.metrics.sequence() as told:

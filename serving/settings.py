@@ -18,7 +18,7 @@ class Settings:
         hosts: names that it answers to where there are no keys; none is any.
         origins: of pages in browsers that may ask (CORS).
         most_body: bytes of a request's body.
-        body_seconds: in which a body has to come.
+        read_seconds: in which the head of a request has to come, and then its body.
         drain_seconds: that a signal leaves to what runs.
     """
 
@@ -27,5 +27,5 @@ class Settings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     most_body: int = 1 << 20
-    body_seconds: float = 30.0
+    read_seconds: float = 30.0
     drain_seconds: float = 30.0

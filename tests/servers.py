@@ -27,8 +27,17 @@ import sys, time
 from dpad.cli import main
 from dpad.runtime.engines.onnx import OnnxEngine
 
-step, seconds = OnnxEngine._step, float(sys.argv.pop(1))
-OnnxEngine._step = lambda self, inputs: (time.sleep(seconds), step(self, inputs))[1]
+step, seconds, broken = OnnxEngine._step, float(sys.argv.pop(1)), int(sys.argv.pop(1))
+passes = []
+
+def slowly(self, inputs):
+    time.sleep(seconds)
+    passes.append(self)
+    if len(passes) == broken:
+        raise RuntimeError("w77 of a user")
+    return step(self, inputs)
+
+OnnxEngine._step = slowly
 main()
 """
 
@@ -36,11 +45,14 @@ main()
 class Served:
     """`dpad serve` over a bundle, at a free port."""
 
-    def __init__(self, bundle: Path, *arguments: object, pass_seconds: float = 0.0) -> None:
-        """Each pass takes `pass_seconds` more: time to look while it runs, never time that is measured."""
+    def __init__(self, bundle: Path, *arguments: object, pass_seconds: float = 0.0, broken: int = 0) -> None:
+        """Each pass takes `pass_seconds` more: time to look while it runs, never time that is measured.
+
+        Pass number `broken` fails.
+        """
         self.said = ""  # when it has ended
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
-        start = ["-c", _SLOWLY, str(pass_seconds)] if pass_seconds else ["-m", "dpad"]
+        start = ["-c", _SLOWLY, str(pass_seconds), str(broken)] if pass_seconds or broken else ["-m", "dpad"]
         command = [sys.executable, *start, "serve", str(bundle), "--port", "0", *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._log, env=environment)

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,3 +235,64 @@ def test_paths_that_there_are_not(served: Served) -> None:
     assert served.ask("GET", "/v2")[2]["error"]["code"] == "not_found"
     status, _, told = served.ask("GET", "/v1/completions")
     assert (status, told["error"]["code"]) == (405, "method_not_allowed")
+
+
+HOSTILE: dict[str, tuple[Any, int]] = {
+    "ten million characters": ({"prompt": "a" * 10**7}, 413),
+    "a prompt that no canvas holds": ({"prompt": "w5 " * 300_000}, 400),
+    "three hundred thousand ids": ({"prompt": [1] * 300_000}, 400),
+    "a million items": (b'{"prompt": [' + b"1," * 10**6 + b"1]}", 413),
+    "a number of many digits": (b'{"prompt": "w5", "top_k": ' + b"1" * 100_000 + b"}", 400),
+    "the mask as text": ({"prompt": "<mask> <eos>", "max_tokens": 4}, 400),
+    "emoji": ({"prompt": "\U0001f468\u200d\U0001f469 w5", "max_tokens": 4}, 200),
+    "half of a pair in a name": (b'{"prompt": "w5", "\\ud800": 1}', 400),
+    "a name twice": (b'{"prompt": "w5", "max_tokens": 4, "max_tokens": 5}', 200),
+    "a role that is none": ({"messages": [{"role": "root", "content": "w5"}]}, 400),
+    "a message without content": ({"messages": [{"role": "user"}]}, 400),
+    "a message that is a list": ({"messages": [["user", "w5"]]}, 400),
+    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400),
+    "too many messages": ({"messages": [{"role": "user", "content": ""}] * 2000}, 400),
+    "a million stops": ({"prompt": "w5", "stop": ["x"] * 100_000}, 400),
+    "an empty stop": ({"prompt": "w5", "stop": ""}, 400),
+    "a schedule of rubbish": ({"prompt": "w5", "schedule": {"gaussian": {"k": -1e300}}}, 400),
+    "steps that do not fit": ({"prompt": "w5", "decoder": "fixed", "steps": 7}, 400),
+    "a threshold beyond one": ({"prompt": "w5", "threshold": 5}, 400),
+    "a pool that is too small": ({"prompt": "w5", "max_tokens": 1 << 20}, 400),
+    "an empty prompt": ({"prompt": "", "max_tokens": 4}, 200),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_bodies(served: Served, what: str) -> None:
+    """Fails if a body made to hurt gets another answer than its own, or the server is gone after it."""
+    body, wanted = HOSTILE[what]
+    chat = b"messages" in body if isinstance(body, bytes) else "messages" in body
+    try:
+        status, _, told = served.post("/v1/chat/completions" if chat else "/v1/completions", body)
+    except (ConnectionError, TimeoutError):  # it hung up on a body that it did not want to read
+        status, told = 413, ""
+    assert status == wanted, told
+    assert served.ask("GET", "/health/live")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999999999999999999\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nx: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: a\r\nx\x00y: z\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET /v1/models/%ff%fe%00 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    ],
+)
+def test_hostile_heads(served: Served, head: bytes) -> None:
+    """Fails if a head that two readers could read in two ways is served, or one ends the server."""
+    with socket.create_connection((served.host, served.port), 30) as connection:
+        connection.sendall(head)
+        answer = connection.recv(1000)
+    assert re.match(rb"HTTP/1.1 4\d\d ", answer), answer
+    assert served.ask("GET", "/health/live")[0] == 200

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,6 +242,46 @@ def test_a_signal_s_limit_ends_what_runs(whole: Path, endless: str) -> None:
             server.process.send_signal(signal.SIGTERM)
             assert stream.rest()[-1]["error"]["type"] == "service_unavailable"
         assert server.process.wait(SECONDS) == 1
+
+
+def test_a_pass_that_fails_is_told_in_the_stream(whole: Path, endless: str) -> None:
+    """Fails if an engine's failure ends a stream without an error, is told with its message, or ends the server."""
+    with Served(whole, "--max-running", 4, broken=30) as server:
+        with Stream(server, endless).begun() as stream:
+            told = stream.rest()
+        assert told[-1]["error"]["code"] == "engine_error" and "[DONE]" not in told
+        status, _, after = server.post("/v1/completions", {"prompt": "w5", "max_tokens": 4})
+        assert status == 200 and after["choices"]
+        assert 'dpad_sequences_finished_total{reason="error"} 1.0' in server.ask("GET", "/metrics")[2]
+        [failed] = [record for record in server.records() if record["event"] == "failed"]
+        assert failed["cause"] == "RuntimeError" and "w77" not in server.log() + json.dumps(told)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_pass_that_fails_is_the_client_s_error(whole: Path, endless: str, stream: bool) -> None:
+    """Fails if OpenAI's client does not raise for an engine's failure, in the middle of a stream too."""
+    given: Any = {"model": "random", "prompt": endless, "max_tokens": 96, "extra_body": {"decoder": "fixed"}}
+    with Served(whole, "--name", "random", broken=20) as server, server.client() as client:
+        with pytest.raises(openai.APIError, match="engine failed"):
+            told = client.completions.create(**given, stream=stream)
+            assert stream and len(list(told)) < 96
+
+
+def test_heads_that_never_end_are_hung_up_on(whole: Path) -> None:
+    """Fails if half a request holds a connection for ever, or one that is decoded for long is taken for that."""
+    with Served(whole, "--read-timeout", 0.5, pass_seconds=SLOW) as server:
+        slow = [socket.create_connection((server.host, server.port), SECONDS) for _ in range(20)]
+        for number, one in enumerate(slow):
+            one.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-a: "[: 10 * number])
+        body = {"prompt": "w5", "max_tokens": 96, "decoder": "fixed", "cache": "none"}
+        assert server.post("/v1/completions", body)[0] == 200
+        for one in slow:
+            assert one.recv(1) == b""
+            one.close()
+        with socket.create_connection((server.host, server.port), SECONDS) as one:
+            one.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
+            one.sendall(b"content-length: 10\r\n\r\n{")
+            assert b"408" in one.recv(100)
 
 
 @pytest.mark.parametrize("arguments", [("--host", "0.0.0.0"), ("--api-key-file", "nowhere")])

@@ -28,6 +28,13 @@ _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 @click.option("--allow-anonymous", is_flag=True, help="Let everybody in who can reach --host, also from elsewhere.")
 @click.option("--allow-origin", multiple=True, help="Of pages in browsers that may ask (CORS); several times.")
 @click.option("--max-body", default=1 << 20, show_default=True, type=click.IntRange(1), help="Bytes of a request.")
+@click.option(
+    "--read-timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds in which the head of a request has to come, and then its body.",
+)
 @click.option("--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds after SIGTERM.")
 @click.pass_context
 def command(
@@ -44,6 +51,7 @@ def command(
     allow_anonymous: bool,
     allow_origin: tuple[str, ...],
     max_body: int,
+    read_timeout: float,
     drain: float,
 ) -> None:
     """Serve the bundle DIR over HTTP, in OpenAI's protocol."""
@@ -60,6 +68,7 @@ def command(
         hosts=_OWN_NAMES if here else (),
         origins=allow_origin,
         most_body=max_body,
+        read_seconds=read_timeout,
         drain_seconds=drain,
     )
     limits: Any = {"max_running": max_running, "max_waiting": max_waiting}
