@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import host_onnx
 import host_trt
@@ -21,6 +22,7 @@ from fuzzing import Tally, write_report
 from hypothesis import settings
 from passes import Passes, settle
 
+import dpad
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.model import DiffusionModel
 
@@ -142,3 +144,12 @@ def model(engine: Passes) -> Iterator[DiffusionModel]:
         yield model
         engine.gate.set()
         settle(engine)
+
+
+@pytest.fixture(scope="session")
+def endless(whole: Path) -> str:
+    """A prompt to which the random model writes at least 200 tokens."""
+    options: Any = {"gen_length": 240, "decoder": "fixed", "block_length": 8, "schedule": dpad.Full()}
+    with dpad.load(whole, threads=1) as model:
+        prompts = (f"w{number} w{number // 7}" for number in range(5, 125))
+        return next(each for each in prompts if model.generate(each, raw=True, **options).nfe >= 200)

@@ -3,6 +3,7 @@
     with Served(bundle) as served:
         served.client().models.list()
         served.post("/v1/completions", {"prompt": "w5"})       # status, headers, body
+    Stream(served, "w5").begun().rest()                    # events
 
 Standard error goes to a file: its first line says where the server listens, and the rest is its log.
 """
@@ -21,6 +22,9 @@ from typing import Any, Self
 
 import openai
 from passes import SECONDS, until
+
+LONG: dict[str, Any] = {"max_tokens": 240, "decoder": "fixed", "block_length": 8, "cache": "prefix", "schedule": "none"}
+SLOW = 0.01  # seconds more a pass
 
 _SLOWLY = """
 import sys, time
@@ -122,3 +126,36 @@ class Served:
         self.process.wait()
         self.said = self.log()
         self._log.close()
+
+
+class Stream:
+    """A streamed completion that is being written; `close` hangs up."""
+
+    def __init__(self, served: Served, prompt: str, key: str = "none", **body: Any) -> None:
+        self.connection = served.connect()
+        data = json.dumps({"prompt": prompt, **LONG, "stream": True, **body})
+        headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+        self.connection.request("POST", "/v1/completions", data, headers)
+
+    def begun(self) -> "Stream":
+        """It has brought its first event."""
+        self.answer = self.connection.getresponse()
+        assert self.answer.status == 200, self.answer.read()
+        assert self.answer.readline().startswith(b"data: ")
+        return self
+
+    def rest(self) -> list[Any]:
+        """The events that are left, parsed."""
+        lines = [line.removeprefix(b"data: ").strip() for line in self.answer.read().splitlines()]
+        return [json.loads(line) if line != b"[DONE]" else "[DONE]" for line in lines if line]
+
+    def close(self) -> None:
+        if hasattr(self, "answer"):
+            self.answer.close()
+        self.connection.close()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -2,33 +2,17 @@
 
 import json
 import re
-import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
-from passes import SECONDS, until
-from servers import Served
-
-import dpad
+from passes import until
+from servers import LONG, SLOW, Served, Stream
 
 KEY, OTHER_KEY = "k3y-0123456789abcdef", "0ther-0123456789abcdef"
 SECRET = "w77 w78 w79"
-LONG: dict[str, Any] = {"max_tokens": 240, "decoder": "fixed", "block_length": 8, "cache": "prefix", "schedule": "none"}
-SLOW = 0.01  # seconds more a pass
-
-
-@pytest.fixture(scope="module")
-def endless(whole: Path) -> str:
-    """A prompt to which the random model writes at least 200 tokens."""
-    options: Any = {"gen_length": 240, "decoder": "fixed", "block_length": 8, "schedule": dpad.Full()}
-    with dpad.load(whole, threads=1) as model:
-        prompts = (f"w{number} w{number // 7}" for number in range(5, 125))
-        return next(each for each in prompts if model.generate(each, raw=True, **options).nfe >= 200)
 
 
 @pytest.fixture(scope="module")
@@ -62,39 +46,6 @@ def idle(served: Served) -> None:
     until(lambda: metric(served, "dpad_sequences_running") + metric(served, "dpad_sequences_waiting") == 0)
     until(lambda: unfinished(served) == 0)
     assert metric(served, "dpad_pool_slots_used") == 0
-
-
-class Stream:
-    """A streamed completion that is being written; `close` hangs up."""
-
-    def __init__(self, served: Served, prompt: str, **body: Any) -> None:
-        self.connection = served.connect()
-        data = json.dumps({"prompt": prompt, **LONG, "stream": True, **body})
-        headers = {"content-type": "application/json", **authorized()}
-        self.connection.request("POST", "/v1/completions", data, headers)
-
-    def begun(self) -> "Stream":
-        """It has brought its first event."""
-        self.answer = self.connection.getresponse()
-        assert self.answer.status == 200, self.answer.read()
-        assert self.answer.readline().startswith(b"data: ")
-        return self
-
-    def rest(self) -> list[Any]:
-        """The events that are left, parsed."""
-        lines = [line.removeprefix(b"data: ").strip() for line in self.answer.read().splitlines()]
-        return [json.loads(line) if line != b"[DONE]" else "[DONE]" for line in lines if line]
-
-    def close(self) -> None:
-        if hasattr(self, "answer"):
-            self.answer.close()
-        self.connection.close()
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def test_health_is_open_and_the_rest_is_not(served: Served) -> None:
@@ -148,7 +99,7 @@ def test_a_request_has_an_id(served: Served) -> None:
 def test_too_many_are_told_when_to_come_again(served: Served, endless: str) -> None:
     """Fails if a full server queues, hangs, answers without Retry-After, or keeps places that are free again."""
     idle(served)
-    with Stream(served, endless).begun(), Stream(served, endless).begun(), Stream(served, endless):
+    with Stream(served, endless, KEY).begun(), Stream(served, endless, KEY).begun(), Stream(served, endless, KEY):
         until(lambda: metric(served, "dpad_sequences_waiting") == 1)
         status, headers, body = served.post("/v1/completions", {"prompt": "w5"}, **authorized())
         assert (status, body["error"]["code"]) == (429, "queue_full")
@@ -166,7 +117,7 @@ def test_who_hangs_up_is_not_decoded_for(served: Served, endless: str, stream: b
     idle(served)
     cancelled = re.escape('dpad_sequences_finished_total{reason="cancelled"}')
     before = metric(served, cancelled)
-    with Stream(served, endless, stream=stream) as asked:
+    with Stream(served, endless, KEY, stream=stream) as asked:
         if stream:
             asked.begun()
         until(lambda: metric(served, "dpad_sequences_running") > 0)
@@ -216,89 +167,3 @@ def test_a_deadline_ends_an_answer(served: Served, endless: str, stream: bool) -
     choices = [part["choices"][0] for part in parts]
     assert (status, choices[-1]["finish_reason"]) == (200, "deadline")
     assert 0 < len("".join(choice["text"] for choice in choices).split()) < 200
-
-
-def test_a_signal_lets_everybody_finish(whole: Path, endless: str) -> None:
-    """Fails if what runs or waits at SIGTERM is cut off, new requests are let in, or the exit status is not 0."""
-    with Served(whole, "--max-running", 1, pass_seconds=SLOW) as server:
-        with Stream(server, endless, max_tokens=96).begun() as running, Stream(server, endless, max_tokens=8) as waits:
-            until(lambda: "dpad_sequences_waiting 1.0" in server.ask("GET", "/metrics")[2])
-            server.process.send_signal(signal.SIGTERM)
-            until(lambda: server.ask("GET", "/health/ready")[0] == 503)
-            status, headers, body = server.post("/v1/completions", {"prompt": "w5"})
-            assert (status, body["error"]["code"]) == (503, "draining") and headers["retry-after"]
-            assert server.ask("GET", "/health/live")[0] == 200
-            events = running.rest()
-            assert events[-1] == "[DONE]" and events[-2]["choices"][0]["finish_reason"] == "length"
-            assert waits.begun().rest()[-1] == "[DONE]"
-        assert server.process.wait(SECONDS) == 0
-        assert [record["lost"] for record in server.records() if record["event"] == "ended"] == [0]
-
-
-def test_a_signal_s_limit_ends_what_runs(whole: Path, endless: str) -> None:
-    """Fails if a drain outlives its limit, a stream is cut without an error, or the exit status hides it."""
-    with Served(whole, "--drain", 0, pass_seconds=SLOW) as server:
-        with Stream(server, endless).begun() as stream:
-            server.process.send_signal(signal.SIGTERM)
-            assert stream.rest()[-1]["error"]["type"] == "service_unavailable"
-        assert server.process.wait(SECONDS) == 1
-
-
-def test_a_pass_that_fails_is_told_in_the_stream(whole: Path, endless: str) -> None:
-    """Fails if an engine's failure ends a stream without an error, is told with its message, or ends the server."""
-    with Served(whole, "--max-running", 4, broken=30) as server:
-        with Stream(server, endless).begun() as stream:
-            told = stream.rest()
-        assert told[-1]["error"]["code"] == "engine_error" and "[DONE]" not in told
-        status, _, after = server.post("/v1/completions", {"prompt": "w5", "max_tokens": 4})
-        assert status == 200 and after["choices"]
-        assert 'dpad_sequences_finished_total{reason="error"} 1.0' in server.ask("GET", "/metrics")[2]
-        [failed] = [record for record in server.records() if record["event"] == "failed"]
-        assert failed["cause"] == "RuntimeError" and "w77" not in server.log() + json.dumps(told)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_pass_that_fails_is_the_client_s_error(whole: Path, endless: str, stream: bool) -> None:
-    """Fails if OpenAI's client does not raise for an engine's failure, in the middle of a stream too."""
-    given: Any = {"model": "random", "prompt": endless, "max_tokens": 96, "extra_body": {"decoder": "fixed"}}
-    with Served(whole, "--name", "random", broken=20) as server, server.client() as client:
-        with pytest.raises(openai.APIError, match="engine failed"):
-            told = client.completions.create(**given, stream=stream)
-            assert stream and len(list(told)) < 96
-
-
-def test_heads_that_never_end_are_hung_up_on(whole: Path) -> None:
-    """Fails if half a request holds a connection for ever, or one that is decoded for long is taken for that."""
-    with Served(whole, "--read-timeout", 0.5, pass_seconds=SLOW) as server:
-        slow = [socket.create_connection((server.host, server.port), SECONDS) for _ in range(20)]
-        for number, one in enumerate(slow):
-            one.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-a: "[: 10 * number])
-        body = {"prompt": "w5", "max_tokens": 96, "decoder": "fixed", "cache": "none"}
-        assert server.post("/v1/completions", body)[0] == 200
-        for one in slow:
-            assert one.recv(1) == b""
-            one.close()
-        with socket.create_connection((server.host, server.port), SECONDS) as one:
-            one.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
-            one.sendall(b"content-length: 10\r\n\r\n{")
-            assert b"408" in one.recv(100)
-
-
-@pytest.mark.parametrize("arguments", [("--host", "0.0.0.0"), ("--api-key-file", "nowhere")])
-def test_servers_that_do_not_start(whole: Path, arguments: tuple[str, ...]) -> None:
-    """Fails if a server that others can reach asks nobody for a key, or one without its keys starts."""
-    with pytest.raises(AssertionError, match="dpad: InvalidRequest: .*(--api-key-file|cannot be read)"):
-        Served(whole, *arguments)
-
-
-def test_a_port_that_is_taken_is_said_first(whole: Path, served: Served) -> None:
-    """Fails if a large model is opened before it is found that it cannot be served."""
-    with pytest.raises(AssertionError, match="dpad: InvalidRequest: cannot listen at 127.0.0.1"):
-        Served(whole, "--port", served.port)
-
-
-def test_names_of_other_machines_are_refused(whole: Path) -> None:
-    """Fails if a page whose name leads to this machine can ask a server that needs no key."""
-    with Served(whole) as server:
-        for host, status in (("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("evil.example", 403)):
-            assert server.ask("GET", "/v1/models", host=host)[0] == status
