@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpad.plugins import tiling
+from dpad.plugins.errors import KernelCompileError
 from dpad.plugins.tiling import Arithmetic, Shape, Strides
 
 NAMESPACE = "dpad"
@@ -40,11 +41,12 @@ _registered: set[str] = set()
 def register_plugins(trt: ModuleType, capability: str) -> None:
     """Register the plugins for engines of a compute capability; again only changes the capability.
 
-    Raises `KernelCompileError` for a capability without kernels.
+    Raises `KernelCompileError` for a capability without kernels, and for bindings that lose a plugin's numbers.
     """
     from dpad.plugins.compile import require_target  # building needs Triton; running the engine does not
 
     require_target(capability)
+    _require_lists(trt)
     _target["capability"] = capability
     if trt.__name__ in _registered:
         return
@@ -54,6 +56,19 @@ def register_plugins(trt: ModuleType, capability: str) -> None:
     _register(trtp, "attend_parts", _describe_parts(trt, trtp), parts, _launch_attend(trt, trtp, True))
     _register(trtp, "combine_parts", _describe_combine(trtp), _combine_choices(trtp), _launch_combine(trt, trtp))
     _registered.add(trt.__name__)
+
+
+def _require_lists(trt: ModuleType) -> None:
+    """Refuse bindings that read the first number of a list for each of them.
+
+    Those before TensorRT 10.16 do with numpy 2 (tried: 10.9 to 10.15): a scale would be taken for a block length.
+    """
+    numbers = np.array([1, 2], dtype=np.int32)
+    if trt.PluginField("numbers", numbers, trt.PluginFieldType.INT32).data.tolist() != [1, 2]:
+        raise KernelCompileError(
+            f"{trt.__name__} {trt.__version__} reads a plugin's numbers wrongly with numpy {np.__version__}; take "
+            "TensorRT 10.16 or later, or native attention"
+        )
 
 
 def fingerprint() -> str:

@@ -6,6 +6,7 @@ builds the launches of the cases given as JSON, in a process where Triton compil
 real `tensorrt.plugin` makes of the same cases is in `plugin_host`.
 """
 
+import enum
 import inspect
 import json
 import sys
@@ -76,6 +77,14 @@ class AutoTuneCombination:
         assert layouts == "LINEAR"
         assert all(tactic > 0 for tactic in tactics or [])
         self.types, self.tactics = [part.strip() for part in io_types.split(",")], tactics
+
+
+PluginFieldType = enum.Enum("PluginFieldType", "INT32")
+
+
+class PluginField:
+    def __init__(self, name: str, data: Any, kind: PluginFieldType) -> None:
+        self.name, self.data, self.type = name, data, kind
 
 
 class Plugin:
@@ -159,6 +168,7 @@ class PluginApi(ModuleType):
 def simulated_tensorrt() -> tuple[ModuleType, PluginApi]:
     """A module to pass to `register_plugins`, and its plugin module."""
     trt, api = ModuleType("simulated_tensorrt"), PluginApi()
+    trt.PluginField, trt.PluginFieldType = PluginField, PluginFieldType  # type: ignore[attr-defined]
     trt.float16, trt.bfloat16, trt.float32, trt.int32 = "HALF", "BF16", "FLOAT", "INT32"  # type: ignore[attr-defined]
     sys.modules["simulated_tensorrt"], sys.modules["simulated_tensorrt.plugin"] = trt, api
     return trt, api

@@ -143,7 +143,7 @@ def _register_plugins(trt: ModuleType, capability: str) -> None:
     except AttributeError as error:
         version = getattr(trt, "__version__", "here")
         raise EngineBuildError(
-            f"{trt.__name__} {version} has no ahead-of-time plugins ({error}); take a newer one, or native attention"
+            f"{trt.__name__} {version} has no ahead-of-time plugins ({error}); take 10.16 or later, or native attention"
         ) from error
 
 
