@@ -11,14 +11,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dpad.serving.chat import ChatForm
 from dpad.serving.completions import CompletionForm
 from dpad.serving.errors import ApiError
-from dpad.serving.exchange import Exchange
+from dpad.serving.exchange import Exchange, Gone
 from dpad.serving.front import Front
 from dpad.serving.guard import Guard
 from dpad.serving.infill import InfillForm
@@ -79,8 +79,11 @@ def application(service: Service, settings: Settings) -> Starlette:
 
 
 async def _read(request: Request, kind: type[B]) -> B:
-    """The body of a request; raises what `as_api_error` knows."""
-    return kind.model_validate_json(await request.body())
+    """The body of a request; raises what `as_api_error` knows, or `Gone`."""
+    try:
+        return kind.model_validate_json(await request.body())
+    except ClientDisconnect:
+        raise Gone from None
 
 
 def _model(service: Service) -> dict[str, object]:

@@ -17,6 +17,8 @@ from dpad.runtime.text.codec import TextCodec
 
 _HALF = "\ufffd"  # what a decoder writes for bytes that are no character yet
 _UNDECIDED = -1
+_NEAR = 8  # tokens before one that say how it is written
+_LEAST = 1e-300  # probability, of which there is a logarithm
 
 
 class Token(NamedTuple):
@@ -48,7 +50,8 @@ class Choice:
         self._ids: list[int] = []
         self.text = ""  # final, as told so far
         self.finish_reason: str | None = None
-        self._told = 0  # tokens that `news` has given
+        self._told = self._offset = 0  # tokens that `news` has given, and the characters before the next one
+        self._read, self._window = "", (0, 0)  # text of the tokens before the second number, begun with the first
 
     @property
     def token_count(self) -> int:
@@ -66,8 +69,21 @@ class Choice:
         self._advance()
         if self.finish_reason is None and event.generation is not None:
             self._close()
-        text = self.codec.decode(self._ids) if len(self._ids) > before or self.finish_reason else self.text
-        return self._settle(self._stopped(text, before))
+        return self._settle(self._stopped(self._decoded(), before))
+
+    def _decoded(self) -> str:
+        """The text of the final tokens so far: of the last few alone, so that a long answer costs no more a pass."""
+        if self.finish_reason is not None:
+            return self.codec.decode(self._ids)
+        first, read = self._window
+        known, text = self.codec.decode(self._ids[first:read]), self.codec.decode(self._ids[first:])
+        if not text.startswith(known):  # a decoder that changes what it wrote
+            return self._read
+        if text.endswith(_HALF):
+            return self._read + text[len(known) :]
+        if read < len(self._ids):
+            self._read, self._window = self._read + text[len(known) :], (read, len(self._ids))
+        return self._read
 
     def _advance(self) -> None:
         """Take the decided tokens that stand behind the final ones."""
@@ -117,9 +133,10 @@ class Choice:
         first, self._told = self._told, len(self._ids)
         fresh = []
         for place in range(first, self._told):
-            logprob = math.log(max(self._confidences[place], 1e-300))
-            offset = len(self.codec.decode(self._ids[:place]))
-            fresh.append(Token(self.codec.token_text(self._ids[place]), logprob, offset))
+            logprob = math.log(max(self._confidences[place], _LEAST))
+            fresh.append(Token(self.codec.token_text(self._ids[place]), logprob, self._offset))
+            near = self._ids[max(0, place - _NEAR) : place + 1]
+            self._offset += len(self.codec.decode(near)) - len(self.codec.decode(near[:-1]))
         return fresh
 
 
