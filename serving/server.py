@@ -28,11 +28,24 @@ _FLUSH = 5  # seconds in which clients take the ends of their answers
 
 
 def listening(host: str, port: int) -> sockets.socket:
-    """A socket at an address; raises `InvalidRequest` for one that cannot be had, before a model is opened."""
+    """A socket at an address; raises `InvalidRequest` for one that cannot be had, before a model is opened.
+
+    It names its protocol, as `socket.create_server` does not: else asyncio leaves TCP_NODELAY out, and every answer over
+    a connection that stays waits 40 ms for an acknowledgement.
+    """
+    listener = None
     try:
-        family = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)[0][0]
-        return sockets.create_server((host, port), family=family, backlog=_BACKLOG)
+        family, kind, protocol, _, where = sockets.getaddrinfo(
+            host, port, type=sockets.SOCK_STREAM, proto=sockets.IPPROTO_TCP, flags=sockets.AI_PASSIVE
+        )[0]
+        listener = sockets.socket(family, kind, protocol)
+        listener.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(_BACKLOG)
+        return listener
     except (OSError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
         raise InvalidRequest(f"cannot listen at {host}, port {port}: {told(error)}; choose another") from error
 
 

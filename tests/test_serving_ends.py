@@ -11,6 +11,8 @@ import pytest
 from passes import SECONDS, until
 from servers import SLOW, Served, Stream
 
+from dpad.serving.server import listening
+
 
 def test_a_signal_lets_everybody_finish(whole: Path, endless: str) -> None:
     """Fails if what runs or waits at SIGTERM is cut off, new requests are let in, or the exit status is not 0."""
@@ -83,6 +85,13 @@ def test_servers_that_do_not_start(whole: Path, arguments: tuple[str, ...]) -> N
     """Fails if a server that others can reach asks nobody for a key, or one without its keys starts."""
     with pytest.raises(AssertionError, match="dpad: InvalidRequest: .*(--api-key-file|cannot be read)"):
         Served(whole, *arguments)
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """Fails if connections lose TCP_NODELAY: asyncio sets it for sockets that name their protocol."""
+    with listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        with listener.accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_that_is_taken_is_said_first(whole: Path) -> None:
