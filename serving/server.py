@@ -30,8 +30,8 @@ _FLUSH = 5  # seconds in which clients take the ends of their answers
 def listening(host: str, port: int) -> sockets.socket:
     """A socket at an address; raises `InvalidRequest` for one that cannot be had, before a model is opened.
 
-    It names its protocol, as `socket.create_server` does not: else asyncio leaves TCP_NODELAY out, and every answer over
-    a connection that stays waits 40 ms for an acknowledgement.
+    It names its protocol, as `socket.create_server` does not: else asyncio leaves TCP_NODELAY out, and every answer
+    over a connection that stays waits 40 ms for an acknowledgement.
     """
     listener = None
     try:
