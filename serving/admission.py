@@ -30,9 +30,15 @@ class Admission:
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Room for `count` sequences; raises `ApiError`: 503 where the server is ending, 429 where it is full."""
+        """Room for `count` sequences; raises `ApiError`: 503 where the server ends, 429 where it is full.
+
+        What would never fit is 400, so that nobody comes again with it.
+        """
         if self.draining:
             raise ApiError(503, "this server is ending; ask another one", "draining", retry_after=1)
+        if count > self.most:
+            many = counted(count, "sequence")
+            raise ApiError(400, f"{many} are more than the {self.most} that may be here; ask for fewer", "too_many")
         if self.inside + count > self.most:
             raise ApiError(
                 429,

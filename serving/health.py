@@ -1,4 +1,4 @@
-"""`Health`: whether a server can answer. Live is its event loop; ready is its engine, tried by a decode of one pass.
+"""`Health`: whether a server can answer. Live is its event loop; ready is its engine, tried by a short decode.
 
     health = Health(model, admission)
     await health.obstacle()         # "" or what is in the way
