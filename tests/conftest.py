@@ -4,6 +4,7 @@ Tracing takes seconds and does not depend on the weights: checkpoints with the s
 config.json have the same safetensors header, so one `step.onnx` serves them all.
 """
 
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from dpad.runtime.engines.base import Engine
 from dpad.runtime.model import DiffusionModel
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # commands that tests run share the cores with other tests
 assert interpreter.DEVICE
 # A job that a shell starts in the background ignores SIGINT, and so would the commands that tests send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)

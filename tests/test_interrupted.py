@@ -43,6 +43,7 @@ FORKS = """
     from pathlib import Path
     import onnxruntime, polygraphy.comparator, tensorrt_rtx, torch
     from dpad.export.step import weights
+    from dpad.export.step.trace_decide import trace_decide
     from dpad.export.parity.compare import compare_bundle
     from dpad.export.pipeline import export_bundle
     from dpad.export.settings import ExportSettings
@@ -87,6 +88,7 @@ FORKS = """
     def tree():
         return {str(path): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
+    trace_decide(Bundle.open(out).manifest.contract)  # kept, so that not every child traces it
     before = tree()
     for stage, how, settings in cases:
         read, write = os.pipe()
