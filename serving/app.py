@@ -22,6 +22,7 @@ from dpad.serving.exchange import Exchange, Gone
 from dpad.serving.front import Front
 from dpad.serving.guard import Guard
 from dpad.serving.infill import InfillForm
+from dpad.serving.openapi import document
 from dpad.serving.schema import Body, ChatBody, CompletionBody, InfillBody
 from dpad.serving.service import Service
 from dpad.serving.settings import Settings
@@ -60,6 +61,9 @@ def application(service: Service, settings: Settings) -> Starlette:
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document())
+
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
@@ -69,6 +73,7 @@ def application(service: Service, settings: Settings) -> Starlette:
         Route("/health/live", live),
         Route("/health/ready", ready),
         Route("/metrics", metrics),
+        Route("/openapi.json", openapi),
     ]
     middleware = [Middleware(Front, metrics=service.metrics)]
     if settings.origins:

@@ -57,6 +57,8 @@ def _content(value: object) -> object:
     return "".join(part["text"] for part in parts)
 
 
+_READ_PROMPTS = BeforeValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]])
+
 Nothing = Annotated[Any, AfterValidator(_neutral())]
 Zero = Annotated[Any, AfterValidator(_neutral(0, 0.0))]
 Name = Annotated[str, Field(max_length=256)]
@@ -113,7 +115,7 @@ class Sampling(Decoding):
         Annotated[
             list[Annotated[str, Field(min_length=1, max_length=_STOP_LENGTH)]],
             Field(max_length=_STOPS),
-            BeforeValidator(_listed),
+            BeforeValidator(_listed, json_schema_input_type=str | list[str]),
         ]
         | None
     ) = None
@@ -140,7 +142,11 @@ class Sampling(Decoding):
 class CompletionBody(Sampling):
     """Of `/v1/completions`."""
 
-    prompt: Annotated[list[str | list[int]], Field(max_length=MOST_CHOICES), BeforeValidator(_prompts)]
+    prompt: Annotated[
+        list[str | list[int]],
+        Field(max_length=MOST_CHOICES),
+        _READ_PROMPTS,
+    ]
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
@@ -177,7 +183,7 @@ class ChatMessage(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_content)]
+    content: Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[dict[str, str]])]
     refusal: Nothing = None
 
 

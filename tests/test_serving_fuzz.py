@@ -1,6 +1,7 @@
 """Bodies drawn at random: whatever the fields hold, a server refuses or answers, and nothing in it breaks."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,18 @@ def test_drawn_bodies(served: Served, path: str) -> None:
     ask()
     assert statuses >= {200, 400}
     assert not [record for record in served.records() if record["event"] == "failed"]
+
+
+def test_the_description_names_every_field(served: Served) -> None:
+    """Fails if a field or an endpoint is not described, or a reference leads nowhere."""
+    _, _, told = served.ask("GET", "/openapi.json")
+    schemas = told["components"]["schemas"]
+    for path, (model, _) in ENDPOINTS.items():
+        body = told["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        described = schemas[body.removeprefix("#/components/schemas/")]
+        assert described["properties"].keys() == model.model_fields.keys()  # type: ignore[attr-defined]
+        assert described["additionalProperties"] is False
+    for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(told)):
+        assert reference in schemas
+    assert {"/v1/models", "/metrics", "/health/ready"} <= told["paths"].keys()
+    assert schemas["CompletionBody"]["properties"]["prompt"]["anyOf"][0] == {"type": "string"}

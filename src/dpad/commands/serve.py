@@ -24,6 +24,7 @@ _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0 is every core.")
 @click.option("--max-running", type=click.IntRange(1), help="Sequences decoded together. Default: 4 times --max-batch.")
 @click.option("--max-waiting", default=64, show_default=True, type=click.IntRange(0), help="Sequences that may wait.")
+@click.option("--slots", type=click.IntRange(1), help="Tokens whose keys and values fit. Default: the bundle's limits.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="Keys that are let in, one a line.")
 @click.option("--allow-anonymous", is_flag=True, help="Let everybody in who can reach --host, also from elsewhere.")
 @click.option("--allow-origin", multiple=True, help="Of pages in browsers that may ask (CORS); several times.")
@@ -47,6 +48,7 @@ def command(
     threads: int,
     max_running: int | None,
     max_waiting: int,
+    slots: int | None,
     api_key_file: Path | None,
     allow_anonymous: bool,
     allow_origin: tuple[str, ...],
@@ -71,7 +73,7 @@ def command(
         read_seconds=read_timeout,
         drain_seconds=drain,
     )
-    limits: Any = {"max_running": max_running, "max_waiting": max_waiting}
+    limits: Any = {"max_running": max_running, "max_waiting": max_waiting, "slots": slots}
     with listening(host, port) as socket, opened(directory, engine=engine, threads=threads, **limits) as model:
         where = f"{settings.name} over {model.engine.name} at {address(socket)}/v1"
         context.exit(serve(model, settings, socket, lambda: say(f"serving {where}", err=True)))
