@@ -20,7 +20,7 @@ EXTRAS = {
     "tensorrt": ("tensorrt", "cuda"),
     "tensorrt-lean": ("tensorrt_lean", "cuda"),
     "eval": ("lm_eval",),
-    "serve": ("starlette", "uvicorn", "pydantic", "prometheus_client"),
+    "serve": ("starlette", "uvicorn", "h11", "pydantic", "prometheus_client"),
 }
 
 

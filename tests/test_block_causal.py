@@ -3,6 +3,7 @@
 Every engine and commit rule is compared with `block_reference.py`, for prompts that end inside a block and at its end.
 """
 
+import asyncio
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,9 @@ from dpad.runtime.decoding.suffix import NOTHING, Full, Gaussian, Uniform
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.step import StepInputs
 from dpad.runtime.errors import InvalidRequest
+from dpad.runtime.model import DiffusionModel
+from dpad.serving.admission import Admission
+from dpad.serving.health import Health
 
 GEN = 24
 PROMPTS = (1, 3, 8, 13, 17)  # tokens: less than a block, whole blocks, and one more than whole blocks
@@ -225,3 +229,9 @@ def test_what_makes_no_sense_is_refused(engine_of: Any, family: str) -> None:
             decode(opened, [request], options_for(family, **changes))
     with pytest.raises(InvalidRequest, match="'blocks' is not one of none"):
         decode(engine_of("torch", "llada"), [good], GenerationOptions(cache=BLOCKS))
+
+
+def test_a_server_s_canary_fits_the_blocks(engine_of: Any) -> None:
+    """Fails if the health of a server asks a block-causal model for what it cannot do."""
+    model = DiffusionModel(engine_of("torch", "sdar"), None)
+    assert asyncio.run(Health(model, Admission(4)).obstacle()) == "" and model.status.passes

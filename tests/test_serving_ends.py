@@ -17,7 +17,7 @@ from dpad.serving.server import listening
 def test_a_signal_lets_everybody_finish(whole: Path, endless: str) -> None:
     """Fails if what runs or waits at SIGTERM is cut off, new requests are let in, or the exit status is not 0."""
     with Served(whole, "--max-running", 1, pass_seconds=SLOW) as server:
-        with Stream(server, endless, max_tokens=96).begun() as running, Stream(server, endless, max_tokens=8) as waits:
+        with Stream(server, endless, max_tokens=200).begun() as running, Stream(server, endless, max_tokens=8) as waits:
             until(lambda: "dpad_sequences_waiting 1.0" in server.ask("GET", "/metrics")[2])
             server.process.send_signal(signal.SIGTERM)
             until(lambda: server.ask("GET", "/health/ready")[0] == 503)
