@@ -29,13 +29,15 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 
 # TensorRT's Python bindings without the builder's libraries: in a folder of their own, for the tests that look there.
 TRT_API := .venv-trt
+# Ray and the server alone, in an environment of their own: 41 packages that nothing else needs.
+RAY := .venv-ray
 
 GROUP  ?=
 # gpu-check installs nothing: the virtual environment if there is one, else the machine's own Python.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
-.PHONY: help export serve test test-slow test-full-width test-trt-api fuzz lint types check bench gpu-check gpu-sanitize clean
+.PHONY: help export serve test test-slow test-full-width test-trt-api test-ray fuzz lint types check bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
@@ -45,6 +47,7 @@ help:
 	@echo "make fuzz        run the long form of the fuzz tests; counts in docs/fuzzing.md"
 	@echo "make test-full-width  two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
 	@echo "make test-trt-api  what is asked of TensorRT, held against its real Python API: its bindings and lean runtime, 110 MB"
+	@echo "make test-ray    two replicas of the server under a real Ray, one of them killed: 600 MB of disk, about 2 minutes"
 	@echo "make lint types  ruff, mypy --strict"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
 	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
@@ -61,7 +64,7 @@ serve: $(BIN)/.serve
 	exec $(BIN)/dpad serve $(OUT) $(ARGS)
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not trt_api" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not trt_api and not ray" $(ARGS)
 
 test-slow: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -74,6 +77,9 @@ test-full-width: $(BIN)/.test
 
 test-trt-api: $(BIN)/.test $(TRT_API)/.installed
 	$(BIN)/python -m pytest -m trt_api tests/test_trt_*.py $(ARGS)
+
+test-ray: $(BIN)/.test $(RAY)/.installed
+	$(BIN)/python -m pytest -m ray tests/test_serving_ray.py $(ARGS)
 
 lint: $(BIN)/.lint
 	$(BIN)/ruff check .
@@ -102,7 +108,7 @@ gpu-sanitize:
 check: lint types test
 
 clean:
-	rm -rf $(VENV) $(TRT_API) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRT_API) $(RAY) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
@@ -122,6 +128,11 @@ $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
 $(TRT_API)/.installed: constraints.txt | $(BIN)/python
 	rm -rf $(TRT_API)
 	$(PIP) --no-deps --target $(TRT_API) tensorrt-cu13 tensorrt-cu13-bindings tensorrt-lean-cu13-libs
+	touch $@
+
+$(RAY)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[serve,ray]'
 	touch $@
 
 $(BIN)/.bench: pyproject.toml constraints.txt | $(BIN)/python

@@ -21,6 +21,7 @@ EXTRAS = {
     "tensorrt-lean": ("tensorrt_lean", "cuda"),
     "eval": ("lm_eval",),
     "serve": ("starlette", "uvicorn", "h11", "pydantic", "prometheus_client"),
+    "ray": ("ray",),
 }
 
 

@@ -98,9 +98,9 @@ def request(seed: int = 0, length: int = 6, **more: Any) -> Request:
     return Request(prompt(seed, length), **more)
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
     """Wait until another thread has brought it about."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came about"
         time.sleep(1e-3)

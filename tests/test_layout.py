@@ -182,7 +182,9 @@ def test_extras_bring_what_their_table_says() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for tools in ("gpu", "test", "bench", "lint"):
         del extras[tools]
-    names = {extra: [re.split("[<>=]", line)[0].replace("-", "_") for line in lines] for extra, lines in extras.items()}
+    names = {
+        extra: [re.split(r"[\[<>=]", line)[0].replace("-", "_") for line in lines] for extra, lines in extras.items()
+    }
     assert {extra: tuple(n.removesuffix("_bindings") for n in found) for extra, found in names.items()} == EXTRAS
 
 

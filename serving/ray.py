@@ -1,0 +1,128 @@
+"""The same server as a Ray Serve application: replicas of one bundle, on several GPUs, CPUs or machines.
+
+    serve run dpad.serving.ray:build bundle=/srv/bundles/tiny replicas=2 gpus=1 api_key_file=/etc/dpad/keys.txt
+
+Ray's proxy hands each request to a replica that has room, holds `max_queued` more and refuses the rest with 429. A
+replica that dies, or whose canary decodes nothing, is started again. `bundle` is a path that is right on every machine.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp
+
+import dpad
+from dpad.runtime.bundle.bundle import Bundle
+from dpad.runtime.decoding.limits import RUNNING
+from dpad.runtime.errors import EngineError, InvalidRequest, MissingExtra
+from dpad.runtime.extras import needed_by
+from dpad.serving.app import application
+from dpad.serving.health import PATIENCE
+from dpad.serving.keys import Keys
+from dpad.serving.log import setup
+from dpad.serving.service import Service
+from dpad.serving.settings import Settings
+
+_WAITING = 64  # sequences in a replica behind those that are decoded: of requests for several answers
+_MARGIN = 10.0  # seconds that Ray waits for a health check beyond what the check takes at most
+_RETRY_AFTER = 1  # seconds
+
+
+class Arguments(BaseModel):
+    """Of the application; Ray reads them from its command line or a config file.
+
+    Attributes:
+        bundle: folder of the bundle, the same on every machine, absolute.
+        name: what clients call the model; empty is the folder's name.
+        replicas: processes, each with an engine of its own.
+        gpus: of each replica; Ray says which by CUDA_VISIBLE_DEVICES.
+        cpus: of each replica, and its threads.
+        engine: as `dpad inspect` names it.
+        max_running: requests that a replica is given at a time; 0 is four times the bundle's `--max-batch`.
+        slots: of keys and values in a replica's pool; as `dpad serve --slots`.
+        max_queued: requests that wait in a proxy for a replica; more are refused.
+        api_key_file: keys of those who may ask, one a line, the same on every machine.
+        allow_anonymous: let everybody in who can reach Ray's proxy.
+        drain_seconds: that a replica which is to end has for what runs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: Path
+    name: str = ""
+    replicas: int = Field(1, ge=1)
+    gpus: float = Field(0, ge=0)
+    cpus: int = Field(1, ge=1)
+    engine: str = "auto"
+    max_running: int = Field(0, ge=0)
+    slots: int | None = Field(None, ge=1)
+    max_queued: int = Field(64, ge=0)
+    api_key_file: Path | None = None
+    allow_anonymous: bool = False
+    drain_seconds: float = Field(30.0, ge=0)
+
+
+class Replica:
+    """One engine, and the routes of `dpad serve` over it."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        """Open the bundle; Ray calls this in the replica's own process."""
+        setup()
+        if not arguments.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves GPUs visible that it gave to nobody
+        keys = Keys.read(arguments.api_key_file) if arguments.api_key_file else None
+        self._settings = Settings(arguments.name or arguments.bundle.name, keys=keys)
+        model = dpad.load(
+            arguments.bundle,
+            engine=arguments.engine,
+            threads=0 if arguments.gpus else arguments.cpus,
+            slots=arguments.slots,
+            max_running=arguments.max_running,
+            max_waiting=_WAITING,
+        )
+        self._service = Service(model, self._settings.name)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """What Ray's proxy calls."""
+        return application(self._service, self._settings)
+
+    async def check_health(self) -> None:
+        """Ray asks every few seconds, and puts another in the place of one that fails three times."""
+        if obstacle := await self._service.health.obstacle():
+            raise EngineError(obstacle)
+
+
+def build(arguments: Arguments) -> Any:
+    """The application (`ray.serve.Application`), for `serve run`.
+
+    Raises:
+        InvalidRequest: nobody would be asked for a key, or a path is relative.
+        BundleError: there is no bundle here.
+        MissingExtra: Ray is not installed.
+    """
+    if arguments.api_key_file is None and not arguments.allow_anonymous:
+        raise InvalidRequest(
+            "nobody would be asked for a key, and where Ray's proxy listens is not known here; give api_key_file=FILE, "
+            "or allow_anonymous=true where nobody else can reach it"
+        )
+    for path in filter(None, (arguments.bundle, arguments.api_key_file)):
+        if not path.is_absolute():
+            raise InvalidRequest(f"{path} is another place in each process of Ray; give the absolute path")
+    contract = Bundle.open(arguments.bundle, hashes=False).manifest.contract
+    running = arguments.max_running or RUNNING * contract.max_batch
+    with needed_by("dpad.serving.ray", MissingExtra):
+        from ray import serve
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="dpad",
+        num_replicas=arguments.replicas,
+        ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
+        max_ongoing_requests=running,
+        max_queued_requests=arguments.max_queued,
+        backpressure_config={"status_code": 429, "retry_after_s": _RETRY_AFTER},
+        health_check_timeout_s=PATIENCE + _MARGIN,
+        graceful_shutdown_timeout_s=arguments.drain_seconds,
+    )
+    return deployment.bind(arguments.model_copy(update={"max_running": running}))
