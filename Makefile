@@ -37,7 +37,7 @@ GROUP  ?=
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
-.PHONY: help export serve test test-slow test-full-width test-trt-api test-ray fuzz lint types check bench gpu-check gpu-sanitize clean
+.PHONY: help export serve test test-slow test-full-width test-browser test-trt-api test-ray fuzz lint types check bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
@@ -45,6 +45,7 @@ help:
 	@echo "make test        run the tests (about 11 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make fuzz        run the long form of the fuzz tests; counts in docs/fuzzing.md"
+	@echo "make test-browser  the server's page in a headless Chromium, where there is one: apt-get install chromium chromium-driver"
 	@echo "make test-full-width  two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
 	@echo "make test-trt-api  what is asked of TensorRT, held against its real Python API: its bindings and lean runtime, 110 MB"
 	@echo "make test-ray    two replicas of the server under a real Ray, one of them killed: 600 MB of disk, about 2 minutes"
@@ -64,13 +65,16 @@ serve: $(BIN)/.serve
 	exec $(BIN)/dpad serve $(OUT) $(ARGS)
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not trt_api and not ray" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not browser and not trt_api and not ray" $(ARGS)
 
 test-slow: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 fuzz: $(BIN)/.test
 	$(BIN)/python -m pytest -m fuzz --fuzz-report docs/fuzzing.json $(ARGS)
+
+test-browser: $(BIN)/.test
+	$(BIN)/python -m pytest -m browser tests/test_page_browser.py $(ARGS)
 
 test-full-width: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow tests/test_full_width.py -k whole_way $(ARGS)

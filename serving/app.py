@@ -23,6 +23,7 @@ from dpad.serving.front import Front
 from dpad.serving.guard import Guard
 from dpad.serving.infill import InfillForm
 from dpad.serving.openapi import document
+from dpad.serving.page import ROUTES
 from dpad.serving.schema import Body, ChatBody, CompletionBody, InfillBody
 from dpad.serving.service import Service
 from dpad.serving.settings import Settings
@@ -65,6 +66,7 @@ def application(service: Service, settings: Settings) -> Starlette:
         return JSONResponse(document())
 
     routes = [
+        *ROUTES,
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/infill", infill, methods=["POST"]),

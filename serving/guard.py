@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dpad.serving.errors import ApiError
+from dpad.serving.page import PATHS
 from dpad.serving.settings import Settings
 
 OPEN = ("/health/live", "/health/ready")  # to everybody: who asks them has no key
@@ -29,15 +30,15 @@ class Guard:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             if scope["path"] not in OPEN:
-                self._check_caller(headers)
+                self._check_caller(headers, scope["path"])
             self._check_body(scope["method"], headers)
             receive = self._measured(receive)
         await self._app(scope, receive, send)
 
-    def _check_caller(self, headers: Headers) -> None:
+    def _check_caller(self, headers: Headers, path: str) -> None:
         keys = self._settings.keys
         if keys is not None:
-            if not keys.allow(headers.get("authorization", "")):
+            if path not in PATHS and not keys.allow(headers.get("authorization", "")):
                 raise ApiError(401, "give a key of this server as Authorization: Bearer KEY", "invalid_api_key")
         elif self._settings.hosts and _name(headers.get("host", "")) not in self._settings.hosts:
             raise ApiError(

@@ -103,6 +103,7 @@ def test_the_wheel_holds_every_module_and_no_generic_name(wheel: Path) -> None:
             assert f"{prefix}/{path.relative_to(ROOT / folder).as_posix()}" in names
     assert {"dpad/py.typed", "dpad/models/tiny/config.json", "dpad/models/tiny/model.safetensors"} <= names
     assert "dpad/models/tiny-dream/model.safetensors" in names
+    assert {f"dpad/serving/web/{path.name}" for path in (ROOT / "serving" / "web").iterdir()} <= names
 
 
 @pytest.mark.parametrize("where", [ROOT, ROOT / "tests", ROOT.parent])

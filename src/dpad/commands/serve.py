@@ -76,4 +76,5 @@ def command(
     limits: Any = {"max_running": max_running, "max_waiting": max_waiting, "slots": slots}
     with listening(host, port) as socket, opened(directory, engine=engine, threads=threads, **limits) as model:
         where = f"{settings.name} over {model.engine.name} at {address(socket)}/v1"
-        context.exit(serve(model, settings, socket, lambda: say(f"serving {where}", err=True)))
+        ready = f"serving {where}\na page to try it: {address(socket)}/"
+        context.exit(serve(model, settings, socket, lambda: say(ready, err=True)))
