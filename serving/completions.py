@@ -4,6 +4,7 @@ form = CompletionForm(CompletionBody(prompt=["What is 53 + 34?"]))
 """
 
 from dpad.runtime.decoding.prompts import Prompt
+from dpad.runtime.errors import InvalidRequest
 from dpad.serving.choice import Token
 from dpad.serving.exchange import Document
 from dpad.serving.jobs import jobs_for
@@ -28,6 +29,8 @@ class CompletionForm:
         """One for each answer, the answers to a prompt beside each other."""
         model, suffix = service.model, self.body.suffix
         prompts: list[Prompt] = list(self.body.prompt)
+        for prompt in self.body.prompt:
+            _check_length(prompt, model.engine.contract.max_length)
         return jobs_for(model, self.body, [model.request(prompt, raw=True, suffix=suffix) for prompt in prompts])
 
     def begin(self, job: Job) -> Document | None:
@@ -62,3 +65,12 @@ class CompletionForm:
             "top_logprobs": [{token.text: token.logprob} for token in tokens] if self.body.logprobs else None,
             "text_offset": [offset + token.offset for token in tokens],
         }
+
+
+def _check_length(prompt: str | list[int], most: int) -> None:
+    """Raise `InvalidRequest` for more ids than a canvas holds, before each of them is looked at."""
+    if not isinstance(prompt, str) and len(prompt) > most:
+        raise InvalidRequest(
+            f"a prompt of {len(prompt)} tokens is over the {most} of this bundle's canvas; "
+            "shorten it, or export with a larger --max-length"
+        )

@@ -1,4 +1,4 @@
-"""`Guard`: what is refused before it is read: strangers, foreign pages, bodies that are too large or too slow.
+"""`Guard`: what is refused before it is read: strangers, foreign pages, what is too large or too slow.
 
     Starlette(middleware=[Middleware(Guard, settings=settings)])
 
@@ -16,6 +16,7 @@ from dpad.serving.errors import ApiError
 from dpad.serving.page import PATHS
 from dpad.serving.settings import Settings
 
+_MOST_HEAD = 1 << 16  # bytes of names and values
 OPEN = ("/health/live", "/health/ready")  # to everybody: who asks them has no key
 
 
@@ -29,11 +30,17 @@ class Guard:
         """Pass a request on; raises `ApiError`."""
         if scope["type"] == "http":
             headers = Headers(scope=scope)
+            self._check_head(scope)
             if scope["path"] not in OPEN:
                 self._check_caller(headers, scope["path"])
             self._check_body(scope["method"], headers)
             receive = self._measured(receive)
         await self._app(scope, receive, send)
+
+    def _check_head(self, scope: Scope) -> None:
+        """What h11 limits is a head that has not ended; one that comes at once may have any size."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEAD:
+            raise ApiError(431, f"headers may have {_MOST_HEAD} bytes; send fewer", "headers_too_large")
 
     def _check_caller(self, headers: Headers, path: str) -> None:
         keys = self._settings.keys

@@ -193,6 +193,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a cache that is none": ({"cache": "big"}, "cache 'big'", "invalid_request"),
     "a canvas that is too long": ({"max_tokens": 512}, "canvas", "invalid_request"),
     "the mask": ({"prompt": [127]}, "mask", "invalid_request"),
+    "more ids than a canvas holds": ({"prompt": [127] * 9000}, "9000 tokens", "invalid_request"),
     "a schedule that is none": ({"schedule": {"gaussian": {"kk": 1}}}, "schedule", "invalid_request"),
     "a preset that is none": ({"preset": "p"}, "preset 'p'", "invalid_request"),
 }

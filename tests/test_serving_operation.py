@@ -66,8 +66,8 @@ def test_health_is_open_and_the_rest_is_not(served: Served) -> None:
         assert client.completions.create(model="random", prompt="w5", max_tokens=4).choices
 
 
-def test_bodies_have_limits(served: Served) -> None:
-    """Fails if a body is read beyond its limit, told or not, or one that a page may send unasked is taken."""
+def test_bodies_and_heads_have_limits(served: Served) -> None:
+    """Fails if a body or a head is taken beyond its limit, told or not, or a body that a page may send unasked is."""
     assert served.post("/v1/completions", {"prompt": "w5 " * 50_000}, **authorized())[0] == 413
     connection = served.connect()
     chunks = (b" " * 1000 for _ in range(200))
@@ -75,6 +75,8 @@ def test_bodies_have_limits(served: Served) -> None:
     connection.request("POST", "/v1/completions", chunks, headers, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
+    head = {f"x_{number}": "a" * 10_000 for number in range(8)}
+    assert served.ask("GET", "/v1/models", **authorized(), **head)[0] == 431
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         status, _, told = served.post("/v1/completions", b'{"prompt": "w5"}', content_type=kind, **authorized())
         assert (status, told["error"]["code"]) == (415, "wrong_content_type")
