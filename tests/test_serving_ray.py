@@ -225,3 +225,19 @@ def test_without_ray_it_says_what_to_install(whole: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingExtra: dpad.serving.ray needs ray: pip install '.[ray]' in a checkout" in ran.stderr
+
+
+def test_ray_hears_of_an_engine_that_decodes_nothing(whole: Path) -> None:
+    """Fails if a replica whose engine fails is kept, or a sound one is replaced."""
+    code = (
+        "import asyncio\n"
+        "from dpad.runtime.engines.onnx import OnnxEngine\n"
+        "from dpad.serving.ray import Arguments, Replica\n"
+        f"arguments = Arguments(bundle={str(whole)!r}, max_running=2)\n"
+        "asyncio.run(Replica(arguments).check_health())\n"
+        "print('sound')\n"
+        "OnnxEngine._step = None\n"
+        "asyncio.run(Replica(arguments).check_health())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout == "sound\n" and "EngineError: the engine decodes nothing" in ran.stderr
