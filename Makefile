@@ -74,7 +74,7 @@ fuzz: $(BIN)/.test
 	$(BIN)/python -m pytest -m fuzz --fuzz-report docs/fuzzing.json $(ARGS)
 
 test-browser: $(BIN)/.test
-	$(BIN)/python -m pytest -m browser tests/test_page_browser.py $(ARGS)
+	$(BIN)/python -m pytest -m browser tests/test_page_*.py $(ARGS)
 
 test-full-width: $(BIN)/.test
 	$(BIN)/python -m pytest -m slow tests/test_full_width.py -k whole_way $(ARGS)

@@ -1,6 +1,6 @@
 """A real Chromium without a window, on the page of a server.
 
-    with Browser(found()) as browser:
+    with Browser() as browser:
         browser.open(served)
         browser.press("#decode")
         browser.until_ended()
@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from typing import Any, Self
 
+import pytest
 from passes import SECONDS, until
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -43,10 +44,21 @@ def found() -> tuple[str, str] | None:
     return (chromium, driver) if chromium and driver else None
 
 
+IN_BROWSER = [
+    pytest.mark.browser,
+    pytest.mark.skipif(found() is None, reason="no Chromium: apt-get install chromium chromium-driver"),
+]
+OPTIONS = {"decoder": "fixed", "block_length": "8"}  # of every decode, as they are typed
+BODY: dict[str, Any] = {"decoder": "fixed", "block_length": 8}  # ... and as the API takes them
+PROMPT = "w5 w6 w7 w9"
+
+
 class Browser:
     """One window with one page."""
 
-    def __init__(self, programs: tuple[str, str]) -> None:
+    def __init__(self) -> None:
+        programs = found()
+        assert programs
         chromium, driver = programs
         self._home = tempfile.TemporaryDirectory()
         options = webdriver.ChromeOptions()
@@ -119,6 +131,18 @@ class Browser:
         """... of its text to that, from 1 to 21."""
         ratio = "return (Math.max(ground, text) + 0.05) / (Math.min(ground, text) + 0.05)"
         return float(self.script(_COLOURS + ratio, selector))
+
+    def ask(self, prompt: str = PROMPT, tokens: int = 16, kind: str = "completion", **options: str) -> None:
+        """Fill in the form, and press Decode."""
+        self.press(f"[value={kind}]")
+        self.write("#prompt", prompt)
+        self.write("#tokens", tokens)
+        self.choose(0, **{**OPTIONS, **options})
+        self.press("#decode")
+
+    def cells(self, number: int = 1) -> list[str]:
+        """The canvas of a panel."""
+        return self.texts(f".panel:nth-child({number}) .canvas .cell")
 
     def until_ended(self) -> None:
         """Nothing is being decoded any more."""

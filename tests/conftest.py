@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import host_onnx
 import host_trt
@@ -21,11 +21,15 @@ from bundles import export, write_source
 from checkpoints import OPENERS, Weights, export_step, random_weights, raw_config, write_checkpoint
 from fuzzing import Tally, write_report
 from hypothesis import settings
-from passes import Passes, settle
+from passes import Passes, settle, until
 
 import dpad
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.model import DiffusionModel
+
+if TYPE_CHECKING:
+    from browsers import Browser
+    from servers import Served
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # commands that tests run share the cores with other tests
@@ -155,3 +159,21 @@ def endless(whole: Path) -> str:
     with dpad.load(whole, threads=1) as model:
         prompts = (f"w{number} w{number // 7}" for number in range(5, 125))
         return next(each for each in prompts if model.generate(each, raw=True, **options).nfe >= 200)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """A browser, for tests that are marked so."""
+    from browsers import Browser  # needs selenium
+
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chromium: "Browser", served: "Served") -> Iterator["Browser"]:
+    """The page of the module's own `served`, newly loaded; a test leaves no complaint and no request to elsewhere."""
+    chromium.open(served)
+    until(lambda: chromium.text("#model"))
+    yield chromium
+    chromium.check()

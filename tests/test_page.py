@@ -1,4 +1,4 @@
-"""The server's page, as HTTP gives it; what it does is tried in a browser (test_page_browser.py)."""
+"""The server's page, as HTTP gives it; what it does is tried in a browser (test_page_browser, test_page_trouble)."""
 
 import re
 from collections.abc import Iterator

@@ -54,17 +54,20 @@ function given(text) {
 
 function cell(place) {
   const element = document.createElement("span");
+  element.className = "cell";
   element.dataset.place = place;
   fill(element, undefined, 0);
   return element;
 }
 
 function fill(element, commit, latest) {
-  const text = commit ? commit.text.replaceAll("\n", "↵") || "∅" : "·";
-  if (element.textContent !== text) element.textContent = text;
-  const special = commit && /^<\|?[^<>\s]+\|?>$/.test(commit.text);
-  const name = !commit ? "cell mask" : `cell decided${special ? " special" : ""}${commit.index === latest ? " new" : ""}`;
-  const marked = element.classList.contains("marked") ? " marked" : "";
-  if (element.className !== name + marked) element.className = name + marked;
+  const fresh = commit !== undefined && commit.index === latest;
+  if (element.textContent && element.commit === commit && element.fresh === fresh) return;
+  Object.assign(element, { commit, fresh });
+  element.textContent = commit ? commit.text.replaceAll("\n", "↵") || "∅" : "·";
+  element.classList.toggle("mask", !commit);
+  element.classList.toggle("decided", commit !== undefined);
+  element.classList.toggle("special", commit !== undefined && /^<\|?[^<>\s]+\|?>$/.test(commit.text));
+  element.classList.toggle("new", fresh);
   element.style.setProperty("--sure", commit ? commit.confidence.toFixed(3) : "0");
 }

@@ -65,7 +65,10 @@ async function askForModel() {
 
 /** Say in words what went wrong, and ask for a key where one is missing. */
 function report(panel, error) {
-  if (!(error instanceof ApiError)) throw error;
+  if (!(error instanceof ApiError)) {
+    panel.fail(`This page failed: ${error.message}`);
+    throw error;
+  }
   if (error.status !== 401) {
     panel.fail(error.message);
     return;
@@ -84,10 +87,13 @@ async function decode() {
   try {
     const kind = KINDS[form.elements.kind.value];
     const asked = { prompt: at("prompt").value, template: template.parts, tokens: Number(at("tokens").value) };
-    const shown = panels.filter((panel) => !panel.element.hidden);
-    for (const panel of shown) panel.begin(settings[panels.indexOf(panel)].summary, kind.parts(asked));
-    shown[0].element.scrollIntoView({ block: "nearest" });
-    for (const panel of shown) await follow(panel, kind, { ...kind.body(asked), ...common() }, running.signal);
+    const body = { ...kind.body(asked), ...common() };
+    const decodes = panels
+      .map((panel, each) => ({ panel, body: { ...body, ...settings[each].body }, summary: settings[each].summary }))
+      .filter(({ panel }) => !panel.element.hidden);
+    for (const { panel, summary } of decodes) panel.begin(summary, kind.parts(asked));
+    panels[0].element.scrollIntoView({ block: "nearest" });
+    for (const each of decodes) await follow(each.panel, kind, each.body, running.signal);
   } finally {
     running = undefined;
     at("decode").disabled = false;
@@ -105,7 +111,7 @@ function common() {
   };
 }
 
-/** Decode with the setting of a panel, and show it pass by pass. */
+/** Decode what `body` asks for, and show it pass by pass. */
 async function follow(panel, kind, body, signal) {
   let [reason, usage] = [undefined, undefined];
   if (signal.aborted) {
@@ -114,8 +120,7 @@ async function follow(panel, kind, body, signal) {
   }
   panel.start();
   try {
-    const setting = settings[panels.indexOf(panel)].body;
-    for await (const event of events(kind.path, { ...body, ...setting }, at("key").value, signal)) {
+    for await (const event of events(kind.path, body, at("key").value, signal)) {
       at("model").textContent = event.model;
       usage = event.usage ?? usage;
       const [choice] = event.choices;
