@@ -52,6 +52,7 @@ help:
 	@echo "make lint types  ruff and hadolint, mypy --strict"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
 	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
+	@echo "                 BENCH=serving for the acceptance of dpad serve: 40 minutes, 20 of them a soak"
 	@echo "make gpu-check   prove and measure on this machine's GPU; results in docs/benchmarks"
 	@echo "                 GROUP=tiny, start, 8b or packed for a part of it, each in at most 200 s"
 	@echo "make gpu-sanitize  the kernel's tests under compute-sanitizer"
@@ -141,7 +142,7 @@ $(RAY)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(BIN)/.bench: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[export,bench]'
+	$(PIP) -e '.[export,serve,bench]'
 	touch $@
 
 $(BIN)/.lint: pyproject.toml constraints.txt | $(BIN)/python

@@ -150,9 +150,14 @@ class OwnPeak:
                 return
 
 
-def _status(field: str) -> int:
+def memory_of(process: int) -> int:
+    """Resident memory of another process now, in bytes."""
+    return _status("VmRSS", str(process))
+
+
+def _status(field: str, process: str = "self") -> int:
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text()
     except OSError:
         raise click.ClickException("memory is read from /proc/self/status, which only Linux has") from None
     return int(status.partition(f"{field}:")[2].split()[0]) * 1024

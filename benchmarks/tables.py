@@ -2,9 +2,9 @@
 
 python benchmarks/tables.py docs/benchmarks
 
-Writes results.md beside the documents; every number in it is one of theirs, and where the weights measured
-are not those that an embedded model ships with now, it says so. Why goals were missed is written by hand, in
-misses.json: reason -> goals, which are refused if they were met.
+Writes results.md beside the documents, and serving.md of the server's; every number in them is one of theirs, and where
+the weights measured are not those that an embedded model ships with now, results.md says so. Why goals were missed is
+written by hand, in misses.json: reason -> goals, which are refused if they were met.
 """
 
 import json
@@ -17,6 +17,7 @@ import measure
 import sections
 from plots import plural
 from sections import Document, middle, share, table
+from serving_load.page import page
 
 REASONS = "misses.json"
 
@@ -125,11 +126,13 @@ def report(documents: dict[str, Document], reasons: dict[str, list[str]]) -> str
 @click.command(cls=measure.Benchmark)
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(folder: Path) -> None:
-    """Write results.md from the JSON files in FOLDER."""
+    """Write results.md and serving.md from the JSON files in FOLDER."""
     files = {name: folder / f"{name}.json" for name in TABLES}
     documents = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
     reasons = json.loads((folder / REASONS).read_text("utf-8")) if (folder / REASONS).exists() else {}
     (folder / "results.md").write_text(report(documents, reasons), encoding="utf-8")
+    if (served := folder / "serving.json").exists():
+        served.with_suffix(".md").write_text(page(json.loads(served.read_text("utf-8"))), encoding="utf-8")
     measure.say(f"{folder / 'results.md'}: {', '.join(documents) or 'no documents found'}")
 
 

@@ -16,7 +16,7 @@ from dpad.serving.errors import ApiError
 from dpad.serving.page import PATHS
 from dpad.serving.settings import Settings
 
-_MOST_HEAD = 1 << 16  # bytes of names and values
+_MOST_HEAD, _EACH = 1 << 15, 32  # bytes of all names and values, and what each counts beside them (RFC 9113, 6.5.2)
 OPEN = ("/health/live", "/health/ready")  # to everybody: who asks them has no key
 
 
@@ -39,7 +39,7 @@ class Guard:
 
     def _check_head(self, scope: Scope) -> None:
         """What h11 limits is a head that has not ended; one that comes at once may have any size."""
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEAD:
+        if sum(len(name) + len(value) + _EACH for name, value in scope["headers"]) > _MOST_HEAD:
             raise ApiError(431, f"headers may have {_MOST_HEAD} bytes; send fewer", "headers_too_large")
 
     def _check_caller(self, headers: Headers, path: str) -> None:

@@ -75,7 +75,7 @@ def test_bodies_and_heads_have_limits(served: Served) -> None:
     connection.request("POST", "/v1/completions", chunks, headers, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
-    head = {f"x_{number}": "a" * 10_000 for number in range(8)}
+    head = {f"x_{number}": "a" for number in range(900)}  # short enough for h11, however it is cut
     assert served.ask("GET", "/v1/models", **authorized(), **head)[0] == 431
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         status, _, told = served.post("/v1/completions", b'{"prompt": "w5"}', content_type=kind, **authorized())

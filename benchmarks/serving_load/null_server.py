@@ -1,0 +1,92 @@
+"""`dpad serve` over an engine that takes the same time for every pass and computes nothing.
+
+    python benchmarks/serving_load/null_server.py 5 8 serve bundles/tiny --port 0     # 5 ms a pass, 8 sequences
+
+All that follows the two numbers is the command line of `dpad`, and the server is the real one. Tokens depend on the
+canvas alone, so an answer is the same in any company; none of them ends a text.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dpad
+from dpad.cli import main
+from dpad.commands import serve
+from dpad.runtime.contract import StepContract
+from dpad.runtime.engines.base import Engine
+from dpad.runtime.engines.slots import Slots
+from dpad.runtime.engines.step import Decisions, StepInputs, StepOutputs
+
+_FREE = 10**6  # rows of padding that cost nothing, so that all sequences share a pass
+_ROUND = 32
+
+
+class PacedEngine(Engine):
+    """A pass takes `seconds`, whatever its shape, and gives tokens of `plain`."""
+
+    name, dtype = "null", "float32"
+
+    def __init__(self, contract: StepContract, plain: list[int], seconds: float, slots: int | None = None) -> None:
+        super().__init__()
+        self.contract, self.pass_rows = contract, _FREE
+        self.slots = Slots((slots or contract.max_batch * contract.max_length) + 1)
+        self._plain, self._seconds = np.array(plain), seconds
+
+    def padded(self, axis: str, size: int) -> int:
+        """Sizes in steps, as on a GPU."""
+        return min(-(-size // _ROUND) * _ROUND, self.contract.max_length)
+
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        end = time.perf_counter() + self._seconds
+        positions = np.take_along_axis(inputs.gather_indices, inputs.decode_rows, axis=1)
+        tokens = self._plain[(31 * positions + inputs.canvas[:, :1]) % len(self._plain)]
+        odds = (1 + positions % 7).astype(np.float32)
+        decided = Decisions(tokens, odds, -odds, -odds) if inputs.sampling is not None else None
+        logits = None
+        if inputs.want_logits:
+            logits = np.zeros((*tokens.shape, self.contract.vocab_size), np.float32)
+        time.sleep(max(0.0, end - time.perf_counter()))
+        return StepOutputs(tokens, odds, decided, logits)
+
+
+@contextmanager
+def model_over(
+    bundle: Path,
+    pass_ms: float,
+    batch: int,
+    *,
+    max_running: int | None = None,
+    max_waiting: int = 64,
+    slots: int | None = None,
+) -> Iterator[dpad.DiffusionModel]:
+    """The tokenizer, presets and limits of `bundle` over a `PacedEngine`."""
+    with dpad.load(bundle, threads=1) as opened:
+        contract, codec, presets, digest = opened.engine.contract, opened.codec, opened.presets, opened.digest
+    special = {contract.mask_token_id, contract.eos_token_id}
+    plain = [token for token in range(contract.vocab_size) if token not in special and codec.decode([token]).strip()]
+    engine = PacedEngine(replace(contract, max_batch=batch), plain, pass_ms / 1e3, slots)
+    limits: Any = {"max_running": max_running or batch, "max_waiting": max_waiting, "digest": digest}
+    with dpad.DiffusionModel(engine, codec, None, **limits) as model:
+        model.presets = presets
+        yield model
+
+
+if __name__ == "__main__":
+    pass_ms, batch = float(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+    @contextmanager
+    def opened(directory: Path, **options: Any) -> Iterator[dpad.DiffusionModel]:
+        """In place of the bundle's own engine."""
+        named = {name: options[name] for name in ("max_running", "max_waiting", "slots")}
+        with model_over(directory, pass_ms, batch, **named) as model:
+            yield model
+
+    serve.opened = opened
+    main()
