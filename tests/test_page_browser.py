@@ -174,10 +174,14 @@ def test_a_narrow_window_needs_no_scrolling_sideways(page: Browser, served: Serv
     page.script("for (const each of document.querySelectorAll('details')) each.open = true")
     page.ask(tokens=32)
     page.until_ended()
-    page.press("[value=infill]")
-    width = page.script("return document.documentElement.scrollWidth")
-    assert width == NARROW[0]
+    wide = "return document.documentElement.scrollWidth"
+    assert page.script(wide) == NARROW[0]
     page.script("document.querySelector('.canvas .cell').classList.add('special')")
     for selector in ("body", ".canvas .decided:not(.special)", ".canvas .special", "#decode", ".status", "dt", ".text"):
         assert page.contrast(selector) >= 4.5, selector
     assert (page.luminance("body") < 0.2) == dark
+    page.press("[value=infill]")
+    page.write("#template textarea", "w5" * 60)
+    page.press("#decode")
+    page.until_ended()
+    assert page.script(wide) == NARROW[0]
