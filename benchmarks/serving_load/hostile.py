@@ -128,6 +128,7 @@ async def bad_input(run: Run) -> dict[str, Any]:
         odd_prompt=sorted(odd),
         hung_up_on=sorted(name for name, found in statuses.items() if found == {CLOSED}),
         growth_bytes=growth,
+        resident_mib=[round(size / 2**20, 2) for size in sizes[:: max(1, len(sizes) // 40)]],
     )
 
 
@@ -142,7 +143,7 @@ async def oversize(run: Run) -> dict[str, Any]:
     seconds, statuses = [], set()
     with run.null("--slots", 64) as target:
         async with connected(target) as client:
-            for body in (run.body(8), *wanted.values()):  # warms up
+            for body in (run.body(8), *(max(1, run.size.warm_up) * [*wanted.values()])):
                 await client.ask(body)
             before = await client.metrics()
             sizes = [target.memory()]

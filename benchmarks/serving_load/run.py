@@ -27,8 +27,8 @@ class Size:
     readers: int = 50
     heads: int = 500
     prompts: int = 100
-    warm_up: int = 2
-    rounds: int = 20
+    warm_up: int = 100
+    rounds: int = 100
     tokens: int = 32
     minutes: float = 20.0
     judges_memory: bool = True
