@@ -42,7 +42,7 @@ GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
 	@echo "make serve MODEL=tiny|... [OUT=DIR] [ARGS=...]  serves the bundle at http://127.0.0.1:8000, exported if need be"
-	@echo "make test        run the tests (about 11 minutes on 2 cores)"
+	@echo "make test        run the tests (13 minutes on 2 quiet cores)"
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make fuzz        run the long form of the fuzz tests; counts in docs/fuzzing.md"
 	@echo "make test-browser  the server's page in a headless Chromium, where there is one: apt-get install chromium chromium-driver"

@@ -20,6 +20,7 @@ import tables
 DOCUMENTS = Path(__file__).parent.parent / "docs/benchmarks"
 
 
+@pytest.mark.slow
 def test_stages_run_and_tell_seconds_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a stage does not do its command's work, or leaves out what a table needs."""
     monkeypatch.setitem(LAYOUTS, "llada", replace(LAYOUTS["llada"], config=LAYOUTS["llada"].config | NARROW["llada"]))
