@@ -1,27 +1,19 @@
 """A real `dpad serve` in a process of its own, and OpenAI's own client for it.
 
-    with Served(bundle) as served:
-        served.client().models.list()
-        served.post("/v1/completions", {"prompt": "w5"})       # status, headers, body
-    Stream(served, "w5").begun().rest()                    # events
-
-Standard error goes to a file: its first line says where the server listens, and the rest is its log.
+with Served(bundle) as served:
+    served.client().models.list()
+    served.post("/v1/completions", {"prompt": "w5"})       # status, headers, body
+Stream(served, "w5").begun().rest()                    # events
 """
 
 import http.client
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import openai
-from passes import SECONDS, until
+from passes import SECONDS
+from server_process import ServerProcess
 
 LONG: dict[str, Any] = {"max_tokens": 240, "decoder": "fixed", "block_length": 8, "cache": "prefix", "schedule": "none"}
 SLOW = 0.01  # seconds more a pass
@@ -46,7 +38,7 @@ main()
 """
 
 
-class Served:
+class Served(ServerProcess):
     """`dpad serve` over a bundle, at a free port."""
 
     def __init__(self, bundle: Path, *arguments: object, pass_seconds: float = 0.0, broken: int = 0) -> None:
@@ -54,29 +46,8 @@ class Served:
 
         Pass number `broken` fails.
         """
-        self.said = ""  # when it has ended
-        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         start = ["-c", _SLOWLY, str(pass_seconds), str(broken)] if pass_seconds or broken else ["-m", "dpad"]
-        command = [sys.executable, *start, "serve", str(bundle), "--port", "0", *map(str, arguments)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._log, env=environment)
-        until(lambda: self._address() or self.process.poll() is not None)
-        found = self._address()
-        if not found:
-            self.__exit__(None, None, None)
-        assert found, self.said
-        self.host, self.port = found[1], int(found[2])
-
-    def _address(self) -> "re.Match[str] | None":
-        return re.search(r" at http://([\d.]+):(\d+)/v1\n", self.log())
-
-    def log(self) -> str:
-        """What it has written to standard error."""
-        return self.said or Path(self._log.name).read_text()
-
-    def records(self) -> list[dict[str, Any]]:
-        """Its log."""
-        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        super().__init__([*start, "serve", str(bundle), "--port", "0", *map(str, arguments)])
 
     def client(self, key: str = "none", **more: Any) -> openai.OpenAI:
         """OpenAI's own, which asks once."""
@@ -109,23 +80,6 @@ class Served:
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, str], Any]:
         """As `ask`."""
         return self.ask("POST", path, body, **headers)
-
-    def stop(self) -> int:
-        """SIGTERM, and the exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(SECONDS)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.said = self.log()
-        self._log.close()
 
 
 class Stream:

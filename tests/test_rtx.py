@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import tensorrt_rtx
-from bundles import deciding, write_source
+from bundles import write_source
 from click.testing import CliRunner
 from host_cuda import HostDevice
-from host_trt import HostTrt
+from host_machine import installed
 
 import dpad
 from dpad.cli import main
@@ -23,7 +23,6 @@ from dpad.export.settings import ExportSettings
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.engines.candidates import candidates, require_match
 from dpad.runtime.engines.capability import PORTABLE
-from dpad.runtime.engines.gpu import cuda
 from dpad.runtime.engines.machine import Gpu, Machine
 from dpad.runtime.engines.select import chosen_from
 from dpad.runtime.errors import EngineBuildError, EngineMismatch
@@ -122,16 +121,10 @@ def test_each_target_has_a_default_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def device(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevice]:
-    """A machine with a simulated GPU of compute capability 12.0; afterwards it must be empty."""
-    device = HostDevice()
-    step, contract = bundle.path("float16/step.onnx"), bundle.manifest.contract
-    trt = HostTrt(device, step, contract, "float16", rtx=True, decide=deciding(bundle))
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
+    """The simulated GPU of this machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: machine("12.0")))
-    monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
-    yield device
-    assert device.leaks() == []
+    with installed(bundle, "12.0", monkeypatch) as device:
+        yield device
 
 
 def test_a_service_keeps_its_kernels_before_the_first_request(

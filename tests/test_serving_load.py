@@ -1,6 +1,7 @@
 """The acceptance of `dpad serve` (benchmarks/serving.py) in its short form: what must hold on a busy machine, too."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ def run(bundle: Path, out: Path, *names: str) -> dict[str, Any]:
     """What the scenarios found; the document is the last line and the file."""
     command = [sys.executable, "-W", "error", str(ROOT / "benchmarks/serving.py"), "--short", "--bundle", str(bundle)]
     chosen = [part for name in names for part in ("--scenario", name)]
-    ran = subprocess.run([*command, *chosen, "--out", str(out)], capture_output=True, text=True, timeout=300)
+    paths = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command += [*chosen, "--out", str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": paths})
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout.splitlines()[-1])
     assert document == json.loads(out.read_text())

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import deciding, edit, export, write_source
+from bundles import edit, export, write_source
 from click.testing import CliRunner
 from host_cuda import HostDevice
-from host_trt import HostTrt
+from host_machine import installed
 
 import dpad
 from dpad.cli import main
@@ -43,16 +43,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def device(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevice]:
-    """A machine with a simulated GPU of compute capability 8.9; afterwards it must be empty."""
-    device = HostDevice()
-    step, contract = bundle.path("float16/step.onnx"), bundle.manifest.contract
-    trt = HostTrt(device, step, contract, "float16", rtx=True, decide=deciding(bundle))
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
+    """The simulated GPU of this machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))
-    monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
-    yield device
-    assert device.leaks() == []
+    with installed(bundle, "8.9", monkeypatch) as device:
+        yield device
 
 
 def inspect(bundle: Bundle) -> dict[str, Any]:
@@ -113,15 +107,10 @@ def test_parity_compares_a_bfloat16_plan(tmp_path: Path, monkeypatch: pytest.Mon
     """Fails if a plan in the dtype that numpy lacks is skipped, or its rows are read as other bits."""
     settings: dict[str, Any] = {"dtypes": ("float32", "bfloat16"), "capabilities": ("8.9",)}
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", targets=("tensorrt-rtx",), **settings)
-    device = HostDevice()
-    step, contract = bundle.path("float32/step.onnx"), bundle.manifest.contract
-    trt = HostTrt(device, step, contract, "bfloat16", rtx=True, decide=deciding(bundle))
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)  # type: ignore[arg-type]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))
-    monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
     name = PLAN.replace("float16", "bfloat16")
-    [engine] = require_passed(compare_bundle(bundle, Progress(), engines=[name], steps=1))["engines"]
+    with installed(bundle, "8.9", monkeypatch, "bfloat16", computed="float32"):
+        [engine] = require_passed(compare_bundle(bundle, Progress(), engines=[name], steps=1))["engines"]
     assert engine["status"] == "passed" and engine["trajectories"]["positions"] > 0
     assert engine["steps"]["new_key"]["max_abs"] > 0
 

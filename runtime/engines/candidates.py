@@ -40,7 +40,7 @@ _KNOWN = {
     "plan": "compiled for this kind of GPU; no plan has run on one yet",
     "torch-cuda": "a prototype took 7.0 to 7.2 ms a step of LLaDA-8B in bfloat16 on an H100",
     "torch-cpu": "not measured; for checks of torch-cuda's code",
-    "onnxruntime-cuda": "on an H100, 1.4 times the time of eager PyTorch",
+    "onnxruntime-cuda": "in an earlier form, 1.4 times the time of eager PyTorch on an H100",
     "onnxruntime-cpu": "",
 }
 
