@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class RayServed(Served):
         self._scratch = tempfile.TemporaryDirectory(prefix="ray-")  # its sockets need a short path
         environment = os.environ | {"RAY_ADDRESS": "local", "RAY_TMPDIR": self._scratch.name, "HOME": str(folder)}
         environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-        self.said, self._log = "", tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
+        self._said, self._log = None, tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         self.process = subprocess.Popen(
             [SERVE, "run", folder / "serve.yaml"], stdout=self._log, stderr=subprocess.STDOUT, env=environment
         )
@@ -54,7 +54,7 @@ class RayServed(Served):
             until(self.two_answer, START)
         except BaseException:
             self.__exit__(None, None, None)
-            sys.stderr.write(self.said)
+            sys.stderr.write(self.log())
             raise
 
     def two_answer(self) -> bool:
@@ -82,14 +82,16 @@ class RayServed(Served):
 
     def __exit__(self, *error: Any) -> None:
         family = self._descendants()
-        self.process.send_signal(signal.SIGINT)
         try:
+            self.process.send_signal(signal.SIGINT)
             self.process.wait(60)
         except subprocess.TimeoutExpired:
             for pid in family:
-                os.kill(pid, signal.SIGKILL)
-        super().__exit__(None, None, None)
-        self._scratch.cleanup()
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        finally:
+            super().__exit__(None, None, None)
+            self._scratch.cleanup()
 
 
 def _read(pid: int, name: str) -> bytes:
