@@ -1,4 +1,4 @@
-"""`DiffusionModel`: what a service holds. Text, messages or token ids in; text and facts out.
+"""`DiffusionModel`: an opened bundle. It takes text, messages or token ids, and returns text and facts about the run.
 
     model = dpad.load("bundles/tiny")
     result = model.generate("What is 53 + 34?", gen_length=64)
@@ -9,8 +9,8 @@
     event.generation.text
     generation = await model.agenerate("What is 53 + 34?")
 
-Options are `preset`, the name of some that the bundle brings, and the fields of `GenerationOptions`.
-Names it does not know are an error.
+Options are the fields of `GenerationOptions` and `preset`, the name of a set of options that the bundle brings.
+Unknown names raise `InvalidRequest`.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ from dpad.runtime.show import shown
 from dpad.runtime.text.codec import TextCodec
 
 OnStep = Callable[[StepEvent], None]
-Events = Generator[StepEvent, None, None]  # what may be closed before its end
-_DROPPED = 2  # how much shorter a tokenizer may make a text: spaces between words, accents apart from their letters
+Events = Generator[StepEvent, None, None]  # a generator, so that a caller may close it before its end
+_DROPPED = 2  # a tokenizer may drop half of a text's characters: spaces between words, combining accents
 
 
 class _Call(NamedTuple):
-    """A sequence, and when its call began and had its tokens, by `perf_counter`."""
+    """A sequence, and the `perf_counter` times at which its call began and its prompt was encoded."""
 
     sequence: Sequence
     began: float
@@ -55,8 +55,8 @@ class _Call(NamedTuple):
 class DiffusionModel:
     """An engine with a tokenizer.
 
-    Calls keep nothing from each other: each request has its own canvas, slots and random generators. Threads and tasks
-    may share a model, and what they ask for at the same time runs in the same passes.
+    Calls share no state: each request has its own canvas, slots and random generators. Threads and tasks may share a
+    model; their simultaneous requests run in the same passes.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class DiffusionModel:
         max_waiting: int = WAITING,
         digest: str = "",
     ) -> None:
-        """`max_running` sequences run together (None: four times what a pass takes), `max_waiting` wait.
+        """`max_running` sequences run together (None: four times what a pass takes), `max_waiting` wait behind them.
 
-        `digest` is that of the bundle's manifest, for who wants to name what was decoded with.
+        `digest` is the SHA-256 of the bundle's manifest; it names the bundle that decoded a text.
         """
         self.engine, self.digest = engine, digest
         self._scheduler = Scheduler(engine, max_running, max_waiting)
@@ -88,7 +88,7 @@ class DiffusionModel:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether there is text at all: without, prompts and results are token ids."""
+        """Whether the bundle has a tokenizer; without one, prompts and results are token ids only."""
         return self._codec is not None
 
     @property
@@ -102,7 +102,7 @@ class DiffusionModel:
 
     @reading("an option")
     def options(self, **options: Unpack[Options]) -> GenerationOptions:
-        """Options from keyword arguments over those of their `preset`, else over the bundle's preset `default`.
+        """Resolve keyword arguments; options that they leave out come from `preset`, or from the preset `default`.
 
         The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and
         options raise `InvalidRequest`.
@@ -111,14 +111,14 @@ class DiffusionModel:
 
     @reading("an option")
     def _served(self, options: Options) -> GenerationOptions:
-        """As `options`, for a call: a preset that cannot be served is named."""
+        """Resolve as `options` does; the error for a preset that cannot be served names the preset."""
         return served(self.presets, self.engine.contract, options)
 
     def request(self, prompt: Prompt, *, raw: bool = False, suffix: str | None = None) -> Request:
-        """A prompt as token ids.
+        """Encode a prompt as token ids.
 
-        Text is wrapped by the chat template unless `raw` or there is none. `suffix` is text
-        that stands behind the generated text (infill).
+        Text is wrapped by the chat template, unless `raw` is set or there is no template. `suffix` is the text
+        behind the generated text (infill).
         """
         given, behind, raw = read_prompt(prompt), read_suffix(suffix), read_flag(raw)
         if isinstance(given, Request):
@@ -138,13 +138,13 @@ class DiffusionModel:
         return Request(tuple(ids), tuple(self.codec.encode_plain(behind)) if behind else ())
 
     def _requests(self, prompts: Prompts, raw: bool) -> list[Request]:
-        """The prompts of a batch as token ids."""
+        """Encode the prompts of a batch as token ids."""
         return [self.request(prompt, raw=raw) for prompt in read_batch(prompts)]
 
     def check_size(self, *texts: object) -> None:
-        """Raise `InvalidRequest` for text that no canvas could hold, before time and memory go into its tokens.
+        """Raise `InvalidRequest` if `texts` together are longer than any canvas could hold.
 
-        What is no text among `texts` does not count.
+        It is called before encoding, which would cost time and memory. Values that are not strings are ignored.
         """
         most = self.engine.contract.max_length
         size = sum(str.__len__(text) for text in texts if isinstance(text, str))
@@ -155,7 +155,7 @@ class DiffusionModel:
             )
 
     def check(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> None:
-        """Raise what `generate` would refuse this with, before any work is done."""
+        """Raise the error that `generate` would raise for this request, without running any pass."""
         self._calls([prompt], raw, options)
 
     def generate(
@@ -172,9 +172,9 @@ class DiffusionModel:
         on_step: OnStep | None = None,
         **options: Unpack[Options],
     ) -> list[Generation]:
-        """Generate for several prompts together; each gives what it would give alone.
+        """Generate for several prompts together; each gives the tokens that it would give alone.
 
-        `on_step` is called with the `StepEvent` of every forward pass of each.
+        `on_step` is called with each prompt's `StepEvent` of every forward pass.
         """
         if on_step is not None and not callable(on_step):
             raise InvalidRequest(f"on_step {shown(on_step)} cannot be called; give a function of one StepEvent")
@@ -188,18 +188,18 @@ class DiffusionModel:
         return [found[index] for index in range(len(found))]
 
     def stream(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> Events:
-        """One `StepEvent` a forward pass, for one prompt; the last one brings the `Generation`.
+        """Yield one `StepEvent` per forward pass, for one prompt; the last one holds the `Generation`.
 
-        Closing the iterator, or dropping it, cancels the passes that are left.
+        Closing or dropping the iterator cancels the remaining passes.
         """
         return self.stream_batch([prompt], raw=raw, **options)
 
     def stream_batch(self, prompts: Prompts, *, raw: bool = False, **options: Unpack[Options]) -> Events:
-        """The `StepEvent`s of several prompts as they come; `index` says of which."""
+        """Yield the `StepEvent`s of several prompts as they come; `event.index` is the prompt's index."""
         return self._events(self._calls(prompts, raw, options))
 
     async def agenerate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> Generation:
-        """As `generate`, in an event loop; cancelling the task cancels the passes that are left."""
+        """Generate as `generate` does, in an event loop; cancelling the task cancels the remaining passes."""
         async with aclosing(self._events_async(prompt, raw, options, every=False)) as events:
             async for event in events:
                 if event.generation is not None:
@@ -209,15 +209,15 @@ class DiffusionModel:
     async def astream(
         self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]
     ) -> AsyncGenerator[StepEvent, None]:
-        """As `stream`, in an event loop; cancelling the task cancels the passes that are left."""
+        """Yield events as `stream` does, in an event loop; cancelling the task cancels the remaining passes."""
         async with aclosing(self._events_async(prompt, raw, options)) as events:
             async for event in events:
                 yield event
 
     def run(self, sequences: Iterable[Scheduled]) -> Generator[Outcome, None, None]:
-        """How each of the caller's own `sequences` ends, an error too, in the order of their ends.
+        """Run the caller's own `sequences`; yield the last outcome of each, errors included, in the order they end.
 
-        They are taken from `sequences` as many at a time as may wait. Closing the iterator cancels those that are left.
+        It takes as many from `sequences` at a time as may wait. Closing the iterator cancels those that have not ended.
         """
         source = iter(sequences)
         while given := list(islice(source, max(1, self._scheduler.max_waiting))):
@@ -225,7 +225,7 @@ class DiffusionModel:
                 yield from outcomes
 
     def _calls(self, prompts: Prompts, raw: bool, options: Options) -> list[_Call]:
-        """The prompts as sequences, checked: refusals come before any work."""
+        """Encode the prompts and check them as sequences, so that a refusal comes before any pass."""
         self._check_open()
         began = perf_counter()
         contract, resolved = self.engine.contract, self._served(options)
@@ -252,7 +252,7 @@ class DiffusionModel:
                 yield self._event(calls[0], outcome)
 
     def _event(self, call: _Call, outcome: Outcome) -> StepEvent:
-        """The event of a pass, with the text where it was the last; raises what ended the sequence."""
+        """The event of a pass; the last one holds the text. Raises the error that ended the sequence, if any."""
         if outcome.error is not None:
             raise outcome.error
         event: StepEvent = outcome.event
@@ -276,11 +276,11 @@ class DiffusionModel:
         return ModelClosed(f"this model over {self.engine.name} is closed; load it again")
 
     def __reduce__(self) -> NoReturn:
-        """Raises `InvalidRequest`: an engine is of one process."""
+        """Raise `InvalidRequest`: an engine belongs to one process."""
         raise InvalidRequest(NO_OTHER)
 
     def close(self) -> None:
-        """Release the engine. Requests that run or wait end with `ModelClosed`. A forked process leaves it alone."""
+        """Release the engine. Requests that run or wait end with `ModelClosed`. In a forked process it does nothing."""
         self._closed = True
         if self._worker.is_here:
             self._worker.close(self._closing())
@@ -296,5 +296,5 @@ class DiffusionModel:
 
 
 def tokenizer_directory(bundle_directory: Path) -> Path:
-    """Where a bundle keeps its tokenizer files."""
+    """The folder of a bundle that holds its tokenizer files."""
     return bundle_directory / "tokenizer"

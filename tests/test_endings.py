@@ -149,7 +149,7 @@ def test_a_schedule_cannot_wait_for_itself(model: DiffusionModel) -> None:
     """Fails if a schedule that generates, in the only thread that runs passes, hangs the model."""
     own = Own(lambda: model.generate(request(2), **OPTIONS))
     caller = Caller(lambda: canvas(model, request(1, schedule=own)))
-    with pytest.raises(InvalidRequest, match="a schedule cannot generate with the model that asks it"):
+    with pytest.raises(InvalidRequest, match="a schedule cannot generate with the model that calls it"):
         caller.result()
 
 

@@ -4,10 +4,10 @@
     for outcome in worker.outcomes(sequences): ...
     async for outcome in worker.outcomes_async(sequences): ...
 
-The thread lives while there is work: it starts with the first sequence and ends behind the last, so that a model which
-is dropped leaves nothing behind. Whoever stops listening, by closing an iterator, dropping it, an error or a cancelled
-task, has its sequences taken out before the next pass. So has the interpreter when it ends, and waits for the pass that
-runs: a backend must not find it gone.
+The thread lives while there is work: it starts with the first sequence and ends after the last, so that a model that
+is dropped leaves no thread behind. When a caller closes or drops its iterator, fails or has its task cancelled, its
+sequences are removed before the next pass. When the interpreter exits, all sequences are removed, and the exit waits
+for the running pass: a backend must not be torn down in the middle of one.
 """
 
 import asyncio
@@ -30,26 +30,26 @@ NO_OTHER = "a model cannot be pickled or sent to a process; load the bundle in e
 
 
 class Worker:
-    """Drives one scheduler."""
+    """Drives one scheduler with one thread."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._lock = Lock()
         self._threads: list[Thread] = []  # one at most
-        self._listeners: dict[Scheduled, Deliver] = {}  # each method of it is atomic, and is called without the lock
+        self._listeners: dict[Scheduled, Deliver] = {}  # used without the lock: each of a dict's methods is atomic
         self._closed: ModelClosed | None = None
         self._process = getpid()
         finalize(self, _finish, scheduler, self._threads, self._process)
 
     @property
     def is_here(self) -> bool:
-        """Whether this is its process: in one that was forked, locks may be held by threads that are not there."""
+        """Whether this process created the worker. In a forked one, locks may be held by threads that do not exist."""
         return getpid() == self._process
 
     def outcomes(self, sequences: Sequence[Scheduled], every: bool = True) -> Generator[Outcome, None, None]:
-        """What becomes of `sequences`, pass by pass, an error too; without `every` only how each of them ends.
+        """Yield the outcomes of `sequences`, errors included, pass by pass; without `every` only the last of each.
 
-        Raises `QueueFull`, `InvalidRequest` or `ModelClosed` if they cannot wait.
+        Raises `QueueFull`, `InvalidRequest` or `ModelClosed` if the sequences cannot be queued.
         """
         box: SimpleQueue[Outcome] = SimpleQueue()
         left = len(sequences)
@@ -68,12 +68,12 @@ class Worker:
             self._withdraw(sequences)
 
     async def outcomes_async(self, sequences: Sequence[Scheduled], every: bool = True) -> AsyncGenerator[Outcome, None]:
-        """As `outcomes`, in an event loop, which it does not block."""
+        """Yield what `outcomes` yields, in an event loop, without blocking it."""
         box: asyncio.Queue[Outcome] = asyncio.Queue()
         loop, left = asyncio.get_running_loop(), len(sequences)
 
         def deliver(outcome: Outcome) -> None:
-            if every or outcome.last or loop.is_closed():  # which the call then raises
+            if every or outcome.last or loop.is_closed():  # the call raises RuntimeError if the loop is closed
                 loop.call_soon_threadsafe(box.put_nowait, outcome)
 
         try:
@@ -86,7 +86,7 @@ class Worker:
             self._withdraw(sequences)
 
     def close(self, error: ModelClosed) -> None:
-        """End what runs and what waits with `error`, refuse what comes, and wait for the end of the pass that runs."""
+        """End all sequences with `error`, refuse new ones with it, and wait for the running pass to end."""
         with self._lock:
             self._closed = error
         self._end_all(lambda: ModelClosed(*error.args))
@@ -94,7 +94,7 @@ class Worker:
 
     def _submit(self, sequences: Sequence[Scheduled], deliver: Deliver) -> None:
         if current_thread() in self._threads:
-            raise InvalidRequest("a schedule cannot generate with the model that asks it; prepare what it needs before")
+            raise InvalidRequest("a schedule cannot generate with the model that calls it; prepare its data beforehand")
         if not self.is_here:
             raise InvalidRequest(NO_OTHER)
         with self._lock:
@@ -107,14 +107,14 @@ class Worker:
 
     def _start(self) -> None:
         thread = Thread(target=self._work, name="dpad-passes", daemon=True)
-        self._threads[:] = [thread]  # before it runs: an interrupt may end `start` when it does
+        self._threads[:] = [thread]  # before `start`, which an interrupt may end when the thread already runs
         try:
             thread.start()
         except RuntimeError as error:
-            raise EngineError(f"no thread can be started for the passes: {told(error)}; end some others") from error
+            raise EngineError(f"no thread can be started for the passes: {told(error)}; end other threads") from error
 
     def _withdraw(self, sequences: Sequence[Scheduled]) -> None:
-        """Nobody listens any more; what has not ended is cancelled. It takes no lock: see `Scheduler.cancel`."""
+        """Drop the listeners of `sequences`; cancel what has not ended. Takes no lock: see `Scheduler.cancel`."""
         for sequence in sequences:
             if self._listeners.pop(sequence, None) is not None:
                 self._scheduler.cancel(sequence)
@@ -134,7 +134,7 @@ class Worker:
                     self._deliver(outcome)
                 if not outcomes:
                     sleep(IDLE)  # another scheduler of this engine holds the slots
-            except BaseException as error:  # of the scheduler itself: nobody may wait for ever
+            except BaseException as error:  # the scheduler itself failed: callers must not wait for ever
                 self._end_all(partial(_failure, error))
 
     def _deliver(self, outcome: Outcome) -> None:
@@ -146,28 +146,28 @@ class Worker:
     def _end_all(self, error: Callable[[], DpadError]) -> None:
         """End all sequences, each with an `error` of its own."""
         self._scheduler.drain()
-        with suppress(KeyError):  # as `popitem` says that none is left
+        with suppress(KeyError):  # `popitem` raises it when no listener is left
             while True:
                 sequence, deliver = self._listeners.popitem()
                 _tell(deliver, Outcome(sequence, error=error(), last=True))
 
 
 def _finish(scheduler: Scheduler, threads: list[Thread], process: int) -> None:
-    """Let the thread of a worker end behind its pass."""
+    """Drain the scheduler and wait until the worker's thread has ended its pass."""
     if getpid() == process:
         scheduler.drain()
         _join(threads)
 
 
 def _join(threads: list[Thread]) -> None:
-    """Wait for those that run."""
+    """Wait for the threads that run, except the current one."""
     for thread in threads[:]:
         if thread.is_alive() and thread is not current_thread():
             thread.join()
 
 
 def _tell(deliver: Deliver, outcome: Outcome) -> bool:
-    """Whether somebody could be told: an event loop may be closed."""
+    """Deliver an outcome; returns False if its event loop is closed."""
     try:
         deliver(outcome)
     except RuntimeError:
