@@ -1,10 +1,10 @@
-"""What callers bring, taken apart: lists of any kind, and values whose own methods raise.
+"""Reads callers' arguments: sequences, arrays and tensors of any library, and values whose own methods raise.
 
-    listed(torch.tensor([5, 6]))        # [5, 6]; torch is not imported for it
+    listed(torch.tensor([5, 6]))        # [5, 6], without importing torch
     with reading("the prompt"):
-        ...                             # what a strange value raises here is an InvalidRequest
+        ...                             # any error that the value raises here becomes an InvalidRequest
 
-Only `InvalidRequest` comes out, whatever goes in.
+Whatever a caller passes, these functions raise nothing but `InvalidRequest`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from typing import Any
 from dpad.runtime.errors import DpadError, InvalidRequest
 from dpad.runtime.show import kind, shown, told
 
-_MOST = 1 << 22  # elements: four times a canvas that no model has
+_MOST = 1 << 22  # elements, far more than the longest canvas of any model
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Blame `what`, which a caller gave, for the errors that its own length, items or numbers raise."""
+    """Turn any error in this block into an `InvalidRequest` that names `what`, the caller's value that raised it."""
     try:
         yield
     except DpadError:
@@ -30,21 +30,21 @@ def reading(what: str) -> Iterator[None]:
 
 
 def axes(value: object) -> int | None:
-    """How many axes an array or a tensor has; None for what is neither."""
+    """Number of axes of an array or a tensor; None for any other value."""
     number = getattr(value, "ndim", None)
     return number if isinstance(number, int) and callable(getattr(value, "tolist", None)) else None
 
 
 def plain(value: Any) -> Any:
-    """The number in an array without axes; all else as it is, so that a masked one or no time is not None."""
+    """The number in an array without axes; other values are returned unchanged, masked elements and NaT included."""
     number = value.tolist() if type(value) is not int and axes(value) == 0 else value
     return number if isinstance(number, (int, float)) else value
 
 
 def listed(value: Any) -> list[Any] | None:
-    """The elements of a sequence, an array or a tensor, their numbers as Python's own; None for what is none of these.
+    """The elements of a sequence, an array or a tensor, with numbers as Python's own; None for any other value.
 
-    Text and bytes are values of their own. What has no order, or can be read once only, is no list.
+    Text and bytes give None, and so do sets (they have no order) and iterators (they can be read once only).
     """
     if isinstance(value, (str, bytes, bytearray, memoryview)):
         return None

@@ -13,13 +13,13 @@ The modes are data, not code paths (`none`, `prefix` and `dual` as in Fast-dLLM,
     blocks  Q = finished blocks,                   Q = block, K = all before it
             K = all before them; write
 
-`extend` is `dual` that computes the prefix once: a refresh adds the block that was finished before it to
-what the cache holds, and computes nothing before that again. Its first refresh is that of `dual`.
+`extend` is `dual`, but computes the prefix only once: a refresh adds the last finished block to the cache and
+recomputes nothing before that block. Its first refresh is the same as that of `dual`.
 
-`blocks` is that of block-causal models (SDAR, Fast-dLLM v2) and the only one they have: no query sees what lies behind
-its block, so the keys and values of a finished block stay valid. A refresh computes the finished blocks that the cache
-lacks, of their final tokens, as in the authors' code: those of the prompt together (the op is causal between blocks),
-then the one before the block. Where it is needed (shift 1), its last row predicts the next block's first token.
+`blocks` is the only mode of block-causal models (SDAR, Fast-dLLM v2): no query sees positions behind its own block, so
+the keys and values of a finished block stay valid. A refresh computes the finished blocks that the cache lacks, from
+their final tokens, as in the authors' code: first all blocks of the prompt together (the op is causal between blocks),
+later the one block before the current one. With shift 1 its last row also predicts the next block's first token.
 
 In the other modes, where row p-1 predicts position p (shift 1), a cached step also computes position start-1
 afresh and takes its slot out of the cache, so that the block's first token is predicted
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 CACHES = ("none", "prefix", "dual", "extend")
 BLOCKS = "blocks"
-GROWING = ("extend", BLOCKS)  # what they hold is kept from block to block
+GROWING = ("extend", BLOCKS)  # these keep cached rows from block to block
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def block_view(
 ) -> BlockView:
     """The view of a block at canvas positions [start, end) whose kept suffix positions are `kept`.
 
-    A refresh takes what lies before position `known` from the cache; 0 is nothing.
+    A refresh reads positions before `known` from the cache instead of computing them; with 0 it computes all.
     """
     if policy == BLOCKS:
         return BlockView(np.arange(start, end), np.arange(start), write=refresh)

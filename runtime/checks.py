@@ -1,7 +1,7 @@
-"""Numbers that come from outside, told apart and made Python's own.
+"""Checks numbers that callers pass, and converts them to Python's own types.
 
 is_integer(True)                    # False
-as_integer(np.uint8(5))             # 5, of which -5 is no 251
+as_integer(np.uint8(5))             # 5; negating it gives -5, while -np.uint8(5) is 251
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from dpad.runtime.arguments import plain
 from dpad.runtime.errors import InvalidRequest
 
-_BITS = 128  # of the largest seed that numpy's own advice draws; an integer of thousands could not even be printed
+_BITS = 128  # as many as numpy's documentation recommends for a seed; Python cannot print integers of many thousands
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -26,21 +26,21 @@ def is_number(value: object) -> bool:
 
 
 def as_integer(value: Any, name: str = "a number") -> Any:
-    """A whole number as Python's own, which does not wrap around where numpy's narrow ones do; all else as it is.
+    """Convert an integer to Python's `int`, which does not overflow as numpy's do; other values are returned unchanged.
 
-    Raises `InvalidRequest` for one that is larger than anything it could be good for.
+    Raises `InvalidRequest` for an integer of more than 128 bits.
     """
     value = plain(value)
     if not is_integer(value):
         return value
-    number = int.__index__(value) if isinstance(value, int) else int(value)  # a class of integers may have its own
+    number = int.__index__(value) if isinstance(value, int) else int(value)  # a subclass of int may override methods
     if number.bit_length() > _BITS:
         raise InvalidRequest(f"{name} of {number.bit_length()} bits is too large; {_BITS} bits are the most")
     return number
 
 
 def as_number(value: Any) -> Any:
-    """A number as Python's float, infinite where it is larger than any float; all else as it is."""
+    """Convert a number to Python's `float`, infinite if it is out of range; other values are returned unchanged."""
     value = plain(value)
     if not is_number(value):
         return value

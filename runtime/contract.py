@@ -3,15 +3,15 @@
     contract = StepContract.from_json(manifest["contract"])
     contract.inputs()   # names, dtypes and axes of every input tensor
 
-A token's index on the canvas is its RoPE position, and nothing is renumbered when DPad drops tokens. Keys and values
-lie in a pool that all sequences share, a tensor of P slots a layer for each; a step names the slots that a sequence
-attends. One pure graph therefore serves every mode; the modes are data. Symbols of the axes:
+A token's index on the canvas is its RoPE position, and no token is renumbered when DPad drops others. Keys and values
+lie in a pool that all sequences share: a key tensor and a value tensor of P slots in each layer. A step's inputs name
+the slots that each sequence attends. One pure graph therefore serves every mode; the modes are data. Axis symbols:
 
     B sequences · N canvas length · Q query rows this step · K attended slots · R decoded rows
     P pool slots · G key/value heads · D head size · V vocabulary
 
-A second program decides from the logits, which stay on the device, what the step's own outputs do not say: tokens drawn
-from a tempered and filtered distribution, entropies and margins. Greedy decoding does not run it.
+A second program, `decide`, computes from the logits, which stay on the device, what the step itself does not output:
+tokens drawn from a tempered and filtered distribution, entropies and margins. Greedy decoding does not run it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from dpad.runtime.cache import BLOCKS, CACHES
 from dpad.runtime.errors import ManifestError
 
 _INT32 = 2**31 - 1
-_LEAST = {"mask_token_id": 0, "eos_token_id": 0, "logit_shift": 0, "window": 0}  # of the others: 1
+_LEAST = {"mask_token_id": 0, "eos_token_id": 0, "logit_shift": 0, "window": 0}  # the other fields must be 1 or more
 _MOST = {"layers": 4096, "logit_shift": 1}
 
 
@@ -37,16 +37,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class StepContract:
-    """What a compiled step takes and gives, and how far its dynamic axes may go.
+    """Inputs and outputs of a compiled step, and the limits of its dynamic axes.
 
     `logit_shift` is 0 where row p predicts position p (LLaDA, SDAR) and 1 where row p-1 predicts
     position p (Dream, Fast-dLLM v2). `block_length` and `window` are the values that compiled engines are
-    tuned for, not limits. `max_batch` (sequences a step) and `max_length` (canvas tokens) are limits.
-    `tempers_confidence`: whether a drawn token's confidence is its probability in the distribution that it was drawn
-    from, as in the authors' code of every family but LLaDA, where it is that in the model's own.
+    tuned for, not limits. `max_batch` (sequences per step) and `max_length` (canvas tokens) are limits.
+    `tempers_confidence`: a drawn token's confidence is its probability in the tempered and filtered distribution, as
+    in the authors' code of every family but LLaDA; if False, it is its probability in the model's own distribution.
 
     `block_causal`: attention is causal between blocks and full inside one (SDAR, Fast-dLLM v2). Blocks are then
-    counted from position 0, the prompt's included, and `block_length` is the model's own. Manifests of other
+    counted from position 0, the start of the prompt, and `block_length` is the model's own. Manifests of other
     models may leave it out.
     """
 
@@ -68,7 +68,7 @@ class StepContract:
 
     @property
     def caches(self) -> tuple[str, ...]:
-        """The cache policies that serve the model; see `runtime.cache`."""
+        """The cache policies that the model supports; see `runtime.cache`."""
         return (BLOCKS,) if self.block_causal else CACHES
 
     def cache_names(self) -> list[str]:
@@ -76,11 +76,11 @@ class StepContract:
         return [f"{kind}_cache.{i}" for i in range(self.layers) for kind in ("key", "value")]
 
     def new_names(self) -> list[str]:
-        """Output names of the new rows, some of which the engine keeps in the pool, in the order of the pool."""
+        """Output names of the new key and value rows, in the order of `cache_names`."""
         return [f"new_{kind}.{i}" for i in range(self.layers) for kind in ("key", "value")]
 
     def inputs(self, dtype: str = "float32") -> list[TensorSpec]:
-        """Input tensors in graph order; `dtype` is that of the pool."""
+        """Input tensors in graph order; `dtype` is the dtype of the pool."""
         cache = ("P", self.kv_heads, self.head_size)
         return [
             TensorSpec("canvas", "int64", ("B", "N")),
@@ -91,10 +91,10 @@ class StepContract:
         ]
 
     def outputs(self, dtype: str = "float32") -> list[TensorSpec]:
-        """Output tensors in graph order; `dtype` is that of the new rows.
+        """Output tensors in graph order; `dtype` is the dtype of the new rows.
 
-        `token_ids` are the likeliest tokens, the lower id first; `odds_against` is (1 - p) / p of their softmax
-        probability, which keeps the order of near-certain tokens that float32 would round to p = 1 (the authors
+        `token_ids` are the likeliest tokens; ties go to the lower id. `odds_against` is (1 - p) / p of their softmax
+        probability p: it keeps the order of near-certain tokens, whose p float32 would round to 1 (the authors
         compare in float64).
         """
         rows = ("B", "Q", self.kv_heads, self.head_size)
@@ -106,7 +106,7 @@ class StepContract:
         ]
 
     def decide_inputs(self) -> list[TensorSpec]:
-        """Inputs of the program that decides, in graph order; see `engines.base.Sampling`."""
+        """Inputs of the program `decide`, in graph order; see `engines.step.Sampling`."""
         return [
             TensorSpec("logits", "float32", ("B", "R", self.vocab_size)),
             TensorSpec("uniform", "float32", ("B", "R")),
@@ -117,7 +117,7 @@ class StepContract:
         ]
 
     def decide_outputs(self) -> list[TensorSpec]:
-        """Outputs of the program that decides, in graph order; see `engines.base.Decisions`."""
+        """Outputs of the program `decide`, in graph order; see `engines.step.Decisions`."""
         floats = ("odds_against", "negative_entropy", "margin")
         return [TensorSpec("token_ids", "int64", ("B", "R")), *(TensorSpec(n, "float32", ("B", "R")) for n in floats)]
 
@@ -132,7 +132,7 @@ class StepContract:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The contract of a manifest; raises `ManifestError` on missing, unknown or mistyped keys."""
+        """Read the contract of a manifest; raises `ManifestError` on missing, unknown or mistyped keys."""
         types = {f.name: f.type for f in fields(cls)}
         optional = {f.name for f in fields(cls) if f.default is not MISSING}
         wrong = (set(data) - set(types)) | (set(types) - set(data) - optional)
@@ -148,7 +148,7 @@ class StepContract:
         if max(contract.mask_token_id, contract.eos_token_id) >= contract.vocab_size:
             raise ManifestError("contract: a token is outside the vocabulary; export the bundle again")
         if contract.heads % contract.kv_heads:
-            raise ManifestError("contract: heads do not divide among kv_heads; export the bundle again")
+            raise ManifestError("contract: heads is not a multiple of kv_heads; export the bundle again")
         if contract.mask_token_id == contract.eos_token_id:
-            raise ManifestError("contract: mask and EOS are one; export the bundle again")
+            raise ManifestError("contract: mask_token_id and eos_token_id are equal; export the bundle again")
         return contract

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, drawn once.
+"""Every error that this package raises on purpose, as one tree.
 
     DpadError
     ├── InvalidRequest        the caller's prompt or options cannot be served (also a ValueError)
@@ -7,24 +7,24 @@
     ├── KernelCompileError    a kernel cannot be compiled into what a plain launch runs
     ├── CheckpointError       a model directory cannot be read as one of the families
     ├── ExportError           tracing, converting or writing a bundle failed
-    │   └── EngineBuildError  the engine builder refused; carries the builder's own words
+    │   └── EngineBuildError  the engine builder failed; the message ends with the builder's own errors
     ├── BundleError           a bundle on disk is not what its manifest says
     │   ├── ManifestError     manifest.json is missing, unreadable or of the wrong shape
-    │   │   └── SchemaVersionError  ... or written by another version of the schema
+    │   │   └── SchemaVersionError  the manifest has another schema version
     │   ├── MissingFile       a listed file is not there
     │   ├── TruncatedFile     a listed file has another size
     │   ├── AlteredFile       a listed file has another SHA-256
-    │   ├── UnlistedFile      a file, or a reference, that the manifest does not list
+    │   ├── UnlistedFile      a file, or a reference to one, that the manifest does not list
     │   ├── OutOfTreeFile     a path that leaves the bundle
     │   └── SymlinkedFile     a link where a plain file must be
     ├── EngineError           an engine failed to open or to run
-    │   ├── EngineMismatch    it was built for another machine or another bundle
-    │   ├── EngineUnavailable nothing on this machine can run it
+    │   ├── EngineMismatch    the engine was built for another machine or another bundle
+    │   ├── EngineUnavailable this machine cannot run the engine
     │   └── ModelClosed       the model was closed, before the call or while it ran
     ├── ParityError           an engine disagrees with PyTorch
-    ├── ReplayError           a receipt is of another bundle, or its passes come out different
-    ├── MissingExtra          a command needs a package that an extra of this one installs
-    └── EvaluationError       a task cannot be run as asked; evaluation/errors.py draws its branch
+    ├── ReplayError           a receipt belongs to another bundle, or its passes decide other tokens here
+    ├── MissingExtra          a command needs a package that one of this project's extras installs
+    └── EvaluationError       a task cannot be run with these settings; subclasses are in evaluation/errors.py
 
 Each message names the cause and the way out. All are raised by explicit checks, so they hold under `python -O`.
 """
@@ -47,7 +47,7 @@ class CheckpointError(DpadError):
 
 
 class ExportError(DpadError):
-    """Tracing, converting or writing failed; nothing half-made is left behind."""
+    """Tracing, converting or writing failed; no partial bundle is left behind."""
 
 
 class EngineBuildError(ExportError):
@@ -63,7 +63,7 @@ class ManifestError(BundleError):
 
 
 class SchemaVersionError(ManifestError):
-    """The manifest follows a schema version this runtime does not know."""
+    """The manifest has a schema version that this runtime does not read."""
 
 
 class MissingFile(BundleError):
@@ -99,7 +99,7 @@ class EngineMismatch(EngineError):
 
 
 class EngineUnavailable(EngineError):
-    """No engine of the kind asked for can run on this machine; says why."""
+    """No engine of the requested kind can run on this machine; says why."""
 
 
 class ModelClosed(EngineError):
@@ -111,7 +111,7 @@ class ParityError(DpadError):
 
 
 class ReplayError(DpadError):
-    """What a receipt is of cannot be repeated here; names the bundle, or the first pass that differs."""
+    """A receipt cannot be replayed here; names the bundle, or the first pass that differs."""
 
 
 class MissingExtra(DpadError):

@@ -1,10 +1,10 @@
-"""The extras of pyproject.toml: what they bring, and how they are installed.
+"""The extras of pyproject.toml: the modules that each installs, and the command that installs it.
 
     install("rtx")                                          # pip install '.[rtx]' in a checkout of dpad
     with needed_by("engine eager", EngineUnavailable):      # "engine eager needs torch: pip install '.[export]' ..."
         import torch
 
-Always from a checkout: the `dpad` on PyPI is another project.
+Extras are always installed from a checkout: the `dpad` on PyPI is another project.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ EXTRAS = {
 
 
 def install(extra: str) -> str:
-    """The command that installs `extra`, and where."""
+    """The command that installs `extra`, and where to run it."""
     return f"pip install '.[{extra}]' in a checkout of dpad"
 
 
 @contextmanager
 def needed_by(what: str, kind: type[DpadError]) -> Iterator[None]:
-    """Imports in this block: a missing module of an extra is a `kind` that says how `what` gets it.
+    """Raise `kind` if an import in this block lacks a module of an extra; the message says how to install it.
 
-    Raises `ModuleNotFoundError` as it is if the module belongs to no extra.
+    `what` names the part that needs the module. If the module belongs to no extra, the `ModuleNotFoundError` passes.
     """
     try:
         yield

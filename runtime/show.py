@@ -1,30 +1,30 @@
-"""Values from outside as text: short, on one line, and harmless to a terminal.
+"""Formats untrusted values for messages: short, on one line, without control characters for a terminal.
 
-    f"seed {shown(seed)} must be 0 or more"     # whatever `seed` is: nothing here raises
-    escaped("\\x1b[2J")                          # r"\\x1b[2J": a terminal does not obey it
+    f"seed {shown(seed)} must be 0 or more"     # raises nothing, whatever `seed` is
+    escaped("\\x1b[2J")                          # r"\\x1b[2J": a terminal prints it and does not execute it
     counted(1, "block")                         # "1 block"
 
-A value may be larger than any message, hold itself, or fail when it is asked for its text.
+A value may be larger than any message, contain itself, or raise in its own `__repr__`.
 """
 
 import re
 from reprlib import Repr
 
-# Control characters, line separators, what reverses the direction of writing, and halves of surrogate pairs, which
-# no stream can encode.
+# Control characters, line separators, characters that change the writing direction, and lone surrogates, which no
+# stream can encode.
 _UNSEEN = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _CONTROLS = re.compile(f"[{_UNSEEN}]")
 _CONTROLS_IN_TEXT = re.compile(f"(?![\n\t])[{_UNSEEN}]")
-_BREAKS = re.compile(r"\s*\n\s*")  # of what is written on several lines, as arrays are
+_BREAKS = re.compile(r"\s*\n\s*")  # line breaks in a repr of several lines, such as an array's
 _MOST = 240  # characters
 _BITS = 256
 
 
 class _Short(Repr):
-    """Of long containers and texts their ends, of nesting the outermost, of integers beyond printing their size."""
+    """Shortens long containers and texts and deep nesting; of integers too large to print it writes the size."""
 
     def repr_int(self, x: int, level: int) -> str:
-        """A class of that name may have called its values so."""
+        """`Repr` calls it for every class named `int`, which need not be Python's."""
         return f"<integer of {x.bit_length()} bits>" if x.bit_length() > _BITS else repr(x)
 
 
@@ -35,18 +35,18 @@ _repr.maxlevel = 4
 
 
 def shown(value: object) -> str:
-    """`value` as Python would write it, cut to some 240 characters; its kind where it cannot be written."""
+    """The `repr` of `value`, cut to 240 characters; the name of its type if `repr` fails."""
     try:
         return _cut(escaped(_BREAKS.sub(" ", _repr.repr(value))))
-    except Exception:  # what an object's own methods raise, and integers of thousands of digits
+    except Exception:  # the object's own methods raised, or an integer has thousands of digits
         return f"a value of type {kind(value)}"
 
 
 def told(error: BaseException) -> str:
-    """The message of an error that is not this package's, or the name of its type where it has none."""
+    """The message of an error from other code, cut to 240 characters; the name of its type if the message is empty."""
     try:
         return _cut(escaped(str(error))) or kind(error)
-    except Exception:  # as above
+    except Exception:  # the error's own `__str__` raised
         return kind(error)
 
 
@@ -56,7 +56,7 @@ def kind(value: object) -> str:
 
 
 def escaped(text: str, *, lines: bool = False) -> str:
-    r"""`text` with its control characters as `\x1b`; `lines` leaves the ends of lines and tabs as they are."""
+    r"""`text` with control characters written as `\x1b`; `lines` leaves newlines and tabs as they are."""
     return (_CONTROLS_IN_TEXT if lines else _CONTROLS).sub(_escape, text)
 
 

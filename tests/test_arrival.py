@@ -55,11 +55,11 @@ HAPPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "upper case folder": (lambda b: (b / "float32").rename(b / "FLOAT32"), "FLOAT32/.* was renamed"),
     "rsync": (
         lambda b: (b / STEP).rename(b / "float32/.step.onnx.a1B2c3"),
-        "interrupted copy of float32/step.onnx.*copy or download it again",
+        "interrupted copy of float32/step.onnx.*copy or download float32/step.onnx again",
     ),
     "browser": (
         lambda b: (b / STEP).rename(b / "float32/step.onnx.crdownload"),
-        "interrupted copy of float32/step.onnx.*copy or download it again",
+        "interrupted copy of float32/step.onnx.*copy or download float32/step.onnx again",
     ),
     "hf download": (_unfinished, "not finished: run the same hf download again"),
     "half a copy": (lambda b: _write(b / WEIGHTS, "half"), "has 4 bytes.*copy it again.*again: dpad export"),
@@ -117,7 +117,7 @@ def test_a_hub_cache_that_lacks_a_file_says_to_download_it_again(bundle: Path, t
     with pytest.raises(errors.AlteredFile, match="hf download with --force-download"):
         Bundle.open(snapshot)
     blob.rename(blob.with_suffix(".incomplete"))
-    with pytest.raises(errors.MissingFile, match="does not have: run the same hf download again"):
+    with pytest.raises(errors.MissingFile, match="lacks: run the same hf download again"):
         Bundle.open(snapshot)
 
 

@@ -130,7 +130,7 @@ NAMES = {
     **{repr(name): (lists(name), "not a plain relative path") for name in ("a\x1b[31m", "a\nb", "\u202ea", "\x7f")},
     **{name: (lists(name), "not a plain relative path") for name in (".git/x", ".cache/huggingface/x", ".git")},
     "long": (lists("a" * 5000), "too long"),
-    "the same but for case": (lists("float32/STEP.onnx"), "where case does not count"),
+    "the same but for case": (lists("float32/STEP.onnx"), "case-insensitive file system"),
     "hash that is a path": (lists("float32/step.onnx", "../../x"), "'../../x' for the SHA-256"),
     "too much": (lambda data: data["model_config"].update(x="x" * (4 << 20)), "over 4194304 bytes"),
 }

@@ -1,12 +1,12 @@
-"""`Bundle`: a directory that holds a model ready to run, checked before anything is opened.
+"""`Bundle`: a directory that holds a model ready to run. It is checked before any of its files is used.
 
     bundle = Bundle.open(Path("bundles/tiny"))       # raises BundleError, naming the file
     bundle.path("float32/step.onnx")
 
-A bundle is a manifest, a traced step a dtype with its weights, compiled engines, the tokenizer and the parity report.
-Every file is listed with size and SHA-256. Because ONNX external data may name any file beside the model, a file that
-is not listed is refused too, save what hubs, git and file managers add (`companions`). Links are refused but for those
-of a hub's cache, where every file is a link to a blob of the same repository.
+A bundle holds a manifest, a traced step and its weights for each dtype, compiled engines, the tokenizer and the parity
+report. The manifest lists every file with its size and SHA-256. ONNX external data may name any file beside the model,
+so a file that is not listed is refused too, except files that hubs, git and file managers add (`companions`). Links
+are refused, except in a hub's cache, where every file is a link to a blob of the same repository.
 """
 
 import os
@@ -38,7 +38,7 @@ from dpad.runtime.errors import (
 from dpad.runtime.show import escaped, shown
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_MANIFEST_LIMIT = 4 << 20  # bytes: a thousand times what one takes; Python takes many times the size to read it
+_MANIFEST_LIMIT = 4 << 20  # bytes: a manifest has a thousandth of that; reading takes many times the size in memory
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Bundle:
         Args:
             directory: the bundle.
             hashes: also compare SHA-256 (reads every byte); False still compares sizes.
-            advance: told the number of bytes hashed, for a progress bar.
+            advance: called with the number of bytes hashed since its last call, for a progress bar.
 
         Raises:
-            BundleError: one of its subclasses, naming the file and the way out.
+            BundleError: one of its subclasses; the message names the file and says what to do.
         """
         try:
             directory = Path(directory)
         except Exception:  # a path-like object runs code of its own
-            raise BundleError(f"a bundle is opened by its path, and {shown(directory)} is none") from None
+            raise BundleError(f"a bundle is opened by its path; {shown(directory)} is not a path") from None
         try:
             if not directory.is_dir():
                 raise MissingFile(_no_bundle(directory))
@@ -77,7 +77,7 @@ class Bundle:
 
     @property
     def is_linked(self) -> bool:
-        """Whether it lies in a hub's cache, where all files are links."""
+        """Whether the bundle lies in a hub's cache, where all files are links."""
         return (self.directory / manifests.FILE_NAME).is_symlink()
 
     def path(self, name: str) -> Path:
@@ -99,7 +99,7 @@ class Bundle:
                     raise AlteredFile(f"{path} is not the file that was exported (SHA-256 differs); {self._way_out()}")
 
     def _check_tree(self) -> None:
-        """Refuse what is not listed, special files, and links that lead out of a hub's cache."""
+        """Refuse files that are not listed, special files, and links that lead out of a hub's cache."""
         plain: list[str] = []
         linked: list[str] = []
         for name, mode in walk(self.directory, enters=lambda name: not hides(name)):
@@ -115,17 +115,17 @@ class Bundle:
                 raise UnlistedFile(self._unlisted(name))
         if linked and plain:
             raise SymlinkedFile(
-                f"{self.directory / linked[0]} is a link into a hub's cache and {plain[0]} is a file: engines take all "
-                f"of one kind only; copy the bundle: {travel.copy_command(self.directory, self.manifest.name)}"
+                f"{self.directory / linked[0]} is a link into a hub's cache and {plain[0]} is a file: engines need all "
+                f"links or all files; copy the bundle: {travel.copy_command(self.directory, self.manifest.name)}"
             )
 
     def _unlisted(self, name: str) -> str:
         path, listed = self.directory / name, self.manifest.files
         if whole := travel.partial_of(name, listed):
-            return f"{path} is what an interrupted copy of {whole} left: remove it, and copy or download it again"
+            return f"{path} is left from an interrupted copy of {whole}: remove it, and copy or download {whole} again"
         missing = (other for other in listed if not (self.directory / other).exists())
         if other := travel.renamed(name, missing):
-            return f"{path} was renamed on its way, the manifest has {other}: give it that name again"
+            return f"{path} was renamed when it was copied: give it its name in the manifest again, {other}"
         return f"{path} is not listed in the manifest; move it out of the bundle"
 
     def _check_file(self, path: Path, entry: FileEntry) -> None:
@@ -142,17 +142,17 @@ class Bundle:
         if self.is_linked:
             return "fetch it again into the hub's cache: run the same hf download with --force-download"
         again = export_command(self.manifest.provenance, self.directory)
-        return f"copy it again from where it is whole, or make the bundle again: {again}"
+        return f"copy it again from an intact bundle, or make the bundle again: {again}"
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a bundle, checked field by field; no other file is looked at."""
+    """Read the manifest of a bundle and check it field by field; no other file is read."""
     path = directory / manifests.FILE_NAME
     try:
         if path.is_symlink():
             _check_link(directory, manifests.FILE_NAME, "copy")
         if path.stat().st_size > _MANIFEST_LIMIT:
-            raise ManifestError(f"{path} is over {_MANIFEST_LIMIT} bytes; this is no manifest")
+            raise ManifestError(f"{path} is over {_MANIFEST_LIMIT} bytes, so it is not a bundle's manifest")
         data = read_json(path)
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing: {_no_bundle(directory)}") from None
@@ -162,19 +162,21 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         return Manifest.from_json(data)
     except SchemaVersionError as error:
-        out = Path("bundles/again") if path.is_symlink() else directory  # a hub's cache takes no export
+        out = Path("bundles/again") if path.is_symlink() else directory  # an export cannot go into a hub's cache
         raise SchemaVersionError(f"{path}: {error}{export_again(data, out)}") from None
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from None
 
 
 def _check_names(files: Mapping[str, FileEntry], way_out: str) -> None:
-    """Refuse names that leave the bundle, or that are not one file each in every file system."""
+    """Refuse names that leave the bundle, and names that differ only in upper and lower case."""
     spelled: dict[str, str] = {}
     for name, entry in files.items():
         _check_inside(name, way_out)
         if (other := spelled.setdefault(name.casefold(), name)) != name:
-            raise ManifestError(f"the manifest lists {other} and {name}, which are one where case does not count")
+            raise ManifestError(
+                f"the manifest lists {other} and {name}, one file on a case-insensitive file system; {way_out}"
+            )
         if not _SHA256.fullmatch(entry.sha256):
             raise ManifestError(f"the manifest has {entry.sha256[:80]!r} for the SHA-256 of {name}; {way_out}")
 
@@ -189,21 +191,22 @@ def _check_inside(name: str, way_out: str) -> None:
 
 
 def _check_link(directory: Path, name: str, copy: str) -> None:
-    """Refuse a link unless it is one of a hub's cache."""
+    """Refuse a link, unless it leads to a blob of the same repository in a hub's cache."""
     path = directory / name
     if travel.blob_of(directory, path) is not None:
         return
     if travel.lacks_blob(directory, path):
-        raise MissingFile(f"{path} leads to what the hub's cache does not have: run the same hf download again")
-    leads = "leads to" if path.exists() else "leads to what is not there:"
+        raise MissingFile(f"{path} links to a file that the hub's cache lacks: run the same hf download again")
+    leads = "leads to" if path.exists() else "leads to a file that does not exist:"
     raise SymlinkedFile(
-        f"{path} is a symbolic link; it {leads} {os.readlink(path)}; a bundle holds plain files, or the links of a "
-        f"whole hub cache; where the files are, copy them with the bundle: {travel.copy_command(directory, copy)}"
+        f"{path} is a symbolic link; it {leads} {os.readlink(path)}; a bundle holds plain files, or only links in a "
+        f"hub's cache; on the machine that has the files, copy them with the bundle: "
+        f"{travel.copy_command(directory, copy)}"
     )
 
 
 def _no_bundle(directory: Path) -> str:
-    """What to say of a path where no bundle lies."""
+    """The error message for a path that is not a bundle."""
     if where := travel.nearby(directory):
         return f"{escaped(str(directory))} is not the directory of a bundle{where}"
     return first_export(directory)

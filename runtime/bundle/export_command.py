@@ -3,8 +3,8 @@
     export_command(bundle.manifest.provenance, bundle.directory)                        # the same bundle
     export_command(bundle.manifest.provenance, bundle.directory, "--dtype=float32")     # ... with a float32 step too
 
-An export replaces the whole bundle. So the command repeats the arguments of the export that made this one, which the
-manifest keeps in its provenance.
+An export replaces the whole bundle. So the command repeats the arguments of the export that made the bundle; the
+manifest keeps them in its provenance.
 """
 
 import os
@@ -16,17 +16,17 @@ from typing import Any
 
 from dpad.runtime.show import escaped
 
-_REMOTE = re.compile(r"https?:/.*")  # a path keeps one slash of two
-_ARGUMENT = re.compile(r"--(?!out\b)[a-z-]+(=.*)?", re.DOTALL)  # as exports keep them; a manifest may hold other words
+_REMOTE = re.compile(r"https?:/.*")  # `Path` turns the two slashes of an address into one
+_ARGUMENT = re.compile(r"--(?!out\b)[a-z-]+(=.*)?", re.DOTALL)  # any other word of an edited manifest is left out
 
 
 def export_command(provenance: Mapping[str, Any], directory: Path, *added: str) -> str:
-    """`dpad export` as it made the bundle in `directory`, quoted for a shell.
+    """The `dpad export` command that makes the bundle in `directory` again, quoted for a shell.
 
     Args:
-        provenance: that of the manifest.
+        provenance: the manifest's provenance, with the arguments of the first export.
         directory: where the bundle lies now.
-        added: arguments beside those of then, such as `--dtype=float32`.
+        added: further arguments, such as `--dtype=float32`.
     """
     kept = provenance.get("arguments")
     words = [str(word) for word in kept if _ARGUMENT.fullmatch(str(word))] if isinstance(kept, list) else []
@@ -36,7 +36,7 @@ def export_command(provenance: Mapping[str, Any], directory: Path, *added: str) 
 
 
 def export_again(data: Mapping[str, Any], directory: Path) -> str:
-    """The same, behind "export the bundle again", for a manifest of which no field was checked."""
+    """The end of a message "export the bundle again", with the command, from a manifest whose fields are unchecked."""
     found = data.get("provenance")
     provenance = found if isinstance(found, dict) else {}
     lost = "settings" in provenance and "arguments" not in provenance
@@ -45,7 +45,7 @@ def export_again(data: Mapping[str, Any], directory: Path) -> str:
 
 
 def first_export(directory: Path) -> str:
-    """What lies at `directory`, where no bundle does, and the command that makes one of it."""
+    """The message for a path that is not a bundle: what it is instead, and the command that makes a bundle."""
     name, model, out = escaped(str(directory)), "MODEL", directory
     if directory.is_file():
         return f"{name} is a file and not the directory of a bundle"

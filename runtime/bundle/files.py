@@ -1,9 +1,10 @@
-"""Files from outside, read without waiting and within limits, and JSON that is safe to walk and to write again.
+"""Reads untrusted files within limits and without blocking, and JSON that is safe to traverse and to write again.
 
-    data = read_json(Path("bundle/manifest.json"))      # OSError or ValueError, whatever lies there
+    data = read_json(Path("bundle/manifest.json"))      # raises only OSError or ValueError, whatever the file is
 
-To open a named pipe that nobody writes is to wait for ever, and to look first is too early: what is opened is asked.
-So is its size: a file of zeros costs nothing to send, and JSON of few bytes makes objects of many.
+Opening a named pipe that nobody writes to blocks for ever, so files are opened non-blocking. Their type is checked
+after opening, because a file could be replaced between a check and the opening. Sizes are limited, because a huge
+sparse file costs its sender nothing, and a few bytes of JSON make large objects in memory.
 """
 
 import errno
@@ -16,14 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-DEPTH = 64  # of JSON: far from where recursion ends
-SIZE = 16 << 20  # bytes of a file, unless its reader names another limit
-VALUES = 1_000_000  # of JSON: an empty object is 2 bytes in a file and 64 in memory
+DEPTH = 64  # most levels of nesting in JSON, far below Python's recursion limit
+SIZE = 16 << 20  # most bytes of a file, unless the reader passes another limit
+VALUES = 1_000_000  # most values in JSON: an empty object has 2 bytes in a file and 64 in memory
 
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, opened to be read as bytes; raises `OSError` for anything else."""
+    """Open a regular file to read bytes; raises `OSError` for anything else, such as a pipe or a device."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -31,11 +32,11 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: Path, size: int = SIZE) -> bytes:
-    """All of a regular file; raises `OSError`, also for one of more than `size` bytes."""
+    """The contents of a regular file; raises `OSError`, also if it has more than `size` bytes."""
     with open_file(path) as file:
         data = file.read(size + 1)
     if len(data) > size:
-        raise OSError(errno.EFBIG, f"over {size >> 20} MiB, which is the most that is read of it", str(path))
+        raise OSError(errno.EFBIG, f"over {size >> 20} MiB, the limit for this file", str(path))
     return data
 
 
@@ -45,9 +46,9 @@ def read_text(path: Path, size: int = SIZE) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON of a regular file; raises `OSError` or `ValueError`, also for what could not be handled further.
+    """Parse the JSON in a regular file; raises `OSError` or `ValueError`.
 
-    That is nesting deeper than 64, and half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+    It also refuses nesting deeper than 64, and lone surrogates, which JSON can spell and UTF-8 cannot encode.
     """
     data = parse_json(read_text(path))
     _check(data, 0)
@@ -55,13 +56,13 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str, values: int = VALUES, *, unique: bool = False) -> Any:
-    """JSON of at most `values` values; raises `ValueError`.
+    """Parse JSON of at most `values` values; raises `ValueError`.
 
-    With `unique`, also for a name that comes twice in an object: here the last one counts, and another library that
-    reads the same text may see the first.
+    `unique` also refuses an object with the same name twice: Python takes the last value, and another library that
+    reads the same text may take the first.
     """
     if (found := text.count(",") + text.count("[") + text.count("{")) > values:
-        raise ValueError(f"it has {found} values, over the {values} that are read")
+        raise ValueError(f"it has {found} values, over the limit of {values}")
     try:
         return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:

@@ -1,9 +1,10 @@
-"""`Hashing`: SHA-256 of several files at a time, and `sha256` of one.
+"""`Hashing` computes SHA-256 of several files at a time, `sha256` of one file.
 
     with Hashing({path: path.stat().st_size for path in paths}, advance) as hashing:
-        hashing.digest(paths[0])        # waits for that one; raises `OSError` if it cannot be read
+        hashing.digest(paths[0])        # waits for this file; raises `OSError` if it cannot be read
 
-One thread hashes 0.5 to 2 GB a second; disks and the page cache give more. hashlib lets other threads run meanwhile.
+Threads hash in parallel, because one thread hashes 0.5 to 2 GB a second and disks and the page cache are faster;
+hashlib releases the GIL.
 """
 
 import hashlib
@@ -25,23 +26,23 @@ Advance = Callable[[int], None]
 
 
 class Hashing:
-    """Hashes files in threads, the largest first, from its start until its end or that of the block.
+    """Hashes files in threads, the largest first, from the start of the `with` block until all are done or it ends.
 
-    `advance` is told the number of bytes read, in the thread that asks for a digest.
+    `advance` is called with the number of bytes read, in the thread that calls `digest`.
     """
 
     def __init__(self, sizes: Mapping[Path, int], advance: Advance | None = None) -> None:
         self._advance = advance
         self._left = deque(sorted(sizes, key=sizes.__getitem__, reverse=True))
         self._stopped = False
-        # What a thread has to tell: bytes that it read, or what became of a file. An interrupt leaves this queue whole;
-        # those that are written in Python may be left with a lock taken.
+        # Threads report the bytes they read, or the result for a file. It is a SimpleQueue, which survives an
+        # interrupt: `Queue`, which is written in Python, may be left with its lock held.
         self._told: SimpleQueue[int | tuple[Path, str | Exception]] = SimpleQueue()
         self._ended: dict[Path, str | Exception] = {}
         self._threads: list[Thread] = []
 
     def digest(self, path: Path) -> str:
-        """Hex digest of one of the files; raises what reading it raised."""
+        """Hex digest of one of the files; raises the error that reading it raised."""
         while path not in self._ended:
             told = self._told.get()
             if isinstance(told, tuple):
@@ -58,7 +59,7 @@ class Hashing:
             thread = Thread(target=self._work, name="dpad-hashes", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # no more can be started
+            except RuntimeError:  # the system starts no more threads
                 break
             self._threads.append(thread)
         if not self._threads:
@@ -94,11 +95,11 @@ class Hashing:
 
 
 class _Stopped(Exception):
-    """Nobody waits for this file."""
+    """The block has ended, and nobody waits for this file's digest."""
 
 
 def sha256(path: Path, advance: Advance | None = None) -> str:
-    """Hex digest of a file, read in pieces; `advance` is told their sizes."""
+    """Hex digest of a file, read in pieces; `advance` is called with the size of each."""
     digest = hashlib.sha256()
     with open_file(path) as file:
         while piece := file.read(_PIECE):

@@ -1,9 +1,9 @@
-"""`Manifest`: the JSON document that says what a bundle is, field by field.
+"""`Manifest`: the JSON document that describes a bundle, field by field.
 
     manifest = Manifest.from_json(read_json(path))
     manifest.files["float32/step.onnx"].sha256
 
-Reading checks every field by hand and raises `ManifestError` naming it: a manifest is input from outside.
+A manifest is untrusted input: reading checks every field and raises a `ManifestError` that names it.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class StepEntry:
-    """One traced step: paths of the ONNX file and of the weight files it points into."""
+    """One traced step: paths of its ONNX file and of the weight files that the ONNX file refers to."""
 
     onnx: str
     weights: tuple[str, ...]
@@ -45,14 +45,14 @@ class StepEntry:
 
 @dataclass(frozen=True)
 class BuildFlags:
-    """How an engine was built, beyond what it was built from.
+    """The build options of an engine.
 
     Attributes:
-        strip_weights: the plan holds no weights; they are put in from the ONNX file when it is opened.
+        strip_weights: the plan holds no weights; they are read from the step's weight files when it is opened.
         hardware_compatible: the plan runs on every GPU from Ampere (8.0) on.
         version_compatible: the plan runs with later versions of the library, within its major version.
-        lean: ... and does not bring the runtime for it, which is installed instead: `tensorrt_lean`.
-        workspace: limit of the builder's workspace in MiB; None is the library's own.
+        lean: a version-compatible plan that does not embed the lean runtime; `tensorrt_lean` must be installed.
+        workspace: limit of the builder's workspace in MiB; None is the library's default.
     """
 
     strip_weights: bool = False
@@ -64,12 +64,12 @@ class BuildFlags:
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """One compiled engine and everything that decides whether it may be opened.
+    """One compiled engine, and everything that determines whether it may be opened.
 
-    Together the fields are the key of the engine: two engines with equal keys compute the same function on the same
-    machines. `variant` and `onnx` are those of the step that it was compiled from, `decide` is the plan of the program
-    that decides, `library` is the module that opens it, of the version that built it, and `plugin_version` is empty
-    where no plugin is inside.
+    The fields of `key` identify an engine: two engines with equal keys compute the same function on the same
+    machines. `variant` and `onnx` name the step that it was compiled from. `decide` is the plan of the program
+    `decide`. `library` is the Python module that opens the engine, `library_version` the version that built it.
+    `plugin_version` is empty if the engine contains no plugin.
     """
 
     file: str
@@ -91,7 +91,7 @@ class EngineEntry:
     build_seconds: float
 
     def key(self) -> dict[str, Any]:
-        """The fields that change the result; not the names of files nor how long the build took."""
+        """The fields that can change the result: all but file names and the build's duration."""
         return {k: v for k, v in asdict(self).items() if k not in ("file", "onnx", "decide", "build_seconds")}
 
 
@@ -99,7 +99,7 @@ class EngineEntry:
 class Manifest:
     """Everything a bundle holds. Paths are relative, with forward slashes.
 
-    `decide` is the ONNX file of the program that decides, one for all steps.
+    `decide` is the ONNX file of the program `decide`, one for all steps.
     """
 
     name: str
@@ -117,29 +117,29 @@ class Manifest:
 
     @property
     def is_random(self) -> bool:
-        """Whether the weights are those of `dpad synth`, so that all text is noise."""
+        """Whether `dpad synth` wrote the weights, so that all generated text is noise."""
         return RANDOM_WEIGHTS in self.model_config
 
     def references(self) -> set[str]:
-        """Every path that a section other than `files` names."""
+        """Every path that a field other than `files` names."""
         names = {path for step in self.steps.values() for path in (step.onnx, *step.weights)}
         names |= {path for engine in self.engines for path in (engine.file, engine.onnx, engine.decide)}
         names |= {self.decide, *self.tokenizer}
         return names | ({self.parity} if self.parity else set())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, the schema version first, the digest last."""
+        """The manifest as JSON values, the schema version first, the digest last."""
         data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         return data | {"digest": digest(data)}
 
     @classmethod
     def from_json(cls, data: Any) -> "Manifest":
-        """Check and read; raises `SchemaVersionError` or `ManifestError` naming the field."""
+        """Read and check JSON values; raises `SchemaVersionError`, or a `ManifestError` that names the field."""
         data = _typed(data, dict, "the manifest")
         version = data.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise SchemaVersionError(
-                f"schema_version {shown(version)} is not {SCHEMA_VERSION}, the one this runtime reads; "
+                f"schema_version {shown(version)} is not {SCHEMA_VERSION}, the one that this runtime reads; "
                 "install the version of dpad that wrote it, or export the bundle again"
             )
         parity = data.get("parity")
@@ -158,19 +158,20 @@ class Manifest:
             files={k: _file(v, f"files.{k}") for k, v in _take(data, "files", dict).items()},
         )
         if not manifest.steps or (unknown := sorted(manifest.steps.keys() - _STEPS)):
-            what = f"{unknown[0]!r}, which is no step's name" if manifest.steps else "no step"
+            what = f"{unknown[0]!r}, which is not a known step" if manifest.steps else "no step"
             raise ManifestError(f"steps holds {what}; export the bundle again")
         if _take(data, "digest", str) != digest(data):
             raise ManifestError(
-                "it was edited, or written by an earlier version of dpad (the digest differs); export the bundle again"
+                "the digest differs: the manifest was edited, or written by an earlier version of dpad; "
+                "export the bundle again"
             )
         return manifest
 
 
 def digest(data: Mapping[str, Any]) -> str:
-    """SHA-256 over all of a manifest but its digest: a wrong mask id, or a step under another's name, gives other text.
+    """SHA-256 over a manifest without its digest; any edit, such as another mask id, could change the generated text.
 
-    It finds what was edited or damaged. It is no signature: who edits a manifest on purpose can write a new digest.
+    It detects edits and damage. It is not a signature: anybody who edits a manifest can write a new digest.
     """
     told = json.dumps({k: v for k, v in data.items() if k != "digest"}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(told.encode()).hexdigest()
@@ -195,7 +196,7 @@ def _strings(data: Mapping[str, Any], key: str, where: str = "") -> tuple[str, .
 
 def _number(data: Mapping[str, Any], key: str, where: str) -> float:
     value: Any = data.get(key)
-    if not (is_number(value) and 0 <= value <= sys.float_info.max):  # 10**400 is one in JSON
+    if not (is_number(value) and 0 <= value <= sys.float_info.max):  # JSON may hold 10**400
         raise ManifestError(f"{where}{key} is not a number; export the bundle again")
     return float(value)
 

@@ -1,10 +1,10 @@
-"""What happened to a bundle's files on their way: told from what lies there, with the command that mends it.
+"""Diagnoses how a copy or download damaged a bundle's files, and names the command that repairs them.
 
-    told(path, entry.sha256)            # "…'s line ends were converted, as git does …"; None: nothing that is known
-    nearby(Path("bundles"))             # "; bundles lie in bundles/tiny, bundles/dream"
+    told(path, entry.sha256)            # "… had its line ends converted to CRLF …"; None if the cause is unknown
+    nearby(Path("bundles"))             # "; bundles lie in it: bundles/tiny, bundles/dream"
 
-Bundles go through hubs, git, archives and copies by wire. Each leaves traces of its own kind; everything here is only
-looked at after a check has failed.
+Bundles are moved by hubs, git, archives and network copies, and each leaves its own kind of damage. These functions
+run only after a check of the bundle has failed.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _SMALL, _TEXT = 1024, 16 << 20  # bytes
 _LINK_TEXT = re.compile(rb"(\.\./)+blobs/[0-9a-f]{40,64}\s*")
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_PARTIAL = re.compile(r"(.*/)?\.(.+)\.[A-Za-z0-9]{6}")  # of rsync
+_PARTIAL = re.compile(r"(.*/)?\.(.+)\.[A-Za-z0-9]{6}")  # rsync's names of unfinished files
 _UNFINISHED = re.compile(r"\.(part|partial|crdownload|download|incomplete|tmp|aria2)$")
-_MANY = 100  # entries of a folder that are looked at
+_MANY = 100  # most entries of a folder that are examined
 
 
 def blob_of(directory: Path, path: Path) -> Path | None:
-    """What the link `path` of a bundle in a hub's cache stands for: a file among the blobs of the same repository.
+    """The blob that the link `path` leads to, if it is one of the same repository in a hub's cache; None otherwise.
 
-    None for a link that leads elsewhere. The cache is `blobs` in the nearest folder above `directory` that has one.
+    The repository's blobs lie in `blobs`, in the nearest folder above `directory` that has one.
     """
     cache = next((above / "blobs" for above in directory.resolve().parents if (above / "blobs").is_dir()), None)
-    target = Path(os.path.realpath(path))  # which a loop of links does not stop
+    target = Path(os.path.realpath(path))  # unlike `resolve`, it does not raise for a loop of links
     inside = target.parent == cache and _BLOB.fullmatch(target.name) and target.is_file()
     return target if inside else None
 
 
 def lacks_blob(directory: Path, path: Path) -> bool:
-    """Whether the link `path` leads to a blob of its repository that is not there, as after half a download."""
+    """Whether the link `path` leads to a missing blob of its repository, as after an unfinished download."""
     target = Path(os.path.realpath(path))
     caches = [above / "blobs" for above in directory.resolve().parents if (above / "blobs").is_dir()]
     return target.parent in caches[:1] and _BLOB.fullmatch(target.name) is not None and not target.exists()
@@ -52,7 +52,7 @@ def copy_command(directory: Path, name: str) -> str:
 
 
 def told(path: Path, sha256: str | None = None) -> str | None:
-    """What became of the file at `path`, whose hash should be `sha256`, and the way out; None if that is not known."""
+    """How the file at `path`, whose hash should be `sha256`, was damaged, and what to do; None if that is unknown."""
     with suppress(OSError):
         size = path.stat().st_size
         if size > _TEXT:
@@ -60,8 +60,8 @@ def told(path: Path, sha256: str | None = None) -> str | None:
         data = read_bytes(path)
         if size < _SMALL and data.startswith(_POINTER):
             return (
-                f"{path} is a pointer of Git LFS, and not the file: fetch it with git lfs install && git lfs pull, in "
-                "the clone, or take the bundle with hf download"
+                f"{path} is a pointer of Git LFS, and not the file: fetch it with git lfs install && git lfs pull in "
+                "the clone, or get the bundle with hf download"
             )
         if size < _SMALL and _LINK_TEXT.fullmatch(data):
             return f"{path} is the text of a link into a hub's cache, and not the file: copy the bundle with cp -rL"
@@ -70,14 +70,14 @@ def told(path: Path, sha256: str | None = None) -> str | None:
             if hashlib.sha256(other).hexdigest() == sha256:
                 name = shlex.quote(path.name)
                 return (
-                    f"{path} had its line ends converted {kind}, as git and editors do: copy it again as it is; in a "
-                    f"clone: rm {name} && git -c core.autocrlf=false checkout {name}"
+                    f"{path} had its line ends converted {kind}, as git and editors do: copy it again unchanged, or in "
+                    f"a clone run rm {name} && git -c core.autocrlf=false checkout {name}"
                 )
     return None
 
 
 def renamed(name: str, present: Iterable[str]) -> str | None:
-    """The one of `present` that is `name` but for upper and lower case, or for how its accents are spelled."""
+    """The one of `present` that differs from `name` only in case or in Unicode normalization; None if there is none."""
     return next((other for other in present if other != name and _plain(other) == _plain(name)), None)
 
 
@@ -86,14 +86,14 @@ def _plain(name: str) -> str:
 
 
 def partial_of(name: str, listed: Iterable[str]) -> str | None:
-    """The one of `listed` of which the file `name` is a beginning that an interrupted copy or download left."""
+    """The one of `listed` of which an interrupted copy or download left the beginning as `name`; None if none."""
     match = _PARTIAL.fullmatch(name)
     whole = f"{match[1] or ''}{match[2]}" if match else _UNFINISHED.sub("", name)
     return whole if whole != name and whole in set(listed) else None
 
 
 def is_unfinished(directory: Path) -> bool:
-    """Whether `hf download --local-dir` has begun a file there that it has not ended."""
+    """Whether `directory` holds an unfinished file of `hf download --local-dir`."""
     with suppress(OSError):
         downloads = (directory / ".cache/huggingface/download").rglob("*.incomplete")
         return next(downloads, None) is not None
@@ -101,7 +101,7 @@ def is_unfinished(directory: Path) -> bool:
 
 
 def nearby(directory: Path) -> str:
-    """Where a bundle lies above or below a directory that is none, as the end of a message; empty if none does."""
+    """Bundles above or below a directory that is not a bundle, as the end of a message; empty if there are none."""
     with suppress(OSError):
         if above := [path for path in list(directory.absolute().parents)[:3] if _is_bundle(path)]:
             return f"; the bundle is {above[0]}"
@@ -116,7 +116,7 @@ def nearby(directory: Path) -> str:
 
 
 def _below(directory: Path) -> Iterator[Path]:
-    """Folders in `directory`, and in these."""
+    """Folders in `directory`, and the folders in those."""
     for path in _folders(directory):
         yield path
         yield from _folders(path)
@@ -129,7 +129,7 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def _is_bundle(directory: Path) -> bool:
-    """Whether its manifest.json is that of a bundle, and not of a web app."""
+    """Whether its manifest.json is a bundle's, and not a web app's."""
     with suppress(OSError, ValueError):
         path = directory / "manifest.json"
         data = read_json(path) if path.stat().st_size < _TEXT // 4 else None

@@ -1,9 +1,9 @@
-"""`walk`: everything below a directory, as it lies there.
+"""`walk` lists everything below a directory.
 
     for name, mode in walk(Path("bundles/tiny")):     # "float32", "float32/step.onnx", ...
         stat.S_ISREG(mode)
 
-Directories come from outside: links are not followed, nothing is opened, and depth costs no stack.
+Directories are untrusted: links are not followed, files are not opened, and deep nesting does not recurse.
 """
 
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 def walk(directory: Path, enters: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, int]]:
-    """Relative name and mode (of `lstat`) of every entry below `directory`, a folder before what lies in it.
+    """Yield relative name and mode (of `lstat`) of every entry below `directory`, a folder before its contents.
 
-    Folders whose name `enters` turns down are not entered. Raises `OSError` for a folder that cannot be read.
+    A folder is entered only if `enters(name)` is true. Raises `OSError` for a folder that cannot be read.
     """
     left = [""]
     while left:

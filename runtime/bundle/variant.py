@@ -1,12 +1,12 @@
-"""Variants of the step, by name: the dtype of the rows, and how the weights of the layers are stored.
+"""Names of the step's variants: each combines the dtype of the rows with the format of the layers' weights.
 
     variant_name("float16", "int4")               # "float16-weights-int4"
     rows_dtype("float16-weights-int4")            # "float16"
     weights_of("float16-weights-int4")            # "int4"
 
-Rows are what is computed and cached. `FULL` weights have their dtype; in the other formats (models/packed.py) they
-are stored in few bits and turned into it where they are multiplied. `DYNAMIC` is another thing: a float32 step whose
-rows are rounded to int8 too, so that whole products are of integers.
+Rows are what a step computes and caches. `FULL` weights have the dtype of the rows. In the other formats
+(models/packed.py) weights are stored in 8 or 4 bits and converted to that dtype where they are multiplied. `DYNAMIC`
+is different: a float32 step that rounds its rows to int8 as well, so that its matrix products are integer products.
 """
 
 ROWS = ("float32", "float16", "bfloat16")
@@ -18,12 +18,12 @@ _SEPARATOR = "-weights-"
 
 
 def variant_name(dtype: str, weights: str = FULL) -> str:
-    """Of the step with rows in `dtype`."""
+    """Name of the step with rows in `dtype` and weights in the format `weights`."""
     return dtype if weights == FULL else f"{dtype}{_SEPARATOR}{weights}"
 
 
 def rows_dtype(variant: str) -> str:
-    """Dtype of the rows and caches."""
+    """Dtype of the rows and of the KV cache."""
     return "float32" if variant == DYNAMIC else variant.partition(_SEPARATOR)[0]
 
 
@@ -33,10 +33,10 @@ def weights_of(variant: str) -> str:
 
 
 def is_quantized(variant: str) -> bool:
-    """Whether answers may differ from the checkpoint's by more than the rounding of the dtype."""
+    """Whether results may differ from the checkpoint's by more than the rounding of the dtype."""
     return variant == DYNAMIC or weights_of(variant) != FULL
 
 
 def suffix(variant: str) -> str:
-    """What an engine of a quantized step adds to its name; empty for others."""
+    """The suffix that an engine of a quantized step adds to its name; empty for other steps."""
     return f"-{DYNAMIC}" if variant == DYNAMIC else variant[len(rows_dtype(variant)) :]
