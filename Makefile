@@ -37,7 +37,7 @@ GROUP  ?=
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
-.PHONY: help export serve test test-slow test-full-width test-browser test-trt-api test-ray fuzz lint types check bench gpu-check gpu-sanitize clean
+.PHONY: help export serve test test-slow test-full-width test-browser test-trt-api test-ray fuzz lint types docs check bench gpu-check gpu-sanitize clean
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
@@ -50,6 +50,7 @@ help:
 	@echo "make test-trt-api  what is asked of TensorRT, held against its real Python API: its bindings and lean runtime, 110 MB"
 	@echo "make test-ray    two replicas of the server under a real Ray, one of them killed: 600 MB of disk, about 2 minutes"
 	@echo "make lint types  ruff and hadolint, mypy --strict"
+	@echo "make docs        build the documentation as a site in build/site; a warning is an error"
 	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
 	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
 	@echo "                 BENCH=serving for the acceptance of dpad serve: 40 minutes, 20 of them a soak"
@@ -93,6 +94,9 @@ lint: $(BIN)/.lint
 
 types: $(BIN)/.lint $(BIN)/.test
 	$(BIN)/mypy
+
+docs: $(BIN)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 bench: $(BIN)/.bench | bundles/tiny/manifest.json
 	set -e; for name in $(BENCH); do \
@@ -143,6 +147,10 @@ $(RAY)/.installed: pyproject.toml constraints.txt
 
 $(BIN)/.bench: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[export,serve,bench]'
+	touch $@
+
+$(BIN)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[serve,docs]'
 	touch $@
 
 $(BIN)/.lint: pyproject.toml constraints.txt | $(BIN)/python

@@ -181,7 +181,7 @@ def test_without_the_harness_its_module_says_what_to_install() -> None:
 def test_extras_bring_what_their_table_says() -> None:
     """Fails if a package moves to another extra, or comes in one, and a user is sent to the wrong one."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for tools in ("gpu", "test", "bench", "lint"):
+    for tools in ("gpu", "test", "bench", "docs", "lint"):
         del extras[tools]
     names = {
         extra: [re.split(r"[\[<>=]", line)[0].replace("-", "_") for line in lines] for extra, lines in extras.items()
@@ -233,10 +233,10 @@ def test_every_error_is_in_the_tree_that_documents_them() -> None:
 
 
 def told_by_the_tree() -> dict[str, set[str]]:
-    """Folder -> the files that README's tree names in it."""
-    tree = (ROOT / "README.md").read_text().partition("## The tree")[2].partition("    ")[2]
+    """Folder -> the files that the tree of docs/architecture.md names in it."""
+    tree = (ROOT / "docs/architecture.md").read_text().partition("## The tree")[2].partition("```text\n")[2]
     opened, told = [(-1, "")], {}
-    for line in f"    {tree}".splitlines():
+    for line in tree.partition("```")[0].splitlines():
         indent, word = len(line) - len(line.lstrip()), line.split()[:1]
         while opened[-1][0] >= indent and len(opened) > 1:
             opened.pop()
@@ -246,7 +246,7 @@ def told_by_the_tree() -> dict[str, set[str]]:
     return told
 
 
-def test_the_tree_of_the_readme_is_true() -> None:
+def test_the_tree_names_every_file() -> None:
     """Fails if a file is added or moved and the tree does not say what it is, or names one that is gone."""
     told = told_by_the_tree()
     for top in (*FOLDERS, "benchmarks"):
