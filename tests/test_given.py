@@ -77,10 +77,10 @@ def test_an_end_of_text_ends_its_blank_only(engine_of: Any) -> None:
         (((1, MASK),), "mask id"),
         (((1, 10**6),), "outside the vocabulary"),
         (tuple((place, 3) for place in range(48)), "at least one"),
-        (5, "no list of pairs"),
-        (((1, 2, 3),), "no list of pairs"),
-        (((1, "a"),), "no list of pairs"),
-        ((None,), "no list of pairs"),
+        (5, "not a list of pairs"),
+        (((1, 2, 3),), "not a list of pairs"),
+        (((1, "a"),), "not a list of pairs"),
+        ((None,), "not a list of pairs"),
     ],
 )
 def test_what_cannot_be_given(engine_of: Any, given: Any, said: str) -> None:

@@ -21,7 +21,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     "template's sum": ("chat_template.jinja", "{{ 'a' + 1 }}", "source/chat_template.jinja: .* TypeError"),
     "template's division": ("chat_template.jinja", "{{ 1 / 0 }}", "source/chat_template.jinja: .* division by zero"),
     "no option": ("presets.json", {"gsm8k": {"gen_len": 256}}, "presets.json.* 'gsm8k' holds 'gen_len'"),
-    "no preset": ("presets.json", {"gsm8k": 256}, "presets.json.* 'gsm8k' is no object"),
+    "no preset": ("presets.json", {"gsm8k": 256}, "presets.json.* 'gsm8k' is not an object"),
     "option's value": ("presets.json", {"a": {"gen_length": 100}}, "presets.json.* 'a': .*does not divide"),
     "option's type": ("presets.json", {"a": {"eos_token_ids": 5}}, "presets.json.* 'a': eos_token_ids 5"),
     "switch": ("presets.json", {"a": {"early_termination": "no"}}, "presets.json.* 'a': early_termination 'no'"),

@@ -31,9 +31,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionModel]:
 POSITIONS: dict[str, tuple[Any, str]] = {
     "before the block's end": ([[34]], "position 34 of block 0 is not behind the block; the suffix there is 35 to 130"),
     "past the canvas": ([[], [131]], "position 131 of block 1 is past the canvas end; the suffix there is 67 to 130"),
-    "descending": ([[40, 38]], "positions of block 0 must ascend, and 38 stands behind 40"),
-    "twice": ([[], [], [100, 100]], "positions of block 2 must ascend, and 100 stands behind 100"),
-    "more lists than blocks": ([[]] * 5, "for 5 blocks, and gen_length 128 has 4 of 32; leave the others out"),
+    "descending": ([[40, 38]], "positions of block 0 must ascend, but 38 follows 40"),
+    "twice": ([[], [], [100, 100]], "positions of block 2 must ascend, but 100 follows 100"),
+    "more lists than blocks": ([[]] * 5, "for 5 blocks, but gen_length 128 has only 4 of 32 tokens; leave the others"),
     "behind the last block": ([[], [], [], [131]], "position 131 of block 3 .*nothing is behind the last block"),
     "no list": ([], "for no block"),
 }
@@ -52,7 +52,7 @@ def test_messages_about_positions_speak_in_positions(case: str) -> None:
     ("values", "said"),
     [
         (([[35], 36], 3, 32), "block 1 has 36"),
-        (([[35], ["36"]], 3, 32), "'36' of block 1 is none"),
+        (([[35], ["36"]], 3, 32), "'36' of block 1 is not an integer"),
         (([[True]], 3, 32), "True of block 0"),
         (([[35.0]], 3, 32), "35.0 of block 0"),
         (([[35]], -3, 32), "prompt_length -3"),
@@ -83,15 +83,15 @@ def test_positions_of_blocks_that_were_decoded_repeat_a_run(
     assert model.generate(IDS, schedule=decoded, **options).canvas.tolist() == full.canvas.tolist()
     early = Explicit.from_positions(kept[:1], 3, 32)
     options["early_termination"] = False
-    with pytest.raises(InvalidRequest, match="given for 1 block, the text goes on, and block 1 has none"):
+    with pytest.raises(InvalidRequest, match="given for 1 block only, but decoding has reached block 1"):
         model.generate(IDS, schedule=early, **options)
 
 
 def test_counts_are_in_the_singular() -> None:
     """Fails if a message says "1 blocks"."""
-    with pytest.raises(InvalidRequest, match="for 2 blocks, and gen_length 32 has 1 of 32"):
+    with pytest.raises(InvalidRequest, match="for 2 blocks, but gen_length 32 has only 1 of 32"):
         Explicit(((), ())).check(32, 32)
-    with pytest.raises(InvalidRequest, match="for 1 block,"):
+    with pytest.raises(InvalidRequest, match="for 1 block only"):
         Explicit(((),)).keep(1, 32, 96, np.random.default_rng(0))
 
 

@@ -196,9 +196,9 @@ OPTION_TAKERS = ("generate", "generate_batch", "stream", "stream_batch", "option
     [
         (
             {"gen_lenght": 64},
-            r"gen_lenght is no decoding option \(did you mean gen_length\?\); .*preset, .*block_length",
+            r"gen_lenght is not a decoding option \(did you mean gen_length\?\); .*preset, .*block_length",
         ),
-        ({"contract": None}, "contract is no decoding option; .*preset, gen_length"),
+        ({"contract": None}, "contract is not a decoding option; .*preset, gen_length"),
         ({"suffix": "x"}, r"model\.request\(prompt, suffix=\.\.\.\)"),
         ({"preset": ["a"]}, "preset"),
         ({"preset": "a"}, "preset 'a' is not one of this bundle's: none"),

@@ -178,7 +178,7 @@ def test_explicit_past_the_canvas_or_too_short() -> None:
         Explicit(((32,), (1,))).check(48, 16)
     early = Explicit(((1,),))
     early.check(48, 16)
-    with pytest.raises(InvalidRequest, match="block 1 has none"):
+    with pytest.raises(InvalidRequest, match="reached block 1"):
         early.keep(1, 16, 48, np.random.default_rng(0))
     Explicit(((31,), (15,))).check(48, 16)  # behind the last block there is nothing to name
 

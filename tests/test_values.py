@@ -154,7 +154,7 @@ def test_what_is_no_request_is_refused(values: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("schedule", ["full", object(), Gaussian, 5])
 def test_a_row_has_a_schedule_or_none(schedule: SuffixSchedule) -> None:
     """Fails if the schedule of a row is checked less than that of the options."""
-    with pytest.raises(InvalidRequest, match="is no suffix schedule"):
+    with pytest.raises(InvalidRequest, match="is not a suffix schedule"):
         decode(Untouched(), [Request((11,), schedule=schedule)], GenerationOptions())
 
 

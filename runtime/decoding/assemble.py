@@ -1,12 +1,12 @@
-"""`Assembler`: the parts of several sequences as the inputs of one step, and its outputs as their answers.
+"""`Assembler` batches the parts of several sequences into one step, and splits its outputs into their answers.
 
     assembler = Assembler(engine)
     outputs = engine.step(assembler.inputs(parts))
     answers = assembler.answers(outputs, parts, seconds)
 
-Sequences of unequal length share arrays: each keeps its own positions from 0, what lies behind its canvas is never
-gathered, and shorter rows are padded with -1. A sequence therefore sees exactly what it would see alone. What depends
-on the views alone is padded once, for as long as the same sequences share their passes.
+Sequences of unequal length share arrays. Each keeps its own canvas positions from 0, shorter index rows are padded
+with -1, and padding behind a canvas is never gathered. A sequence therefore sees exactly what it would see alone.
+Arrays that depend on the views alone are padded once and reused while the same sequences share their passes.
 """
 
 from collections import OrderedDict
@@ -19,21 +19,21 @@ from dpad.runtime.decoding.part import Answer, Draw, Part, View
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.step import Sampling, StepInputs, StepOutputs
 
-_KEPT = 64  # of the last padded views
+_KEPT = 64  # combinations of views whose padded arrays are kept, the latest ones
 _NO_DRAW, _NO_SLOTS = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
 
 Padded = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]  # gather, cached, written
 
 
 class Assembler:
-    """Of one engine, whose axes it pads."""
+    """Assembles the steps of one engine; pads axes to the sizes that the engine prefers."""
 
     def __init__(self, engine: Engine) -> None:
         self._padded = engine.padded
         self._views: OrderedDict[tuple[View, ...], Padded] = OrderedDict()
 
     def inputs(self, parts: Sequence[Part]) -> StepInputs:
-        """One step for all `parts`; axes padded as the engine likes."""
+        """The inputs of one step for all `parts`, with axes padded to the engine's sizes."""
         views = tuple(part.view for part in parts)
         if views not in self._views:
             self._views[views] = self._pad(views)
@@ -48,7 +48,7 @@ class Assembler:
         return StepInputs(canvas, gather, cached, rows, written, sampling, wanted)
 
     def answers(self, outputs: StepOutputs, parts: Sequence[Part], seconds: float) -> list[Answer]:
-        """Of each part, without what padding added."""
+        """The answer for each part, without the padding; `seconds` is the time of the pass."""
         found = []
         for row, part in enumerate(parts):
             here, decided = (row, slice(len(part.rows))), outputs.decisions if part.draw else None
@@ -69,7 +69,7 @@ class Assembler:
 
 
 def joined(arrays: Sequence[NDArray[np.int64]], size: int | None = None, filler: int = -1) -> NDArray[np.int64]:
-    """[B, size], each row padded with `filler`; `size` None is that of the longest."""
+    """Stack `arrays` as rows [B, size], padded with `filler`; `size` None is the length of the longest."""
     size = max(map(len, arrays)) if size is None else size
     if len(arrays) == 1 and len(arrays[0]) == size:
         return arrays[0][None]
@@ -80,7 +80,7 @@ def joined(arrays: Sequence[NDArray[np.int64]], size: int | None = None, filler:
 
 
 def _sampling(draws: Sequence[Draw | None], count: int) -> Sampling:
-    """Of all sequences; one that asks for nothing takes its likeliest tokens."""
+    """The sampling parameters of all sequences; one without a `Draw` gets the likeliest tokens."""
     given = [draw or Draw(_NO_DRAW) for draw in draws]
     uniform = np.zeros((len(given), count), dtype=np.float32)
     for row, draw in zip(uniform, given):

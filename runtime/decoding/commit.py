@@ -1,8 +1,8 @@
-"""Commit rules: how many of the ranked masks of a block are decided in this step.
+"""Commit rules: how many of a block's ranked masks are committed in this step.
 
     count = commit_count(options, confidence, ranked, step)
 
-Masks are ranked by score, best first, ties to the lower position. No rule answers with less than one.
+Masks are ranked by score, best first; ties go to the lower position. Every rule commits at least one.
 """
 
 from functools import lru_cache
@@ -17,12 +17,12 @@ from dpad.runtime.decoding.options import GenerationOptions
 def commit_count(
     options: GenerationOptions, confidence: NDArray[np.float64], ranked: NDArray[np.int64], step: int
 ) -> int:
-    """Number of masks to commit, 1 at least.
+    """Number of masks to commit, at least 1.
 
     Args:
-        options: names the rule and its parameter.
-        confidence: [R], of the masks left in the block.
-        ranked: int64 [R], their order, best first.
+        options: name the rule and its parameter.
+        confidence: [R], the confidences of the masks left in the block.
+        ranked: int64 [R], indices into `confidence`, best first.
         step: index of this step within the block.
     """
     if options.decoder == "threshold":
@@ -35,7 +35,7 @@ def commit_count(
 
 
 def _planned(options: GenerationOptions, step: int) -> int:
-    """Block length over steps a block, the remainder spread over the first steps (LLaDA), or as `_by_noise`."""
+    """Block length / steps per block, the remainder going to the first steps (LLaDA); or the counts of `_by_noise`."""
     if options.pace == "noise":
         counts = _by_noise(options.block_length, options.steps_per_block)
         return counts[min(step, len(counts) - 1)]
@@ -45,10 +45,11 @@ def _planned(options: GenerationOptions, step: int) -> int:
 
 @lru_cache
 def _by_noise(masks: int, steps: int) -> tuple[int, ...]:
-    """Dream's counts: of the masks left, the share by which a step lowers the noise, from 1 to 0.001 over all of them.
+    """Counts of Dream's schedule, whose noise falls from 1 to 0.001 over all steps.
 
-    They are rounded down, in float32 as there, and the last step takes the rest. Steps that would decide nothing are
-    left out: the one after computes the same.
+    A step commits the same share of the masks left as it lowers the noise, rounded down in float32 as in Dream's code;
+    the last step commits the rest. Steps that would commit nothing are left out, as the step after them would compute
+    the same.
     """
     counts, left = [], masks
     for before, after in pairwise(np.linspace(1, 1e-3, steps + 1, dtype=np.float32)[:-1]):

@@ -1,6 +1,6 @@
-"""What other tools call an option, and what to type here instead; for messages.
+"""Names that other tools give an option, and what to use here instead; for error messages.
 
-    instead_of("max_new_tokens")        # "here: gen_length, ..."; None for a name that no tool is known to have
+    instead_of("max_new_tokens")        # "here: gen_length, ..."; None for a name that no known tool uses
 
 The names are those of transformers' GenerationConfig, of LLaDA's, Dream's, DPad's and Fast-dLLM's scripts, and of
 servers that speak OpenAI's protocol.
@@ -18,7 +18,7 @@ _GAUSSIAN = "schedule=dpad.Gaussian(k, scale, window), where k is what DPad's sc
 _EOS = "eos_token_ids, a tuple of token ids; text to stop at is cut from the result by the caller"
 _PROMPT = "the prompt, the first argument: text, chat messages or token ids; generate_batch takes a list of them"
 _CODEC = "text is wrapped by the chat template unless raw=True; model.codec encodes and decodes"
-_GREEDY = "temperature alone, of which 0 is greedy"
+_GREEDY = "temperature alone; 0 is greedy"
 _NONE = "nothing: it is not offered; leave it out"
 
 _OPTIONS = {
@@ -66,7 +66,7 @@ _OPTIONS = {
     **dict.fromkeys(
         ("options", "generation_config", "config", "gen_kwargs"), "its fields as keywords, as **vars(options)"
     ),
-    **dict.fromkeys(("engine", "threads", "device", "dtype", "batch_size"), "nothing of a call: see dpad.load"),
+    **dict.fromkeys(("engine", "threads", "device", "dtype", "batch_size"), "nothing in a call: see dpad.load"),
 }
 
 _DEVICE = 'engine="torch-cuda", "onnxruntime-cuda" or another of dpad inspect; CUDA_VISIBLE_DEVICES chooses the GPU'
@@ -88,6 +88,6 @@ _LOAD = {
 
 
 def instead_of(name: str, *, load: bool = False) -> str | None:
-    """What to give here instead of the option `name` of another tool; `load`: to `dpad.load`, not to a call."""
+    """What to pass instead of the option `name` of another tool: to `dpad.load` if `load`, else to a call."""
     found = (_LOAD if load else _OPTIONS).get(name)
     return None if found is None else f"here: {found}"

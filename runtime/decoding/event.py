@@ -1,4 +1,4 @@
-"""`StepEvent`: what one forward pass decided for one sequence; the last one brings the whole `Generation`."""
+"""`StepEvent`: what one forward pass decided for one sequence. The last event holds the whole `Generation`."""
 
 from dataclasses import dataclass, field
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of one sequence, a phase each.
+    """Seconds that one sequence spent in each phase.
 
-    `encode` is text to tokens; `wait` for its turn, in the queue and while passes run without it; `refresh` and
-    `denoise` are passes in the engine, each as long as the pass was, whoever shared it; `loop` is all else. Turning
-    tokens into text again counts nowhere.
+    `encode` is the time to turn text into tokens. `wait` is the time in the queue and while passes run without the
+    sequence. `refresh` and `denoise` are passes in the engine, each counted in full even if other sequences share it.
+    `loop` is the rest of `total`. Decoding tokens into text is not counted.
     """
 
     encode: float
@@ -23,19 +23,20 @@ class Timings:
     total: float
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
+@dataclass(frozen=True, eq=False)  # arrays compare element by element, so == would raise
 class Generation:
     """One finished sequence.
 
     Attributes:
         text: generated text up to EOS, without special tokens; empty without a tokenizer.
-        token_ids: generated tokens up to EOS, EOS excluded; with `given` tokens all of them, theirs and the blanks'.
+        token_ids: generated tokens up to EOS, EOS excluded; for a request with `given` tokens, every token between
+            prompt and suffix.
         canvas: the whole canvas [N]: prompt, generated tokens (EOS-filled; masks where a deadline left them), suffix.
         commit_steps: int64 [gen_length], the forward pass (from 1) that committed each
             generated position; 0 where early termination filled it, or a deadline left it.
         nfe: forward passes this sequence took part in.
-        timings: of this sequence.
-        finish_reason: `stop` where the text ends with EOS, `length` where the canvas was too short, or `deadline`.
+        timings: seconds in each phase.
+        finish_reason: `stop` if the text ends with EOS, `length` if the canvas was full, or `deadline`.
     """
 
     text: str
@@ -49,19 +50,19 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class StepEvent:
-    """What one forward pass decided, or a deadline after it.
+    """The tokens that one forward pass committed, or that a deadline filled in.
 
-    The arrays are parallel, one entry a committed token, and can only be read.
+    The arrays are parallel, with one entry per committed token, and read-only.
 
     Attributes:
-        index: of the prompt in the call.
+        index: index of the prompt in the call.
         block, step: index of the block, and of the step within it (0 is the refresh; in block-causal models
             the pass that adds finished blocks to the cache).
         nfe: forward passes of this sequence so far.
-        positions, tokens, confidences: canvas position, token and its probability, for every token committed now.
-        finished: whether the text is complete with this step.
+        positions, tokens, confidences: canvas position, token id and probability of every token committed now.
+        finished: whether the text is complete after this step.
         engine_seconds: time of the pass inside the engine.
-        generation: the whole sequence, with its last event.
+        generation: the whole sequence, in its last event; None in the others.
     """
 
     index: int

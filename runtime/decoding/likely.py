@@ -1,4 +1,4 @@
-"""`likely_rows`: the query rows that cached steps will have, from a bundle's presets: what an engine warms up for.
+"""`likely_rows` predicts from a bundle's presets how many query rows cached steps will have, for an engine's warm-up.
 
 engine.warm_up(likely_rows(contract, presets), seconds)
 """
@@ -12,10 +12,10 @@ from dpad.runtime.decoding.suffix import Gaussian, Uniform
 
 
 def likely_rows(contract: StepContract, presets: Mapping[str, Preset]) -> list[int]:
-    """Rows Q of one sequence, for the options that count by default and those of every preset.
+    """Query rows Q of one sequence, ascending, for the default options and those of every preset.
 
-    A dual cache attends with the block alone, and the row before it where predictions are shifted. A prefix cache adds
-    what the schedule keeps of the suffix: all of it at first, less towards the end of the canvas.
+    With a dual cache a step's queries are the block, and the row before it if predictions are shifted. A prefix cache
+    adds the suffix rows that the schedule keeps: all of them at first, fewer towards the end of the canvas.
     """
     rows = set()
     for name in (None, *presets):
@@ -27,7 +27,7 @@ def likely_rows(contract: StepContract, presets: Mapping[str, Preset]) -> list[i
 
 
 def _kept(options: GenerationOptions) -> int:
-    """Suffix rows that the schedule keeps on average, behind the first block."""
+    """Suffix rows that the schedule keeps on average behind the first block."""
     length, schedule = max(0, options.gen_length - options.block_length), options.schedule
     if isinstance(schedule, Gaussian):
         return round(float(schedule.probabilities(length, options.gen_length).clip(max=1).sum()))

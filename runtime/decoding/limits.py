@@ -1,6 +1,6 @@
-"""How many sequences may be with a scheduler, and how many are.
+"""Limits on the sequences of a scheduler, and their current numbers.
 
-limits(max_running=None, max_waiting=64)        # checked, by their names
+limits(max_running=None, max_waiting=64)        # a dict of both, checked
 """
 
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.show import shown
 
-RUNNING = 4  # times the sequences of a pass: then most passes find enough that share them, and short requests a seat
-WAITING = 4096
+RUNNING = 4  # times max_batch by default: most passes find enough sequences to share, and short requests start soon
+WAITING = 4096  # sequences that may wait, by default
 
 
 class Status(NamedTuple):
-    """How much there is to do now: sequences that run and that wait, slots of the pool in use, passes made so far."""
+    """Current load: running and waiting sequences, pool slots in use, and the passes made so far."""
 
     running: int
     waiting: int
@@ -25,7 +25,7 @@ class Status(NamedTuple):
 
 @reading("a limit")
 def limits(max_running: object, max_waiting: object) -> dict[str, Any]:
-    """The limits of a scheduler by their names; raises `InvalidRequest` for what is none."""
+    """Check a scheduler's limits and return them by name; raises `InvalidRequest` for a value that is not a limit."""
     read = {
         "max_running": as_integer(max_running, "max_running"),
         "max_waiting": as_integer(max_waiting, "max_waiting"),

@@ -21,40 +21,41 @@ from dpad.runtime.decoding.thinning import check_is_schedule, check_schedule, dr
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.show import counted, shown
 
-_COLDEST = 1e-3  # below, tempered logits leave the range of numbers
+_COLDEST = 1e-3  # lower temperatures would overflow the tempered logits
 _NAMES = ("decoder", "pace", "cache")
 _WHOLE = ("gen_length", "block_length", "seed", "steps", "top_k")
 _NUMBERS = ("threshold", "factor", "temperature", "top_p", "deadline")
 
-PLANNED = ("fixed", "entropy", "margin")  # these read `steps` and `pace`
+PLANNED = ("fixed", "entropy", "margin")  # decoders that use `steps` and `pace`
 DECODERS = ("threshold", "factor", *PLANNED)
-PACES = ("even", "noise")  # how steps share the masks of a block
+PACES = ("even", "noise")  # how a block's masks are divided among its steps
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to fill the canvas.
+    """Options that say how the canvas is filled.
 
     Attributes:
         gen_length: new tokens on the canvas, a multiple of `block_length`.
         block_length: tokens decoded together.
         decoder: `threshold` commits every mask with confidence >= `threshold` (and always the best); `factor` is
-            Fast-dLLM's rule; `fixed` spreads the block over its steps, most confident first; `entropy` and `margin` do
-            so in order of least entropy, or of the largest gap between the two best probabilities.
-        steps: total steps of `fixed`, `entropy` and `margin`, for them a multiple of the number
-            of blocks; None is one token a step.
-        pace: how these share the masks of a block among its steps: `even` (LLaDA), or `noise`, as Dream's schedule
-            has it, few at first; its steps that would commit nothing are not made, and `steps` is at most `gen_length`.
-        cache: `none`, `prefix`, `dual` or `extend`; what is kept between the steps of a block, or from block to block.
-            Block-causal models have their own, `blocks`.
+            Fast-dLLM's rule; `fixed` spreads the block over its steps, most confident first; `entropy` and `margin`
+            do the same, ordered by least entropy, or by the largest gap between the two best probabilities.
+        steps: total steps over all blocks, for `fixed`, `entropy` and `margin` only; a multiple of the number of
+            blocks. None is one token per step.
+        pace: how these three divide a block's masks among its steps: `even` (LLaDA), or `noise`, Dream's schedule,
+            which commits few at first. Steps of `noise` that would commit nothing are skipped, and `steps` is at most
+            `gen_length`.
+        cache: `none`, `prefix`, `dual` or `extend`: which keys and values are kept between the steps of a block, or
+            from block to block. Block-causal models have `blocks` instead.
         schedule: which suffix positions take part (DPad).
-        temperature: 0 is greedy; above, tokens are drawn from the tempered distribution.
-        top_k, top_p: limit the draw to the likeliest tokens; without a temperature they shape Dream's confidence.
-        seed: of the suffix dropout and of the draw; one a request, never global.
+        temperature: 0 is greedy; otherwise tokens are drawn from the tempered distribution.
+        top_k, top_p: limit the draw to the likeliest tokens; at temperature 0 they change Dream's confidence only.
+        seed: seeds the suffix dropout and the draws of this request; there is no global state.
         early_termination: end when a finished block contains EOS.
         eos_token_ids: tokens that end the text; None is the checkpoint's own.
-        deadline: seconds after the call at which the text is what there is then: the block at hand is filled as the
-            last pass would have it, and nothing behind it. A pass that has begun ends first.
+        deadline: seconds from the call until the text ends as it is. Masks of the current block get the tokens that the
+            last pass proposed; later blocks keep their masks. A pass that has begun is finished first.
     """
 
     gen_length: int = 128
@@ -76,7 +77,7 @@ class GenerationOptions:
 
     @reading("an option")
     def __post_init__(self) -> None:
-        """Numbers and names become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
+        """Convert numbers and names to Python's own types; raises `InvalidRequest` for integers over 128 bits."""
         for name in _WHOLE:
             object.__setattr__(self, name, as_integer(getattr(self, name), name))
         for name in _NUMBERS:
@@ -95,7 +96,7 @@ class GenerationOptions:
 
     @property
     def steps_per_block(self) -> int:
-        """Planned steps a block of the fixed-step decoders."""
+        """Steps per block of the decoders with a fixed number of steps."""
         return (self.steps or self.gen_length) // self.blocks
 
     def ends_of_text(self, eos_token_id: int) -> Sequence[int]:
@@ -104,16 +105,16 @@ class GenerationOptions:
 
     @property
     def needs_decisions(self) -> bool:
-        """Whether the choice needs more than each row's likeliest token and its confidence."""
+        """Whether commits need more than each row's likeliest token and its confidence."""
         return self.shapes or self.decoder in ("entropy", "margin")
 
     @property
     def shapes(self) -> bool:
-        """Whether tokens are taken from another distribution than the model's own."""
+        """Whether temperature or filters change the model's distribution."""
         return self.temperature > 0 or self.top_k is not None or self.top_p is not None
 
     def check(self, contract: StepContract) -> None:
-        """Raise `InvalidRequest` for the first option that cannot be served, naming value and limit."""
+        """Raise `InvalidRequest` for the first option that cannot be served; it names the value and the limit."""
         with reading("an option"):
             self.check_types(CACHES if not contract.block_causal else (BLOCKS,))
         for problem, message in self._problems(contract):
@@ -122,9 +123,9 @@ class GenerationOptions:
         check_schedule(self.schedule, self.gen_length, self.block_length)
 
     def check_types(self, caches: Sequence[str] = (*CACHES, BLOCKS)) -> None:
-        """Whole numbers must be whole, numbers numbers, and names text; `caches` are those to choose from.
+        """Raise `InvalidRequest` for values of a wrong type, which no model could serve.
 
-        Raises `InvalidRequest` for what no contract could take.
+        `caches` are the cache policies that the message lists.
         """
         for name in _WHOLE:
             value = getattr(self, name)
@@ -138,7 +139,7 @@ class GenerationOptions:
             raise InvalidRequest(f"early_termination {shown(self.early_termination)} is neither True nor False")
         for name, known in zip(_NAMES, (DECODERS, PACES, caches)):
             if not isinstance(value := getattr(self, name), str):
-                raise InvalidRequest(f"{name} {shown(value)} is no name; give one as text: {', '.join(known)}")
+                raise InvalidRequest(f"{name} {shown(value)} is not a name; give one as text: {', '.join(known)}")
         check_is_schedule(self.schedule)
         eos = self.eos_token_ids
         if eos is not None and (not isinstance(eos, (list, tuple)) or not eos or not all(map(is_integer, eos))):
@@ -187,7 +188,7 @@ class GenerationOptions:
                 self.deadline is not None and not self.deadline > 0,
                 f"deadline {self.deadline} must be above 0 seconds; for none leave it out, or give None",
             ),
-            (contract.mask_token_id in eos, f"eos_token_ids {shown(eos)} hold the mask id {contract.mask_token_id}"),
+            (contract.mask_token_id in eos, f"eos_token_ids {shown(eos)} contain the mask id {contract.mask_token_id}"),
             (
                 any(not 0 <= token < contract.vocab_size for token in eos),
                 f"eos_token_ids {shown(eos)} must lie in the vocabulary of {contract.vocab_size}",
@@ -209,7 +210,7 @@ class GenerationOptions:
             ),
             (
                 not drops_all(self.schedule),
-                f"schedule {shown(self.schedule)} keeps a suffix, but {why} and attends none; leave it out",
+                f"schedule {shown(self.schedule)} keeps a suffix, but {why} and attends no suffix; leave it out",
             ),
         ]
 
@@ -237,7 +238,7 @@ class Options(TypedDict, total=False):
 
 
 def defaults(contract: StepContract) -> dict[str, Any]:
-    """Fields of `GenerationOptions` whose default is another for the model of `contract`."""
+    """Fields of `GenerationOptions` whose default differs for the model of `contract`."""
     if not contract.block_causal:
         return {}
     return {"block_length": contract.block_length, "cache": BLOCKS, "schedule": NOTHING}

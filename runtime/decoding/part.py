@@ -1,10 +1,10 @@
-"""`Part`: what one sequence asks of a pass, and `Answer`, what the pass decided for it.
+"""`Part`: one sequence's inputs to a pass. `Answer`: what the pass decided for it.
 
     part = sequence.part()
     part.view.queries, part.rows
     event = sequence.take(answer)
 
-Whatever has parts and takes answers can be scheduled: sequences that are decoded, and texts that are scored.
+A scheduler runs anything with these methods: sequences that are decoded, and texts that are scored.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What takes part in a pass. One object serves all passes that look the same: what is padded once serves them too.
+    """The positions and slots of a sequence in a pass. Equal passes use one object, so that its padding is reused.
 
     Attributes:
         queries: int64 [Q], canvas positions that take part.
         cached: int64 [K], pool slots that they attend.
-        written: int64 [Q], the slot that keeps each new row, -1 for none; None if no row is kept.
-        refresh: whether it begins a block.
+        written: int64 [Q], the slot that each new row is written to, -1 for none; None if no row is written.
+        refresh: whether the pass begins a block.
     """
 
     queries: NDArray[np.int64]
@@ -33,7 +33,7 @@ class View:
 
 
 class Draw(NamedTuple):
-    """`Sampling` of one sequence; `uniform` float32 [R]."""
+    """The `Sampling` parameters of one sequence; `uniform` is float32 [R]."""
 
     uniform: NDArray[np.float32]
     temperature: float = 0.0
@@ -43,7 +43,11 @@ class Draw(NamedTuple):
 
 
 class Part(NamedTuple):
-    """`canvas` [N]; `rows` int64 [R], the query rows to predict from; what is asked beyond the likeliest token."""
+    """Inputs of one sequence to a pass.
+
+    `canvas` is int64 [N] and `rows` int64 [R], the query rows to predict from. `draw` and `want_logits` request more
+    than each row's likeliest token.
+    """
 
     view: View
     canvas: NDArray[np.int64]
@@ -53,9 +57,10 @@ class Part(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a pass decided for one sequence, [R] each, in the order of its rows; `seconds` inside the engine.
+    """What a pass decided for one sequence: arrays [R] in the order of its rows, logits [R, V].
 
-    With a draw, tokens and odds are those of the draw, and entropy and margin are there; else the likeliest token's.
+    With a `Draw`, tokens and odds are those drawn, and entropy and margin are given. Without one, tokens and odds are
+    those of the likeliest tokens. `seconds` is the time of the pass inside the engine.
     """
 
     token_ids: NDArray[np.int64]
@@ -67,13 +72,13 @@ class Answer(NamedTuple):
 
 
 class Scheduled(Protocol):
-    """What a `Scheduler` runs.
+    """A sequence that a `Scheduler` runs.
 
     Attributes:
-        need: pool slots that it holds at most.
-        finished: whether its last pass has been taken.
-        waited: seconds that it has waited for its turns, in the queue and while passes ran without it.
-        deadline: when it ends with what it has, by `time.perf_counter`.
+        need: most pool slots that it holds at a time.
+        finished: whether it has taken the answer of its last pass.
+        waited: seconds that it has waited, in the queue and while passes ran without it.
+        deadline: the `time.perf_counter` time at which it ends with the tokens it has.
     """
 
     need: int
@@ -82,13 +87,13 @@ class Scheduled(Protocol):
     deadline: float = inf
 
     def join(self, slots: NDArray[np.int64]) -> None:
-        """Begin, with `slots` [need] of its own; raises `InvalidRequest` if it cannot."""
+        """Begin, holding the pool slots `slots` [need]; raises `InvalidRequest` if it cannot."""
 
     def part(self) -> Part:
-        """Of the next pass. It is asked for once before each `take`."""
+        """The part for the next pass; called once before each `take`."""
 
     def take(self, answer: Answer) -> Any:
-        """Take what a pass decided; gives the event that its caller is told, None for none."""
+        """Take what a pass decided; returns an event for the caller, or None."""
 
     def expire(self) -> Any:
-        """End at the deadline, between two passes or before the first; gives the last event, None for none."""
+        """End at the deadline, between two passes or before the first; returns the last event, or None."""

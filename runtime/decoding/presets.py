@@ -1,10 +1,10 @@
-"""Presets: decoding options under a name, which a bundle brings for the tasks they were measured on.
+"""Presets: named sets of decoding options, which a bundle brings for the tasks that they were measured on.
 
     presets = read_presets({"gsm8k": {"gen_length": 256, "schedule": {"gaussian": {"k": 4, "scale": 2}}}})
     presets["gsm8k"]["schedule"]        # Gaussian(k=4, scale=2)
 
 In JSON a preset holds fields of `GenerationOptions`; a schedule is an object with its name and its
-parameters. The one called `default` counts wherever no other is asked for.
+parameters. The preset `default` applies to every call that names no preset.
 """
 
 import sys
@@ -32,31 +32,32 @@ Preset = dict[str, Any]  # fields of GenerationOptions
 
 
 def read_presets(data: Mapping[str, Any]) -> dict[str, Preset]:
-    """The presets of a manifest; raises `ManifestError` naming the preset and what it cannot hold."""
+    """Read the presets of a manifest; raises a `ManifestError` that names the preset and its wrong field."""
     known = {field.name for field in fields(GenerationOptions)}
     presets = {}
     for name, preset in data.items():
         if not isinstance(preset, Mapping) or (unknown := sorted(preset.keys() - known)):
             wrong = (
-                f"holds {shown(unknown[0])}, which is no decoding option"
+                f"holds {shown(unknown[0])}, which is not a decoding option"
                 if isinstance(preset, Mapping)
-                else "is no object"
+                else "is not an object"
             )
-            raise ManifestError(f"preset {shown(name)} {wrong}; mend it, and export the bundle again")
+            raise ManifestError(f"preset {shown(name)} {wrong}; correct it, and export the bundle again")
         schedule = {"schedule": _schedule(name, preset["schedule"])} if "schedule" in preset else {}
         presets[name] = {**preset, **schedule}
         try:
             GenerationOptions(**presets[name]).check_types()
         except InvalidRequest as error:
-            raise ManifestError(f"preset {shown(name)}: {error}; mend it, and export the bundle again") from None
+            raise ManifestError(f"preset {shown(name)}: {error}; correct it, and export the bundle again") from None
     return presets
 
 
 def resolve(presets: Mapping[str, Preset], contract: StepContract, options: Mapping[str, Any]) -> GenerationOptions:
-    """`options` over those of their `preset`, else over the preset `default`, over what the model of `contract` needs.
+    """Resolve a call's `options` to `GenerationOptions`.
 
-    The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and options raise
-    `InvalidRequest`.
+    A field comes from `options`; if it is not there, from their `preset`, or from the preset `default` if they name
+    none; and otherwise from the defaults for the model of `contract`. The window of a preset's schedule is cut to a
+    shorter `gen_length`. Unknown names of presets and options raise `InvalidRequest`.
     """
     _check_names(options)
     given = dict(options)
@@ -73,7 +74,7 @@ def resolve(presets: Mapping[str, Preset], contract: StepContract, options: Mapp
 
 
 def served(presets: Mapping[str, Preset], contract: StepContract, options: Mapping[str, Any]) -> GenerationOptions:
-    """As `resolve`; what cannot be served because of the preset raises `InvalidRequest`, which names it."""
+    """Resolve as `resolve` does; raises an `InvalidRequest` that names the preset if it makes the call unservable."""
     resolved = resolve(presets, contract, options)
     name = DEFAULT if options.get("preset") is None else options["preset"]
     if name in presets and (refusal := _refusal(resolved, contract)):
@@ -84,10 +85,10 @@ def served(presets: Mapping[str, Preset], contract: StepContract, options: Mappi
 
 
 def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: Any) -> SuffixSchedule:
-    """The schedule of a name in `SCHEDULES`; parameters left out are those of `base`, or their defaults.
+    """Make the schedule called `name` in `SCHEDULES`; raises `InvalidRequest` for another name.
 
-    Parameters that the schedule does not have are left unread; `base` counts if it is of the same kind.
-    Raises `InvalidRequest` for another name.
+    Parameters that are left out come from `base` if it is of the same kind, else from the schedule's defaults.
+    Parameters that the schedule does not have are ignored.
     """
     if name not in SCHEDULES:
         raise InvalidRequest(f"schedule {shown(name)} is not one of {', '.join(SCHEDULES)}")
@@ -98,22 +99,22 @@ def schedule_named(name: str, base: SuffixSchedule | None = None, **parameters: 
 
 
 def read_schedule(value: Any) -> SuffixSchedule:
-    """The schedule that JSON spells as `{"gaussian": {"k": 4, "scale": 2}}`; raises `InvalidRequest`."""
+    """Read a schedule from JSON such as `{"gaussian": {"k": 4, "scale": 2}}`; raises `InvalidRequest`."""
     if isinstance(value, Mapping) and len(value) == 1:
         (name, parameters), *_ = value.items()
         own = {field.name for field in fields(SCHEDULES[name])} if name in SCHEDULES else set()
         if name in SCHEDULES and isinstance(parameters, Mapping) and parameters.keys() <= own:
             schedule = SCHEDULES[name](**parameters)
-            schedule.check(sys.maxsize, 1)  # the window is compared with a canvas when there is one
+            schedule.check(sys.maxsize, 1)  # no canvas is known yet: a request compares the window with its own
             return schedule
     names = ", ".join(SCHEDULES)
     raise InvalidRequest(
-        f"schedule {shown(value)} cannot be read; give an object of one name ({names}) and its parameters"
+        f"schedule {shown(value)} cannot be read; give an object with one name ({names}) and its parameters"
     )
 
 
 def name_of(schedule: SuffixSchedule) -> str:
-    """The name of a schedule that has one, `gaussian` of another."""
+    """The name of a schedule in `SCHEDULES`; `gaussian` for any other."""
     return next((name for name, kind in SCHEDULES.items() if isinstance(schedule, kind)), "gaussian")
 
 
@@ -127,27 +128,27 @@ def _refusal(options: GenerationOptions, contract: StepContract) -> str:
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """Raise `InvalidRequest` for the first of `names` that is no decoding option."""
+    """Raise `InvalidRequest` for the first of `names` that is not a decoding option."""
     known = list(Options.__annotations__)
     for name in names:
         if name == "suffix":
             raise InvalidRequest(
-                "suffix is no decoding option: text behind the blank is part of the request; "
+                "suffix is not a decoding option: text behind the blank is part of the request; "
                 "pass model.request(prompt, suffix=...) as the prompt"
             )
         if name not in known:
             meant = instead_of(name) or "".join(f"did you mean {m}?" for m in get_close_matches(name[:40], known, 1))
             hint = f" ({meant})" if meant else ""
             raise InvalidRequest(
-                f"{shown(name)[1:-1]} is no decoding option{hint}; these are known: {', '.join(known)}"
+                f"{shown(name)[1:-1]} is not a decoding option{hint}; these are known: {', '.join(known)}"
             )
 
 
 def _schedule(preset: str, value: Any) -> SuffixSchedule:
     if isinstance(value, (Gaussian, Uniform, Full)):
-        return value  # of another model's presets, or the caller's own
+        return value  # from another model's presets, or made by the caller
     try:
         return read_schedule(value)
     except InvalidRequest:
         told = f"preset {shown(preset)} has a schedule that cannot be read: {shown(value)}"
-        raise ManifestError(f"{told}; mend it, and export the bundle again") from None
+        raise ManifestError(f"{told}; correct it, and export the bundle again") from None

@@ -1,4 +1,4 @@
-"""What callers give as a prompt, told apart; and for what is none, what they may have meant.
+"""Reads the kinds of prompts that callers may pass. For other values, the error says what may have been meant.
 
 read_prompt("What is 53 + 34?")             # the text itself
 read_prompt(np.array([11, 42, 7]))          # [11, 42, 7]
@@ -23,10 +23,10 @@ class Array(Protocol):
 
     @property
     def ndim(self) -> int:
-        """How many axes it has."""
+        """Number of axes."""
 
     def tolist(self) -> Any:
-        """Its elements as Python's own."""
+        """The elements as nested lists of Python's own numbers."""
 
 
 Prompt = str | Sequence[int] | Sequence[Message] | Array | Request
@@ -37,9 +37,9 @@ _BATCH = "several prompts go to generate_batch or stream_batch"
 
 @reading("a prompt")
 def read_prompt(prompt: object) -> str | list[Any] | Request:
-    """A prompt as text, a list of token ids or of chat messages, or the `Request` that it is.
+    """Read a prompt as text, a list of token ids, a list of chat messages, or a `Request`.
 
-    Raises `InvalidRequest` for all else.
+    Raises `InvalidRequest` for any other value.
     """
     if isinstance(prompt, Request):
         return prompt
@@ -55,13 +55,13 @@ def read_prompt(prompt: object) -> str | list[Any] | Request:
     wrong = next(part for part in parts if not is_integer(part))
     if isinstance(wrong, (str, Request)) or listed(wrong) is not None:
         what = f"an array of {axes(prompt)} axes" if (axes(prompt) or 0) > 1 else f"a list that holds {shown(wrong)}"
-        raise InvalidRequest(f"{_PROMPT}, not {what}; {_BATCH}, and one of them alone as prompts[0]")
-    raise InvalidRequest(f"{_PROMPT}; this list holds {shown(wrong)}, which is no token id")
+        raise InvalidRequest(f"{_PROMPT}, not {what}; {_BATCH}; for one of them pass prompts[0]")
+    raise InvalidRequest(f"{_PROMPT}; this list holds {shown(wrong)}, which is not a token id")
 
 
 @reading("raw")
 def read_flag(raw: object) -> bool:
-    """Whether a prompt goes in without the chat template; raises `InvalidRequest` for what is no truth value."""
+    """Read `raw`: whether the prompt skips the chat template; raises `InvalidRequest` unless it is True or False."""
     if not isinstance(raw, (bool, np.bool_)):
         raise InvalidRequest(f"raw {shown(raw)} is neither True nor False")
     return bool(raw)
@@ -69,15 +69,15 @@ def read_flag(raw: object) -> bool:
 
 @reading("a suffix")
 def read_suffix(suffix: object) -> str:
-    """The text behind the blank, empty if there is none."""
+    """Read the text behind the blank; empty if there is none."""
     if suffix is not None and not isinstance(suffix, str):
-        raise InvalidRequest(f"suffix {shown(suffix)} is no text; token ids behind the blank go into a Request")
+        raise InvalidRequest(f"suffix {shown(suffix)} is not text; token ids behind the blank go into a Request")
     return str.__str__(suffix or "")
 
 
 @reading("a batch")
 def read_batch(prompts: object) -> list[Any]:
-    """The prompts of a batch, not read yet."""
+    """Split a batch into its prompts, which are still to be read."""
     parts = listed(prompts)
     if parts is None:
         raise InvalidRequest(
@@ -92,18 +92,18 @@ def read_batch(prompts: object) -> list[Any]:
 
 
 def _text(value: Any) -> Any:
-    """A text as Python's own, which a class of texts may not be; all else as it is."""
+    """Convert an instance of a `str` subclass to `str`; other values are returned unchanged."""
     return str.__str__(value) if isinstance(value, str) else value
 
 
 def _meant(value: object) -> str:
-    """What may have been meant by a value that is no prompt."""
+    """Guess what was meant by a value that is not a prompt, as the end of a message."""
     if isinstance(value, Mapping):
         if "input_ids" in value:
-            return "; of what a tokenizer returns, pass its input_ids"
+            return "; pass the input_ids of what a tokenizer returns"
         return "; a chat message goes in a list, as [message]" if "role" in value or "content" in value else ""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "; decode it first"
     if isinstance(getattr(value, "ids", None), list):
-        return "; of what a tokenizer returns, pass its ids"
+        return "; pass the ids of what a tokenizer returns"
     return "; make a list of it" if hasattr(value, "__iter__") else ""

@@ -1,7 +1,7 @@
 """`Request`: one sequence to generate, as token ids.
 
 Request(prompt_ids=(1, 2, 3), seed=7)
-Request(prompt_ids=head, suffix_ids=tail)      # infill: text is written in between
+Request(prompt_ids=head, suffix_ids=tail)      # infill: the text between the two is generated
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ from dpad.runtime.show import counted, shown
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and what may differ between the rows of one batch.
+    """A prompt, and the settings that may differ between the requests of a batch.
 
     Attributes:
         prompt_ids: tokens before the text to generate.
-        suffix_ids: tokens behind it (infill); they always take part, DPad drops masks only.
-        seed: of this row, so that a row gives the same tokens alone as in a batch; None is the seed of the options.
-        schedule: suffix schedule of this row; None is that of the options.
-        given: pairs of a place, counted from the first generated position, and the token that stands there: text
-            between blanks, which takes part as the suffix does. Then no EOS ends the canvas early: a blank may follow.
+        suffix_ids: tokens behind it (infill); they always take part, as DPad drops masks only.
+        seed: seed of this request, which makes it give the same tokens alone and in a batch; None is the options' seed.
+        schedule: suffix schedule of this request; None is the options' schedule.
+        given: pairs (place, token) of fixed tokens between blanks; a place counts from the first generated position.
+            Like the suffix, these tokens always take part. With any of them, EOS does not end the canvas early,
+            because a blank may follow.
     """
 
     prompt_ids: tuple[int, ...]
@@ -38,21 +39,21 @@ class Request:
 
     @reading("a request")
     def __post_init__(self) -> None:
-        """Lists of token ids become tuples; raises `InvalidRequest` for no list, and for numbers beyond all use."""
+        """Convert lists of token ids to tuples; raises `InvalidRequest` for other values and integers over 128 bits."""
         for name in ("prompt_ids", "suffix_ids"):
             ids = listed(getattr(self, name))
             if ids is None:
-                raise InvalidRequest(f"{name} {shown(getattr(self, name))} is no list of token ids")
+                raise InvalidRequest(f"{name} {shown(getattr(self, name))} is not a list of token ids")
             object.__setattr__(self, name, tuple(as_integer(token, "a token id") for token in ids))
         object.__setattr__(self, "seed", as_integer(self.seed, "seed"))
         object.__setattr__(self, "given", _pairs(self.given))
 
     def canvas_length(self, options: GenerationOptions) -> int:
-        """Tokens on this row's canvas: prompt, generated and suffix."""
+        """Number of tokens on the canvas: prompt, generated and suffix."""
         return len(self.prompt_ids) + options.gen_length + len(self.suffix_ids)
 
     def check(self, options: GenerationOptions, contract: StepContract) -> None:
-        """Raise `InvalidRequest` if the row cannot be served, naming the value and the limit."""
+        """Raise `InvalidRequest` if the request cannot be served; it names the value and the limit."""
         for token in (*self.prompt_ids, *self.suffix_ids, *(token for _, token in self.given)):
             if not is_integer(token) or not 0 <= token < contract.vocab_size:
                 raise InvalidRequest(f"token id {shown(token)} is outside the vocabulary of {contract.vocab_size}")
@@ -66,10 +67,10 @@ class Request:
         places = {place for place, _ in self.given}
         if self.given and (len(places) < len(self.given) or not 0 <= min(places) <= max(places) < options.gen_length):
             raise InvalidRequest(
-                f"the places of given tokens must be different ones of the {options.gen_length} that are generated"
+                f"the places of given tokens must be distinct and among the {options.gen_length} generated positions"
             )
         if len(places) == options.gen_length:
-            raise InvalidRequest("every place has a given token; leave at least one to fill")
+            raise InvalidRequest("every place has a given token; leave at least one blank to fill")
         length = self.canvas_length(options)
         if length > contract.max_length:
             raise InvalidRequest(
@@ -83,7 +84,7 @@ class Request:
             what = f"schedule {shown(self.schedule)}" if own else f"a suffix of {counted(behind, 'token')}"
             raise InvalidRequest(
                 f"{what} cannot be served: this {contract.family} model is causal between blocks and attends nothing "
-                "behind the block it decodes; leave it out"
+                "behind the block that it decodes; leave it out"
             )
         schedule = options.schedule if self.schedule is None else self.schedule
         check_schedule(schedule, options.gen_length, options.block_length)
@@ -93,7 +94,7 @@ class Request:
             raise InvalidRequest(f"seed {shown(self.seed)} must be an integer, 0 or more")
 
     def slots(self, options: GenerationOptions) -> int:
-        """Pool slots that this row holds while it is decoded: all that any of its blocks keeps."""
+        """Pool slots that the request holds while it is decoded: enough for any of its blocks."""
         if options.cache == "none":
             return 0
         length = self.canvas_length(options)
@@ -104,8 +105,8 @@ class Request:
 
 
 def _pairs(given: object) -> tuple[tuple[int, int], ...]:
-    """Pairs of whole numbers; raises `InvalidRequest` for anything else."""
+    """Read pairs of integers; raises `InvalidRequest` for anything else."""
     pairs = [listed(pair) or [] for pair in listed(given) or ()]
     if listed(given) is None or any(len(pair) != 2 or not all(map(is_integer, pair)) for pair in pairs):
-        raise InvalidRequest(f"given {shown(given)} is no list of pairs of a place and a token id")
+        raise InvalidRequest(f"given {shown(given)} is not a list of pairs of a place and a token id")
     return tuple((as_integer(place, "a place"), as_integer(token, "a token id")) for place, token in pairs)

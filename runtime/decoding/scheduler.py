@@ -6,8 +6,8 @@
         for sequence, outcome in scheduler.step():      # one pass
             ...
 
-Sequences wait in the order in which they came, and join when there is room for them: the slots that they can need at
-most are theirs from then on, so that nothing that runs can run out. `Turns` says which of them share a pass.
+Sequences wait in order of arrival and join when enough slots are free. A sequence then holds the most slots that it
+can need, so that a running one never runs out. `Turns` chooses the sequences that share a pass.
 """
 
 from collections import deque
@@ -32,11 +32,11 @@ from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed, QueueFull
 from dpad.runtime.show import counted, kind, told
 
-IDLE = 1e-3  # seconds until a scheduler that found no free slots looks again
+IDLE = 1e-3  # seconds until a scheduler that found no free slots tries again
 
 
 class Outcome(NamedTuple):
-    """What became of a sequence in a pass: an event of its own, or the error that ended it; whether it was its last."""
+    """A sequence's result of a pass: its event, or the error that ended it. `last` marks the last one of a sequence."""
 
     sequence: Any
     event: Any = None
@@ -47,12 +47,12 @@ class Outcome(NamedTuple):
 class Scheduler:
     """Runs sequences over one engine.
 
-    `add`, `cancel` and `drain` may be called by any thread at any time, `step` by one thread at a time. What sequences
-    do, their schedules among them, is done outside the lock.
+    Any thread may call `add`, `cancel` and `drain` at any time; one thread at a time may call `step`. The code of
+    sequences and of their schedules runs outside the lock.
     """
 
     def __init__(self, engine: Engine, max_running: int | None = None, max_waiting: int = WAITING) -> None:
-        """`max_running` None is four times what a pass takes; raises `InvalidRequest` for what is no limit."""
+        """`max_running` None is four times what a pass takes; raises `InvalidRequest` for values that are no limits."""
         read = limits(max_running, max_waiting)
         self.engine = engine
         self.max_running: int = read["max_running"] or RUNNING * engine.contract.max_batch
@@ -63,7 +63,7 @@ class Scheduler:
         self._cancelled: SimpleQueue[Scheduled] = SimpleQueue()
         self._waiting: deque[Seat] = deque()
         self._running: list[Seat] = []  # the longest not served first
-        self._timed: list[Seat] = []  # of both, those with a deadline
+        self._timed: list[Seat] = []  # the waiting and running ones that have a deadline
         self.passes = 0
 
     @property
@@ -73,7 +73,7 @@ class Scheduler:
 
     @property
     def status(self) -> Status:
-        """Of this moment, for any thread; the engine's slots may be held by another scheduler too."""
+        """The current load, for any thread; `slots` includes those that other schedulers of the engine hold."""
         slots = self.engine.slots
         return Status(len(self._running), len(self._waiting), slots.most - slots.free, self.passes)
 
@@ -86,9 +86,9 @@ class Scheduler:
             )
 
     def add(self, *sequences: Scheduled) -> None:
-        """Let sequences wait for their turn, all or none of them.
+        """Queue all of the sequences, or none.
 
-        Raises `InvalidRequest` as `check` does, and `QueueFull` where too many wait.
+        Raises `InvalidRequest` as `check` does, and `QueueFull` if too many wait.
         """
         for sequence in sequences:
             self.check(sequence)
@@ -105,9 +105,9 @@ class Scheduler:
             self._timed.extend(seat for seat in seats if seat.sequence.deadline < inf)
 
     def cancel(self, sequence: Scheduled) -> None:
-        """Let a sequence go; its slots are free at once, or when the pass that it is in has ended.
+        """Remove a sequence; its slots are free at once, or after the pass that it takes part in.
 
-        It never waits for the lock: the collector may call it for a stream that was dropped, in any thread, also in
+        It never waits for the lock: the garbage collector may call it for a dropped stream, in any thread, even in
         one that holds the lock.
         """
         self._cancelled.put(sequence)
@@ -118,13 +118,13 @@ class Scheduler:
                 self._lock.release()
 
     def drain(self) -> None:
-        """Let all of them go."""
+        """Remove all sequences."""
         with self._lock:
             for seat in [*self._waiting, *self._running]:
                 self._drop(seat)
 
     def step(self) -> list[Outcome]:
-        """Run one pass; gives what became of each sequence in it, and of those that expired or could not join."""
+        """Run one pass; returns the outcome of each of its sequences, and of those that expired or could not join."""
         held: list[Seat] = []
         try:
             with self._lock:
@@ -139,14 +139,14 @@ class Scheduler:
                 held += members
                 others = self._running[: -len(members)]
             return outcomes + self._pass(members, others) if members else outcomes
-        except BaseException:  # an interrupt too leaves their slots to others
+        except BaseException:  # an interrupt, too, must free the slots
             with self._lock:
                 for seat in held:
                     self._leave(seat)
             raise
 
     def _pass(self, members: list[Seat], others: list[Seat]) -> list[Outcome]:
-        """One step of the engine, for which `others` wait; what fails in it fails its members."""
+        """Run one step of the engine while `others` wait; if it fails, all its members fail."""
         start, parts = perf_counter(), [seat.part for seat in members]
         try:
             inputs = self._assembler.inputs(parts)
@@ -162,20 +162,20 @@ class Scheduler:
         return [self._take(seat, answer) for seat, answer in zip(members, answers)]
 
     def _drop_cancelled(self) -> None:
-        """Under the lock: let go of those for whom `cancel` was called."""
+        """Under the lock: remove the sequences for which `cancel` was called."""
         while not self._cancelled.empty():
             sequence = self._cancelled.get()
             for seat in [seat for seat in (*self._waiting, *self._running) if seat.sequence is sequence]:
                 self._drop(seat)
 
     def _drop(self, seat: Seat) -> None:
-        """Under the lock: let go of a sequence, once `step` does."""
+        """Under the lock: remove a sequence, or mark it for removal if `step` is working on it."""
         seat.cancelled = True
         if not seat.held:
             self._leave(seat)
 
     def _late(self) -> list[Seat]:
-        """Under the lock: those whose deadline has come, which leave before others join."""
+        """Under the lock: remove the sequences whose deadline has passed, before others join."""
         now = perf_counter()
         late = [seat for seat in self._timed if seat.sequence.deadline <= now]
         for seat in late:
@@ -185,18 +185,18 @@ class Scheduler:
         return late
 
     def _leave(self, seat: Seat) -> None:
-        """Under the lock: take a sequence out, and its slots back."""
+        """Under the lock: remove a sequence and free its slots."""
         if seat in self._timed:
             self._timed.remove(seat)
         if seat.slots is None:
-            with suppress(ValueError):  # of one that expired
+            with suppress(ValueError):  # one that expired was removed before
                 self._waiting.remove(seat)
         elif seat in self._running:
             self._running.remove(seat)
             self.engine.slots.give(seat.slots)
 
     def _admit(self) -> list[Seat]:
-        """Under the lock: let waiting sequences in, in their order, while there is room."""
+        """Under the lock: admit waiting sequences in order while slots are free."""
         joining = []
         while self._waiting and len(self._running) < self.max_running:
             slots = self.engine.slots.take(self._waiting[0].sequence.need)
@@ -204,14 +204,14 @@ class Scheduler:
                 break
             seat = self._waiting.popleft()
             seat.slots, seat.held = slots, True
-            if self.passes > seat.passes:  # else it waited for nobody
+            if self.passes > seat.passes:  # otherwise no pass ran meanwhile, and it has not waited
                 seat.sequence.waited = perf_counter() - seat.since
             self._running.append(seat)
             joining.append(seat)
         return joining
 
     def _join(self, seat: Seat) -> Outcome | None:
-        """Let a sequence begin; gives how it ended if it could not."""
+        """Let a sequence begin; returns its last outcome if it could not."""
         assert seat.slots is not None
         try:
             seat.sequence.join(seat.slots)
@@ -221,23 +221,23 @@ class Scheduler:
         return self._end(seat) if self._release(seat) else None
 
     def _ready(self, seat: Seat) -> None:
-        """Ask for the next part."""
+        """Get the sequence's part for its next pass."""
         seat.prepare(seat.sequence.part(), self.engine)
 
     def _take(self, seat: Seat, answer: Any) -> Outcome:
-        """Let a sequence take what the pass decided for it."""
+        """Give a sequence the answer of the pass; returns its outcome."""
         try:
             event = seat.sequence.take(answer)
             if not seat.sequence.finished:
                 self._ready(seat)
-        except Exception as error:  # of this sequence alone: its numbers, or its schedule
+        except Exception as error:  # it concerns this sequence alone: its logits, or its schedule
             return self._end(seat, error=error)
         if seat.sequence.finished or self._release(seat):
             return self._end(seat, event)
         return Outcome(seat.sequence, event)
 
     def _release(self, seat: Seat) -> bool:
-        """A sequence is ready for its next pass; gives whether it was cancelled instead."""
+        """Release a sequence that is ready for its next pass; returns True if it was cancelled meanwhile."""
         with self._lock:
             seat.held = seat.cancelled
             return seat.cancelled
@@ -249,7 +249,7 @@ class Scheduler:
 
 
 def _own(error: Exception, engine: Engine) -> EngineError:
-    """The failure of a pass as an error for one sequence of it: each is raised in a thread of its own."""
+    """A copy of a pass's failure for one of its sequences, because each is raised in another thread."""
     own: EngineError
     if isinstance(error, ModelClosed):
         own = ModelClosed(told(error))
@@ -262,9 +262,9 @@ def _own(error: Exception, engine: Engine) -> EngineError:
 
 
 def run(engine: Engine, sequences: Several[Scheduled]) -> Iterator[tuple[Any, Any]]:
-    """Run `sequences` to their ends in this thread; gives each and its event, pass by pass.
+    """Run `sequences` to their ends in this thread; yields each sequence and its event, pass by pass.
 
-    What ends one of them is raised, and lets the others go. So does closing the iterator.
+    An error that ends one sequence is raised and ends the others too. Closing the iterator ends all of them.
     """
     scheduler = Scheduler(engine, max_waiting=len(sequences))
     scheduler.add(*sequences)
@@ -282,9 +282,9 @@ def run(engine: Engine, sequences: Several[Scheduled]) -> Iterator[tuple[Any, An
 
 
 def decode(engine: Engine, requests: Several[Request], options: GenerationOptions) -> Iterator[StepEvent]:
-    """Decode `requests` over one engine in this thread: the events of all, pass by pass.
+    """Decode `requests` over one engine in this thread; yields the events of all, pass by pass.
 
-    Raises `InvalidRequest` before any work is done.
+    Raises `InvalidRequest` before any pass.
     """
     options.check(engine.contract)
     sequences = [Sequence(request, options, engine.contract, index) for index, request in enumerate(requests)]

@@ -1,13 +1,13 @@
-"""`Sequence`: one canvas on its way from masks to text. It knows its own block, phase, options and seed.
+"""`Sequence` decodes one canvas from masks to text. It keeps its own block, phase, options and seed.
 
     sequence = Sequence(request, options, contract)
     sequence.join(slots)
     while not sequence.finished:
         event = sequence.take(answer_to(sequence.part()))
 
-Block by block (semi-autoregressive, as in LLaDA and DPad): thin the suffix, decide masks until none is left in the
-block, end early when the block contains EOS. Nothing here knows of other sequences, so what stands beside it in a pass
-cannot change it.
+For each block (semi-autoregressive, as in LLaDA and DPad) it thins the suffix, commits masks until the block has none,
+and ends early if the block contains EOS. It does not know the other sequences, so those that share its passes cannot
+change its tokens.
 """
 
 from math import inf
@@ -36,11 +36,11 @@ class Sequence(Scheduled):
     """One request being decoded.
 
     Attributes:
-        canvas: int64 [N], prompt, decided tokens and masks, suffix.
-        commit_steps: int64 [gen_length], the pass (from 1) that decided each new position; 0: none did.
+        canvas: int64 [N], prompt, committed tokens and masks, suffix.
+        commit_steps: int64 [gen_length], the pass (from 1) that committed each new position; 0 if none did.
         nfe: passes so far.
         refresh, denoise: seconds inside the engine, of passes that begin a block and of the others.
-        ended: when the last pass was taken, by `time.perf_counter`.
+        ended: the `time.perf_counter` time at which it finished.
         expired: whether its deadline ended it.
     """
 
@@ -52,14 +52,14 @@ class Sequence(Scheduled):
         index: int = 0,
         began: float | None = None,
     ) -> None:
-        """`index` tells its events from those of other sequences; a deadline counts from when it `began`, None is now.
+        """Set up the canvas; raises `InvalidRequest` if the request cannot be served.
 
-        Raises `InvalidRequest` if it cannot be served.
+        `index` marks the sequence's events. A deadline counts from `began`, a `perf_counter` time; None is now.
         """
         request.check(options, contract)
         self.request, self.options, self.contract, self.index = request, options, contract, index
         self.prompt = len(request.prompt_ids)
-        self.end = self.prompt + options.gen_length  # behind the last position to fill
+        self.end = self.prompt + options.gen_length  # one past the last position to fill
         masks = np.full(options.gen_length, contract.mask_token_id)
         self.canvas = np.concatenate([request.prompt_ids, masks, request.suffix_ids]).astype(np.int64)
         for place, token in request.given:
@@ -71,7 +71,7 @@ class Sequence(Scheduled):
         self.need = request.slots(options)
         self._seed = options.seed if request.seed is None else request.seed
         self._schedule = options.schedule if request.schedule is None else request.schedule
-        self._stuck = False  # whether the last pass only predicted masks
+        self._stuck = False  # whether the last pass predicted masks only
         self.block = self._step = 0
         self.expired = False
         if options.deadline is not None:
@@ -84,7 +84,7 @@ class Sequence(Scheduled):
         self._start_block(self._next_block(0))
 
     def _next_block(self, block: int) -> int:
-        """`block`, or the next one that has a blank; where a cache grows from block to block none is left out."""
+        """The first block from `block` on that has a blank. With cache `extend`, which needs every block, `block`."""
         if not len(self._given) or self.options.cache == "extend":
             return block
         blanks = np.flatnonzero(self.canvas[self.prompt : self.end] == self.contract.mask_token_id)
@@ -105,16 +105,17 @@ class Sequence(Scheduled):
         kept = self._kept(end)
         first = block_view(policy, True, start, end, kept, shift, known)
         later = block_view(policy, False, start, end, kept, shift)
-        # The slot of each position that later passes attend: the prefix lies in order, what is kept behind it.
+        # The slot of each position that later passes attend: first the prefix in order, then the kept suffix.
         slot_of = np.full(len(self.canvas), -1)
         slot_of[later.cached] = self._slots[: len(later.cached)]
         self._begin(self._places, 0, self._view(first, slot_of, True), self._view(later, slot_of, False))
 
     def _start_turn(self, appends: bool) -> None:
-        """One of the two turns of a block in a block-causal model.
+        """Start one of the two turns of a block in a block-causal model.
 
-        One that `appends` computes what is finished before the block and not in the pool: the blocks of the prompt,
-        then the one before. It also decides the block's first token where that is read from the row before it.
+        A turn that `appends` computes the finished blocks that the pool lacks: first those of the prompt, later the
+        block before this one. With shift 1 it also decides the block's first token, from the row before the block.
+        The other turn decides the block's masks.
         """
         start, shift, length = int(self._places[0]), self.contract.logit_shift, self.options.block_length
         self._appends, nothing = appends, np.empty(0, dtype=np.int64)
@@ -130,7 +131,7 @@ class Sequence(Scheduled):
         self._decided, self._step, self._first_step = decided, step, step
         self._views = {True: first, False: later}
         from_row = np.maximum(decided - self.contract.logit_shift, 0)
-        # A row's place among the queries, whose part up to the block's end is without gaps.
+        # The row's index among the queries, which have no gaps up to the end of the block.
         self._rows = {which: from_row - view.queries[0] for which, view in self._views.items()}
         self._masked = np.flatnonzero(self.canvas[decided] == self.contract.mask_token_id)
         self._fresh = True
@@ -140,14 +141,14 @@ class Sequence(Scheduled):
         return View(view.queries, slot_of[view.cached], written, refresh)
 
     def _kept(self, end: int) -> NDArray[np.int64]:
-        """Canvas positions behind `end` that take part: surviving masks, given tokens, and then the suffix."""
+        """Canvas positions from `end` on that take part: surviving masks, given tokens, and the suffix."""
         rng = np.random.default_rng((self._seed, self.block, 0))
         distances = survivors(self._schedule, self.block, self.end - end, self.options.gen_length, rng)
         kept = np.concatenate([end + distances, np.arange(self.end, len(self.canvas))])
         return np.union1d(kept, self._given[self._given >= end]) if len(self._given) else kept
 
     def part(self) -> Part:
-        """Of the next pass: the view of its phase, and the rows that predict the masks which are left."""
+        """The part for the next pass: the view of its phase, and the rows that predict the remaining masks."""
         return Part(self._views[self._fresh], self.canvas, self._rows[self._fresh][self._masked], self._draw())
 
     def _draw(self) -> Draw | None:
@@ -164,7 +165,7 @@ class Sequence(Scheduled):
         return Draw(uniform, options.temperature, min(options.top_k or 0, self.contract.vocab_size), top_p, banned)
 
     def take(self, answer: Answer) -> StepEvent:
-        """Commit what the decoder's rule says, and go on to the next pass, turn or block."""
+        """Commit the tokens that the decoder's rule selects, and advance to the next pass, turn or block."""
         self.nfe += 1
         block, step, refresh = self.block, self._step, self._views[self._fresh].refresh
         if refresh:
@@ -183,7 +184,7 @@ class Sequence(Scheduled):
         return self._event(block, step, (positions, tokens, confidence[columns]), answer.seconds)
 
     def expire(self) -> StepEvent:
-        """End with what there is: masks of the block at hand become what the last pass would have them be."""
+        """End at the deadline: the current block's remaining masks become the tokens that the last pass proposed."""
         positions, tokens, _ = self._guesses
         self._write(positions, tokens)
         self.finished = self.expired = True
@@ -191,7 +192,7 @@ class Sequence(Scheduled):
         return self._event(self.block, self._step, self._guesses, 0.0)
 
     def _guessed(self, answer: Answer, confidence: NDArray[np.float64], columns: NDArray[np.int64]) -> Guesses:
-        """What a pass proposed and did not commit, but for masks."""
+        """The tokens that a pass proposed and did not commit, without those that are the mask itself."""
         left = answer.token_ids != self.contract.mask_token_id
         left[columns] = False
         return self._decided[self._masked[left]], answer.token_ids[left], confidence[left]
@@ -215,15 +216,15 @@ class Sequence(Scheduled):
         )
 
     def _select(self, answer: Answer, confidence: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Which of the proposals to commit, the best first; ties go to the lower position.
+        """Indices of the proposals to commit, best first; ties go to the lower position.
 
-        A mask that predicts itself is selected like any other, but stays undecided.
+        A proposal of the mask itself counts towards the rule's number, but is not committed.
         """
         if not len(confidence):
             return np.empty(0, dtype=np.int64)
         scores = {"entropy": answer.negative_entropy, "margin": answer.margin}.get(self.options.decoder, confidence)
         assert scores is not None
-        if not (np.minimum.reduce(confidence) >= 0 and np.minimum.reduce(scores) > -np.inf):  # NaN is neither
+        if not (np.minimum.reduce(confidence) >= 0 and np.minimum.reduce(scores) > -np.inf):  # false for NaN, too
             raise EngineError(_BROKEN)
         ranked = (-scores).argsort(kind="stable")
         count = commit_count(self.options, confidence, ranked, self._step - self._first_step)
@@ -231,12 +232,12 @@ class Sequence(Scheduled):
         return np.asarray(columns[answer.token_ids[columns] != self.contract.mask_token_id])
 
     def _advance(self, committed: int) -> None:
-        """After a pass: to the next one of the turn, to the next turn, or to the next block, if there is one."""
+        """Advance after a pass: to the next pass of the turn, to the next turn or block, or to the end."""
         self._stuck = committed == 0 and len(self._masked) > 0
         self._masked = np.flatnonzero(self.canvas[self._decided] == self.contract.mask_token_id)
         appends = self.contract.block_causal and self._appends
         self._step += not appends
-        self._fresh = appends  # what an appending turn could not decide needs its rows once more
+        self._fresh = appends  # masks that an appending turn could not decide need its rows again
         if len(self._masked):
             return
         following = self._next_block(self.block + 1)
@@ -250,8 +251,9 @@ class Sequence(Scheduled):
             self._start_block(following)
 
     def _ends(self) -> bool:
-        """Whether the text ends with this block. What an early end leaves is filled with the checkpoint's EOS, or with
-        the first of the ends if the options name others only.
+        """Whether the text ends with this block; if so, fills the canvas behind it with EOS.
+
+        That is the checkpoint's own EOS, or the first of `eos_token_ids` if they do not contain it.
         """
         tokens, behind = self.canvas[self._places], int(self._places[-1]) + 1
         if (tokens == self.contract.mask_token_id).any():
@@ -266,9 +268,9 @@ class Sequence(Scheduled):
         return True
 
     def token_ids(self) -> list[int]:
-        """The generated tokens of a finished canvas, up to EOS; what a deadline left undecided is left out.
+        """The generated tokens of a finished canvas up to EOS, without the masks that a deadline left.
 
-        With given tokens it is all of them: each blank may have its EOS.
+        With `given` tokens it is the whole text, because each blank may have its own EOS.
         """
         generated = self._generated()
         ends = self._ends_in(generated)
@@ -276,7 +278,7 @@ class Sequence(Scheduled):
 
     @property
     def finish_reason(self) -> str:
-        """Of a finished canvas, as `Generation` has it."""
+        """Why a finished canvas ended: `stop`, `length` or `deadline`, as in `Generation`."""
         if self.expired:
             return "deadline"
         return "stop" if self._ends_in(self._generated()).size else "length"
@@ -292,6 +294,6 @@ class Sequence(Scheduled):
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The same array, which a caller can no longer change."""
+    """Make the array read-only, and return it."""
     array.setflags(write=False)
     return array

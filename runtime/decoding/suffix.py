@@ -1,10 +1,10 @@
-"""`SuffixSchedule`: which suffix positions survive for a block (DPad, arXiv 2508.14148).
+"""`SuffixSchedule`: chooses the suffix positions that survive for a block (DPad, arXiv 2508.14148).
 
     kept = Gaussian(k=4, scale=2).keep(block=0, length=224, gen_length=256, rng=rng)
 
-Before each block is decoded, the masks behind it are thinned once, and kept so for all steps of the block. A schedule
-is pure: it maps (block, suffix length, random generator) to suffix distances, 0 being the first position behind the
-block. Kept tokens keep their canvas positions.
+The masks behind a block are thinned once, before the block is decoded; all steps of the block use the same ones. A
+schedule is pure: it maps (block, suffix length, random generator) to suffix distances, 0 being the first position
+behind the block. Kept tokens keep their canvas positions.
 """
 
 import math
@@ -26,7 +26,7 @@ class SuffixSchedule(Protocol):
     """Chooses the suffix distances that take part while one block is decoded."""
 
     def check(self, gen_length: int, block_length: int) -> None:
-        """Raise `InvalidRequest` if it cannot serve canvases of `gen_length` new tokens in such blocks."""
+        """Raise `InvalidRequest` if it cannot serve `gen_length` new tokens in blocks of `block_length`."""
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Kept distances, ascending, each in [0, length), for the `length` masks behind `block`."""
@@ -37,7 +37,7 @@ class Full:
     """No dropout: the whole suffix takes part, as in the vanilla decoder."""
 
     def check(self, gen_length: int, block_length: int) -> None:
-        """Serves every canvas."""
+        """Raise nothing: `Full` serves every canvas."""
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """All `length` distances."""
@@ -46,11 +46,11 @@ class Full:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Dropout that grows with distance, inside a sliding window (the published rule).
+    """Dropout that grows with distance, within a sliding window (the published rule).
 
-    A mask at distance i survives if u < scale · exp(-½ (k·i / (window-1))²) / √(2π), with u uniform in [0, 1); a
-    probability of 1 or more always keeps, and i >= window is dropped. `k` is how many standard deviations the window
-    spans ("sigma" in the authors' code). `window` None means min(256, gen_length). The defaults are those published for
+    A mask at distance i < window survives if u < scale · exp(-½ (k·i / (window-1))²) / √(2π), with u uniform in
+    [0, 1); masks at i >= window are dropped. `k` is the number of standard deviations that the window spans ("sigma"
+    in the authors' code). `window` None means min(256, gen_length). The defaults are those published for
     LLaDA-8B-Instruct on GSM8K.
     """
 
@@ -60,7 +60,7 @@ class Gaussian:
 
     @reading("a suffix schedule")
     def __post_init__(self) -> None:
-        """Numbers become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
+        """Convert numbers to Python's own types; raises `InvalidRequest` for integers over 128 bits."""
         object.__setattr__(self, "k", as_number(self.k))
         object.__setattr__(self, "scale", as_number(self.scale))
         object.__setattr__(self, "window", as_integer(self.window, "window"))
@@ -74,7 +74,7 @@ class Gaussian:
             raise InvalidRequest(f"k {self.k} and scale {self.scale} must be finite and 0 or more")
 
     def probabilities(self, length: int, gen_length: int) -> NDArray[np.float64]:
-        """Keep probability of the distances 0 … min(window, length)-1; above 1 is certain."""
+        """Keep probabilities of the distances 0 … min(window, length)-1; values of 1 or more always keep."""
         window = _window(self.window, gen_length)
         distance = np.arange(min(window, length))
         z = self.k * distance / max(window - 1, 1)
@@ -95,7 +95,7 @@ class Uniform:
 
     @reading("a suffix schedule")
     def __post_init__(self) -> None:
-        """Numbers become Python's own; raises `InvalidRequest` for whole ones beyond all use."""
+        """Convert numbers to Python's own types; raises `InvalidRequest` for integers over 128 bits."""
         object.__setattr__(self, "count", as_integer(self.count, "count"))
         object.__setattr__(self, "window", as_integer(self.window, "window"))
 
@@ -112,17 +112,17 @@ class Uniform:
         return np.sort(rng.choice(window, size=min(self.count, window), replace=False))
 
 
-NOTHING = Uniform(count=0)  # no suffix at all: what block-causal models attend
+NOTHING = Uniform(count=0)  # no suffix at all, as for block-causal models
 
 
 @dataclass(frozen=True)
 class Explicit:
-    """Given suffix distances for each block: reproduces any other schedule, the authors' included.
+    """Explicit suffix distances for each block, which reproduce any other schedule, the authors' included.
 
     `distances[b]` are the distances kept while block b is decoded (canvas position minus
-    the position behind the block's end). See `from_positions` for canvas positions.
-    `prompt_length` and `block_length` are what they are for; None is any. Blocks that were not decoded, because the
-    text ended early, may be left out at the end: should decoding reach one, it stops with `InvalidRequest`.
+    the first position behind the block). See `from_positions` for canvas positions.
+    `prompt_length` and `block_length` are those of the request that the distances fit; None fits any. The last blocks
+    may be left out if the text ended before them; if decoding reaches one of them, it stops with `InvalidRequest`.
     """
 
     distances: tuple[tuple[int, ...], ...]
@@ -131,7 +131,7 @@ class Explicit:
 
     @reading("suffix distances")
     def __post_init__(self) -> None:
-        """Lists of any kind become tuples; raises `InvalidRequest` for numbers beyond all use."""
+        """Convert lists of any kind to tuples; raises `InvalidRequest` for integers over 128 bits."""
         blocks = [listed(kept) for kept in listed(self.distances) or ()]
         if listed(self.distances) is not None and None not in blocks:
             found = tuple(tuple(as_integer(d, "a suffix distance") for d in kept or ()) for kept in blocks)
@@ -141,11 +141,11 @@ class Explicit:
 
     @classmethod
     def from_positions(cls, positions: Sequence[Sequence[int]], prompt_length: int, block_length: int) -> "Explicit":
-        """From absolute canvas positions per block, for a prompt of `prompt_length` tokens.
+        """Make a schedule from canvas positions per block, for a prompt of `prompt_length` tokens.
 
-        `positions[b]` may name only positions behind block b, which ends before canvas
-        position prompt_length + (b + 1) · block_length. Requests of other lengths are refused. Positions are whole
-        numbers of any kind, elements of arrays and tensors too; others raise `InvalidRequest`.
+        `positions[b]` may hold only positions behind block b, that is, prompt_length + (b + 1) · block_length and
+        above. Requests with another prompt or block length are refused. Positions are integers of any kind, elements
+        of arrays and tensors included; other values raise `InvalidRequest`.
         """
         return cls(*_distances(positions, prompt_length, block_length))
 
@@ -153,13 +153,13 @@ class Explicit:
         """Raise `InvalidRequest` if the positions are for a prompt of another length, in tokens."""
         if self.prompt_length is not None and not (is_integer(self.prompt_length) and self.prompt_length == length):
             raise InvalidRequest(
-                f"the suffix positions are for a prompt of {shown(self.prompt_length)} tokens, and this one has "
-                f"{length}; its chat template and special tokens count: len(model.request(prompt).prompt_ids)"
+                f"the suffix positions are for a prompt of {shown(self.prompt_length)} tokens, and this prompt has "
+                f"{length}, chat template and special tokens included: len(model.request(prompt).prompt_ids)"
             )
 
     @reading("suffix distances")
     def check(self, gen_length: int, block_length: int) -> None:
-        """Raise `InvalidRequest` unless the distances given for a block ascend and end on the canvas."""
+        """Raise `InvalidRequest` unless the distances of each block ascend and lie on the canvas."""
         if self.block_length is not None and not (is_integer(self.block_length) and self.block_length == block_length):
             raise InvalidRequest(
                 f"the suffix positions are for blocks of {shown(self.block_length)} tokens, and block_length is "
@@ -170,16 +170,19 @@ class Explicit:
             raise InvalidRequest(f"suffix distances {shown(given)} must be lists of integers, one for each block")
         if len(given) > blocks:
             raise InvalidRequest(
-                f"suffix positions are given for {counted(len(given), 'block')}, and gen_length {gen_length} has "
-                f"{blocks} of {block_length}; leave the others out"
+                f"suffix positions are given for {counted(len(given), 'block')}, but gen_length {gen_length} has "
+                f"only {blocks} of {block_length} tokens; leave the others out"
             )
         if blocks > 1 and not given:
-            raise InvalidRequest("suffix positions are given for no block; give a list for each, [] to keep nothing")
+            raise InvalidRequest("suffix positions are given for no block; give each a list, [] to keep nothing")
         for block, kept in enumerate(given):
             self._check_block(block, kept, gen_length - (block + 1) * block_length)
 
     def _check_block(self, block: int, kept: tuple[int, ...], length: int) -> None:
-        """Compare with the `length` masks behind `block`; messages speak in what was given, positions or distances."""
+        """Check the distances against the `length` masks behind `block`.
+
+        Messages use positions if `from_positions` made the schedule, else distances.
+        """
         what, first = "distance", 0
         if self.prompt_length is not None and self.block_length is not None:
             what, first = "position", self.prompt_length + (block + 1) * self.block_length
@@ -195,16 +198,15 @@ class Explicit:
         for before, distance in pairwise(kept):
             if distance <= before:
                 raise InvalidRequest(
-                    f"suffix {what}s of block {block} must ascend, and {first + distance} stands behind "
-                    f"{first + before}"
+                    f"suffix {what}s of block {block} must ascend, but {first + distance} follows {first + before}"
                 )
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The given distances; none behind the last block."""
         if length and block >= len(self.distances):
             raise InvalidRequest(
-                f"suffix positions are given for {counted(len(self.distances), 'block')}, the text goes on, and block "
-                f"{block} has none; give it a list too, [] to keep nothing"
+                f"suffix positions are given for {counted(len(self.distances), 'block')} only, but decoding has "
+                f"reached block {block}; give it a list too, [] to keep nothing"
             )
         return np.asarray(self.distances[block] if length else (), dtype=np.int64)
 
@@ -213,7 +215,7 @@ class Explicit:
 def _distances(
     positions: object, prompt_length: int, block_length: int
 ) -> tuple[tuple[tuple[int, ...], ...], int, int]:
-    """The fields of `Explicit` for canvas positions, in its order; raises `InvalidRequest`."""
+    """Convert canvas positions to the fields of `Explicit`, in their order; raises `InvalidRequest`."""
     refused = "suffix positions must be lists of integers, one for each block, and lengths integers"
     prompt_length = as_integer(prompt_length, "prompt_length")
     block_length = as_integer(block_length, "block_length")
@@ -222,7 +224,7 @@ def _distances(
         raise InvalidRequest(f"{refused}, not {shown(positions)}")
     if not (is_integer(prompt_length) and is_integer(block_length) and prompt_length >= 0 and block_length >= 1):
         raise InvalidRequest(
-            f"{refused}; prompt_length {shown(prompt_length)} and block_length {shown(block_length)} cannot be"
+            f"{refused}; prompt_length {shown(prompt_length)} and block_length {shown(block_length)} are not possible"
         )
     distances = []
     for block, given in enumerate(blocks):
@@ -232,14 +234,14 @@ def _distances(
         kept = [as_integer(position, "a suffix position") for position in kept]
         if not all(map(is_integer, kept)):
             wrong = next(position for position in kept if not is_integer(position))
-            raise InvalidRequest(f"{refused}; {shown(wrong)} of block {block} is none")
+            raise InvalidRequest(f"{refused}; {shown(wrong)} of block {block} is not an integer")
         end = prompt_length + (block + 1) * block_length
         distances.append(tuple(position - end for position in kept))
     return tuple(distances), prompt_length, block_length
 
 
 def _window(window: int | None, gen_length: int) -> int:
-    """The published runs never use more than 256, nor more than there is to decode."""
+    """The window in tokens. The default is that of the published runs: at most 256, and at most `gen_length`."""
     return min(256, gen_length) if window is None else window
 
 

@@ -1,9 +1,9 @@
-"""Asks a suffix schedule, which may be the caller's own, and checks what it answers.
+"""Calls a suffix schedule, which may be the caller's own class, and checks what it returns.
 
     check_schedule(schedule, gen_length, block_length)
     survivors(schedule, block, length, gen_length, rng)     # distances, int64, ascending, in [0, length)
 
-What a schedule of the caller's raises or answers wrong is an `InvalidRequest` that names the schedule.
+If the schedule raises or returns a wrong value, the `InvalidRequest` names the schedule.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from dpad.runtime.show import kind, shown, told
 
 @reading("a schedule")
 def check_is_schedule(value: object) -> None:
-    """Raise `InvalidRequest` for what has not the methods of a `SuffixSchedule`, a class among them."""
+    """Raise `InvalidRequest` for a value without the methods of a `SuffixSchedule`, and for a class itself."""
     if isinstance(value, type) or not all(callable(getattr(value, name, None)) for name in ("check", "keep")):
         way_out = "dpad.Full() drops nothing"
         if listed(value) is not None:
@@ -29,32 +29,32 @@ def check_is_schedule(value: object) -> None:
                 "suffix positions go in as dpad.Explicit.from_positions(positions, prompt_length, block_length), "
                 "where the prompt's length is len(model.request(prompt).prompt_ids)"
             )
-        raise InvalidRequest(f"schedule {shown(value)} is no suffix schedule, such as dpad.Gaussian(k=4) is; {way_out}")
+        raise InvalidRequest(f"schedule {shown(value)} is not a suffix schedule, such as dpad.Gaussian(k=4); {way_out}")
 
 
 def check_schedule(schedule: SuffixSchedule, gen_length: int, block_length: int) -> None:
-    """Raise `InvalidRequest` for what is no schedule, or cannot serve canvases of `gen_length` in such blocks."""
+    """Raise `InvalidRequest` unless `schedule` is one and can serve `gen_length` tokens in blocks of `block_length`."""
     check_is_schedule(schedule)
     with _blamed(schedule, "check"):
         schedule.check(gen_length, block_length)
 
 
 def drops_all(schedule: SuffixSchedule) -> bool:
-    """Whether `schedule` keeps no suffix at all, as block-causal models need it."""
+    """Whether `schedule` keeps no suffix at all, which block-causal models require."""
     return isinstance(schedule, Uniform) and schedule == NOTHING
 
 
 def survivors(
     schedule: SuffixSchedule, block: int, length: int, gen_length: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """What `schedule` keeps of the `length` masks behind `block`, as distances; [kept], ascending."""
+    """Distances [kept] that `schedule` keeps of the `length` masks behind `block`, ascending, int64."""
     with _blamed(schedule, "keep"):
         kept = np.asarray(schedule.keep(block, length, gen_length, rng))
     fault = _fault(kept, length)
     if fault:
         raise InvalidRequest(
-            f"schedule {shown(schedule)} keeps, behind block {block}, {fault}; "
-            f"keep must return integers that ascend, each from 0 to below {length}"
+            f"the method keep of schedule {shown(schedule)} returned {fault} for block {block}; "
+            f"it must return ascending integers, each at least 0 and below {length}"
         )
     return kept.astype(np.int64, copy=False)
 
@@ -66,7 +66,7 @@ def _fault(kept: NDArray[Any], length: int) -> str | None:
     if not kept.size:
         return None
     if kept.dtype == np.bool_:
-        return "an array of True and False, of which numpy.flatnonzero makes distances"
+        return "an array of True and False, which numpy.flatnonzero turns into distances,"
     if not np.issubdtype(kept.dtype, np.integer):
         return f"values of type {kept.dtype}"
     if kept.min() < 0 or kept.max() >= length:
@@ -81,7 +81,7 @@ def _blamed(schedule: SuffixSchedule, method: str) -> Iterator[None]:
         yield
     except (DpadError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # of code that is not this package's: who exits there ends no neighbour
+    except BaseException as error:  # the caller's code, even one that calls sys.exit, must not end other sequences
         raise InvalidRequest(
             f"schedule {shown(schedule)} failed in its method {method}: {kind(error)}: {told(error)}"
         ) from error

@@ -1,14 +1,16 @@
-"""`Turns`: which sequences share the next pass.
+"""`Turns` chooses the sequences that share the next pass.
 
     turns = Turns(engine)
     members = turns.next(running)       # `running`: the longest not served first
 
-The sequence that has waited longest leads a pass, and those join it whose share of the padding costs less than a pass
-of their own would (`Engine.pass_rows`): on a GPU all steps of cached blocks, on a CPU those of equal shape. A refresh
-is larger than a step by a whole prompt, so that rule keeps phases apart where it matters; passes of one phase only
-were more by a fifth, and took no less time (benchmarks/scheduling.py). Each pass has a budget of query rows; a refresh
-that is larger waits while passes leave some of it over, until what was left over is enough, and at most `PATIENCE`
-passes. So nobody waits longer than that, and until all before it have led a pass.
+The sequence that has waited longest leads a pass. Another sequence joins if padding the two together costs less than a
+pass of its own (`Engine.pass_rows`): on a GPU that is true of all steps of cached blocks, on a CPU of steps of equal
+shape. A refresh is larger than a step by a whole prompt, so the same rule separates the phases where mixing them would
+cost. Allowing one phase per pass took a fifth more passes and saved no time (benchmarks/scheduling.py).
+
+Each pass has a budget of query rows. A refresh larger than the budget waits: passes before it save the rows that they
+do not use, until the savings suffice, for at most `PATIENCE` passes. So a sequence waits at most that long after all
+sequences before it have led a pass.
 """
 
 from time import perf_counter
@@ -19,43 +21,43 @@ from numpy.typing import NDArray
 from dpad.runtime.decoding.part import Part, Scheduled
 from dpad.runtime.engines.base import Engine
 
-PATIENCE = 16  # passes that a sequence larger than the budget can be passed over
-_SLOTS_A_ROW = 32  # attended slots that cost about what a query row does
+PATIENCE = 16  # most passes by which a sequence larger than the budget is passed over
+_SLOTS_A_ROW = 32  # attending this many slots costs about as much as one query row
 
 
 class Seat:
-    """A sequence in the scheduler, since it came, when `passes` had ended: its part of the next one."""
+    """A sequence in the scheduler, with its part for the next pass; `passes` had ended when it came."""
 
     def __init__(self, sequence: Scheduled, passes: int) -> None:
         self.sequence, self.passes = sequence, passes
         self.slots: NDArray[np.int64] | None = None
         self.part: Part
         self.rows = 0  # padded query rows
-        self.weight = 0  # what it costs in a pass, in query rows
+        self.weight = 0  # its cost in a pass, in query rows
         self.passed_over = 0
         self.since = perf_counter()
         self.cancelled = False
-        self.held = False  # whether `step` works on it, outside the lock
+        self.held = False  # whether `Scheduler.step` is working on it outside the lock
 
     def prepare(self, part: Part, engine: Engine) -> None:
-        """Its next part, and what that costs."""
+        """Set its next part, and compute what that costs."""
         self.part = part
         self.rows = engine.padded("Q", len(part.view.queries))
         self.weight = self.rows + len(part.view.cached) // _SLOTS_A_ROW
 
 
 class Turns:
-    """Of one engine."""
+    """Chooses the passes of one engine."""
 
     def __init__(self, engine: Engine) -> None:
         contract = engine.contract
         self.engine = engine
         self.budget = contract.max_batch * max(engine.pass_rows, contract.block_length + contract.logit_shift)
-        self._saved = 0  # query rows that passes have left over while others wait
+        self._saved = 0  # query rows that passes left unused while a larger sequence waits
 
     def next(self, running: list[Seat]) -> list[Seat]:
-        """The sequences of the next pass, at least one if any runs; they go to the end of `running`."""
-        if len(running) < 2:  # nobody to choose among: a request that is alone has the least time between its passes
+        """The sequences of the next pass, at least one if any runs; moves them to the end of `running`."""
+        if len(running) < 2:  # a shortcut: a lone request leaves the least time between its passes
             self._saved = 0
             for seat in running:
                 seat.passed_over, seat.held = 0, True
@@ -75,7 +77,7 @@ class Turns:
         return members
 
     def _led_by(self, leader: Seat, running: list[Seat]) -> list[Seat]:
-        """`leader` and those who can share its pass, the longest waiting first; they fit into the budget together."""
+        """`leader` and the sequences that can share its pass, the longest waiting first, within the budget."""
         members, longest, total = [leader], leader.weight, leader.weight
         room = max(min(self.budget + self._saved, self.engine.most_rows), leader.rows)
         for seat in running:
