@@ -18,33 +18,30 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mappi
 from contextlib import aclosing, closing
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, Unpack
 
-from dpad.runtime.arguments import reading
 from dpad.runtime.decoding.event import Generation, StepEvent, Timings
 from dpad.runtime.decoding.limits import WAITING, Status
-from dpad.runtime.decoding.options import GenerationOptions, Options
+from dpad.runtime.decoding.options import Options
 from dpad.runtime.decoding.part import Scheduled
-from dpad.runtime.decoding.presets import read_presets, resolve, served
-from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch, read_flag, read_prompt, read_suffix
-from dpad.runtime.decoding.request import Request
+from dpad.runtime.decoding.presets import read_presets
+from dpad.runtime.decoding.prompts import Prompt, Prompts, read_batch
 from dpad.runtime.decoding.scheduler import Outcome, Scheduler
 from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.decoding.worker import NO_OTHER, Worker
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed
+from dpad.runtime.reader import Facts, Reader
 from dpad.runtime.show import shown
 from dpad.runtime.text.codec import TextCodec
 
 OnStep = Callable[[StepEvent], None]
 Events = Generator[StepEvent, None, None]  # a generator, so that a caller may close it before its end
-_DROPPED = 2  # a tokenizer may drop half of a text's characters: spaces between words, combining accents
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """A sequence, and the `perf_counter` times at which its call began and its prompt was encoded."""
 
     sequence: Sequence
@@ -52,7 +49,7 @@ class _Call(NamedTuple):
     encoded: float
 
 
-class DiffusionModel:
+class DiffusionModel(Reader):
     """An engine with a tokenizer.
 
     Calls share no state: each request has its own canvas, slots and random generators. Threads and tasks may share a
@@ -73,90 +70,17 @@ class DiffusionModel:
 
         `digest` is the SHA-256 of the bundle's manifest; it names the bundle that decoded a text.
         """
-        self.engine, self.digest = engine, digest
+        self.engine = engine
         self._scheduler = Scheduler(engine, max_running, max_waiting)
-        self.max_running, self.max_waiting = self._scheduler.max_running, self._scheduler.max_waiting
+        limits, named = (self._scheduler.max_running, self._scheduler.max_waiting), read_presets(presets or {})
+        super().__init__(Facts(engine.name, engine.contract, engine.slots.most, *limits, named, digest), codec)
         self._worker = Worker(self._scheduler)
-        self._codec = codec
-        self.presets = read_presets(presets or {})
         self._closed = False
 
     @property
     def status(self) -> Status:
         """How many sequences run and wait, the slots that they hold, and the passes made so far."""
         return self._scheduler.status
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether the bundle has a tokenizer; without one, prompts and results are token ids only."""
-        return self._codec is not None
-
-    @property
-    def codec(self) -> TextCodec:
-        """The tokenizer; raises `InvalidRequest` if the checkpoint came without one."""
-        if self._codec is None:
-            raise InvalidRequest(
-                "this bundle has no tokenizer; pass token ids (to dpad generate as --ids) and read `token_ids`"
-            )
-        return self._codec
-
-    @reading("an option")
-    def options(self, **options: Unpack[Options]) -> GenerationOptions:
-        """Resolve keyword arguments; options that they leave out come from `preset`, or from the preset `default`.
-
-        The window of a preset's schedule is cut to a shorter `gen_length`. Unknown names of presets and
-        options raise `InvalidRequest`.
-        """
-        return resolve(self.presets, self.engine.contract, options)
-
-    @reading("an option")
-    def _served(self, options: Options) -> GenerationOptions:
-        """Resolve as `options` does; the error for a preset that cannot be served names the preset."""
-        return served(self.presets, self.engine.contract, options)
-
-    def request(self, prompt: Prompt, *, raw: bool = False, suffix: str | None = None) -> Request:
-        """Encode a prompt as token ids.
-
-        Text is wrapped by the chat template, unless `raw` is set or there is no template. `suffix` is the text
-        behind the generated text (infill).
-        """
-        given, behind, raw = read_prompt(prompt), read_suffix(suffix), read_flag(raw)
-        if isinstance(given, Request):
-            if behind:
-                raise InvalidRequest("a Request holds its own suffix_ids; leave suffix out")
-            return given
-        self.check_size(given, behind)
-        if isinstance(given, str):
-            chat = self.codec.has_chat_template and not raw
-            messages = [{"role": "user", "content": given}]
-            ids = self.codec.encode_chat(messages, self.check_size) if chat else self.codec.encode(given)
-        elif given and isinstance(given[0], dict):
-            self.check_size(*(part for message in given for part in message.values()))
-            ids = self.codec.encode_chat(given, self.check_size)
-        else:
-            ids = given
-        return Request(tuple(ids), tuple(self.codec.encode_plain(behind)) if behind else ())
-
-    def _requests(self, prompts: Prompts, raw: bool) -> list[Request]:
-        """Encode the prompts of a batch as token ids."""
-        return [self.request(prompt, raw=raw) for prompt in read_batch(prompts)]
-
-    def check_size(self, *texts: object) -> None:
-        """Raise `InvalidRequest` if `texts` together are longer than any canvas could hold.
-
-        It is called before encoding, which would cost time and memory. Values that are not strings are ignored.
-        """
-        most = self.engine.contract.max_length
-        size = sum(str.__len__(text) for text in texts if isinstance(text, str))
-        if size > most and size > (limit := _DROPPED * most * self.codec.longest_token):
-            raise InvalidRequest(
-                f"a text of {size} characters is over the {limit} that this bundle's {most} tokens could hold; "
-                "shorten it, or export with a larger --max-length"
-            )
-
-    def check(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[Options]) -> None:
-        """Raise the error that `generate` would raise for this request, without running any pass."""
-        self._calls([prompt], raw, options)
 
     def generate(
         self, prompt: Prompt, *, raw: bool = False, on_step: OnStep | None = None, **options: Unpack[Options]
@@ -224,24 +148,44 @@ class DiffusionModel:
             with closing(self._worker.outcomes(given, every=False)) as outcomes:
                 yield from outcomes
 
-    def _calls(self, prompts: Prompts, raw: bool, options: Options) -> list[_Call]:
+    def submit(
+        self, prompt: Prompt, deliver: Callable[[Call, Outcome], None], *, began: float, **options: Unpack[Options]
+    ) -> Call:
+        """Queue one sequence, for a caller with an event loop of its own; `withdraw` cancels it.
+
+        `deliver` is called with the outcome of each pass, in the thread that runs the passes, so it must not block;
+        `event` reads an outcome. A deadline counts from `began`, a `perf_counter` time. Raises what `generate` raises.
+        """
+        [call] = self._calls([prompt], False, options, began)
+        try:
+            self._worker.submit([call.sequence], lambda outcome: deliver(call, outcome))
+        except BaseException:
+            self.withdraw(call)
+            raise
+        return call
+
+    def withdraw(self, call: Call) -> None:
+        """Cancel a sequence: it takes part in no further pass."""
+        self._worker.withdraw([call.sequence])
+
+    def _calls(self, prompts: Prompts, raw: bool, options: Options, began: float | None = None) -> list[Call]:
         """Encode the prompts and check them as sequences, so that a refusal comes before any pass."""
-        self._check_open()
-        began = perf_counter()
+        self.check_open()
+        began = perf_counter() if began is None else began
         contract, resolved = self.engine.contract, self._served(options)
         resolved.check(contract)
-        requests = self._requests(prompts, raw)
+        requests = [self.request(prompt, raw=raw) for prompt in read_batch(prompts)]
         if not requests:
             raise InvalidRequest("a batch of no prompts cannot be served; give at least one prompt")
         sequences = [Sequence(request, resolved, contract, index, began) for index, request in enumerate(requests)]
         for sequence in sequences:
             self._scheduler.check(sequence)
-        return [_Call(sequence, began, perf_counter()) for sequence in sequences]
+        return [Call(sequence, began, perf_counter()) for sequence in sequences]
 
-    def _events(self, calls: list[_Call], every: bool = True) -> Events:
+    def _events(self, calls: list[Call], every: bool = True) -> Events:
         with closing(self._worker.outcomes([call.sequence for call in calls], every)) as outcomes:
             for outcome in outcomes:
-                yield self._event(calls[outcome.sequence.index], outcome)
+                yield self.event(calls[outcome.sequence.index], outcome)
 
     async def _events_async(
         self, prompt: Prompt, raw: bool, options: Options, every: bool = True
@@ -249,16 +193,16 @@ class DiffusionModel:
         calls = await asyncio.to_thread(self._calls, [prompt], raw, options)  # a long prompt takes its time
         async with aclosing(self._worker.outcomes_async([call.sequence for call in calls], every)) as outcomes:
             async for outcome in outcomes:
-                yield self._event(calls[0], outcome)
+                yield self.event(calls[0], outcome)
 
-    def _event(self, call: _Call, outcome: Outcome) -> StepEvent:
+    def event(self, call: Call, outcome: Outcome) -> StepEvent:
         """The event of a pass; the last one holds the text. Raises the error that ended the sequence, if any."""
         if outcome.error is not None:
             raise outcome.error
         event: StepEvent = outcome.event
         return replace(event, generation=self._generation(call)) if outcome.last else event
 
-    def _generation(self, call: _Call) -> Generation:
+    def _generation(self, call: Call) -> Generation:
         sequence, began, encoded = call
         ids, total = sequence.token_ids(), sequence.ended - began
         phases = (encoded - began, sequence.waited, sequence.refresh, sequence.denoise)
@@ -268,7 +212,8 @@ class DiffusionModel:
             text, ids, sequence.canvas, sequence.commit_steps, sequence.nfe, timings, sequence.finish_reason
         )
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `ModelClosed` if the model is closed."""
         if self._closed:
             raise self._closing()
 
@@ -293,8 +238,3 @@ class DiffusionModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def tokenizer_directory(bundle_directory: Path) -> Path:
-    """The folder of a bundle that holds its tokenizer files."""
-    return bundle_directory / "tokenizer"

@@ -30,7 +30,7 @@ class CompletionForm:
         model, suffix = service.model, self.body.suffix
         prompts: list[Prompt] = list(self.body.prompt)
         for prompt in self.body.prompt:
-            _check_length(prompt, model.engine.contract.max_length)
+            _check_length(prompt, model.facts.contract.max_length)
         return jobs_for(model, self.body, [model.request(prompt, raw=True, suffix=suffix) for prompt in prompts])
 
     def begin(self, job: Job) -> Document | None:

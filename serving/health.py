@@ -41,7 +41,7 @@ class Health:
             return "" if now - self._proved < FRESH else await self._canary()
 
     async def _canary(self) -> str:
-        contract = self._model.engine.contract
+        contract = self._model.facts.contract
         options: Options = {"decoder": "fixed", "steps": 1, "deadline": PATIENCE}
         length = contract.block_length if contract.block_causal else 1
         options["gen_length"] = options["block_length"] = length

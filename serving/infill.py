@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dpad.runtime.decoding.request import Request
-from dpad.runtime.model import DiffusionModel
+from dpad.runtime.reader import Reader
 from dpad.serving.choice import Choice
 from dpad.serving.exchange import Document
 from dpad.serving.jobs import job_for
@@ -26,7 +26,7 @@ class Layout:
     blanks: tuple[tuple[int, int], ...]
 
 
-def laid_out(model: DiffusionModel, texts: Sequence[str], lengths: Sequence[int], block: int) -> Layout:
+def laid_out(model: Reader, texts: Sequence[str], lengths: Sequence[int], block: int) -> Layout:
     """`texts` with a blank of so many tokens between each two of them.
 
     The span is made of whole blocks: what is missing comes from the text behind it, then from the text before it, and
@@ -73,7 +73,7 @@ class InfillForm:
         self._layout = layout = laid_out(model, self._texts, lengths, resolved.block_length)
         options["gen_length"], options["block_length"] = layout.length, layout.block
         model.check(layout.request, **options)
-        eos = resolved.ends_of_text(model.engine.contract.eos_token_id)
+        eos = resolved.ends_of_text(model.facts.contract.eos_token_id)
         jobs = []
         for number in range(self.count):
             start, stop = len(layout.request.prompt_ids), self.body.stop or ()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dpad.runtime.decoding.options import Options
 from dpad.runtime.decoding.request import Request
-from dpad.runtime.model import DiffusionModel
+from dpad.runtime.reader import Reader
 from dpad.serving.choice import Choice
 from dpad.serving.options import decoding, most_tokens
 from dpad.serving.receipt import Receipt
@@ -16,14 +16,14 @@ from dpad.serving.schema import Sampling
 from dpad.serving.service import Job
 
 
-def jobs_for(model: DiffusionModel, body: Sampling, requests: Sequence[Request]) -> list[Job]:
+def jobs_for(model: Reader, body: Sampling, requests: Sequence[Request]) -> list[Job]:
     """`body.n` jobs for each of `requests`, beside each other; the seed grows by one from answer to answer.
 
     Raises `InvalidRequest` for what cannot be decoded.
     """
     options = decoding(model, body)
     resolved = model.options(**options)
-    eos = resolved.ends_of_text(model.engine.contract.eos_token_id)
+    eos = resolved.ends_of_text(model.facts.contract.eos_token_id)
     jobs: list[Job] = []
     for request in requests:
         model.check(request, **options)
@@ -41,8 +41,6 @@ def jobs_for(model: DiffusionModel, body: Sampling, requests: Sequence[Request])
     return jobs
 
 
-def job_for(
-    model: DiffusionModel, request: Request, options: Options, choices: tuple[Choice, ...], body: Sampling
-) -> Job:
+def job_for(model: Reader, request: Request, options: Options, choices: tuple[Choice, ...], body: Sampling) -> Job:
     """One job, with a receipt if `body` asks for one."""
     return Job(request, options, choices, Receipt.begun(model, request, options) if body.receipt else None)

@@ -102,7 +102,7 @@ class _Model(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Of this moment."""
-        status, most = self._model.status, self._model.engine.slots.most
+        status, most = self._model.status, self._model.facts.slots
         yield GaugeMetricFamily("dpad_sequences_running", "Sequences that are decoded now.", status.running)
         yield GaugeMetricFamily("dpad_sequences_waiting", "Sequences that wait for slots.", status.waiting)
         yield GaugeMetricFamily("dpad_pool_slots_used", "Slots of keys and values in use.", status.slots)

@@ -11,13 +11,13 @@ from typing import Any
 
 from dpad.runtime.decoding.options import GenerationOptions, Options
 from dpad.runtime.decoding.presets import read_schedule
-from dpad.runtime.model import DiffusionModel
+from dpad.runtime.reader import Reader
 from dpad.serving.schema import Sampling
 
 _OWN = ("preset", "decoder", "threshold", "factor", "steps", "pace", "cache", "block_length", "top_k")
 
 
-def decoding(model: DiffusionModel, body: Sampling) -> Options:
+def decoding(model: Reader, body: Sampling) -> Options:
     """Keyword arguments of `model.astream`; raises `InvalidRequest`.
 
     A `top_p` of 1 asks for nothing. Without a seed, one is drawn where tokens are drawn; else it is 0, so that a greedy

@@ -21,6 +21,7 @@ from dpad.runtime.decoding.presets import name_of, read_schedule
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.errors import InvalidRequest, ReplayError
 from dpad.runtime.model import DiffusionModel
+from dpad.runtime.reader import Reader
 from dpad.runtime.show import shown
 
 VERSION = 1
@@ -37,7 +38,7 @@ class Receipt:
         self._last = _hash(self.head)
 
     @classmethod
-    def begun(cls, model: DiffusionModel, request: Request, options: Options) -> "Receipt":
+    def begun(cls, model: Reader, request: Request, options: Options) -> "Receipt":
         """Before the first pass: bundle, engine, versions of libraries, request and resolved options."""
         resolved = model.options(**options)
         schedule = resolved.schedule if request.schedule is None else request.schedule
@@ -48,8 +49,8 @@ class Receipt:
         asked = {"prompt_ids": request.prompt_ids, "suffix_ids": request.suffix_ids, "given": request.given}
         head = {
             "receipt": VERSION,
-            "bundle": model.digest,
-            "engine": model.engine.name,
+            "bundle": model.facts.digest,
+            "engine": model.facts.engine,
             "versions": _versions(),
             "request": asked,
             "options": told,
@@ -78,9 +79,9 @@ class Replay(NamedTuple):
 def replay(model: DiffusionModel, document: Mapping[str, Any]) -> Replay:
     """Repeat what a receipt is of; raises `ReplayError` for another bundle, `InvalidRequest` for what is no receipt."""
     head, passes = _read(document)
-    if head["bundle"] != model.digest:
+    if head["bundle"] != (own := model.facts.digest):
         raise ReplayError(
-            f"the receipt is of bundle {shown(head['bundle'])}, and this is {model.digest}; open the one that it is of"
+            f"the receipt is of bundle {shown(head['bundle'])}, and this is {own}; open the one that it is of"
         )
     again = Receipt(head)
     request, options = _asked(head)

@@ -77,7 +77,7 @@ class Service:
 
     def __init__(self, model: DiffusionModel, name: str) -> None:
         self.model, self.name, self.created = model, name, int(time())
-        self.admission = Admission(model.max_running + model.max_waiting)
+        self.admission = Admission(model.facts.max_running + model.facts.max_waiting)
         self.metrics, self.health = Metrics(model), Health(model, self.admission)
 
     async def run(self, jobs: Sequence[Job], emit: Emit) -> None:

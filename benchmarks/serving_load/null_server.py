@@ -68,13 +68,12 @@ def model_over(
 ) -> Iterator[dpad.DiffusionModel]:
     """The tokenizer, presets and limits of `bundle` over a `PacedEngine`."""
     with dpad.load(bundle, threads=1) as opened:
-        contract, codec, presets, digest = opened.engine.contract, opened.codec, opened.presets, opened.digest
+        contract, codec, presets, digest = opened.facts.contract, opened.codec, opened.presets, opened.facts.digest
     special = {contract.mask_token_id, contract.eos_token_id}
     plain = [token for token in range(contract.vocab_size) if token not in special and codec.decode([token]).strip()]
     engine = PacedEngine(replace(contract, max_batch=batch), plain, pass_ms / 1e3, slots)
     limits: Any = {"max_running": max_running or batch, "max_waiting": max_waiting, "digest": digest}
-    with dpad.DiffusionModel(engine, codec, None, **limits) as model:
-        model.presets = presets
+    with dpad.DiffusionModel(engine, codec, presets, **limits) as model:
         yield model
 
 

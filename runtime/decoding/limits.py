@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dpad.runtime.arguments import reading
 from dpad.runtime.checks import as_integer, is_integer
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.show import shown
+from dpad.runtime.show import counted, shown
 
 RUNNING = 4  # times max_batch by default: most passes find enough sequences to share, and short requests start soon
 WAITING = 4096  # sequences that may wait, by default
@@ -34,3 +34,12 @@ def limits(max_running: object, max_waiting: object) -> dict[str, Any]:
         if not (is_integer(value) and value >= least) and not (value is None and name == "max_running"):
             raise InvalidRequest(f"{name} {shown(value)} must be an integer, {least} or more")
     return read
+
+
+def check_room(need: int, slots: int, engine: str) -> None:
+    """Raise `InvalidRequest` for a sequence that needs more slots than the pool of `engine` has."""
+    if need > slots:
+        raise InvalidRequest(
+            f"a sequence that keeps up to {counted(need, 'slot')} of keys and values cannot be served: "
+            f"the pool of {engine} has {slots}; shorten it, or load the bundle with more slots"
+        )

@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 from dpad.runtime.decoding.assemble import Assembler
 from dpad.runtime.decoding.event import StepEvent
-from dpad.runtime.decoding.limits import RUNNING, WAITING, Status, limits
+from dpad.runtime.decoding.limits import RUNNING, WAITING, Status, check_room, limits
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.part import Scheduled
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.decoding.turns import Seat, Turns
 from dpad.runtime.engines.base import Engine
-from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed, QueueFull
+from dpad.runtime.errors import EngineError, ModelClosed, QueueFull
 from dpad.runtime.show import counted, kind, told
 
 IDLE = 1e-3  # seconds until a scheduler that found no free slots tries again
@@ -79,11 +79,7 @@ class Scheduler:
 
     def check(self, sequence: Scheduled) -> None:
         """Raise `InvalidRequest` for a sequence that the pool can never hold."""
-        if sequence.need > (most := self.engine.slots.most):
-            raise InvalidRequest(
-                f"a sequence that keeps up to {counted(sequence.need, 'slot')} of keys and values cannot be served: "
-                f"the pool of {self.engine.name} has {most}; shorten it, or load the bundle with more slots"
-            )
+        check_room(sequence.need, self.engine.slots.most, self.engine.name)
 
     def add(self, *sequences: Scheduled) -> None:
         """Queue all of the sequences, or none.

@@ -59,13 +59,13 @@ class Worker:
                 box.put(outcome)
 
         try:
-            self._submit(sequences, deliver)
+            self.submit(sequences, deliver)
             while left:
                 outcome = box.get()
                 left -= outcome.last
                 yield outcome
         finally:
-            self._withdraw(sequences)
+            self.withdraw(sequences)
 
     async def outcomes_async(self, sequences: Sequence[Scheduled], every: bool = True) -> AsyncGenerator[Outcome, None]:
         """Yield what `outcomes` yields, in an event loop, without blocking it."""
@@ -77,13 +77,13 @@ class Worker:
                 loop.call_soon_threadsafe(box.put_nowait, outcome)
 
         try:
-            self._submit(sequences, deliver)
+            self.submit(sequences, deliver)
             while left:
                 outcome = await box.get()
                 left -= outcome.last
                 yield outcome
         finally:
-            self._withdraw(sequences)
+            self.withdraw(sequences)
 
     def close(self, error: ModelClosed) -> None:
         """End all sequences with `error`, refuse new ones with it, and wait for the running pass to end."""
@@ -92,7 +92,11 @@ class Worker:
         self._end_all(lambda: ModelClosed(*error.args))
         _join(self._threads)
 
-    def _submit(self, sequences: Sequence[Scheduled], deliver: Deliver) -> None:
+    def submit(self, sequences: Sequence[Scheduled], deliver: Deliver) -> None:
+        """Queue `sequences`; `deliver` is called with each outcome, in the thread of the passes.
+
+        Raises `QueueFull`, `InvalidRequest` or `ModelClosed` if they cannot be queued; they must be withdrawn then.
+        """
         if current_thread() in self._threads:
             raise InvalidRequest("a schedule cannot generate with the model that calls it; prepare its data beforehand")
         if not self.is_here:
@@ -113,7 +117,7 @@ class Worker:
         except RuntimeError as error:
             raise EngineError(f"no thread can be started for the passes: {told(error)}; end other threads") from error
 
-    def _withdraw(self, sequences: Sequence[Scheduled]) -> None:
+    def withdraw(self, sequences: Sequence[Scheduled]) -> None:
         """Drop the listeners of `sequences`; cancel what has not ended. Takes no lock: see `Scheduler.cancel`."""
         for sequence in sequences:
             if self._listeners.pop(sequence, None) is not None:
@@ -141,7 +145,7 @@ class Worker:
         take = self._listeners.pop if outcome.last else self._listeners.get
         deliver = take(outcome.sequence, None)
         if deliver is not None and not _tell(deliver, outcome):
-            self._withdraw([outcome.sequence])
+            self.withdraw([outcome.sequence])
 
     def _end_all(self, error: Callable[[], DpadError]) -> None:
         """End all sequences, each with an `error` of its own."""

@@ -19,7 +19,8 @@ from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.select import EAGER, open_engine
 from dpad.runtime.errors import EngineUnavailable, InvalidRequest
 from dpad.runtime.extras import needed_by
-from dpad.runtime.model import DiffusionModel, tokenizer_directory
+from dpad.runtime.model import DiffusionModel
+from dpad.runtime.reader import tokenizer_directory
 from dpad.runtime.show import escaped, shown
 from dpad.runtime.text.codec import TextCodec
 
