@@ -193,7 +193,7 @@ def _receipt(job: Job) -> Document:
 
 def usage(jobs: Sequence[Job]) -> Document:
     """Tokens of prompts and answers, and forward passes; each prompt counts once, however many answers it has."""
-    prompts = sum(len(ids) for ids in {id(job.request): job.request.prompt_ids for job in jobs}.values())
+    prompts = sum(len(job.request.prompt_ids) for job in jobs if not job.again)
     written = sum(job.token_count for job in jobs)
     return {
         "prompt_tokens": prompts,

@@ -82,7 +82,7 @@ class InfillForm:
                 for place, length in layout.blanks
             )
             request = replace(layout.request, seed=resolved.seed + number)
-            jobs.append(job_for(model, request, options, choices, self.body))
+            jobs.append(job_for(model, request, options, choices, self.body, again=number > 0))
         return jobs
 
     def _parts(self, tokens: int) -> tuple[list[str], list[int]]:

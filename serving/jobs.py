@@ -37,10 +37,18 @@ def jobs_for(model: Reader, body: Sampling, requests: Sequence[Request]) -> list
                 most=most_tokens(body, resolved),
                 stop=body.stop or (),
             )
-            jobs.append(job_for(model, replace(request, seed=resolved.seed + number), options, (choice,), body))
+            seeded = replace(request, seed=resolved.seed + number)
+            jobs.append(job_for(model, seeded, options, (choice,), body, again=number > 0))
     return jobs
 
 
-def job_for(model: Reader, request: Request, options: Options, choices: tuple[Choice, ...], body: Sampling) -> Job:
+def job_for(
+    model: Reader,
+    request: Request,
+    options: Options,
+    choices: tuple[Choice, ...],
+    body: Sampling,
+    again: bool = False,
+) -> Job:
     """One job, with a receipt if `body` asks for one."""
-    return Job(request, options, choices, Receipt.begun(model, request, options) if body.receipt else None)
+    return Job(request, options, choices, Receipt.begun(model, request, options) if body.receipt else None, again)

@@ -30,13 +30,15 @@ Emit = Callable[["Job", StepEvent, list[str]], Awaitable[None]]
 class Job:
     """One sequence of a request: what is decoded, how, and what becomes of it.
 
-    `choices` are its texts: one, or one for each blank of a template.
+    `choices` are its texts: one, or one for each blank of a template. `again` says that another job answers the same
+    prompt, whose tokens the usage counts once.
     """
 
     request: Request
     options: Options
     choices: tuple[Choice, ...]
     receipt: Receipt | None = None
+    again: bool = False
     _passes: list[int] = field(default_factory=lambda: [0])
 
     def take(self, event: StepEvent) -> list[str]:

@@ -108,6 +108,13 @@ def blanks_of(model: dpad.DiffusionModel, texts: list[str], lengths: list[int]) 
     return [model.codec.decode(ids[: ids.index(eos)] if eos in ids else ids) for ids in found]
 
 
+def test_a_prompt_counts_once_however_many_answers_it_has(served: Served) -> None:
+    """Fails if the usage of an infill with several answers counts the given text for each of them."""
+    body = {"prefix": "w5 w6 ", "suffix": " w7", "max_tokens": 8, "temperature": 1.0, "seed": 3}
+    used = [served.post("/v1/infill", {**body, "n": n})[2]["usage"]["prompt_tokens"] for n in (1, 3)]
+    assert used[0] == used[1] > 0
+
+
 def test_streamed_fills_add_up(served: Served) -> None:
     """Fails if a piece of a blank is lost, or goes to another blank."""
     template = ["w5 ", {"tokens": 6}, " w70 ", {"tokens": 9}, " w80"]
