@@ -55,6 +55,6 @@ def test_a_step_without_the_second_program_says_so(make_bundle: Any) -> None:
     sampling = Sampling(rows, ones, ones.astype(np.int64), ones, ones.astype(np.int64))
     with OnnxEngine(make_bundle("llada") / "step.onnx", contract, "float32") as engine:
         plain = step(1)
-        with pytest.raises(EngineError, match=r"no decide.onnx .* export the bundle again"):
+        with pytest.raises(EngineError, match=r"without decide.onnx, .* export the bundle again"):
             engine.step(replace(plain, sampling=sampling))
         engine.step(plain)

@@ -166,7 +166,7 @@ def test_packed_steps_have_to_be_asked_for(bundle: Bundle) -> None:
         assert model.engine.name == "onnxruntime-cpu"
     steps = bundle.manifest.steps
     kept = {"bfloat16": steps["float32"], "float32-weights-int4": steps["float32-weights-int4"]}
-    with pytest.raises(errors.EngineUnavailable, match="weights-int4: runs, but .* ask for it"):
+    with pytest.raises(errors.EngineUnavailable, match="weights-int4: runs, but .* choose it"):
         open_engine(Bundle(bundle.directory, replace(bundle.manifest, steps=kept)))
 
 

@@ -46,7 +46,7 @@ def test_the_size_of_a_pool_by_default() -> None:
     assert pool_size(CONTRACT, 1000, 600_000, 600) == 600
     with pytest.raises(InvalidRequest, match="from 2 to 600"):
         pool_size(CONTRACT, 1000, 600_000, 601)
-    with pytest.raises(EngineError, match="give slots"):
+    with pytest.raises(EngineError, match="set slots"):
         pool_size(CONTRACT, 1000, 500_000)
 
 

@@ -78,7 +78,7 @@ def test_an_export_on_hopper_says_what_runs_there(made: tuple[Bundle, list[str]]
     [line] = [line for line in made[1] if "TensorRT-RTX does not run on compute capability 9.0" in line]
     assert line.startswith("a GPU: ")
     assert line.endswith(
-        "; take engine torch-cuda, which needs no plan, or export with --target tensorrt in place of tensorrt-rtx"
+        "; use engine torch-cuda, which needs no plan, or export with --target tensorrt instead of tensorrt-rtx"
     )
 
 
@@ -98,7 +98,7 @@ def test_where_it_does_not_fit_the_way_out_is_named(bundle: Bundle) -> None:
     for capability in ("9.0", "10.0"):
         for plan in (entry, replace(entry, compute_capability=capability)):
             with pytest.raises(
-                EngineMismatch, match=rf"run on compute capability {capability}.*take engine torch-cuda"
+                EngineMismatch, match=rf"run on compute capability {capability}.*use engine torch-cuda"
             ):
                 require_match(plan, bundle, machine(capability))
     with pytest.raises(

@@ -147,8 +147,8 @@ def draws(**values: Any) -> Edit:
 HUGE, TINY = 2**63 - 1, -(2**63)
 MALFORMED: dict[str, tuple[Edit, str]] = {
     "type": (recast, "must be an int64 array of 2 axes"),
-    "written twice": (write(twice), "write_slots hold [0-9]+ twice"),
-    "slot 0 written": (slot(0), "write_slots hold 0, the slot that padding reads"),
+    "written twice": (write(twice), "write_slots holds [0-9]+ twice"),
+    "slot 0 written": (slot(0), "write_slots holds 0, the slot that padding reads"),
     "slot beyond the pool written": (slot(SLOTS), f"write_slots holds {SLOTS}, outside -1 to {SLOTS - 1}"),
     "slot below -1 written": (slot(-2), "write_slots holds -2, outside"),
     "fewer slots than rows": (write(lambda written: written[:, 1:]), "write_slots have shape"),

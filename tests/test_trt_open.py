@@ -81,13 +81,13 @@ def test_a_plan_that_cannot_be_opened_says_why(directory: Path) -> None:
         open_with(directory, plan=b"broken")
     with pytest.raises(EngineError, match="cannot be opened"):
         open_with(directory, plan=b"")
-    with pytest.raises(EngineError, match="tensor 'key_cache.2' is not that of the contract"):
+    with pytest.raises(EngineError, match="tensor 'key_cache.2' does not fit the contract"):
         open_with(directory, contract={"layers": 3})
 
 
 def test_the_plan_that_decides_is_checked_too(directory: Path) -> None:
     """Fails if a plan that is no such program draws tokens, or one that cannot be opened leaves the first one open."""
-    with pytest.raises(EngineError, match="tensor 'banned' is not that of the contract"):
+    with pytest.raises(EngineError, match="tensor 'banned' does not fit the contract"):
         open_with(directory, decide=directory / "host.plan")
     (directory / "no.plan").write_bytes(b"broken")
     with pytest.raises(EngineError, match="no.plan cannot be deserialised"):
@@ -143,7 +143,7 @@ def test_a_plan_that_is_not_valid_here_is_a_mismatch(directory: Path) -> None:
 
     with pytest.raises(EngineMismatch, match=r"OLD_CUDA_DRIVER, VERSION_MISMATCH\): tensorrt_rtx gave no reason$"):
         open_with(directory, refuse, rtx=True)
-    with pytest.raises(EngineMismatch, match="(?s)UNSUPPORTED_CC.*take engine torch-cuda.*--target tensorrt in place"):
+    with pytest.raises(EngineMismatch, match="(?s)UNSUPPORTED_CC.*use engine torch-cuda.*--target tensorrt instead"):
         open_with(directory, lambda trt: setattr(trt, "validity", (Validity.INVALID, 2)), rtx=True)
     open_with(directory, lambda trt: setattr(trt, "validity", (Validity.SUBOPTIMAL, 0)), rtx=True)
 

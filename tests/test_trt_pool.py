@@ -122,7 +122,7 @@ def test_the_pool_takes_what_the_limits_need_and_no_more_than_there_is(directory
         assert engine.hardware.free_memory() > 0.1 * memory
         engine.step(step([range(LONGEST)], [[]], [range(1, LONGEST + 1)], length=LONGEST))
         ran = engine.simulation.counts["executions"]
-        words = rf"4 x 512 query rows is more than the {engine.most_rows} that there is memory for; use smaller"
+        words = rf"4 x 512 query rows is more than the {engine.most_rows} that memory has room for; use smaller"
         with pytest.raises(EngineError, match=words):
             engine.step(step([range(LONGEST)] * BATCH, [[]] * BATCH, length=LONGEST))
         assert engine.simulation.counts["executions"] == ran
@@ -142,7 +142,7 @@ def test_a_pool_of_the_callers_size(directory: Path) -> None:
         ):
             pass
     most = BATCH * LONGEST + 1
-    with pytest.raises(EngineError, match=f"{most + 1} are more than the {most} that tensorrt takes; give fewer"):
+    with pytest.raises(EngineError, match=f"{most + 1} are more than the {most} that tensorrt supports; give fewer"):
         with opened(directory, slots=most + 1):
             pass
 

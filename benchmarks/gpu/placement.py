@@ -25,7 +25,7 @@ def check(session: Session, bundle: Bundle) -> dict[str, Any]:
 
     if _PROVIDER not in onnxruntime.get_available_providers():
         missing = library_version("onnxruntime-gpu") is not None
-        why = f"ONNX Runtime {onnxruntime.__version__} here has no {_PROVIDER}"
+        why = f"the installed ONNX Runtime {onnxruntime.__version__} has no {_PROVIDER}"
         return {"skipped": why, "failures": [f"onnxruntime-gpu is installed, and {why}"] if missing else []}
     failures, models = Failures(), dict[str, str]()
     files = {name: step.onnx for name, step in bundle.manifest.steps.items() if name != DYNAMIC}

@@ -1,1 +1,1 @@
-"""What runs a step: the seam, ONNX Runtime, and which engine fits this machine."""
+"""Engines, which run a step: their interface, ONNX Runtime, and the choice of one that fits this machine."""

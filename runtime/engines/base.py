@@ -1,11 +1,11 @@
-"""`Engine`: opens one artifact and runs one denoising step. The only seam to a backend.
+"""`Engine`: the interface to a backend. An engine opens one compiled step and runs it.
 
     with OnnxEngine(path, contract, "float32") as engine:
         slots = engine.slots.take(70)
         outputs = engine.step(StepInputs(canvas, gather, cached, rows, write_slots=...))
 
-Keys and values lie in the engine's pool, in slots that its callers take and give back, so two sequences never disturb
-each other. `step` checks what goes in and what comes out, once; an engine implements `_step`.
+Keys and values lie in the engine's pool, in slots that callers take and give back, so two sequences never write to the
+same slot. `step` checks inputs and outputs for all engines; a subclass implements `_step`.
 """
 
 from abc import ABC, abstractmethod
@@ -24,11 +24,14 @@ class Engine(ABC):
     """One compiled or eager step, and its pool.
 
     Attributes:
-        name, contract, dtype: of what it runs; `dtype` is that of rows and pool.
-        slots: those of the pool, for whoever runs sequences.
-        pass_rows: query rows that take as long as all else of a step does (reading the weights, launching): padding
-            that costs less than that is worth another sequence in the step. Measured by benchmarks/batching.py.
-        most_rows: B · Q that a step may have at most: what the engine has memory for.
+        name: the engine's name, as in `dpad inspect`.
+        contract: the step that it runs.
+        dtype: dtype of the rows and of the pool.
+        slots: the free slots of the pool, which a scheduler takes for its sequences.
+        pass_rows: number of query rows whose computation takes as long as the fixed cost of a step (reading the
+            weights, launching). Another sequence joins a step if the padding it causes has fewer rows. Measured by
+            benchmarks/batching.py.
+        most_rows: largest B · Q of a step, limited by the engine's memory.
     """
 
     name: str
@@ -43,13 +46,13 @@ class Engine(ABC):
 
     @abstractmethod
     def _step(self, inputs: StepInputs) -> StepOutputs:
-        """Run one step of inputs that were checked; raises `EngineError` if the backend fails."""
+        """Run one step on checked inputs; raises `EngineError` if the backend fails."""
 
     def step(self, inputs: StepInputs) -> StepOutputs:
         """Run one step; threads take turns.
 
-        Raises `EngineError` if the inputs are malformed, the backend fails, or what it gives is not what was asked for.
-        A step that fails writes nothing, or writes garbage to its own `write_slots`.
+        Raises `EngineError` if the inputs are malformed, the backend fails, or its outputs do not fit the inputs.
+        A step that fails writes nothing, or writes garbage to its own `write_slots` only.
         """
         with self._lock:
             check_step(inputs, self.contract, self.slots.size)
@@ -58,13 +61,13 @@ class Engine(ABC):
             return outputs
 
     def padded(self, axis: str, size: int) -> int:
-        """The size to which axis `Q`, `K` or `R` is padded, so that shapes repeat; default none."""
+        """The size to which axis `Q`, `K` or `R` is padded, so that shapes repeat; by default `size` itself."""
         return size
 
     def warm_up(self, rows: Sequence[int], seconds: float, advance: Callable[[int, int], None] | None = None) -> None:
-        """Make steps of `rows` query rows a sequence as fast as they will be, for about `seconds`; default nothing.
+        """Prepare steps of `rows` query rows per sequence, for about `seconds`; by default nothing is done.
 
-        `advance` is told how many shapes are done, and of how many.
+        `advance` is called with the number of shapes done and their total.
         """
         return
 

@@ -1,4 +1,4 @@
-"""bfloat16 for numpy, which has none: as float32 values on the host, as 16 bits on a device.
+"""Converts bfloat16, which numpy lacks: arrays are float32 on the host and 16-bit integers for a device.
 
 bits = to_bits(values)        # float32 -> uint16, rounded to the nearest, ties to even
 values = from_bits(bits)      # uint16 -> float32, exact
@@ -16,5 +16,5 @@ def to_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The value of each bfloat16."""
+    """The float32 value of each bfloat16."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

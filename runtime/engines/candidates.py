@@ -1,11 +1,11 @@
-"""`candidates`: what of a bundle could run on this machine, and why others cannot.
+"""`candidates` lists a bundle's engines, and says which of them run on this machine and why the others do not.
 
     for candidate in candidates(bundle, Machine.current()):
         candidate.name, candidate.obstacle      # None: it can run here
 
-Plans come first: they were compiled for this kind of GPU, and asked for at the export. Then comes what PyTorch compiles
-here, then ONNX Runtime, and quantized steps behind all of them. `known` says what is known of an engine's speed, in a
-clause that `dpad inspect` shows.
+Plans come first, because the export was told to compile them for this kind of GPU. Steps that PyTorch compiles here
+come next, then ONNX Runtime. Quantized steps come after all others. `known` is a clause about an engine's speed, which
+`dpad inspect` prints.
 
 A compiled plan is executable code: it is compared field by field with this machine and this bundle before it may be
 opened.
@@ -31,9 +31,9 @@ _LIBRARIES = {  # distribution, extra
 }
 _AMPERE = (8, 0)
 _CPU_DTYPES = ("float32",)  # ONNX Runtime's CPU provider does no arithmetic in bfloat16 (microsoft/onnxruntime#28768)
-# By the list of kernels in ONNX Runtime's docs/OperatorKernels.md its CUDA provider has bfloat16 for every
-# operator of the step. float16 comes first all the same: without a fused kernel for the shape or the GPU, Attention
-# falls back to its function body, which mixes types in bfloat16 and fails (microsoft/onnxruntime#27891).
+# ONNX Runtime's CUDA provider has bfloat16 kernels for every operator of the step (its docs/OperatorKernels.md).
+# float16 comes first nevertheless: without a fused kernel for the shape or the GPU, Attention falls back to its
+# function body, which mixes types in bfloat16 and fails (microsoft/onnxruntime#27891).
 _CUDA_DTYPES = ("float16", "bfloat16", "float32")
 _COMPILED_DTYPES = {"cuda": ("bfloat16", "float16"), "cpu": ("float32",)}
 _KNOWN = {
@@ -47,10 +47,16 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run the bundle: its name, the variant of its step, the file, and what stands in the way (None: nothing).
+    """A way to run the bundle.
 
-    Either a plan, whose `entry` it is, or a step that PyTorch compiles on `compiled`, "cpu" or "cuda", or ONNX Runtime
-    on a `provider`, likewise. `known` is what is known of its speed.
+    Attributes:
+        name: name of the engine.
+        variant, file: the step's variant, and the file that is opened.
+        obstacle: why it cannot run on this machine; None if it can.
+        entry: the manifest's entry, if it is a compiled plan.
+        provider: "cpu" or "cuda", if ONNX Runtime runs it.
+        compiled: "cpu" or "cuda", if PyTorch compiles it.
+        known: a clause about its speed.
     """
 
     name: str
@@ -64,7 +70,7 @@ class Candidate:
 
 
 def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
-    """Everything in the bundle that could run, in the order in which `auto` tries it."""
+    """All engines of the bundle, in the order in which `auto` tries them."""
     found = [
         Candidate(
             _plan_name(entry),
@@ -90,7 +96,7 @@ def candidates(bundle: Bundle, machine: Machine) -> list[Candidate]:
 
 
 def _compiled(device: str, bundle: Bundle, machine: Machine) -> list[Candidate]:
-    """The steps of the bundle that PyTorch compiles on `device`, full weights and each format of packed ones."""
+    """Candidates that PyTorch compiles on `device`: one with full weights and one for each packed format."""
     found, steps = [], bundle.manifest.steps
     for weights in (FULL, *PACKED):
         names = (variant_name(dtype, weights) for dtype in _COMPILED_DTYPES[device])
@@ -102,22 +108,22 @@ def _compiled(device: str, bundle: Bundle, machine: Machine) -> list[Candidate]:
 
 
 def onnxruntime(provider: str, variant: str, bundle: Bundle, obstacle: str | None) -> Candidate:
-    """A step of the bundle in ONNX Runtime."""
+    """The candidate for a step of the bundle in ONNX Runtime."""
     name, file = f"onnxruntime-{provider}{suffix(variant)}", bundle.manifest.steps[variant].onnx
     known = _KNOWN[f"onnxruntime-{provider}"]
     return Candidate(name, variant, file, obstacle, provider=provider, known=known)
 
 
 def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
-    """Raise `EngineMismatch`, naming the field and the rebuilding command, unless `entry` fits here.
+    """Raise an `EngineMismatch` that names the field and the rebuilding command, unless `entry` fits this machine.
 
-    Called before a plan is deserialised: plans are executable code.
+    Called before a plan is deserialised, because plans are executable code.
     """
     if machine.gpu and entry.target == "tensorrt-rtx" and not rtx_takes(machine.gpu.compute_capability):
         raise EngineMismatch(f"{entry.file}: {rtx_refuses(machine.gpu.compute_capability)}")
     if entry.library == "tensorrt_lean" and entry.flags.strip_weights:
         raise EngineMismatch(
-            f"{entry.file} has no weights, and the lean runtime cannot put them in: it has no refitter; "
+            f"{entry.file} has no weights, and the lean runtime cannot add them: it has no refitter; "
             "export without --strip-weights, or without --lean"
         )
     step = bundle.manifest.steps.get(entry.variant)
@@ -142,7 +148,7 @@ def require_match(entry: EngineEntry, bundle: Bundle, machine: Machine) -> None:
 
 
 def _compatible(entry: EngineEntry, field: str, value: str | None) -> bool:
-    """Whether the flags of the build allow another `value` of `field` than the builder's."""
+    """Whether the build flags allow this machine's `value` of `field` to differ from the builder's."""
     if value is None:
         return False
     if field == "library_version" and entry.flags.version_compatible:
@@ -160,7 +166,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _rebuild(entry: EngineEntry, bundle: Bundle, capability: str) -> str:
-    """`--force`, because nothing but the machine may differ. TensorRT builds for the GPU at hand, unasked."""
+    """The command that rebuilds the engine for compute capability `capability`.
+
+    It has `--force`, because nothing but the machine may differ. TensorRT builds for the present GPU without an option.
+    """
     unasked = any(engine.target == "tensorrt" for engine in bundle.manifest.engines)
     fits = entry.compute_capability == PORTABLE and (capability == PORTABLE or runs_on(PORTABLE, capability))
     added = () if unasked or fits else (f"--compute-capability={capability}",)
@@ -183,7 +192,7 @@ def _plan_obstacle(entry: EngineEntry, bundle: Bundle, machine: Machine) -> str 
 
 
 def missing_library(entry: EngineEntry, machine: Machine) -> str | None:
-    """What this machine lacks to run any plan of the library; None if nothing."""
+    """What this machine lacks to run any plan of the entry's library; None if nothing is missing."""
     if machine.gpu is None:
         return machine.why_no_gpu
     if entry.library not in _LIBRARIES:

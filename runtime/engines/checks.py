@@ -1,10 +1,10 @@
-"""Checks of a step, before it and after it: the one seam that every engine goes through.
+"""Checks the inputs and outputs of every step, for every engine.
 
-    check_step(inputs, contract, slots)                         # raises EngineError naming the value and its limit
+    check_step(inputs, contract, slots)                         # EngineError names the value and its limit
     check_outputs(outputs, inputs, contract, engine.name)
 
-Compiled engines follow a wrong index into foreign memory instead of refusing it, so nothing is launched before
-`check_step`. An engine is a file from outside: what it answers wrongly is not the caller's fault, and says so.
+A compiled engine does not refuse a wrong index but accesses memory out of bounds, so nothing is launched before
+`check_step`. An engine is an untrusted file: if its outputs are wrong, the error blames the bundle and not the caller.
 """
 
 import math
@@ -24,10 +24,10 @@ LARGER_LENGTH = "use shorter canvases, or export with a larger --max-length"
 
 
 def check_step(inputs: StepInputs, contract: StepContract, slots: int) -> None:
-    """Raise `EngineError` unless `inputs` are what `contract` describes, in a pool of `slots`; 9 to 21 microseconds.
+    """Raise `EngineError` unless `inputs` fit `contract` and a pool of `slots`; takes 9 to 21 microseconds.
 
-    Checked are dtypes, axes and their limits, and that every token, position, slot and row exists, slot 0 is not
-    written, and no slot is written twice.
+    It checks dtypes, axes and their limits; that every token, position, slot and row exists; that slot 0 is not
+    written; and that no slot is written twice.
     """
     canvas, gather = inputs.canvas, inputs.gather_indices
     cached, rows, written = inputs.cache_indices, inputs.decode_rows, inputs.write_slots
@@ -56,9 +56,9 @@ def _check_written(written: NDArray[np.int64], gather: NDArray[np.int64], slots:
     kept, found = written[written >= 0], np.zeros(slots, dtype=bool)
     found[kept] = True
     if found[0]:
-        raise EngineError("write_slots hold 0, the slot that padding reads")
+        raise EngineError("write_slots holds 0, the slot that padding reads")
     if np.count_nonzero(found) < kept.size:
-        raise EngineError(f"write_slots hold {np.argmax(np.bincount(kept) > 1)} twice")
+        raise EngineError(f"write_slots holds {np.argmax(np.bincount(kept) > 1)} twice")
 
 
 def _check_sampling(inputs: StepInputs, contract: StepContract) -> None:
@@ -70,7 +70,7 @@ def _check_sampling(inputs: StepInputs, contract: StepContract) -> None:
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != axes:
             raise EngineError(f"{name} must be a {dtype} array of shape {axes}, not {_kind(array)}")
     draws = sampling.uniform
-    if not (draws.min() >= 0 and draws.max() < 1):  # NaN is neither
+    if not (draws.min() >= 0 and draws.max() < 1):  # also refuses NaN
         raise EngineError(f"uniform holds {draws[~((draws >= 0) & (draws < 1))][0]}, which is out of range")
     bounds: list[tuple[str, Callable[[float], bool]]] = [
         ("temperature", lambda value: 0 <= value < math.inf),
@@ -79,15 +79,15 @@ def _check_sampling(inputs: StepInputs, contract: StepContract) -> None:
         ("banned", lambda value: -1 <= value < contract.vocab_size),
     ]
     for name, holds in bounds:
-        for value in getattr(sampling, name).tolist():  # a few, which Python compares faster than numpy
+        for value in getattr(sampling, name).tolist():  # Python compares a few values faster than numpy does
             if not holds(value):
                 raise EngineError(f"{name} holds {value}, which is out of range")
 
 
 def check_outputs(outputs: StepOutputs, inputs: StepInputs, contract: StepContract, engine: str) -> None:
-    """Raise `EngineError`, naming the `engine`, unless `outputs` answer `inputs` as `contract` says.
+    """Raise an `EngineError` that names the `engine`, unless `outputs` fit `inputs` and `contract`.
 
-    It takes 3 to 11 microseconds. NaN is looked for by each sequence, in its own rows.
+    It takes 3 to 11 microseconds. It does not look for NaN: each sequence does, in its own rows.
     """
     shape = inputs.decode_rows.shape
     found: list[tuple[Any, tuple[str, ...]]] = [(outputs, ("token_ids", "odds_against"))]
@@ -97,7 +97,7 @@ def check_outputs(outputs: StepOutputs, inputs: StepInputs, contract: StepContra
         for name in names:
             _check_output(name, getattr(source, name, None), shape, engine)
         tokens = source.token_ids
-        if tokens.size and tokens.view(np.uint64).max() >= contract.vocab_size:  # read so, what is below 0 is huge
+        if tokens.size and tokens.view(np.uint64).max() >= contract.vocab_size:  # unsigned: negative ids become huge
             wrong = tokens[(tokens < 0) | (tokens >= contract.vocab_size)][0]
             raise _broken(engine, f"predicted token {wrong}, outside the vocabulary of {contract.vocab_size}")
         if (least := source.odds_against.min(initial=0)) < 0:
@@ -111,7 +111,7 @@ def _check_output(name: str, array: Any, shape: tuple[int, ...], engine: str) ->
         raise _broken(engine, f"gave {_kind(array)} for {name}")
     is_kind = array.dtype == _INT64 if name == "token_ids" else array.dtype.kind == "f"
     if array.shape != shape or not is_kind:
-        raise _broken(engine, f"gave {_kind(array)} of shape {array.shape} for {name}, and {shape} was asked for")
+        raise _broken(engine, f"gave {_kind(array)} of shape {array.shape} for {name} instead of {shape}")
 
 
 def _broken(engine: str, fault: str) -> EngineError:
@@ -131,7 +131,7 @@ def _check_shape(name: str, shape: tuple[int, ...], batch: int, contract: StepCo
 
 
 def _check_values(name: str, array: NDArray[np.int64], least: int, end: int) -> None:
-    # Read as unsigned, what lies below the range is huge: one pass sees both ends.
+    # As unsigned integers, values below the range become huge, so one comparison checks both ends.
     if (array - least if least else array).view(np.uint64).max() >= end - least:
         wrong = array[(array < least) | (array >= end)][0]
         raise EngineError(f"{name} holds {wrong}, outside {least} to {end - 1}")

@@ -1,4 +1,4 @@
-"""`Machine`: what this computer can run, as far as compiled engines care.
+"""`Machine`: the properties of this computer that decide which compiled engines run on it.
 
 Machine.current().gpu          # Gpu("NVIDIA H100 80GB HBM3", "9.0") or None
 """
@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 
 _GROUP = Path("/sys/fs/cgroup")
-# Limit and use of memory in either version of control groups, and what of the use are files that give way.
+# Files with the memory limit and use, for control groups of version 2 and 1, and the statistics of page cache in the
+# use, which the kernel can reclaim.
 _GROUPS = (
     ("memory.max", "memory.current", ("inactive_file", "active_file")),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
@@ -30,7 +31,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Platform tag and first GPU; `why_no_gpu` says why there is none."""
+    """Platform tag and first GPU; if there is none, `why_no_gpu` gives the reason."""
 
     platform: str
     gpu: Gpu | None
@@ -38,7 +39,7 @@ class Machine:
 
     @classmethod
     def current(cls) -> "Machine":
-        """Ask the CUDA driver; works without torch and without TensorRT."""
+        """Query the CUDA driver; works without torch and TensorRT."""
         tag = f"{platform.system().lower()}-{platform.machine().lower()}"
         try:
             return cls(tag, _first_gpu(), "")
@@ -47,12 +48,12 @@ class Machine:
 
 
 def available_memory() -> int:
-    """Bytes that could be filled without swapping, within the control group; plenty where Linux does not say."""
+    """Bytes that can be allocated without swapping, within the control group; `sys.maxsize` if Linux reports none."""
     free = sys.maxsize
     with suppress(OSError, ValueError, IndexError):
         free = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
     for limit, used, cached in _GROUPS:
-        with suppress(OSError, ValueError):  # there is no such group, or its limit is "max"
+        with suppress(OSError, ValueError):  # the group does not exist, or its limit is "max"
             told = dict(line.split() for line in (_GROUP / limit).with_name("memory.stat").read_text().splitlines())
             files = sum(int(told.get(name, 0)) for name in cached)
             free = min(free, int((_GROUP / limit).read_text()) - int((_GROUP / used).read_text()) + files)
@@ -68,7 +69,7 @@ def library_version(distribution: str) -> str | None:
 
 
 def _first_gpu() -> Gpu:
-    """Raises `OSError` saying why, if there is no usable CUDA device."""
+    """The first CUDA device; raises an `OSError` that gives the reason if there is no usable one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -4,8 +4,8 @@
     slots = engine.slots.take(70)
     engine.step(inputs)
 
-The pool is bound once and read where it lies, and so are indices. On a GPU, ONNX Runtime is a program of `GpuEngine`,
-see `onnx_cuda`.
+ONNX Runtime reads the pool and the index arrays in numpy's memory, without a copy. On a GPU, ONNX Runtime is a program
+of `GpuEngine`; see `onnx_cuda`.
 """
 
 from pathlib import Path
@@ -26,10 +26,10 @@ from dpad.runtime.errors import EngineError
 
 
 class OnnxEngine(Engine):
-    """Runs `step.onnx`, and `decide.onnx` where a step asks for more than the likeliest tokens.
+    """Runs `step.onnx`, and `decide.onnx` if a step needs more than the likeliest tokens.
 
-    `pass_rows` is of least squares of relative errors over 90 shapes of `tiny` on one thread, 1 to 8 sequences of 16
-    to 256 rows: 11 to 18.
+    `pass_rows` was fitted (least squares of relative errors) to the times of 90 shapes of `tiny` on one thread, 1 to 8
+    sequences of 16 to 256 rows; fits gave 11 to 18.
     """
 
     pass_rows = 12
@@ -44,13 +44,19 @@ class OnnxEngine(Engine):
         decide: Path | None = None,
         slots: int | None = None,
     ) -> None:
-        """Open the model; `threads` 0 lets ONNX Runtime use every core.
+        """Open the model.
 
-        `variant` is that of the step; the engine has the dtype of its rows and pool. `model` takes
-        the place of what is at `path`, where its weights lie. `decide` is the second program, opened when a step first
-        asks for it. `slots` is the size of the pool, see `pool_size`. `session` is ONNX Runtime's own.
+        Args:
+            path: the step's ONNX file, in the folder of its weights.
+            contract: the step's contract.
+            variant: the step's variant, which gives the dtype of rows and pool.
+            threads: threads of ONNX Runtime; 0 is one per core.
+            model: a serialised model that is loaded instead of the file at `path`.
+            decide: the file of the program `decide`, opened when a step first needs it.
+            slots: size of the pool, see `pool_size`.
 
-        Raises `EngineError` with ONNX Runtime's own words if it cannot load the file.
+        Raises:
+            EngineError: ONNX Runtime cannot load the file; the message has its own words.
         """
         super().__init__()
         self.name = f"onnxruntime-cpu{suffix(variant)}"
@@ -61,7 +67,7 @@ class OnnxEngine(Engine):
         self._decider: ort.InferenceSession | None = None
         size = pool_size(contract, slot_bytes(contract, self.dtype), available_memory(), slots)
         shape = (size, contract.kv_heads, contract.head_size)
-        self._pool = [np.zeros(shape, self.dtype) for _ in contract.cache_names()]  # slots that nobody used take none
+        self._pool = [np.zeros(shape, self.dtype) for _ in contract.cache_names()]  # unused slots take no memory
         self.slots = Slots(size)
         self._binding = self.session.io_binding()
         for name, array in zip(contract.cache_names(), self._pool):
@@ -79,7 +85,7 @@ class OnnxEngine(Engine):
         try:
             values = run(self.session, self._binding)
         finally:
-            self._binding.clear_binding_outputs()  # else it would keep the new rows until the next step
+            self._binding.clear_binding_outputs()  # the binding would keep the new rows until the next step
         del held
         if inputs.write_slots is not None:
             self._write(values[len(outputs) :], inputs)
@@ -88,14 +94,14 @@ class OnnxEngine(Engine):
         return StepOutputs(values[0].numpy(), values[1].numpy(), decisions, logits)
 
     def _write(self, new: list[ort.OrtValue], inputs: StepInputs) -> None:
-        """Keep rows in their slots, in one copy a run and tensor.
+        """Copy the new rows to their slots; consecutive rows and slots take one copy per tensor.
 
-        Raises `EngineError` unless they are those of `inputs`: later steps find them by their slot.
+        Raises `EngineError` unless the rows have the shape that `inputs` call for, since later steps rely on the slots.
         """
         wanted = [*inputs.gather_indices.shape, self.contract.kv_heads, self.contract.head_size]
         for name, value in zip(self.contract.new_names(), new):
             if value.shape() != wanted:
-                told = f"engine {self.name} gave {name} of shape {value.shape()}, and {wanted} was asked for"
+                told = f"engine {self.name} gave {name} of shape {value.shape()} instead of {wanted}"
                 raise EngineError(f"{told}: it is not the step of this bundle; export the bundle again")
         assert inputs.write_slots is not None
         runs = runs_of(inputs.write_slots)
@@ -105,7 +111,7 @@ class OnnxEngine(Engine):
                 array[slot : slot + count] = rows[row : row + count]
 
     def _decisions(self, logits: ort.OrtValue, sampling: Sampling) -> Decisions:
-        """What the second program says of `logits`, which stay where they are."""
+        """Run the program `decide` on `logits`, without copying them."""
         session = self._decider = self._decider or self._open_decider()
         binding = session.io_binding()
         binding.bind_ortvalue_input("logits", logits)
@@ -120,7 +126,7 @@ class OnnxEngine(Engine):
     def _open_decider(self) -> ort.InferenceSession:
         if self._decide is None:
             raise EngineError(
-                f"{self._path} has no decide.onnx beside it, which draws tokens and measures entropies and margins; "
+                f"{self._path} was opened without decide.onnx, which draws tokens and computes entropies and margins; "
                 "export the bundle again, or decode greedily"
             )
         session = open_session(self._decide, "cpu", self._threads)
@@ -128,20 +134,20 @@ class OnnxEngine(Engine):
         return session
 
     def close(self) -> None:
-        """Drop the sessions and the pool, after the step that runs."""
+        """Wait for a running step, then drop the sessions and the pool."""
         with self._lock:
             for name in ("session", "_binding", "_decider", "_pool"):
                 self.__dict__.pop(name, None)
 
     def __getattr__(self, name: str) -> Any:
-        """Asked for what is not there."""
+        """Raise `EngineError` for the attributes that `close` removed."""
         if name in ("session", "_binding"):
             raise EngineError(f"{self.name} is closed")
         raise AttributeError(name)
 
 
 def _bind(binding: ort.IOBinding, arrays: dict[str, NDArray[Any]]) -> list[ort.OrtValue]:
-    """Bind inputs; what is returned must outlive the run, for ONNX Runtime reads numpy's memory in place."""
+    """Bind inputs; the returned values must outlive the run, because ONNX Runtime reads numpy's memory in place."""
     values = []
     for name, array in arrays.items():
         values.append(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))

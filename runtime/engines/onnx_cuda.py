@@ -1,4 +1,4 @@
-"""`open_onnx_cuda`: a step in ONNX Runtime's CUDA provider, as a `GpuEngine`.
+"""`open_onnx_cuda` opens a step in ONNX Runtime's CUDA provider as a `GpuEngine`.
 
 engine = open_onnx_cuda(bundle / "float16/step.onnx", contract, "float16", decide=bundle / "decide.onnx")
 """
@@ -16,7 +16,7 @@ from dpad.runtime.engines.onnx_session import check_signature, open_session
 from dpad.runtime.errors import EngineUnavailable
 from dpad.runtime.extras import install
 
-_MULTIPLE = 4  # of Q and K: the masked attention kernel that needs little memory takes no other Q + K
+_MULTIPLE = 4  # Q and K are multiples of 4: the memory-efficient kernel for masked attention requires it of Q + K
 
 
 def open_onnx_cuda(
@@ -29,14 +29,20 @@ def open_onnx_cuda(
     decide: Path | None = None,
     slots: int | None = None,
 ) -> GpuEngine:
-    """Open `path`, and `decide`, without which there is no sampling.
+    """Open the step at `path`.
 
-    `device` is the engine's from here on, and closed too if this fails; default the GPU. `provider` computes where
-    `device` has its memory: on "cpu" the same code runs over memory of the host. `slots` is the size of the pool,
-    see `pool_size`.
+    Args:
+        path: the step's ONNX file.
+        contract: the step's contract.
+        variant: the step's variant.
+        device: taken over by the engine, and closed if this fails; None is the first GPU.
+        provider: the provider that uses the memory of `device`; with "cpu" the same code runs in host memory.
+        decide: the file of the program `decide`; without it the engine cannot sample.
+        slots: size of the pool, see `pool_size`.
 
-    Raises `EngineUnavailable` if this build of ONNX Runtime lacks the provider or cannot start it, and `EngineError`
-    with ONNX Runtime's own words if it cannot load a file.
+    Raises:
+        EngineUnavailable: this build of ONNX Runtime lacks the provider, or cannot start it.
+        EngineError: ONNX Runtime cannot load a file; the message has its own words.
     """
     dtype = rows_dtype(variant)
     with ExitStack() as opened:

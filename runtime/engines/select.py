@@ -1,4 +1,4 @@
-"""`open_engine`: opens a bundle with the best engine that this machine has, or with one by its name.
+"""`open_engine` opens a bundle with the best engine that runs on this machine, or with the one of a given name.
 
 engine = open_engine(bundle, "auto")
 """
@@ -18,9 +18,9 @@ from dpad.runtime.errors import EngineUnavailable, InvalidRequest
 from dpad.runtime.show import shown
 
 AUTO = "auto"
-EAGER = ("eager", "eager-cuda")  # not opened here, which knows nothing of torch
-_THREADS = 4  # at most for each processor: with many more, they wait for each other
-# Opens a step, given its bundle, its variant, "cuda" or "cpu", and the slots of its pool.
+EAGER = ("eager", "eager-cuda")  # opened by dpad.load, because the runtime does not import torch
+_THREADS = 4  # most threads per processor: many more would wait for each other
+# A function that compiles and opens a step, given the bundle, the variant, "cuda" or "cpu", and the size of the pool.
 Compile = Callable[[Bundle, str, str, int | None], Engine]
 
 
@@ -29,14 +29,14 @@ def open_engine(
 ) -> Engine:
     """Open the best engine, or the one called `name`; raises `EngineUnavailable` or `EngineMismatch`.
 
-    `slots` is the size of its pool of keys and values, see `pool_size`. Without `compile_step`, which knows torch,
-    no step is compiled by it.
+    `threads` are those of ONNX Runtime on a CPU; 0 is one per core. `slots` is the size of the pool of keys and values,
+    see `pool_size`. `compile_step` compiles a step with torch; without it, engines that torch compiles are left out.
     """
     most = _THREADS * (os.cpu_count() or 1)
     threads = as_integer(threads, "threads")
     if not is_integer(threads) or not 0 <= threads <= most:
         raise InvalidRequest(
-            f"threads {shown(threads)} must be an integer from 0 to {most}, {_THREADS} a processor here"
+            f"threads {shown(threads)} must be an integer from 0 to {most}, {_THREADS} per processor of this machine"
         )
     machine = Machine.current()
     found = candidates(bundle, machine)
@@ -57,10 +57,10 @@ def open_engine(
 
 
 def chosen_from(bundle: Bundle, found: list[Candidate]) -> Candidate | None:
-    """The one that `auto` opens: the first that runs here.
+    """The candidate that `auto` opens: the first that runs on this machine; None if there is none.
 
-    A quantized step has to be asked for by name, unless the bundle has no other; so have
-    steps that PyTorch compiles for a CPU.
+    `auto` leaves out quantized steps, unless the bundle has no others, and steps that PyTorch compiles for a CPU. These
+    are opened by name only.
     """
     exact = not all(is_quantized(variant) for variant in bundle.manifest.steps)
     return next(
@@ -79,7 +79,7 @@ def _open(
     entry, path, contract = candidate.entry, bundle.path(candidate.file), bundle.manifest.contract
     if candidate.compiled:
         if compile_step is None:
-            raise EngineUnavailable(f"{candidate.name} is opened by dpad.load, which knows torch")
+            raise EngineUnavailable(f"{candidate.name} is compiled by torch; open the bundle with dpad.load")
         return compile_step(bundle, candidate.variant, candidate.compiled, slots)
     if entry is None:
         decide = bundle.path(bundle.manifest.decide)
@@ -109,7 +109,7 @@ def _open(
 
 
 def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
-    differs, slow = (f"runs, but {why}: ask for it by name" for why in ("its answers may differ", "slowly"))
+    differs, slow = (f"runs, but {why}: choose it by name" for why in ("its results may differ", "slowly"))
     reasons = "".join(
         f"\n  {each.name}: {each.obstacle or (differs if is_quantized(each.variant) else slow)}" for each in found
     )
@@ -117,5 +117,5 @@ def _nothing_runs(bundle: Bundle, found: list[Candidate]) -> str:
     return (
         f"nothing in {bundle.directory} runs on this machine:{reasons}\n"
         f"for a CPU, add a float32 step: {command}\n"
-        "or run eagerly, slowly, where torch is installed: engine eager"
+        "or, if torch is installed, use engine eager, which is slow"
     )

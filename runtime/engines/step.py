@@ -1,4 +1,4 @@
-"""What goes into one denoising step and what comes out, on the host. Axes as in `StepContract`.
+"""Inputs and outputs of one denoising step, on the host. Axes as in `StepContract`.
 
 inputs = StepInputs(canvas, gather_indices, cache_indices, decode_rows, write_slots)
 outputs = engine.step(inputs)
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Sampling:
-    """What decisions beyond the likeliest token depend on, a sequence each. Axes as in `StepContract`.
+    """Sampling parameters of each sequence, the inputs of the program `decide`. Axes as in `StepContract`.
 
     Attributes:
-        uniform: float32 [B, R], in [0, 1): the draw of each decoded row.
-        temperature: float32 [B]; 0 takes the likeliest token instead of a drawn one.
-        top_k: int64 [B], the likeliest tokens that are left; 0: all. A tie with the last is in.
-        top_p: float32 [B], the probability that the tokens which are left reach together; 1: all.
-        banned: int64 [B], a token that is never chosen; -1: none.
+        uniform: float32 [B, R], a uniform number in [0, 1) for the draw of each decoded row.
+        temperature: float32 [B]; 0 takes the likeliest token instead of drawing one.
+        top_k: int64 [B], number of likeliest tokens that may be drawn, ties with the last included; 0 is all.
+        top_p: float32 [B]; the likeliest tokens that together reach this probability may be drawn; 1 is all.
+        banned: int64 [B], a token that is never chosen; -1 is none.
     """
 
     uniform: NDArray[np.float32]
@@ -32,17 +32,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What `Sampling` asked for, [B, R] each.
+    """Outputs of the program `decide`, [B, R] each.
 
-    Odds, entropy and margin are of the distribution in which the family measures confidence: that of the draw, with its
-    temperature and filters, where `contract.tempers_confidence` and a sequence has any, else the model's own.
+    Odds, entropy and margin refer to the distribution in which the family measures confidence: with
+    `contract.tempers_confidence` the tempered and filtered one, otherwise the model's own.
 
     Attributes:
-        token_ids: int64, drawn, or the likeliest that is not banned.
+        token_ids: int64, the drawn token, or the likeliest that is not banned.
         odds_against: float32, (1 - p) / p of that token.
-        negative_entropy: float32, 0 for the surest row.
-        margin: float32, what the likeliest token's probability has more than the second's, less 1: 0 for the surest
-            row, so that near-certain ones keep their order.
+        negative_entropy: float32, at most 0; 0 is certain.
+        margin: float32, p1 - p2 - 1 of the two most probable tokens, at most 0; 0 is certain. Subtracting 1 keeps the
+            order of near-certain rows, which float32 would round to 1.
     """
 
     token_ids: NDArray[np.int64]
@@ -59,11 +59,11 @@ class StepInputs:
         canvas: int64 [B, N].
         gather_indices: int64 [B, Q], positions that take part; -1 pads.
         cache_indices: int64 [B, K], pool slots that every query of the sequence may attend; -1 pads.
-        decode_rows: int64 [B, R], rows of Q whose prediction is wanted.
-        write_slots: int64 [B, Q], pool slots to which the new rows go after the step; -1: a row is not kept. None: none
-            is. No slot may be named twice.
-        sampling: also decide by these.
-        want_logits: also return the logits.
+        decode_rows: int64 [B, R], indices into Q of the rows to predict from.
+        write_slots: int64 [B, Q], the pool slot to which each new row is written after the step; -1 for rows that are
+            not kept, None if no row is. No slot may occur twice.
+        sampling: if given, `decide` runs with these parameters.
+        want_logits: whether to return the logits.
     """
 
     canvas: NDArray[np.int64]
@@ -77,7 +77,7 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """Outputs of one step, on the host: [B, R] each, `decisions` and logits [B, R, V] if they were asked for."""
+    """Outputs of one step, on the host: [B, R] each; `decisions` and `logits` [B, R, V] only if requested."""
 
     token_ids: NDArray[np.int64]
     odds_against: NDArray[np.float32]

@@ -1,10 +1,10 @@
-"""Small files that save time on the next run, in the user's cache folder; losing one costs nothing else.
+"""Small files in the user's cache folder that make the next run faster; losing one costs only that time.
 
     data = read("timing-tensorrt-11.1.0-8.9.cache")     # b"" if there is none
     write("timing-tensorrt-11.1.0-8.9.cache", data)
 
-The folder is $XDG_CACHE_HOME/dpad, or ~/.cache/dpad. Nothing here raises: a cache that
-cannot be read or written is as good as none. Readers check what they read.
+The folder is $XDG_CACHE_HOME/dpad, or ~/.cache/dpad. These functions never raise: a cache that cannot be read or
+written counts as empty. Callers validate what they read.
 """
 
 import os
@@ -13,13 +13,13 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Where the files lie; it may not exist yet."""
+    """The cache folder; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dpad"
 
 
 def read(name: str) -> bytes:
-    """What was written under `name`; empty if nothing was, or it cannot be read."""
+    """The contents of the file `name`; empty if it does not exist or cannot be read."""
     try:
         return (folder() / name).read_bytes()
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
@@ -27,7 +27,7 @@ def read(name: str) -> bytes:
 
 
 def write(name: str, data: bytes) -> bool:
-    """Put `data` in place in one rename; False if that is not possible here."""
+    """Write `data` to the file `name` atomically, by a rename; returns False if it cannot be written."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder(), prefix=f".{name}.")

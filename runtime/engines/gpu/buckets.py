@@ -3,26 +3,26 @@
     buckets = Buckets(contract, {"Q": 4096, "K": 4096, "R": 32})
     buckets.padded("Q", 70)          # 96
 
-A shape costs a compiled engine something the first time: TensorRT works out what depends on it, TensorRT-RTX compiles
-kernels for it, and a CUDA graph is captured. The sizes follow from the block length: its multiples up to eight blocks,
-then steps that double whenever the size does, so that padding never adds more than a block or a quarter. One size more
-is exact, because most steps have it: the rows of a dual-cache step, which are the block and, where predictions are
-shifted, the row before it. R is the block, doubled until the rows fit: its cost is reading the vocabulary's matrix,
-whatever the number of rows.
+A new shape costs a compiled engine time: TensorRT computes what depends on it, TensorRT-RTX compiles kernels for it,
+and a CUDA graph is captured. Buckets of Q and K are the multiples of the block length up to eight blocks; beyond, the
+distance between buckets doubles whenever the size does, so that padding adds at most a block or a quarter. One further
+bucket is exact, because most steps have its size: the rows of a dual-cache step, that is, the block, and the row before
+it if predictions are shifted. Buckets of R are the block length and its doubles: reading the vocabulary matrix
+dominates its cost, whatever the number of rows.
 """
 
 from collections.abc import Mapping
 
 from dpad.runtime.contract import StepContract
 
-_FINE = 8  # multiples of the block before the steps double
+_FINE = 8  # multiples of the block length before the distance doubles
 
 
 class Buckets:
     """Padded sizes of the axes Q, K and R."""
 
     def __init__(self, contract: StepContract, limits: Mapping[str, int], multiple: int = 1) -> None:
-        """`limits` are the largest sizes that the engine takes; Q and K are multiples of `multiple`, or the largest."""
+        """`limits` are the engine's largest sizes; buckets of Q and K are multiples of `multiple`, or the largest."""
         block = contract.block_length
         self.sizes = {
             "Q": _sizes(block, limits["Q"], block + contract.logit_shift, multiple),
@@ -31,7 +31,7 @@ class Buckets:
         }
 
     def padded(self, axis: str, size: int) -> int:
-        """The smallest bucket of `axis` that holds `size`; 0 stays 0, and so does what no bucket holds."""
+        """The smallest bucket of `axis` that holds `size`; `size` itself if it is 0 or larger than every bucket."""
         if size == 0:
             return 0
         return next((bucket for bucket in self.sizes[axis] if bucket >= size), size)

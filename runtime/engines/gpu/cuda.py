@@ -1,8 +1,8 @@
-"""`CudaDevice`: `Device` on the first NVIDIA GPU, through cuda-bindings and nothing else.
+"""`CudaDevice`: a `Device` on the first NVIDIA GPU, which uses cuda-bindings alone.
 
     device = CudaDevice()          # EngineError: "cudaStreamCreateWithFlags: cudaErrorInsufficientDriver ..."
 
-The primary context is used, which is the one that TensorRT uses.
+It uses the primary context, as TensorRT does.
 """
 
 import ctypes
@@ -17,10 +17,10 @@ from dpad.runtime.errors import EngineError
 
 
 class CudaDevice(Device):
-    """One GPU and a stream of its own that does not wait for the default stream; `Device` says what its methods do."""
+    """The first GPU, with a stream that does not wait for the default stream; `Device` documents the methods."""
 
     def __init__(self) -> None:
-        """Open the first GPU; raises `EngineError` where there is no usable driver or GPU."""
+        """Open the first GPU; raises `EngineError` if there is no usable driver or GPU."""
         self._stream: Any = None
         self.make_current()
         self._stream = _call("cudaStreamCreateWithFlags", cudart.cudaStreamNonBlocking)
@@ -33,11 +33,11 @@ class CudaDevice(Device):
         return int(_call("cudaMemGetInfo"))
 
     def alloc(self, size: int) -> int:
-        """cudaMalloc, which aligns to 256 bytes or more."""
+        """Call cudaMalloc, which aligns to 256 bytes or more."""
         return int(_call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
-        """cudaFree, which waits for the device."""
+        """Call cudaFree, which waits for the device."""
         _call("cudaFree", address)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
@@ -66,7 +66,7 @@ class CudaDevice(Device):
         _call("cudaStreamSynchronize", self._stream)
 
     def begin_capture(self) -> None:
-        """Capture of this stream; only this thread's unsafe calls would spoil it."""
+        """Capture this stream, in the mode in which unsafe calls of other threads do not invalidate the capture."""
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _call("cudaStreamBeginCapture", self._stream, mode)
 
@@ -90,10 +90,10 @@ class CudaDevice(Device):
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """The one result of a runtime call (None where it has none); `EngineError` with CUDA's name of the error."""
+    """Call a function of the CUDA runtime and return its result, if any; an `EngineError` has CUDA's error name."""
     status, *results = getattr(cudart, name)(*arguments)
     if status != cudart.cudaError_t.cudaSuccess:
-        cudart.cudaGetLastError()  # an error that is not sticky must not surface in the next call
+        cudart.cudaGetLastError()  # clears an error that is not sticky, so that the next call does not return it
         _, text = cudart.cudaGetErrorString(status)
         words = text.decode(errors="replace") if isinstance(text, bytes) else text
         raise EngineError(f"{name}: {status.name} ({words})")

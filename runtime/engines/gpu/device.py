@@ -1,11 +1,11 @@
-"""`Device`: the few things an engine on a GPU asks of CUDA; `cuda.py` is CUDA itself.
+"""`Device`: the interface to CUDA that an engine on a GPU needs; `cuda.py` implements it.
 
     address = device.alloc(1024)
     device.upload(address, host)          # queued on the device's own stream
-    device.synchronise()                  # everything queued has happened
+    device.synchronise()                  # all queued work is done
 
-The engine takes a device as an argument, so the same class runs over CUDA and, in the
-tests, over host memory that checks every access.
+The engine takes a device as an argument, so the same class runs on CUDA and, in the
+tests, on host memory that checks every access.
 """
 
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-ALIGNMENT = 256  # bytes; what TensorRT asks of every address it is given
+ALIGNMENT = 256  # bytes; TensorRT requires it of every address
 
 
 def aligned(size: int) -> int:
@@ -24,8 +24,8 @@ def aligned(size: int) -> int:
 class Device(Protocol):
     """One GPU with one stream. Addresses are integers, sizes are bytes.
 
-    Everything raises `EngineError` with CUDA's own name of the error. `upload`, `download`, `copy_2d`, `fill` and
-    `launch` are queued on `stream`, in order; host memory that they name must stay as it is until `synchronise`.
+    Every method may raise an `EngineError` with CUDA's name of the error. `upload`, `download`, `copy_2d`, `fill` and
+    `launch` are queued on `stream` in order; their host arrays must not change until `synchronise` has returned.
     """
 
     stream: int
@@ -40,13 +40,13 @@ class Device(Protocol):
         """Address of `size` bytes, aligned to `ALIGNMENT`; what they hold is undefined."""
 
     def free(self, address: int) -> None:
-        """Give back what `alloc` gave; nothing queued may still use it."""
+        """Free memory from `alloc`; no queued work may still use it."""
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """Page-locked host memory [size], which the device reads and writes without a copy in between."""
+        """Page-locked host memory [size], which the device reads and writes without an intermediate copy."""
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
-        """Give back what `pinned` gave."""
+        """Free memory from `pinned`."""
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy a contiguous host array to `address`."""
@@ -55,7 +55,7 @@ class Device(Protocol):
         """Copy from `address` into a contiguous host array."""
 
     def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
-        """Copy `height` lines of `width` bytes on the device; a pitch is from one line's first byte to the next's.
+        """Copy `height` lines of `width` bytes on the device. A pitch is the distance of two lines' first bytes.
 
         The two areas must not overlap, and no pitch may be less than `width`.
         """
@@ -64,19 +64,19 @@ class Device(Protocol):
         """Set `size` bytes to `value`."""
 
     def synchronise(self) -> None:
-        """Wait until all that was queued has happened."""
+        """Wait until all queued work is done."""
 
     def begin_capture(self) -> None:
-        """From here on, what is queued is recorded instead."""
+        """Start a capture: work queued from now on is recorded instead of executed."""
 
     def end_capture(self) -> Any:
-        """The recording since `begin_capture`, ready to launch; ends capturing even where it fails."""
+        """End the capture, even on failure; returns the recorded CUDA graph, ready to launch."""
 
     def launch(self, graph: Any) -> None:
-        """Queue a whole recording."""
+        """Queue a recorded graph."""
 
     def free_graph(self, graph: Any) -> None:
-        """Give back a recording."""
+        """Free a recorded graph."""
 
     def close(self) -> None:
-        """Give the stream back; safe to call twice."""
+        """Destroy the stream; safe to call twice."""

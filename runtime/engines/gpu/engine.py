@@ -1,12 +1,12 @@
-"""`GpuEngine`: a compiled step on a GPU, with everything that is large there.
+"""`GpuEngine` runs a compiled step on a GPU; everything large stays in the GPU's memory.
 
     engine = GpuEngine("torch-cuda", contract, "bfloat16", device, step, decide, opened)
 
-The step is a `Program`, and so is what decides from its logits. A step sends four index arrays and brings back two
-numbers a decoded row; keys and values stay on the device, and those that are kept go to their slots behind the step.
-Where tokens are drawn or filtered, the second program reads the logits, which stay there too. Shapes come in buckets,
-and a shape that comes again is replayed as a CUDA graph. The canvas travels at its full length, so that N never makes
-a shape new.
+The step is a `Program`, and so is `decide`, which draws tokens from the step's logits. A step uploads four index arrays
+and downloads two numbers per decoded row. Keys and values stay on the device, and rows to keep are copied to their pool
+slots after the step. Logits stay on the device too, where `decide` reads them if tokens are drawn or filtered. Shapes
+are padded to buckets, and a shape that repeats is replayed as a CUDA graph. The canvas is always staged at its largest
+length, so that N never makes a new shape.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,16 +31,17 @@ from dpad.runtime.engines.step import Decisions, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError
 
 _REFRESH, _CACHED = 0, 1  # the profiles of a step
-_SHARE = 0.8  # of the free memory for keys and values; contexts, recordings and other processes take from the rest
-_PASSES = 4  # times `pass_rows` that a pass of several sequences may have; the scheduler's budget is no larger
-_PITCH = 2**31 - 1  # bytes from one tensor to the next, over which CUDA's copies in two dimensions refuse
+_SHARE = 0.8  # share of free memory for keys and values; the rest is for contexts, CUDA graphs and other processes
+_PASSES = 4  # a pass of several sequences has at most 4 · `pass_rows` rows; the scheduler's budget is no larger
+_PITCH = 2**31 - 1  # most bytes from one tensor to the next that CUDA's 2D copies accept
 
 
 class GpuEngine(Engine):
-    """Threads may share it: one step runs at a time.
+    """An engine on a GPU. Threads may share it: one step runs at a time.
 
-    `pass_rows` is of LLaDA-8B in bfloat16 on an H100, where a step of 128 rows takes 7.15 ms, 5.2 of them to read 16 GB
-    of weights. A row costs 2 · 8e9 / 786e12 s = 20 us where products bound, so 300 cost what all else does.
+    `pass_rows` was computed for LLaDA-8B in bfloat16 on an H100. A step of 128 rows takes 7.15 ms there, of which
+    reading 16 GB of weights takes 5.2 ms. When compute-bound, a row costs 2 · 8e9 / 786e12 s = 20 us, so 300 rows cost
+    as much as the rest of the step.
     """
 
     pass_rows = 300
@@ -58,21 +59,21 @@ class GpuEngine(Engine):
         slots: int | None = None,
         cuda_graphs: bool = True,
     ) -> None:
-        """Allocate the pool, and all else that steps need.
+        """Allocate the pool and the other buffers that steps need.
 
         Args:
-            name, contract, dtype: of the engine, see `Engine`.
-            device: current, and with nothing queued.
+            name, contract, dtype: see `Engine`.
+            device: must be current, with no queued work.
             step: a program with the contract's inputs and outputs.
-            decide: likewise, without which there is no sampling.
-            opened: closes both programs and the device. It is the engine's from here on, also if this fails.
-            slots: the size of the pool, see `pool_size` for its default and its errors.
-            cuda_graphs: record runs, where a program lets others do so.
+            decide: a program with the contract's `decide` inputs and outputs; without it the engine cannot sample.
+            opened: closes both programs and the device; the engine takes it over, even if this fails.
+            slots: size of the pool; see `pool_size` for its default and errors.
+            cuda_graphs: whether to record CUDA graphs, for programs that do not record themselves.
         """
         super().__init__()
         self.name, self.contract, self.dtype = name, contract, dtype
         self.device, self._closed = device, False
-        with opened:  # closes again what was opened, if the rest fails
+        with opened:  # closes the programs and the device if the rest fails
             self._limits = step.limits
             self._longest = step.limits[_REFRESH]["N"][1]
             most = {axis: step.limits[_CACHED][axis][1] for axis in ("Q", "K", "R")}
@@ -87,19 +88,20 @@ class GpuEngine(Engine):
             self._opened = opened.pop_all()
 
     def _open_pool(self, opened: ExitStack, limits: Limits, slots: int | None) -> dict[str, int]:
-        """Allocate what is large, at once and for good; the address of every tensor of the step that it holds."""
+        """Allocate logits, pool and new rows once and for all; returns the addresses of these tensors by name."""
         contract, device = self.contract, self.device
         batch, longest, decoded, most = (limits[axis][1] for axis in "BQRP")
         self._logits = device.alloc(batch * decoded * contract.vocab_size * 4)
         opened.callback(device.free, self._logits)
         slot, widest = slot_bytes(contract, self.dtype), _PITCH // row_bytes(contract, self.dtype)
-        # New rows lie beside the pool until the step has read it. Passes are that large: more would not pay.
+        # New rows have memory of their own, because the step still reads the pool. Their number limits a pass: larger
+        # passes would not be faster.
         free, most = int(device.free_memory() * _SHARE), min(most, widest)
         room = free // slot - longest - 1
         self.most_rows = max(longest, min(batch * longest, _PASSES * self.pass_rows, room, widest))
         size = pool_size(contract, slot, max(free - self.most_rows * slot, 0), slots)
         if slots is not None and size > most:
-            raise EngineError(f"slots {size} are more than the {most} that {self.name} takes; give fewer")
+            raise EngineError(f"slots {size} are more than the {most} that {self.name} supports; give fewer")
         size = min(size, most)
         self.pool, self.new_rows = (
             opened.enter_context(closing(Rows(device, 2 * contract.layers, count, row_bytes(contract, self.dtype))))
@@ -113,18 +115,18 @@ class GpuEngine(Engine):
 
     @property
     def graph_failure(self) -> str | None:
-        """Why the last recording of a step could not be made; None if it could."""
+        """Why the last capture of a CUDA graph failed; None if it succeeded."""
         runners = (self._step_runner, self._decide_runner)
         return next((failure for runner in runners if runner and (failure := runner.graphs.failure)), None)
 
     @property
     def recordings(self) -> int:
-        """How many shapes of the step are recorded."""
+        """Number of the step's shapes that are recorded as CUDA graphs."""
         return len(self._step_runner.graphs)
 
     @contextmanager
     def eagerly(self) -> Iterator[None]:
-        """Meanwhile steps are launched kernel by kernel, as they are before they are recorded: to compare the two."""
+        """Within this block steps run without CUDA graphs, kernel by kernel, for comparison."""
         with ExitStack() as paused:
             for runner in (self._step_runner, self._decide_runner):
                 if runner is not None:
@@ -132,11 +134,12 @@ class GpuEngine(Engine):
             yield
 
     def warm_up(self, rows: Sequence[int], seconds: float, advance: Callable[[int, int], None] | None = None) -> None:
-        """Run and record the likely shapes of cached steps, so that no request waits for it.
+        """Run and record the likely shapes of cached steps, so that no request waits for a recording.
 
-        The largest comes first, so that the others are recorded in the memory that it took. Then come those of one
-        sequence, of two, and so on, by falling size: what there is no time for is recorded when it comes again.
-        What the programs compiled meanwhile is kept for the next start: a service may end without closing.
+        The largest shape comes first, so that later recordings reuse the memory that it took. Then come shapes of one
+        sequence, of two, and so on, each from large to small. Shapes left when the time is over are recorded when
+        requests repeat them. Kernels that the programs compiled are saved at the end, because a service may stop
+        without closing the engine.
         """
         try:
             self._warm_likely(rows, seconds, advance)
@@ -154,7 +157,7 @@ class GpuEngine(Engine):
             with self._lock:
                 self._warm(shape)
                 if shape not in self._step_runner.graphs:
-                    return  # no room for more
+                    return  # the capture failed: there is no memory for more
             if advance is not None:
                 advance(done + 1, len(shapes))
 
@@ -178,7 +181,7 @@ class GpuEngine(Engine):
         return StepOutputs(**found, decisions=decisions, logits=logits)
 
     def _shape(self, inputs: StepInputs) -> StepShape:
-        """The sizes of a step; raises `EngineError` for one that this engine does not take."""
+        """The shape of a step; raises `EngineError` for a shape that this engine does not support."""
         (batch, queries), decoded = inputs.gather_indices.shape, inputs.decode_rows.shape[1]
         attends = bool(inputs.cache_indices.max(initial=-1) >= 0)
         shape = StepShape(
@@ -193,8 +196,8 @@ class GpuEngine(Engine):
         self._step_runner.check(shape)
         if batch * queries > self.most_rows:
             raise EngineError(
-                f"a step of {batch} x {queries} query rows is more than the {self.most_rows} that there is memory for; "
-                "use smaller batches, or open it with fewer slots"
+                f"a step of {batch} x {queries} query rows is more than the {self.most_rows} that memory has room for; "
+                "use smaller batches, or open the bundle with fewer slots"
             )
         if inputs.sampling is not None:
             if self._decide_runner is None:
@@ -205,10 +208,10 @@ class GpuEngine(Engine):
     def _queue(
         self, inputs: StepInputs, shape: StepShape
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], NDArray[np.float32] | None]:
-        """Queue the step, and what follows it: rows to their slots, decisions, logits."""
+        """Queue the step, then the copies of rows to their slots, the decisions and the download of logits."""
         values = {name: getattr(inputs, name) for name in ("canvas", "gather_indices", "cache_indices", "decode_rows")}
         if shape.profile == _REFRESH:
-            values["cache_indices"] = np.full((shape.B, 1), -1, dtype=np.int64)  # a plan has no empty axis
+            values["cache_indices"] = np.full((shape.B, 1), -1, dtype=np.int64)  # in a plan no axis can be empty
         found = self._step_runner.queue(shape, values)
         if inputs.write_slots is not None:
             for row, slot, count in runs_of(inputs.write_slots):
@@ -223,7 +226,7 @@ class GpuEngine(Engine):
         return found, decided, logits
 
     def _likely(self, rows: Sequence[int]) -> list[StepShape]:
-        """A refresh of the longest canvas, and cached steps of `rows` query rows a sequence, as they are recorded."""
+        """The shapes to record, in order: a refresh of the longest canvas, cached steps of `rows` rows a sequence."""
         sizes, limits = self._buckets.sizes, self._limits[_CACHED]
         queries = {size for each in rows if limits["Q"][0] <= (size := self.padded("Q", each)) <= limits["Q"][1]}
 
@@ -242,7 +245,7 @@ class GpuEngine(Engine):
         return [shape(_REFRESH, 1, sizes["Q"][-1], 1), *largest, *(s for s in cached_steps if s not in largest)][:MOST]
 
     def _warm(self, shape: StepShape) -> None:
-        """Run `shape` over padding until it is recorded: nothing but padding is read, and nothing is kept."""
+        """Run `shape` twice, so that it is recorded. It reads padding only and keeps no rows."""
         if self._closed:
             raise EngineError(f"{self.name} is closed")
         self.device.make_current()
@@ -261,12 +264,12 @@ class GpuEngine(Engine):
             raise
 
     def _settle(self) -> None:
-        """After a failure: nothing queued may still touch what the next step uses."""
+        """After a failure, wait for queued work, which must not touch buffers that the next step uses."""
         with suppress(EngineError):
             self.device.synchronise()
 
     def close(self) -> None:
-        """Free everything on the device, after the step that runs; safe to call twice."""
+        """Wait for a running step and free everything on the device; safe to call twice."""
         with self._lock:
             if self._closed:
                 return

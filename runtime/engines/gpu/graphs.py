@@ -1,13 +1,13 @@
-"""`Graphs`: runs recorded as CUDA graphs, one a shape.
+"""`Graphs` records runs as CUDA graphs, one per shape, and replays them.
 
     if not graphs.launch(shape):
         run.queue()
         if graphs.wanted(shape):
             graphs.capture(shape, run)
 
-A shape is captured when it comes a second time. A graph names the buffers it was captured with, none of which ever
-moves. Where capturing fails, for want of memory mostly, half of the recordings are given up, and the shape is tried
-again when it has come many times more.
+A shape is captured when it runs for the second time. A graph holds the addresses of the buffers that it was captured
+with, and these never move. A capture fails mostly for lack of memory. Then half of the graphs are dropped, and the
+shape is captured again after many more runs.
 """
 
 from collections import OrderedDict
@@ -21,19 +21,19 @@ from dpad.runtime.engines.gpu.step_shape import StepShape
 from dpad.runtime.errors import EngineError
 
 MOST = 128
-_FIRST, _LAST = 8, 1024  # runs of a shape until a failed capture is tried again: doubled from one to the other
+_FIRST, _LAST = 8, 1024  # runs of a shape from a failed capture to the next, doubled from the first to the last
 
 
 class Graphs:
-    """At most `MOST` recordings, the least recently used of which goes first.
+    """Up to `MOST` recorded graphs; the least recently used is dropped first.
 
-    `failure` says why the last capture failed; None if it did not.
+    `failure` is the reason why the last capture failed; None if it succeeded.
     """
 
     def __init__(self, device: Device, enabled: bool) -> None:
         self._device, self._enabled, self._paused = device, enabled, False
         self._due: OrderedDict[StepShape, int] = OrderedDict()  # runs until a shape is captured
-        self._waits: dict[StepShape, int] = {}  # after its last failure
+        self._waits: dict[StepShape, int] = {}  # the length of the last wait after a failure, in runs
         self._graphs: OrderedDict[StepShape, tuple[Any, Run]] = OrderedDict()
         self.failure: str | None = None
 
@@ -45,7 +45,7 @@ class Graphs:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Meanwhile nothing is launched and nothing captured."""
+        """Within this block no graph is launched or captured."""
         self._paused = True
         try:
             yield
@@ -53,7 +53,7 @@ class Graphs:
             self._paused = False
 
     def launch(self, shape: StepShape) -> bool:
-        """Queue the recording of `shape`; False if there is none."""
+        """Queue the graph of `shape`; returns False if there is none."""
         if self._paused or shape not in self._graphs:
             return False
         self._graphs.move_to_end(shape)
@@ -61,7 +61,7 @@ class Graphs:
         return True
 
     def wanted(self, shape: StepShape) -> bool:
-        """Whether to record now what has just run: the second time, and long after a failure."""
+        """Whether to capture `shape`, which has just run: on its second run, and again long after a failure."""
         if not self._enabled or self._paused:
             return False
         left = self._due.pop(shape, 1)
@@ -71,9 +71,9 @@ class Graphs:
         return left == 0
 
     def capture(self, shape: StepShape, run: Run) -> None:
-        """Record `run`, which is kept as long as the recording.
+        """Capture `run`, which is kept as long as its graph.
 
-        A failure is remembered in `failure` and not raised: the step has run already.
+        An error is stored in `failure` and not raised, because the step itself has run already.
         """
         try:
             self._device.begin_capture()
@@ -93,23 +93,23 @@ class Graphs:
             self._drop(next(iter(self._graphs)))
 
     def failed(self, shape: StepShape, error: EngineError) -> None:
-        """Make room, and try `shape` again later."""
+        """Drop half of the graphs to free memory, and capture `shape` again later."""
         self.failure = str(error)
         self._waits[shape] = self._due[shape] = min(2 * self._waits.get(shape, _FIRST // 2), _LAST)
         for other in list(self._graphs)[: -(-len(self._graphs) // 2)]:
             self._drop(other)
 
     def close(self) -> None:
-        """Drop all of them."""
+        """Drop all graphs."""
         for shape in list(self._graphs):
             self._drop(shape)
 
     def _abandon(self) -> None:
-        """Take the stream out of capturing; what it recorded is of no use."""
+        """End a failed capture and drop what it recorded."""
         try:
             self._device.free_graph(self._device.end_capture())
         except EngineError:
-            return  # a spoiled capture ends with an error of its own; the first one tells why
+            return  # ending an invalid capture fails too; the first error is the one that tells why
 
     def _drop(self, shape: StepShape) -> None:
         graph, _ = self._graphs.pop(shape)

@@ -1,11 +1,11 @@
-"""Keys and values on the device: the pool of an engine, and the rows that a step has just computed.
+"""`Rows`: keys and values on the device, either the pool of an engine or the new rows of a step.
 
     pool, new = Rows(device, tensors=64, count=4096, row_bytes=8192), Rows(device, 64, 512, 8192)
     for row, slot, count in runs_of(write_slots):
         pool.copy(slot, new, row, count)     # queued behind the step that wrote `new`
 
-One tensor is the keys or the values of one layer. All of them lie in one allocation at equal distances, so that a row
-of every tensor moves in one copy. No address ever changes, so CUDA graphs may hold them.
+One tensor holds the keys or the values of one layer. All tensors lie in one allocation at equal distances, so that one
+2D copy moves a row of every tensor. No address ever changes, so CUDA graphs may hold them.
 """
 
 from dpad.runtime.engines.gpu.device import Device, aligned
@@ -13,10 +13,10 @@ from dpad.runtime.errors import EngineError
 
 
 class Rows:
-    """`count` rows in each of `tensors` tensors: [count, G, D] from address `at(i)`. What they hold is undefined."""
+    """`count` rows in each of `tensors` tensors; tensor i is [count, G, D] at address `at(i)`, uninitialised."""
 
     def __init__(self, device: Device, tensors: int, count: int, row_bytes: int) -> None:
-        """Raises `EngineError`, naming the size and the way out, if the device lacks the memory."""
+        """Allocate the rows; if the device lacks memory, an `EngineError` names the size and says what to do."""
         self.count = count
         self._device, self._tensors, self._row_bytes = device, tensors, row_bytes
         self._stride = aligned(count * row_bytes)
@@ -25,7 +25,8 @@ class Rows:
             self._address = device.alloc(size)
         except EngineError as error:
             raise EngineError(
-                f"no {size / 2**20:.0f} MiB for {count} rows of keys and values ({error}); open it with fewer slots"
+                f"the GPU has no {size / 2**20:.0f} MiB free for {count} rows of keys and values ({error}); open the "
+                "bundle with fewer slots"
             ) from error
 
     def at(self, tensor: int) -> int:
@@ -44,5 +45,5 @@ class Rows:
         self._device.copy_2d(target, self._stride, origin, source._stride, count * self._row_bytes, self._tensors)
 
     def close(self) -> None:
-        """Free all of them; nothing queued may still use them."""
+        """Free the allocation; no queued work may still use it."""
         self._device.free(self._address)

@@ -1,9 +1,10 @@
-"""`OnnxProgram`: a session of ONNX Runtime as a program of an engine on a GPU.
+"""`OnnxProgram` makes a session of ONNX Runtime a `Program` of an engine on a GPU.
 
 program = OnnxProgram(session, "cuda", device, contract.inputs(dtype), contract.outputs(dtype), step_limits(contract))
 program.bind(StepShape(profile=0, B=1, R=32, ...), addresses).queue()
 
-Every tensor lies in the engine's memory: ONNX Runtime reads and writes it there, and allocates only what is between.
+Inputs and outputs lie in the engine's memory, where ONNX Runtime reads and writes them; it allocates intermediate
+tensors only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ _PROFILES = {1: ("decide",), 2: ("refresh", "cached")}
 
 
 class _OnnxRun(Run):
-    """ONNX Runtime has a stream of its own: it starts when the device's is done, and is waited for."""
+    """A run on ONNX Runtime's own stream: `queue` waits for the device's stream, runs, and waits for the run's end."""
 
     def __init__(self, session: ort.InferenceSession, binding: ort.IOBinding, device: Device) -> None:
         self._session, self._binding, self._device = session, binding, device
@@ -32,9 +33,9 @@ class _OnnxRun(Run):
 
 
 class OnnxProgram(Program):
-    """`limits` are those of one profile, or of a step's two, which are the same code here."""
+    """A session with limits of one profile (`decide`), or of the two profiles of a step, which run the same code."""
 
-    records = False  # its runs allocate and wait
+    records = False  # a CUDA graph cannot record runs that allocate and wait
 
     def __init__(
         self,
@@ -46,14 +47,14 @@ class OnnxProgram(Program):
         limits: Sequence[Limits],
         multiple: int = 1,
     ) -> None:
-        """`place` is ONNX Runtime's name of where `device` has its memory."""
+        """`place` is ONNX Runtime's name for the kind of memory of `device`, "cuda" or "cpu"."""
         self.inputs, self.outputs, self.limits, self.multiple = inputs, outputs, limits, multiple
         self.profiles = _PROFILES[len(limits)]
         self._session: ort.InferenceSession | None = session
         self._place, self._device = place, device
 
     def bind(self, shape: StepShape, addresses: Mapping[str, int], *, own: bool = False) -> Run:
-        """A run with a binding of its own, which holds for good in any case."""
+        """A run with a binding of its own; it stays valid whether or not `own` is set."""
         assert self._session is not None, "the program is closed"
         binding = self._session.io_binding()
         for bind, specs in ((binding.bind_input, self.inputs), (binding.bind_output, self.outputs)):
@@ -63,5 +64,5 @@ class OnnxProgram(Program):
         return _OnnxRun(self._session, binding, self._device)
 
     def close(self) -> None:
-        """Let go of the session."""
+        """Drop the session."""
         self._session = None

@@ -1,11 +1,11 @@
-"""`Runner`: a program made ready to run: its small tensors staged, its runs bound, and its recordings.
+"""`Runner` runs a program: it stages its small tensors, binds its runs, and records them as CUDA graphs.
 
     runner = Runner(program, device, {"logits": address}, cuda_graphs=True)
     found = runner.queue(StepShape(profile=0, B=1, R=32, ...), {"canvas": canvas, ...})
     device.synchronise()
-    found["token_ids"]                   # [B, R]; the caller's until the next run
+    found["token_ids"]                   # [B, R]; valid until the next run
 
-What is large stays on the device, at addresses that never change. A shape that comes again is replayed as a CUDA graph.
+Large tensors stay on the device, at addresses that never change. A shape that repeats is replayed as a CUDA graph.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ from dpad.runtime.errors import EngineError
 
 
 class Runner:
-    """Runs are queued on the device's stream, one behind the other."""
+    """Queues the runs of one program on the device's stream, one after the other."""
 
     def __init__(self, program: Program, device: Device, addresses: Mapping[str, int], cuda_graphs: bool) -> None:
-        """`addresses` are those of the tensors that stay on the device; the others are small, and staged."""
+        """`addresses` holds the tensors that stay on the device; the program's other tensors are small and staged."""
         self._program, self._device, self._addresses = program, device, addresses
         self._small_inputs = [spec for spec in program.inputs if spec.name not in addresses]
         self._small_outputs = [spec for spec in program.outputs if spec.name not in addresses]
@@ -40,13 +40,13 @@ class Runner:
             raise
 
     def check(self, shape: StepShape) -> None:
-        """Raise `EngineError` unless the program takes `shape`."""
+        """Raise `EngineError` unless `shape` is within the program's limits."""
         shape.check(self._program.limits[shape.profile], self._program.profiles[shape.profile])
 
     def queue(self, shape: StepShape, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Queue a run of a shape that was checked; the small outputs, which are there when the device has finished.
+        """Queue a run of a checked shape; returns the small outputs, which are valid once the device has finished.
 
-        `values` are the small inputs. One may be shorter than its last axis: nobody reads what lies behind.
+        `values` are the small inputs. One may be shorter than its last axis, because the rest is never read.
         """
         given, sent = self._sent.fields(_shapes(self._small_inputs, shape))
         found, fetched = self._fetched.fields(_shapes(self._small_outputs, shape))
@@ -58,23 +58,23 @@ class Runner:
         return {name: field.array for name, field in found.items()}
 
     def keep(self) -> None:
-        """Keep for the next start what the program compiled here."""
+        """Save kernels that the program compiled for the next start."""
         self._program.keep()
 
     def close(self) -> None:
-        """Free everything but the program; nothing queued may still use it."""
+        """Free everything but the program; no queued work may still use it."""
         self.graphs.close()
         self._bound.clear()
         self._sent.close()
         self._fetched.close()
 
     def _most(self, specs: Sequence[TensorSpec]) -> int:
-        """Bytes that staging `specs` takes at most."""
+        """The most bytes that staging `specs` can take."""
         highs = [{axis: high for axis, (_, high) in limits.items()} for limits in self._program.limits]
         return max(bytes_of(_shapes(specs, StepShape(profile, **high))) for profile, high in enumerate(highs))
 
     def _run(self, shape: StepShape, addresses: Mapping[str, int]) -> None:
-        """Queue it as a recording if there is one, else eagerly, and record it if it comes again."""
+        """Queue the shape's CUDA graph if there is one; otherwise queue the run, and record it if it repeats."""
         if self.graphs.launch(shape):
             return
         before, run = self._bound.pop(shape.profile, (None, None))
@@ -86,7 +86,7 @@ class Runner:
             self._record(shape, addresses)
 
     def _record(self, shape: StepShape, addresses: Mapping[str, int]) -> None:
-        """Record a run of its own, which has run once before: what it settles the first time cannot be recorded."""
+        """Record a run of its own. It runs once before, because its one-time preparations cannot be captured."""
         try:
             run = self._program.bind(shape, addresses, own=True)
             run.queue()

@@ -4,7 +4,7 @@
     fields, used = staging.fields({"token_ids": ("int64", (2, 32))})
     fields["token_ids"].array, fields["token_ids"].address
 
-All of them travel in one copy. Where a tensor lies depends only on the shapes, so that a CUDA graph can hold the copy.
+One copy transfers all of them. A tensor's address depends only on the shapes, so that a CUDA graph can record the copy.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Field:
 
 
 class Staging:
-    """`size` bytes on both sides."""
+    """A buffer of `size` bytes on the host and one on the device."""
 
     def __init__(self, device: Device, size: int) -> None:
         self._device = device
@@ -37,7 +37,7 @@ class Staging:
         self._host = device.pinned(size)
 
     def fields(self, shapes: Shapes) -> tuple[dict[str, Field], int]:
-        """Where each tensor lies, and how many bytes all of them take."""
+        """The location of each tensor, and the bytes that all of them take."""
         fields, offset = {}, 0
         for name, (dtype, shape) in shapes.items():
             count = prod(shape)
@@ -55,7 +55,7 @@ class Staging:
         self._device.download(self._host[:used], self._address)
 
     def close(self) -> None:
-        """Free both sides."""
+        """Free both buffers."""
         self._device.free(self._address)
         self._device.free_pinned(self._host)
 

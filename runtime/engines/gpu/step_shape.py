@@ -14,13 +14,13 @@ _WAY_OUT = {
     "B": LARGER_BATCH,
     **dict.fromkeys("NQK", LARGER_LENGTH),
     "R": "use a smaller block_length, or export with a larger --block-length",
-    "P": "open it with other slots",
+    "P": "open the bundle with another number of slots",
 }
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """The optimisation profile and the sizes of the axes, named as in `StepContract`; 1 where a plan has none."""
+    """The optimisation profile and the sizes of the axes, named as in `StepContract`; 1 for axes that a plan lacks."""
 
     profile: int
     B: int
@@ -35,7 +35,7 @@ class StepShape:
         return tuple(axis if isinstance(axis, int) else int(getattr(self, axis)) for axis in axes)
 
     def check(self, limits: Mapping[str, tuple[int, int]], profile: str) -> None:
-        """Raise `EngineError`, naming axis, size and limit, unless the profile takes this shape."""
+        """Raise an `EngineError` that names axis, size and limit, unless the profile takes this shape."""
         for axis, (low, high) in limits.items():
             size = getattr(self, axis)
             if not low <= size <= high:

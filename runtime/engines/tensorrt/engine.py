@@ -1,4 +1,4 @@
-"""`open_trt_engine`: a step compiled by TensorRT or TensorRT-RTX, as a `GpuEngine`.
+"""`open_trt_engine` opens a step compiled by TensorRT or TensorRT-RTX as a `GpuEngine`.
 
 engine = open_trt_engine(tensorrt_rtx, bundle / "engines/x.plan", contract, "float16", CudaDevice())
 """
@@ -29,10 +29,10 @@ def open_trt_engine(
     host_code: bool = False,
     kernel_cache: str | None = None,
 ) -> GpuEngine:
-    """Open `plan`, and the plan `decide` without which there is no sampling.
+    """Open `plan`, and the plan `decide`, without which the engine cannot sample.
 
-    The engine owns `device`, which is closed too if this fails. `slots` is the size of the pool, see `pool_size` for
-    its default and its errors; see `TrtPlan` for the other arguments and errors.
+    The engine takes over `device`, which is closed if this fails. `slots` is the size of the pool; see `pool_size` for
+    its default and errors. `TrtPlan` documents the other arguments and errors.
     """
     shared: dict[str, Any] = {"host_code": host_code, "cuda_graphs": cuda_graphs}
     with ExitStack() as opened:

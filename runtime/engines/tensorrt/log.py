@@ -1,10 +1,10 @@
-r"""The logger that TensorRT and TensorRT-RTX are given: it keeps errors for an exception and prints nothing.
+r"""The logger for TensorRT and TensorRT-RTX. It keeps errors for an exception and prints nothing.
 
 logger = make_logger(trt)
 raise EngineError("...:\n" + logger.words())
 
-Where the environment's DPAD_TRT_LOG names a file, all but verbose lines are added to it, each as it comes: what a
-library said before it crashed is there too. `dpad report` sets it.
+If the environment variable DPAD_TRT_LOG names a file, all but verbose lines are appended to it at once, so that the
+file has the library's last lines before a crash. `dpad report` sets the variable.
 """
 
 import os
@@ -14,19 +14,19 @@ from contextlib import suppress
 from typing import Any
 
 LOG_FILE = "DPAD_TRT_LOG"
-_KEPT = 20  # the last lines; one failure gives a handful
+_KEPT = 20  # number of error lines kept, the last ones; one failure gives a handful
 
 
 def make_logger(trt: Any, listen: Callable[[str], object] | None = None) -> Any:
-    """A `trt.ILogger` with `problems` (its last error lines) and `words()` (them as text, then forgotten).
+    """A `trt.ILogger` with `problems`, its last error lines, and `words()`, which returns and clears them as text.
 
-    `listen` is told every line, errors or not.
+    `listen` is called with every line, errors or not.
     """
 
     file = os.environ.get(LOG_FILE)
 
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors; silent otherwise. Lines come from any thread."""
+        """Keeps errors and drops other lines. Any thread may log."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)

@@ -1,12 +1,12 @@
-"""`TrtPlan`: a compiled plan, opened: checked, refitted where it needs it, with contexts on demand.
+"""`TrtPlan` opens a compiled plan, checks it, refits its weights if needed, and creates execution contexts.
 
     plan = TrtPlan(trt, path, contract.inputs("float16"), contract.outputs("float16"), device, profiles=2)
     plan.limits[1]["Q"]              # (smallest, largest) in the second profile
     context = plan.new_context(1)
 
-The library (`tensorrt`, `tensorrt_lean` or `tensorrt_rtx`) is passed in; where they differ, what decides
-is whether the module has the thing in question. Polygraphy's `TrtRunner` is made for checks, not for serving, and the
-runtime does without it. A plan is executable code: whoever calls this has compared its hash with the manifest
+The library (`tensorrt`, `tensorrt_lean` or `tensorrt_rtx`) is an argument. Where the libraries differ, the code tests
+whether the module has the attribute in question. Polygraphy's `TrtRunner` is made for checks, not for serving, so the
+runtime does not use it. A plan is executable code: callers must have compared its hash with the manifest
 (`Bundle.open`, `require_match`).
 """
 
@@ -49,17 +49,17 @@ class TrtPlan:
         Args:
             trt: the module `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
             path: the plan.
-            inputs, outputs, profiles: what the plan must have, or `EngineError` is raised.
-            device: where it runs; must be current.
-            step_onnx: the file to refit a weight-stripped plan from.
-            host_code: let the plan bring code for this host; only version-compatible plans
-                of TensorRT do, in the shape of a runtime of their own, unless they are lean.
-            kernel_cache: name in the user's cache folder for the kernels that TensorRT-RTX compiles here.
+            inputs, outputs, profiles: the tensors and the number of profiles that the plan must have.
+            device: the device that runs the plan; must be current.
+            step_onnx: the ONNX file whose weights refit a weight-stripped plan.
+            host_code: allow the plan to contain host code. Version-compatible plans of TensorRT contain it, a runtime
+                of their own, unless they are lean; no others do.
+            kernel_cache: name of the file in the user's cache folder for kernels that TensorRT-RTX compiles here.
             cuda_graphs: let TensorRT-RTX record CUDA graphs.
 
         Raises:
-            EngineMismatch: TensorRT-RTX says that the plan cannot run here.
-            EngineError: the library's own words otherwise.
+            EngineMismatch: TensorRT-RTX reports that the plan cannot run here.
+            EngineError: any other failure, with the library's own words.
         """
         self.logger = make_logger(trt)
         self._trt, self._device, self._path = trt, device, path
@@ -80,11 +80,11 @@ class TrtPlan:
 
     @property
     def captures_itself(self) -> bool:
-        """Whether the library records CUDA graphs on its own (TensorRT-RTX), so that nobody else should."""
+        """Whether the library itself records CUDA graphs (TensorRT-RTX), so that the engine must not."""
         return bool(self._trt.__name__ == "tensorrt_rtx" and hasattr(self._trt, "CudaGraphStrategy"))
 
     def new_context(self, profile: int) -> Any:
-        """An execution context for `profile`. All contexts share one block of memory: run one at a time."""
+        """An execution context for `profile`. All contexts share one block of memory, so only one may run at a time."""
         context = self._create_context()
         if context is None:
             raise self.error("gives no execution context")
@@ -94,7 +94,7 @@ class TrtPlan:
         return context
 
     def bind(self, context: Any, shape: StepShape, addresses: Mapping[str, int]) -> None:
-        """Tell a context the shape and the address of every tensor of a step."""
+        """Set the shape and the address of every tensor of a step in a context."""
         for spec in self.inputs:
             if not context.set_input_shape(spec.name, shape.of(spec.axes)):
                 raise self.error(f"refuses {spec.name} of shape {shape.of(spec.axes)}")
@@ -105,7 +105,7 @@ class TrtPlan:
     def keep_kernels(self) -> None:
         """Save the kernels that TensorRT-RTX has compiled here; without them the next start compiles again."""
         if self._kernels is not None and self._kernel_file is not None:
-            with suppress(Exception):  # the next start compiles again, nothing else is lost
+            with suppress(Exception):  # a failure costs only that the next start compiles again
                 user_cache.write(self._kernel_file, bytes(self._kernels.serialize()))
 
     def close(self) -> None:
@@ -131,18 +131,18 @@ class TrtPlan:
         return engine
 
     def _start(self) -> Any:
-        """The library's runtime; of one that does not start, as where the driver is too old, its own words.
+        """Start the library's runtime; if it fails, as with an old driver, the `EngineError` has the library's words.
 
-        The bindings give an object all the same, which holds nothing: using it, or letting it go, ends the process.
+        After a failure the bindings still return an object, which is empty: using or freeing it crashes the process.
         """
         runtime = self._trt.Runtime(self.logger)
         if self.logger.problems:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # so that it is never freed
             raise self.error("cannot be opened")
         return runtime
 
     def _check_validity(self, plan: mmap.mmap) -> None:
-        """TensorRT-RTX can say whether a plan fits this machine before it is deserialised."""
+        """Ask TensorRT-RTX, before deserialising, whether the plan fits this machine; TensorRT cannot tell."""
         if not hasattr(self._runtime, "get_engine_validity"):
             return
         validity, bits = self._runtime.get_engine_validity(plan)
@@ -159,7 +159,7 @@ class TrtPlan:
         try:
             refitter = self._trt.Refitter(self._engine, self.logger)
             parser = self._trt.OnnxParserRefitter(refitter, self.logger)
-        except TypeError as error:  # what the bindings make of a null pointer
+        except TypeError as error:  # the bindings raise it for a null pointer
             raise self.error(f"cannot be refitted ({error})") from error
         done = parser.refit_from_file(str(step_onnx))
         if missing := refitter.get_missing_weights():
@@ -185,7 +185,7 @@ class TrtPlan:
             if any(isinstance(axis, int) and axis != size for axis, size in zip(spec.axes, sizes)):
                 have.pop(spec.name)
         if wrong := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
-            raise EngineError(f"{self._path}: tensor {wrong[0]!r} is not that of the contract; export the bundle again")
+            raise EngineError(f"{self._path}: tensor {wrong[0]!r} does not fit the contract; export the bundle again")
         if (found := engine.num_optimization_profiles) != profiles:
             raise EngineError(f"{self._path} has {found} profiles instead of {profiles}; export the bundle again")
 
@@ -197,10 +197,11 @@ class TrtPlan:
         return limits
 
     def _runtime_config(self, cuda_graphs: bool) -> Any:
-        """How TensorRT-RTX runs contexts: its own CUDA graphs, and kernels kept for the next start.
+        """The runtime configuration of TensorRT-RTX: its own CUDA graphs, and a cache of compiled kernels.
 
-        Kernels are compiled for a shape before it first runs (`EAGER`). By default it runs others meanwhile and swaps
-        them in when they are ready: then the same request may round otherwise the next time, and a seed is no text.
+        With `EAGER` it compiles a shape's kernels before the shape first runs. By default it would run generic kernels
+        first and replace them later, so that the same request could round differently the next time, and a seed would
+        not determine the text.
         """
         if not self.captures_itself:
             return None
@@ -212,8 +213,8 @@ class TrtPlan:
         if self._kernel_file is not None:
             kernels = config.create_runtime_cache()
             if saved := user_cache.read(self._kernel_file):
-                kernels.deserialize(saved)  # False: made elsewhere, and ignored
-            if config.set_runtime_cache(kernels):  # else it stays empty: saving it would lose what is there
+                kernels.deserialize(saved)  # returns False for a cache of another machine, which is ignored
+            if config.set_runtime_cache(kernels):  # if not, the cache stays empty, and saving it would erase the file
                 self._kernels = kernels
         return config
 
@@ -223,5 +224,5 @@ class TrtPlan:
         return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def error(self, what: str) -> EngineError:
-        """`what` went wrong with the plan, in the library's own words."""
+        """An `EngineError` that says `what` went wrong with the plan, in the library's own words."""
         return EngineError(f"{self._path} {what}: {self.logger.words()}")

@@ -1,4 +1,4 @@
-"""`TrtProgram`: a plan as a program: an execution context for each profile, and one for each recording.
+"""`TrtProgram` makes a plan a `Program`, with an execution context for each profile and for each CUDA graph.
 
 program = TrtProgram(plan, device, ("refresh", "cached"))
 program.bind(StepShape(profile=0, B=1, R=32, ...), addresses).queue()
@@ -15,7 +15,7 @@ from dpad.runtime.errors import EngineError
 
 
 class _TrtRun(Run):
-    """A context to which shapes and addresses were bound."""
+    """A context whose shapes and addresses are set."""
 
     def __init__(self, plan: TrtPlan, context: Any, stream: int) -> None:
         self._plan, self._context, self._stream = plan, context, stream
@@ -26,9 +26,9 @@ class _TrtRun(Run):
 
 
 class TrtProgram(Program):
-    """It owns its plan.
+    """A program that owns its plan.
 
-    A recording holds only while the context that it came from is left alone: it has one of its own.
+    A CUDA graph is valid only while the context that it was captured from is not changed, so each has its own context.
     """
 
     def __init__(self, plan: TrtPlan, device: Device, profiles: Sequence[str]) -> None:
