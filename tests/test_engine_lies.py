@@ -37,8 +37,8 @@ def _drop_output(model: onnx.ModelProto) -> None:
 GRAPHS: dict[str, tuple[Callable[[Path], None], str]] = {
     "token beyond the vocabulary": (_graph("token_ids", "Add", 10**9), "predicted token 1000000"),
     "token below 0": (_graph("token_ids", "Sub", 10**12), "predicted token -9999"),
-    "more tokens": (_graph("token_ids", "Concat", axis=1, repeats=True), "gave .* for token_ids, and"),
-    "more rows": (_graph("odds_against", "Concat", axis=0, repeats=True), "gave .* for odds_against, and"),
+    "more tokens": (_graph("token_ids", "Concat", axis=1, repeats=True), "gave .* for token_ids instead of"),
+    "more rows": (_graph("odds_against", "Concat", axis=0, repeats=True), "gave .* for odds_against instead of"),
     "odds below 0": (_graph("odds_against", "Sub", 1e9), "gave odds of -"),
     "odds that are NaN": (_graph("odds_against", "Mul", float("nan")), "produced NaN"),
     "another axis": (_graph("odds_against", "Flatten", axis=0), "gave .* for odds_against"),

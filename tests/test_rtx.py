@@ -97,9 +97,7 @@ def test_where_it_does_not_fit_the_way_out_is_named(bundle: Bundle) -> None:
         require_match(entry, bundle, machine("7.5"))
     for capability in ("9.0", "10.0"):
         for plan in (entry, replace(entry, compute_capability=capability)):
-            with pytest.raises(
-                EngineMismatch, match=rf"run on compute capability {capability}.*use engine torch-cuda"
-            ):
+            with pytest.raises(EngineMismatch, match=rf"run on compute capability {capability}.*use engine torch-cuda"):
                 require_match(plan, bundle, machine(capability))
     with pytest.raises(
         EngineMismatch, match=r"library_version is '1\.0' .*--target=tensorrt-rtx((?!--comp).)* --force$"

@@ -57,9 +57,9 @@ HARMFUL: dict[str, tuple[dict[str, Any], str]] = {
     "text from nothing": ({"normalizer": ANYWHERE}, "times longer"),
     "text put before": (_in("normalizer", "normalizers", [{"type": "Prepend", "prepend": "a" * 99}] * 3), "times long"),
     "bytes as letters, again": (_in("normalizer", "normalizers", [{"type": "ByteLevel"}] * 25), "times longer"),
-    "a table of long texts": ({"normalizer": _table("a" * 999)}, "for a character"),
+    "a table of long texts": ({"normalizer": _table("a" * 999)}, "replaces a character"),
     "a table without its end": (
-        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "Sequence"}}, "6 bytes that says it has 2"
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "Sequence"}}, "6 bytes, whose header says 2"
     ),
     "words that double": (_in("pre_tokenizer", "pretokenizers", [{"type": "ByteLevel", "add_prefix_space": True}
         | {"trim_offsets": False, "use_regex": False}] * 20), "times longer"),
@@ -77,7 +77,7 @@ HARMFUL: dict[str, tuple[dict[str, Any], str]] = {
 SPELLED = {
     "a first model that is hidden": ('{"model": %s, "model": %s}', "names 'model' twice"),
     "objects of two bytes": ("[" + "{}," * 5_000_000 + "{}]", "values"),
-    "no object": ("[]", "no JSON object"),
+    "no object": ("[]", "not a JSON object"),
     "a hundred megabytes": (" " * (65 << 20), "over 64 MiB"),
     "a number of many digits": ('{"model": ' + "9" * 5000 + "}", "digits"),
     "deep": ("[" * 100_000, "nested deeper"),

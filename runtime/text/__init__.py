@@ -1,1 +1,1 @@
-"""Text to token ids and back, with files from strangers: tokenizer, chat template, their limits."""
+"""Converts text to token ids and back, with a checkpoint's untrusted tokenizer and chat template, within limits."""

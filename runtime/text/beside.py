@@ -1,12 +1,13 @@
-"""`Beside`: a tokenizer's twin over the same model, in which special tokens count: for what a chat template writes.
+"""`Beside`: a second tokenizer over the same model, the twin, which recognises special tokens in text.
 
     Beside(tokenizer).twin.encode("<s>user")                        # as transformers encodes it
     beside = Beside(tokenizer, sign="\\ue000")
     beside.twin.encode(beside.signed("<s><s>", {0: "<s>"}, str))     # the first <s> is the token, the second is text
 
-Such a text is encoded in one call, not piece by piece, since a piece does not tell where it stands: Metaspace may put
-a space before the first one alone, a special token may count only as a word of its own, and another added token may
-begin where it begins. Only the added tokens take memory a second time: the model, which is large, is shared.
+It encodes the text that a chat template writes, in one call. Encoding pieces would give other tokens, because a piece's
+tokens depend on its neighbours: Metaspace may put a space before the first piece only, a special token may count only
+as a separate word, and another added token may start with the same characters. The twin shares the tokenizer's large
+model; only the added tokens take memory twice.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +16,10 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 
 class Beside:
-    """With a `sign`, which no text may hold, special tokens have it behind their first character.
+    """A tokenizer's twin, whose special tokens contain `sign` after their first character.
 
-    `added` are the ids of the twin's added tokens.
+    No text may contain the sign. With an empty sign the twin recognises special tokens wherever text spells them.
+    `added` holds the ids of the twin's added tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, sign: str = "") -> None:
@@ -30,15 +32,17 @@ class Beside:
         self.added = frozenset(numbers)
         self._others = {twin: number for twin, number in numbers.items() if twin != number}
         if any(tokenizer.model.id_to_token(twin) is not None for twin in self._others):
-            raise ValueError("its vocabulary leaves out ids, so a special token is not told from text that spells it")
+            raise ValueError(
+                "its vocabulary leaves out ids, so a special token cannot be distinguished from text that spells it"
+            )
         self._special = {token.content: self._spelling(token) for _, token in added if token.special}
 
     def ids(self, encoding: Encoding) -> list[int]:
-        """What the tokenizer itself has as the ids of an encoding of its twin."""
+        """The tokenizer's own ids for an encoding of its twin."""
         return [self._others.get(number, number) for number in encoding.ids] if self._others else list(encoding.ids)
 
     def signed(self, text: str, places: Mapping[int, str], show: Callable[[str], str]) -> str:
-        """`text` with the sign in the special tokens at these places, and all else as `show` gives it."""
+        """`text` with the sign added to the special tokens at `places`; `show` converts the text between them."""
         pieces, end = [], 0
         for start, spelling in sorted(places.items()):
             if start >= end:
@@ -52,7 +56,7 @@ class Beside:
 
     def _signed(self, token: AddedToken) -> AddedToken:
         spelling, normalizer = self._spelling(token), self.twin.normalizer
-        # One that takes the sign away would let text be the special token.
+        # A normalizer that removes the sign would turn text into the special token, so such a token is not normalized.
         kept = not token.special or normalizer is None or self.sign in normalizer.normalize_str(spelling)
         return AddedToken(
             spelling,

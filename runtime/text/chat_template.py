@@ -1,9 +1,9 @@
-"""`ChatTemplate`: how a checkpoint writes a conversation, rendered as transformers renders it, within limits.
+"""`ChatTemplate` renders a conversation with the checkpoint's chat template, as transformers does, within limits.
 
-    template = ChatTemplate.open(directory, named_tokens(directory))      # None where there is none
+    template = ChatTemplate.open(directory, named_tokens(directory))      # None if there is no template
     template.render([{"role": "user", "content": "Count to five."}])
 
-A template is a program from a stranger: it runs in a sandbox, and no longer than `STEPS`.
+A template is an untrusted program: it runs in a sandbox, for at most `STEPS` steps.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,11 +28,11 @@ Message = Mapping[str, str]
 FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"
 DEFAULT = "default"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_NAMES = 20  # that a message lists
+_NAMES = 20  # most templates that an error message lists
 
 
 class ChatTemplate:
-    """The source of a template, and the special tokens that it knows by name."""
+    """The source of a template, and the special tokens that it can use by name."""
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         self.source = source
@@ -40,18 +40,18 @@ class ChatTemplate:
 
     @classmethod
     def open(cls, directory: Path, variables: Mapping[str, str]) -> "ChatTemplate | None":
-        """The template that transformers takes of those in `directory`; raises `BundleError` for none of several."""
+        """Open the template in `directory` that transformers uses; raises `BundleError` if none is the default."""
         templates = read_templates(directory)
         return cls(choose(templates, None, directory), variables) if templates else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as text, the assistant's turn opened at its end; raises `InvalidRequest`."""
+        """Write the conversation as text that ends with the opened assistant's turn; raises `InvalidRequest`."""
         return self._render(messages, None, add_generation_prompt, datetime.now())
 
     def render_disguised(self, messages: Sequence[Message], spellings: Collection[str]) -> tuple[str, Disguise | None]:
-        """... and for messages that spell special tokens, these under a disguise; raises `InvalidRequest`.
+        """Render the conversation with a disguise for special tokens that the messages spell, None if they spell none.
 
-        It must show what the messages give as they are.
+        Raises `InvalidRequest`, also if the text without its disguise differs from that of the plain messages.
         """
         disguise = Disguise.of(spellings, messages, self.source)
         moment = datetime.now()
@@ -83,9 +83,9 @@ class ChatTemplate:
                 return template.render(values)
         except Exhausted as error:
             raise InvalidRequest(
-                f"the chat template was stopped: {error}; shorten the messages, or mend the template"
+                f"the chat template was stopped: {error}; shorten the messages, or correct the template"
             ) from None
-        except Exception as error:  # a template is a program: what it adds or divides may raise anything
+        except Exception as error:  # a template is a program, whose operations may raise anything
             raise InvalidRequest(f"the chat template refused these messages: {kind(error)}: {told(error)}") from error
 
     @cached_property
@@ -93,15 +93,15 @@ class ChatTemplate:
         try:
             return TemplateEnvironment().from_string(self.source)
         except Exhausted as error:
-            raise BundleError(f"the chat template cannot be used: {error}; mend it") from None
-        except Exception as error:  # Jinja's own, and those of the Python that it writes: RecursionError, SyntaxError
+            raise BundleError(f"the chat template cannot be used: {error}; correct it") from None
+        except Exception as error:  # Jinja's errors, and RecursionError or SyntaxError from its generated Python
             raise BundleError(f"the chat template is not valid Jinja: {told(error)}") from error
 
 
 def read_templates(directory: Path) -> dict[str, str]:
-    """Name -> source of every chat template that a tokenizer's `directory` holds, as transformers reads them.
+    """Read every chat template in a tokenizer's `directory` as transformers does: name -> source.
 
-    Files go before tokenizer_config.json. Raises `BundleError` for what cannot be read.
+    Template files take precedence over tokenizer_config.json. Raises `BundleError` if one cannot be read.
     """
     files = {DEFAULT: directory / FILE} if (directory / FILE).exists() else {}
     more = sorted(path for path in (directory / FOLDER).glob("*.jinja") if not path.name.startswith("."))
@@ -116,16 +116,16 @@ def read_templates(directory: Path) -> dict[str, str]:
         try:
             written = {entry["name"]: entry["template"] for entry in written}
         except (KeyError, TypeError):
-            raise BundleError(f"{path}: each chat_template of a list has a name and a template; mend it") from None
+            raise BundleError(f"{path}: each chat_template of a list needs a name and a template; correct it") from None
     named = written if isinstance(written, dict) else {DEFAULT: written}
     for name, source in named.items():
         if not isinstance(name, str) or not isinstance(source, str):
-            raise BundleError(f"{path}: chat_template {shown(name)} is no text; mend it")
+            raise BundleError(f"{path}: chat_template {shown(name)} is not text; correct it")
     return named
 
 
 def choose(templates: Mapping[str, str], name: str | None, directory: Path) -> str:
-    """The template called `name`, or the default; raises `BundleError` with the names there are."""
+    """The template called `name`, or the default; raises a `BundleError` that lists the names."""
     wanted = DEFAULT if name is None else name
     if wanted in templates:
         return templates[wanted]
@@ -140,21 +140,21 @@ def choose(templates: Mapping[str, str], name: str | None, directory: Path) -> s
 
 @reading("a conversation")
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raise `InvalidRequest` for what is no conversation of texts."""
+    """Raise `InvalidRequest` unless `messages` is a list of messages whose fields are all text."""
     if listed(messages) is None:
         raise InvalidRequest(f"a conversation is a list of chat messages, not {kind(messages)}")
     if not messages:
-        raise InvalidRequest("a conversation without messages cannot be written; give at least one")
+        raise InvalidRequest("a conversation without messages cannot be rendered; give at least one")
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise InvalidRequest(f"a chat message needs 'role' and 'content', got {shown(message)}")
-        for key, value in message.items():  # what is nested could spell a special token unseen
+        for key, value in message.items():  # a nested value could hide a special token
             if not isinstance(key, str) or not isinstance(value, str):
-                raise InvalidRequest(f"a chat message holds text, and its {shown(key)} is {kind(value)}")
+                raise InvalidRequest(f"a chat message holds text only, but its {shown(key)} is {kind(value)}")
 
 
 def _with_reasoning(message: Message) -> dict[str, str]:
-    """The message as a dict; what its author thought, if it says so, under each name that templates read."""
+    """The message as a dict; its reasoning, if it has any, is under each name that templates use."""
     thought = next((message[name] for name in _REASONING if name in message), None)
     if thought is None:
         return dict(message)

@@ -1,12 +1,11 @@
-"""`TextCodec`: text and chat messages to token ids and back, with the checkpoint's own files.
+"""`TextCodec` converts text and chat messages to token ids and back, with the checkpoint's own files.
 
     codec = TextCodec.open(bundle_dir / "tokenizer")
     ids = codec.encode_chat([{"role": "user", "content": "Count to five."}])
     codec.decode(ids)
 
-A user's text is text: where it spells a special token, such as `<|eot_id|>` or the mask, it becomes the tokens of
-these characters. Only the chat template writes special tokens, and `encode_rendered`, for text that a template has
-written elsewhere.
+Special tokens in a user's text are plain text: `<|eot_id|>` or the mask becomes the tokens of its characters. Special
+tokens come only from the chat template, or from text for `encode_rendered`, which a template has written elsewhere.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,20 +29,20 @@ class TextCodec:
     """A tokenizer.json with its optional chat template and special tokens."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, traits: Traits = UNSEEN) -> None:
-        tokenizer.encode_special_tokens = True  # as text, that is
-        tokenizer.no_truncation()  # files keep what their training cut and padded to
+        tokenizer.encode_special_tokens = True  # the library's name for: encode special tokens as plain text
+        tokenizer.no_truncation()  # a file may hold the truncation and padding of its training
         tokenizer.no_padding()
         self._tokenizer, self._traits = tokenizer, traits
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = {token.content: number for number, token in added if token.special and token.content}
-        # A text may hold what is unknown, and no other special token.
+        # Plain text may become the unknown token, but no other special token.
         self._reserved = {number for spelled, number in self._special.items() if spelled != traits.unknown}
         self._template = template
         self._signed: Beside | None = None
 
     @classmethod
     def open(cls, directory: Path) -> "TextCodec":
-        """Read tokenizer.json, its special tokens' names and the chat template; raises `BundleError`."""
+        """Read tokenizer.json, the names of special tokens and the chat template; raises `BundleError`."""
         with _library(f"{directory / 'tokenizer.json'} cannot be read"):
             tokenizer, traits = open_tokenizer(directory / "tokenizer.json")
             padding = tokenizer.padding
@@ -57,39 +56,39 @@ class TextCodec:
 
     @property
     def size(self) -> int:
-        """How many tokens there are; their ids may go on beyond."""
+        """Number of tokens; their ids may be larger, because ids may be left out."""
         return int(self._tokenizer.get_vocab_size())
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token."""
+        """Length of the longest token, in characters."""
         return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, with the special tokens the tokenizer itself adds."""
+        """Token ids of plain text, with the special tokens that the tokenizer itself adds."""
         encoded = self._encode(text)
         with _library("tokenizer.json cannot add its special tokens to this text"):
             return list(self._tokenizer.post_process(encoded).ids)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids of text in the middle of a canvas: nothing is added."""
+        """Token ids of text in the middle of a canvas, without added special tokens."""
         return list(self._encode(text).ids)
 
     def _encode(self, text: str) -> Encoding:
         encoded = self._encode_by(self._tokenizer, text)
-        self._refuse(self._reserved.intersection(encoded.ids))  # of a tokenizer that has it as a word, too
+        self._refuse(self._reserved.intersection(encoded.ids))  # a vocabulary may also hold a special token as a word
         return encoded
 
     def _encode_by(self, tokenizer: Tokenizer, text: str) -> Encoding:
         if not isinstance(text, str):
-            raise InvalidRequest(f"text is encoded, and {shown(text)} is none")
-        text = str.__str__(text)  # a class of texts may have its own length
+            raise InvalidRequest(f"only text can be encoded, and {shown(text)} is not text")
+        text = str.__str__(text)  # a subclass of str may override its length
         if (size := len(text) * self._traits.encoding) > WORK:
             raise InvalidRequest(
-                f"a text of {len(text)} characters may become {size} bytes on its way to tokens, over the limit of "
+                f"a text of {len(text)} characters may become {size} bytes while it is encoded, over the limit of "
                 f"{WORK}; encode it in parts"
             )
-        # What it is given and cannot take is half of a surrogate pair, as JSON may spell it.
+        # The only text that the library rejects has lone surrogates, which JSON can spell.
         with _library("tokenizer.json cannot encode this text", "the text is not valid Unicode"):
             return tokenizer.encode(text, add_special_tokens=False)
 
@@ -98,15 +97,15 @@ class TextCodec:
             raise InvalidRequest(f"the text holds the special token {self.token_text(number)}; take it out")
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Token ids of text that a chat template has written: special tokens in it count, nothing is added."""
+        """Token ids of text that a chat template has written: special tokens are recognised, and none are added."""
         if not isinstance(text, str):
             raise InvalidRequest(f"a prompt that a chat template has written is text, not {kind(text)}")
         return self._beside.ids(self._encode_by(self._beside.twin, text))
 
     def encode_chat(self, messages: Sequence[Message], measure: Callable[[str], None] | None = None) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn; raises `InvalidRequest`.
+        """Token ids of a conversation, up to the start of the assistant's turn; raises `InvalidRequest`.
 
-        Special tokens that a message spells are text. `measure` is given what the template wrote before it is
+        Special tokens that a message spells are plain text. `measure` is called with the rendered text before it is
         encoded, and may raise.
         """
         check_messages(messages)
@@ -124,15 +123,16 @@ class TextCodec:
         return signed.ids(encoded)
 
     def _places(self, encoded: Encoding, text: str) -> dict[int, str]:
-        """Where the special tokens of what a template wrote are spelled; -1 for one that is not.
+        """Offsets in `text` of the special tokens that a template wrote: offset -> spelling.
 
-        A normalizer may make one of other text, and a message may say that.
+        The offset -1 stands for a token whose spelling is not in the text: a normalizer may make a special token out
+        of other text, which a message may contain.
         """
         spelled = {number: spelling for spelling, number in self._special.items()}
         pairs = [(number, span) for number, span in zip(encoded.ids, encoded.offsets) if number in spelled]
         places = {text.find(spelled[number], *span): spelled[number] for number, span in pairs}
         if not any(text.find(spelled[number], *span) < 0 for number, span in pairs if number in self._reserved):
-            places.pop(-1, None)  # what is unknown
+            places.pop(-1, None)  # only the unknown token, which text may become
         return places
 
     @cached_property
@@ -141,29 +141,29 @@ class TextCodec:
             return Beside(self._tokenizer)
 
     def _beside_without(self, text: str) -> Beside:
-        """One with a sign that is not in `text`."""
+        """A `Beside` whose sign does not occur in `text`."""
         signed = self._signed
         if signed is None or signed.sign in text:
             taken = text + "".join(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
             sign = next((sign for sign in map(chr, PRIVATE) if sign not in taken), None)
             if sign is None:
-                raise InvalidRequest("a text holds all of Unicode's private use area; take some of it out")
+                raise InvalidRequest("a text contains all of Unicode's private use area; remove some of it")
             with _library("tokenizer.json has special tokens that cannot be told from text"):
                 self._signed = signed = Beside(self._tokenizer, sign)
         return signed
 
     @property
     def template(self) -> str | None:
-        """The source of the chat template, None where there is none."""
+        """The source of the chat template; None if there is none."""
         return self._template.source if self._template else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as the checkpoint's chat template writes it, the assistant's turn opened at its end."""
+        """Render the conversation with the checkpoint's chat template, up to the start of the assistant's turn."""
         check_messages(messages)
         return self._chat.render(messages, add_generation_prompt=add_generation_prompt)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Text of token ids, without special tokens."""
         return self._decode(ids, skip_special_tokens=True)
 
     def token_text(self, token: int) -> str:
@@ -190,9 +190,9 @@ class TextCodec:
 
 @contextmanager
 def _library(fault: str, refused: str = "") -> Iterator[None]:
-    """What tokenizers raises: `InvalidRequest` for arguments of a wrong kind, `BundleError` for all else.
+    """Convert errors of the tokenizers library: a wrong argument to `InvalidRequest`, all others to `BundleError`.
 
-    A tokenizer.json that contradicts itself gives bare exceptions, and panics of Rust, which are no `Exception`.
+    A tokenizer.json that contradicts itself causes bare exceptions, and Rust panics, which are `BaseException`s.
     """
     try:
         yield
@@ -201,5 +201,5 @@ def _library(fault: str, refused: str = "") -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
             said = str(error) or type(error).__name__
-            raise BundleError(f"{fault}: {said}; mend it, and export the bundle again") from error
+            raise BundleError(f"{fault}: {said}; correct it, and export the bundle again") from error
         raise

@@ -1,13 +1,13 @@
-"""`Disguise`: special tokens that messages spell, as other text while a chat template is rendered.
+"""`Disguise` replaces special tokens that messages spell by other text while a chat template is rendered.
 
     disguise = Disguise.of(spellings, messages, taken=source)
     rendered = render([disguise.hide(message) for message in messages])
-    disguise.show(rendered)                    # what the messages said
+    disguise.show(rendered)                    # the text with the messages' own characters
 
-The first character of each is another one, from Unicode's private use area, that occurs nowhere else: so text keeps
-its length, and the template's own special tokens are told from a user's. A template may look at what a message
-says, such as `'<|eot|>' in content` or `content.split('<|eot|>')`: `method` and `show` answer as for the text that
-stands there, and pieces of it stay disguised.
+The first character of each spelled token becomes a character of Unicode's private use area that occurs nowhere else.
+So text keeps its length, and the template's own special tokens differ from a user's. A template may inspect a message,
+as in `'<|eot|>' in content` or `content.split('<|eot|>')`: `method` and `show` give the results for the original text,
+and pieces of the text stay disguised.
 """
 
 import re
@@ -23,7 +23,7 @@ _ANSWERS = frozenset({"count", "endswith", "find", "index", "rfind", "rindex", "
 
 
 class Disguise:
-    """Characters that stand for the first ones of special tokens: `marks` has the one for each of these."""
+    """`marks` maps the first character of each spelled special token to the character that replaces it."""
 
     def __init__(self, spellings: Iterable[str], marks: Mapping[str, str]) -> None:
         tokens = "|".join(map(re.escape, sorted(spellings, key=len, reverse=True)))
@@ -33,12 +33,12 @@ class Disguise:
 
     @classmethod
     def of(cls, spellings: Collection[str], messages: Sequence[Mapping[str, str]], taken: str) -> "Disguise | None":
-        """For what `messages` say, beside a template `taken`; None where they spell no special token.
+        """A disguise for `messages`, which avoids the characters in `taken`; None if they spell no special token.
 
-        Raises `InvalidRequest` where every character is taken.
+        Raises `InvalidRequest` if no character of the private use area is free.
         """
         if any(spelling in key for message in messages for key in message for spelling in spellings):
-            raise InvalidRequest("the name of a field of a chat message spells a special token; take it out")
+            raise InvalidRequest("the name of a field of a chat message spells a special token; remove it")
         told = "".join(value for message in messages for value in message.values())
         spelled = [spelling for spelling in spellings if spelling in told]
         if not spelled:
@@ -47,25 +47,27 @@ class Disguise:
         hidden = sorted({spelling[0] for spelling in spelled})
         marks = dict(zip(hidden, unused))
         if len(marks) < len(hidden):
-            raise InvalidRequest("a special token is spelled beside all of Unicode's private use area; take some out")
+            raise InvalidRequest(
+                "a message spells a special token and contains all of Unicode's private use area; remove some of it"
+            )
         return cls(spelled, marks)
 
     def hide(self, text: str) -> str:
-        """`text` without a special token in it."""
+        """`text` with its special tokens disguised."""
         return self._begins.sub(lambda match: self.marks[match[1]], text)
 
     def show(self, text: str) -> str:
-        """What stands behind a disguise."""
+        """`text` with the original characters."""
         return text.translate(self._shown)
 
     def unescape(self, text: str) -> str:
-        """`text` with the characters back that JSON, or Python for what is in a list, wrote as their numbers."""
+        """`text` with marks instead of their escapes, which JSON writes, and Python does for text in a list."""
         for mark in self.marks.values():
             text = re.sub(rf"(?<!\\)((?:\\\\)*)\\u{ord(mark):04x}", rf"\g<1>{mark}", text)
         return text
 
     def method(self, name: str, text: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """`text.name(*args, **kwargs)`, found on what stands there, and the pieces still disguised."""
+        """Call `text.name(*args, **kwargs)` on the original text; pieces of the text are returned disguised."""
         plain, looked = self.show(text), [self._plain(value) for value in args]
         named = {key: self._plain(value) for key, value in kwargs.items()}
         if name in _ANSWERS:
@@ -82,7 +84,7 @@ class Disguise:
         return getattr(text, name)(*args, **kwargs)
 
     def _rest(self, text: str, plain: str, name: str, looked: Sequence[Any]) -> str:
-        """What is left of `text` when one or both of its ends go."""
+        """The rest of `text` after a method that removes one or both of its ends."""
         if name == "strip":
             left = self._rest(text, plain, "lstrip", looked)
             return self._rest(left, self.show(left), "rstrip", looked)
@@ -90,13 +92,13 @@ class Disguise:
         return text[len(text) - kept :] if name in ("lstrip", "removeprefix") else text[:kept]
 
     def _plain(self, value: Any) -> Any:
-        if isinstance(value, tuple):  # startswith takes several
+        if isinstance(value, tuple):  # startswith takes a tuple of prefixes
             return tuple(map(self._plain, value))
         return self.show(value) if isinstance(value, str) else value
 
 
 def _cut(text: str, sizes: Sequence[int], gap: int) -> Iterable[str]:
-    """Pieces of `text` of these sizes, each `gap` behind the one before."""
+    """Cut `text` into pieces of these sizes, with `gap` characters left out between them."""
     at = 0
     for size in sizes:
         yield text[at : at + size]

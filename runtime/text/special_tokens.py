@@ -1,9 +1,9 @@
-"""The special tokens that a chat template knows by name, such as `bos_token`, as transformers reads them.
+"""The special tokens that a chat template can use by name, such as `bos_token`, as transformers reads them.
 
     named_tokens(directory, padding="<|endoftext|>")     # {"bos_token": "<s>", ...}
 
-They are those of tokenizer_config.json; then, unless that lists the added tokens, those of special_tokens_map.json,
-the older file; and what the tokenizer's class has where neither says anything.
+The defaults of the tokenizer's class are overridden by tokenizer_config.json, and both by the older file
+special_tokens_map.json, unless tokenizer_config.json lists the added tokens.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, dict[str, str]] = {
 
 
 def named_tokens(directory: Path, padding: str | None = None) -> dict[str, str]:
-    """Name -> token. `padding` is that of tokenizer.json. Raises `BundleError` for a file that cannot be read."""
+    """Name -> token. `padding` is tokenizer.json's padding token. Raises `BundleError` if a file cannot be read."""
     config = read_table(directory / "tokenizer_config.json")
     told: dict[str, Any] = {"pad_token": padding, **_defaults(config)} | config
     if "added_tokens_decoder" not in config:
@@ -42,7 +42,7 @@ def named_tokens(directory: Path, padding: str | None = None) -> dict[str, str]:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty without the file; raises `BundleError`."""
+    """Read the object in a JSON file; empty if there is no file, or no object in it. Raises `BundleError`."""
     if not path.exists():
         return {}
     try:
@@ -58,6 +58,6 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def content_of(value: Any) -> str | None:
-    """The text of a token, which files write as text or as {"content": text}."""
+    """The text of a token that a file writes as text or as {"content": text}; None for other values."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None

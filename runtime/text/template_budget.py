@@ -1,34 +1,34 @@
-"""`Budget`: what one rendering of a chat template may take, counted in steps as it goes.
+"""`Budget` limits the work of one rendering of a chat template, counted in steps.
 
     budget = Budget()
-    budget.spend(budget.weigh(value))      # raises `Exhausted` when all is spent
+    budget.spend(budget.weigh(value))      # raises `Exhausted` when the budget is spent
 
-A template is a program from a stranger. A step is one operation of its code, an element of a list, or four characters
-that are made or looked at; so a limit of steps is one of time and of memory, and the same on every machine.
+A template is an untrusted program. A step is one operation of its code, one element of a list, or four characters that
+are written or read. So a limit of steps limits both time and memory, and is the same on every machine.
 """
 
 from typing import Any
 
 STEPS = 4_000_000  # about half a second
-CHARACTERS = 4  # of a step
-_DEPTH = 64  # of nested lists and of calls
-_BITS = 1 << 16  # of whole numbers
+CHARACTERS = 4  # characters per step
+_DEPTH = 64  # most levels of nested lists and of calls
+_BITS = 1 << 16  # most bits of an integer
 NESTS: tuple[type, ...] = (list, tuple, dict, set, type({}.keys()), type({}.values()), type({}.items()))
 
 
 class Exhausted(Exception):
-    """A template does more than it may; says what."""
+    """A template exceeds a limit; the message, which begins with "it", says which."""
 
 
 class Budget:
-    """Steps that are left, and how deep calls are nested."""
+    """The remaining steps, and the depth of nested calls."""
 
     def __init__(self, steps: int = STEPS) -> None:
         self.steps = self._left = steps
         self._calls = 0
 
     def spend(self, steps: int) -> None:
-        """Count some more; raises `Exhausted`."""
+        """Count `steps` more; raises `Exhausted` if fewer are left."""
         self._left -= steps
         if self._left < 0:
             raise Exhausted(
@@ -36,21 +36,21 @@ class Budget:
             )
 
     def enter(self) -> None:
-        """One macro or loop calls another; raises `Exhausted` where that has no end."""
+        """Enter a call of a macro or loop; raises `Exhausted` if calls are nested too deep."""
         self._calls += 1
         if self._calls > _DEPTH:
             raise Exhausted(f"its macros or loops call one another more than {_DEPTH} deep")
 
     def leave(self) -> None:
-        """The call is over."""
+        """Leave a call."""
         self._calls -= 1
 
     def weigh(self, value: Any) -> int:
-        """Steps to read all of `value`, which is data; stops where they are more than what is left."""
+        """Steps to read all of the data `value`; counting stops when they exceed the remaining steps."""
         return self._weigh(value, _DEPTH)
 
     def weigh_text(self, value: Any) -> int:
-        """Steps to write `value` as text: what stands in lists is escaped, a character as up to 12."""
+        """Steps to write `value` as text. Text within lists is escaped, which takes up to 12 times the characters."""
         return self.weigh(value) * (12 if isinstance(value, NESTS) else 1)
 
     def _weigh(self, value: Any, depth: int) -> int:
@@ -74,6 +74,6 @@ class Budget:
 
 
 def check_bits(bits: int) -> None:
-    """Raises `Exhausted` for a whole number longer than any text needs."""
+    """Raise `Exhausted` for an integer longer than any text needs."""
     if bits > _BITS:
-        raise Exhausted(f"it makes whole numbers of more than {_BITS:,} bits")
+        raise Exhausted(f"it computes integers of more than {_BITS:,} bits")

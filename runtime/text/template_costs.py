@@ -1,10 +1,10 @@
-"""What filters, tests, methods and operators of a chat template cost, in the steps of `Budget`, before they run.
+"""Costs of the filters, tests, methods and operators of a chat template, computed before they run, in `Budget` steps.
 
-    FILTERS["center"](budget, "text", 10**9)       # steps; a filter that has no cost here does not exist
+    FILTERS["center"](budget, "text", 10**9)       # steps; templates cannot use filters that have no cost here
     method(budget, "text", "ljust", (10**9,), {})  # steps, or None for a method that a template may not call
 
-The costs bound time and memory from above, roughly: what is cheap and common is counted closely, what no published
-template needs is counted as if it were the worst.
+The costs are rough upper bounds of time and memory. Cheap and common operations are counted closely; operations that
+no published template needs are counted at their worst case.
 """
 
 import re
@@ -16,79 +16,79 @@ from dpad.runtime.text.template_budget import CHARACTERS, Budget, Exhausted, che
 Cost = Callable[..., int]
 
 _DIGITS = re.compile(r"\d{1,19}")
-_PLACES = 400  # of a float
+_PLACES = 400  # most decimal places of a float
 
 
 def constant(budget: Budget, *args: Any, **kwargs: Any) -> int:
-    """What looks at a value without going through it."""
+    """Cost of an operation that does not read all of a value."""
     return 1
 
 
 def deep(budget: Budget, *args: Any, **kwargs: Any) -> int:
-    """What may look at all of its arguments."""
+    """Cost of an operation that may read all of its arguments."""
     return sum(map(budget.weigh, args)) + sum(map(budget.weigh, kwargs.values()))
 
 
 def text(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> int:
-    """What writes a text of about the size of `value`."""
+    """Cost of writing a text of about the size of `value`."""
     return budget.weigh_text(value) + deep(budget, *args, **kwargs)
 
 
 def escaped(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> int:
-    """... of which every character may become a dozen."""
+    """Cost of writing a text in which each character may become twelve."""
     return 12 * text(budget, value, *args, **kwargs)
 
 
 def every(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> int:
-    """What runs Python for each element; what that calls has its own cost."""
+    """Cost of running Python code for each element, without the cost of the operations that the code calls."""
     return 1 + 10 * _length(value) + deep(budget, *args, **kwargs)
 
 
 def ordered(budget: Budget, *args: Any, **kwargs: Any) -> int:
-    """What compares elements with one another."""
+    """Cost of comparing elements with one another."""
     return 8 * deep(budget, *args, **kwargs)
 
 
 def squared(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> int:
-    """What may take a time that grows with the square of a text."""
+    """Cost of an operation whose time may grow with the square of a text's length."""
     return text(budget, value, *args, **kwargs) + budget.weigh_text(value) ** 2 // 64
 
 
 def center(budget: Budget, value: Any, width: Any = 80) -> int:
-    """Text between spaces."""
+    """Cost of padding a text with spaces to `width`."""
     return text(budget, value) + _count(width) // CHARACTERS
 
 
 def indent(budget: Budget, value: Any, width: Any = 4, *args: Any, **kwargs: Any) -> int:
-    """Text with spaces, or another text, before its lines."""
+    """Cost of writing spaces, or another text, before each line of a text."""
     lines = 1 + (value.count("\n") if isinstance(value, str) else 0)
     return text(budget, value, width) + lines * (len(width) if isinstance(width, str) else _count(width))
 
 
 def join(budget: Budget, value: Any, d: Any = "", attribute: Any = None) -> int:
-    """Elements as one text."""
+    """Cost of joining elements to one text."""
     return budget.weigh_text(value) + _length(value) * budget.weigh_text(d) + deep(budget, attribute)
 
 
 def batched(budget: Budget, value: Any, linecount: Any, fill_with: Any = None) -> int:
-    """Elements in lists of a length, or in a number of lists."""
+    """Cost of dividing elements into lists of a given length, or into a given number of lists."""
     return 1 + 10 * _length(value) + 10 * _count(linecount)
 
 
 def slices(budget: Budget, value: Any, slices: Any, fill_with: Any = None) -> int:
-    """... by the name that Jinja gives the number."""
+    """Cost of `slice`: that of `batched`, with Jinja's name for the number of lists."""
     return batched(budget, value, slices)
 
 
 def rounded(budget: Budget, value: Any, precision: Any = 0, method: Any = "common") -> int:
-    """A number to some places."""
+    """Cost of rounding a number to some places; raises `Exhausted` for too many."""
     if isinstance(precision, int) and abs(precision) > _PLACES:
         raise Exhausted(f"it rounds to more than {_PLACES} places")
     return 1
 
 
 def replace(budget: Budget, value: Any, old: Any, new: Any, count: Any = None) -> int:
-    """Text with other text in place of some."""
+    """Cost of replacing parts of a text."""
     steps = text(budget, value, old, new)
     if isinstance(value, str) and isinstance(old, str):
         steps += value.count(old) * budget.weigh_text(new)
@@ -96,7 +96,7 @@ def replace(budget: Budget, value: Any, old: Any, new: Any, count: Any = None) -
 
 
 def printf(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> int:
-    """`value % args`: each `%` may write all of the arguments, padded as far as its digits say, or `*` and a number."""
+    """Cost of `value % args`: each `%` may write all arguments, padded to a width in digits or, with `*`, in one."""
     if not isinstance(value, str):
         return text(budget, value, *args, **kwargs)
     values = [*args, *kwargs.values()]
@@ -107,7 +107,7 @@ def printf(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> int:
 
 
 def padding(spec: str) -> int:
-    """Characters that the widths and places in a format can ask for."""
+    """The most characters of padding that the numbers in a format can produce."""
     return sum(map(int, _DIGITS.findall(spec)))
 
 
@@ -119,7 +119,7 @@ def tojson(
     separators: Any = None,
     sort_keys: Any = False,
 ) -> int:
-    """JSON, each value perhaps on a line of its own behind `indent`."""
+    """Cost of writing JSON, with each value on its own line behind `indent`."""
     between = len(indent) if isinstance(indent, str) else _count(indent)
     between += sum(len(part) for part in separators or () if isinstance(part, str))
     weight = budget.weigh(x)
@@ -170,7 +170,7 @@ _PADDED_NAMES = frozenset(("center", "ljust", "rjust", "zfill"))
 
 
 def method(budget: Budget, owner: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Steps of `owner.name(*args, **kwargs)`; None for methods that are not a template's to call."""
+    """Steps of `owner.name(*args, **kwargs)`; None for methods that a template may not call."""
     if isinstance(owner, str):
         return _string_method(budget, owner, name, args, kwargs)
     for kind, names in _METHODS.items():
@@ -181,10 +181,10 @@ def method(budget: Budget, owner: Any, name: str, args: Sequence[Any], kwargs: M
 
 
 def _string_method(budget: Budget, owner: str, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    steps = 4 * budget.weigh(owner) + deep(budget, *args, **kwargs)  # a list of short pieces is larger than its text
+    steps = 4 * budget.weigh(owner) + deep(budget, *args, **kwargs)  # times 4: short pieces in a list take more memory
     if name in _FORWARD_NAMES:
         return steps
-    if name in _BACKWARD_NAMES:  # where a search takes the product of both lengths
+    if name in _BACKWARD_NAMES:  # a backward search takes time in proportion to the product of both lengths
         needles = [value for value in (*args, *kwargs.values()) if isinstance(value, str)]
         return steps + len(owner) * sum(map(len, needles)) // 1000
     if name in _PADDED_NAMES:

@@ -1,12 +1,13 @@
-"""Jinja as transformers sets it up for chat templates, in a sandbox that counts what a template does.
+"""Jinja set up for chat templates as in transformers, in a sandbox that counts the work of a template.
 
     template = TemplateEnvironment().from_string(source)
     with rendering(Budget(), None, datetime.now()):
         template.render(messages=messages, ...)
 
-The parsed template is changed before it becomes Python, so that everything whose cost depends on data is counted
-before it runs: bodies of loops and macros, operators, comparisons, slices, filters, tests and calls. Nothing is
-computed while a template is compiled, and only methods with a known cost can be called.
+The parsed template is changed before Jinja compiles it to Python, so that every operation whose cost depends on data is
+counted before it runs: bodies of loops and macros, operators, comparisons, slices, filters, tests and calls. Jinja's
+constant folding is off, so that nothing is computed uncounted while a template is compiled. Only methods with a known
+cost can be called.
 """
 
 import types
@@ -28,14 +29,15 @@ from dpad.runtime.text.template_filters import counted_filters, counted_tests, n
 from dpad.runtime.text.template_globals import GLOBALS, TemplateDict
 from dpad.runtime.text.template_meter import metered
 
-SOURCE = 200_000  # characters of a template, which take seconds to compile
-_SCOPE = ("_block_vars", "_loop_vars")  # what Jinja's code adds to the arguments of a call
+SOURCE = 200_000  # most characters of a template; so many take seconds to compile
+_SCOPE = ("_block_vars", "_loop_vars")  # arguments that Jinja's generated code adds to a call
 
 
 class GenerationTag(Extension):
-    """`{% generation %}` ... `{% endgeneration %}`: what an assistant writes, for training; here it is written as is.
+    """The tags `{% generation %}` ... `{% endgeneration %}`, which mark an assistant's text for training.
 
-    A block of its own scope, as in transformers: what is set inside is not seen behind it.
+    Here their contents are written unchanged. As in transformers, the block has its own scope: variables set inside are
+    not visible behind it.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -43,7 +45,7 @@ class GenerationTag(Extension):
         self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The block as a call that writes what it holds."""
+        """Parse the block into a call that writes its contents."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
@@ -53,14 +55,14 @@ class GenerationTag(Extension):
 
 
 def _concat(parts: Iterable[str]) -> str:
-    """The pieces that a template, a macro or a block has written, as one text."""
+    """Join the pieces that a template, a macro or a block has written."""
     pieces = list(parts)
     now().budget.spend(sum(map(len, pieces)) // CHARACTERS)
     return "".join(pieces)
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
-    """The filters, tests, globals and tags of transformers' chat templates, counted."""
+    """An environment with the filters, tests, globals and tags of transformers' chat templates, all counted."""
 
     concat = staticmethod(_concat)
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
@@ -87,7 +89,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return super()._parse(source, *args, **kwargs)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """`obj[argument]`, where an argument that is data may be hashed, or written into an error."""
+        """`obj[argument]`; counts the argument, which may be hashed, or written into an error."""
         run = now()
         run.budget.spend(run.budget.weigh(argument))
         if run.disguise is not None and isinstance(argument, str):
@@ -95,13 +97,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """`left operator right`, its cost counted before."""
+        """`left operator right`, counted before it runs."""
         budget = now().budget
         budget.spend(binary(budget, operator, left, right))
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """A macro, a loop, a function of `GLOBALS` or a method that has a cost; nothing else can be called."""
+        """Call a macro, a loop, a function of `GLOBALS` or a method with a known cost; refuse anything else."""
         run = now()
         run.budget.spend(10)
         if isinstance(__obj, (Macro, LoopContext, BlockReference)):
@@ -127,19 +129,19 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 return sum(map(budget.weigh, values))
             steps = method(budget, owner, called.__name__, args, kwargs)
             if steps is None:
-                raise SecurityError(f"{type(owner).__name__}.{called.__name__} is not for templates")
+                raise SecurityError(f"templates may not call {type(owner).__name__}.{called.__name__}")
             return steps
         if isinstance(called, (Undefined, Joiner, _Format)) or any(called is known for known in self.globals.values()):
             return sum(map(budget.weigh_text, values))
         raise SecurityError(f"a value of type {type(called).__name__} cannot be called")
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`format` of a text, sandboxed as Jinja's own, its widths counted."""
+        """The method `format` of a text, sandboxed as in Jinja, with its widths counted."""
         return None if super().wrap_str_format(value) is None else _Format(self, value)
 
 
 class _Format:
-    """`text.format` or `text.format_map`, of the text that has this method."""
+    """A counted `text.format` or `text.format_map`, made from the bound method."""
 
     def __init__(self, environment: TemplateEnvironment, method: Any) -> None:
         self._environment, self._text, self._mapped = environment, method.__self__, method.__name__ == "format_map"

@@ -1,9 +1,9 @@
-"""Filters and tests of chat templates: Jinja's, counted, and those that differ.
+"""Filters and tests of chat templates: Jinja's own with their costs counted, and those that differ from Jinja's.
 
     with rendering(Budget(), None, datetime.now()):
         template.render(...)
 
-Each counts what it costs before it runs, in the budget of the rendering that runs in its thread.
+Each counts its cost before it runs, in the budget of the rendering in its thread.
 """
 
 import json
@@ -28,13 +28,13 @@ from dpad.runtime.text.template_meter import MADE, READ, TICK, WRITTEN
 
 Function = Callable[..., Any]
 
-_ITERATOR: Any = type(iter([0]))  # what filters give that Jinja writes as generators
+_ITERATOR: Any = type(iter([0]))  # the type that the filters in `_LAZY` return; in Jinja they are generators
 _LAZY = ("batch", "items", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "unique")
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What one rendering counts in, the disguise of its messages, and when it is."""
+    """The budget of one rendering, the disguise of its messages, and its time."""
 
     budget: Budget
     disguise: Disguise | None
@@ -51,7 +51,7 @@ def now() -> Rendering:
 
 @contextmanager
 def rendering(budget: Budget, disguise: Disguise | None, moment: datetime) -> Iterator[None]:
-    """In the block templates are rendered within `budget`, over messages in `disguise`, as if it were `moment`."""
+    """Templates rendered in this block use `budget`, messages in `disguise`, and `moment` as the current time."""
     token = _now.set(Rendering(budget, disguise, moment))
     try:
         yield
@@ -61,12 +61,12 @@ def rendering(budget: Budget, disguise: Disguise | None, moment: datetime) -> It
 
 @pass_context
 def written(context: Context, value: Any) -> Any:
-    """`value`, about to be written; that it wants a context keeps Jinja from computing it as it compiles."""
+    """Count `value`, which is about to be written. `pass_context` keeps Jinja from calling it at compile time."""
     return _as_text(value)
 
 
 def settled(value: Any) -> Any:
-    """What is read once, as a list: so it can be looked at before it is used."""
+    """Turn an iterator into a list, which can be read for its cost before it is used."""
     return list(value) if isinstance(value, _ITERATOR) else value
 
 
@@ -76,7 +76,7 @@ def _tick(steps: int) -> bool:
 
 
 def _read(value: Any) -> Any:
-    """`value`, about to be compared: all of it, and as it is without its disguise."""
+    """Count `value`, which is about to be compared; returns it without its disguise."""
     run = _now.get()
     value = settled(value)
     run.budget.spend(run.budget.weigh(value))
@@ -86,7 +86,7 @@ def _read(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> Any:
-    """`value`, about to be written, and as text if that has to be set right under a disguise."""
+    """Count `value`, which is about to be written; a container with disguised text is returned as corrected text."""
     run = _now.get()
     run.budget.spend(8 + run.budget.weigh_text(value))
     if run.disguise is not None and isinstance(value, NESTS):
@@ -105,7 +105,7 @@ def _made(value: Any) -> Any:
 
 
 def _counted(name: str, function: Function, cost: Cost) -> Function:
-    """`function` behind its cost; what it would give element by element it gives at once."""
+    """Wrap `function` to count its cost first; a lazy result is computed at once."""
     skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @wraps(function)
@@ -121,7 +121,7 @@ def _counted(name: str, function: Function, cost: Cost) -> Function:
 
 
 def _as_shown(function: Function) -> Function:
-    """A test, which looks at values without their disguise."""
+    """Wrap a test to read values without their disguise."""
 
     @wraps(function)
     def shown(*args: Any, **kwargs: Any) -> Any:
@@ -148,19 +148,19 @@ def _trim(value: Any, chars: str | None = None) -> str:
 
 @pass_context
 def _sum(context: Context, iterable: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
-    """As Jinja's, each addition counted."""
+    """Jinja's `sum`, with each addition counted."""
     environment = context.environment
     assert isinstance(environment, SandboxedEnvironment)
     values = iterable if attribute is None else map(make_attrgetter(environment, attribute), iterable)
     for value in values:
         if isinstance(value, str) or isinstance(start, str):
-            raise TypeError("sum adds no text; join does")
+            raise TypeError("sum does not add text; use join")
         start = environment.call_binop(context, "+", start, value)
     return start
 
 
 def _escape(value: Any) -> Markup:
-    """`value` for HTML; a character under a disguise is escaped as what it stands for."""
+    """Escape `value` for HTML; a disguised character is escaped like the original one."""
     escaped, disguise = escape(value), _now.get().disguise
     for character, mark in disguise.marks.items() if disguise else ():
         if escape(character) != character:
@@ -171,7 +171,7 @@ def _escape(value: Any) -> Markup:
 def _tojson(
     x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON as transformers writes it: nothing is escaped for HTML."""
+    """Write JSON as transformers does, without escapes for HTML."""
     text = json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     disguise = _now.get().disguise
     return disguise.unescape(text) if disguise else text
@@ -189,11 +189,11 @@ _OWN = {
 
 
 def counted_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `filters` that have a cost, with the ones that differ, and the ones that only count."""
+    """The filters that have a cost, this module's versions where they differ, and the filters that only count."""
     known = {name: _counted(name, _OWN.get(name, filters[name]), cost) for name, cost in FILTERS.items()}
     return {**known, TICK: _tick, READ: _read, MADE: _made, WRITTEN: _as_text}
 
 
 def counted_tests(tests: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `tests` that have a cost."""
+    """The tests that have a cost."""
     return {name: _counted(name, _as_shown(tests[name]), cost) for name, cost in TESTS.items()}

@@ -1,4 +1,4 @@
-"""The functions that chat templates call, as transformers gives them."""
+"""The global functions that chat templates may call, as in transformers."""
 
 from typing import Any, NoReturn
 
@@ -9,35 +9,35 @@ from jinja2.utils import Cycler, Joiner, Namespace
 from dpad.runtime.text.template_budget import Exhausted
 from dpad.runtime.text.template_filters import now
 
-_FORMAT = 1000  # characters; the C library pads numbers as a format asks
+_FORMAT = 1000  # most characters of a format for the time; the C library pads numbers to widths in the format
 
 
 def raise_exception(message: Any) -> NoReturn:
-    """How templates refuse messages."""
+    """Refuse the messages: raise a `TemplateError`."""
     raise TemplateError(message)
 
 
 def strftime_now(form: str) -> str:
-    """The local time of this rendering."""
+    """The local time of this rendering, formatted."""
     if len(form) > _FORMAT:
-        raise Exhausted(f"it writes the time in more than {_FORMAT} characters")
+        raise Exhausted(f"it writes the time with a format of more than {_FORMAT} characters")
     return now().moment.strftime(form)
 
 
 class TemplateDict:
-    """`dict` without the attributes of the class."""
+    """The function `dict`, without the other attributes of the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        """As `dict`."""
+        """Call `dict`."""
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """As `dict.fromkeys`."""
+        """Call `dict.fromkeys`."""
         return dict.fromkeys(*args)
 
 
 class TemplateNamespace(Namespace):
-    """`namespace(...)`, whose names begin with no underscore, and whose values it does not write out."""
+    """`namespace(...)` that refuses names with a leading underscore and does not print its values."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         Namespace.__init__(*args, **kwargs)
@@ -48,13 +48,13 @@ class TemplateNamespace(Namespace):
         _check_name(name)
         super().__setitem__(name, value)
 
-    def __repr__(self) -> str:  # its values may hold it, and each other many times over
+    def __repr__(self) -> str:  # values may contain the namespace, or each other many times
         return "<Namespace>"
 
 
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name[:40]!r}")
+        raise SecurityError(f"names in a namespace may not begin with an underscore, as {name[:40]!r} does")
 
 
 GLOBALS = {

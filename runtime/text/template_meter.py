@@ -1,10 +1,10 @@
-"""Puts counting filters into a parsed chat template.
+"""Inserts counting filters into a parsed chat template.
 
-    metered(environment.parse(source))      # the same template, every cost that depends on data counted
+    metered(environment.parse(source))      # the same template, which counts every cost that depends on data
 
-`TICK` stands at the head of every body that can run more than once, with the steps of its code; `READ` around what is
-compared or becomes a key, `WRITTEN` around what `~` writes, `MADE` around slices. The names are none that a template
-can spell as a filter.
+`TICK`, with the steps of the code, begins every body that can run more than once. `READ` surrounds values that are
+compared or become keys, `WRITTEN` operands of `~`, and `MADE` slices. Each name ends with a space, so that a template
+cannot use these filters itself.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ _DEAR: dict[type[nodes.Node], int] = {
     nodes.Filter: 20,
     nodes.Test: 20,
 }
-_COMPILING = 300_000  # a second; large published templates take a tenth
+_COMPILING = 300_000  # limit of `metered`, about a second of compiling; large published templates take a tenth
 _BODIES = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 
 N = TypeVar("N", nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
@@ -33,7 +33,8 @@ N = TypeVar("N", nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 def metered(template: nodes.Template) -> nodes.Template:
     """Change `template` in place; raises `Exhausted` for one that takes too long to compile.
 
-    That is the number of its nodes, and of its names in each of its branches: the compiler copies them there.
+    The time is estimated from the nodes, and from branches times names, because the compiler copies the names to each
+    branch.
     """
     count, branches, names = 0, 0, set()
     for node in template.find_all(nodes.Node):
@@ -49,7 +50,7 @@ def metered(template: nodes.Template) -> nodes.Template:
 
 class _Meter(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
-        if node.test is not None:  # runs for elements, too, that the body does not see
+        if node.test is not None:  # the test also runs for elements that it keeps from the body
             node.test = nodes.And(_tick([node.test], node.lineno), node.test, lineno=node.lineno)
         return self._with_tick(node)
 
@@ -94,7 +95,7 @@ def _tick(body: Sequence[nodes.Node], line: int) -> nodes.Expr:
 
 
 def _steps(body: Iterable[nodes.Node]) -> int:
-    """Of code that runs once, without bodies that count themselves: what each node takes at least, in 0.1 µs."""
+    """Least steps, of 0.1 µs, of code that runs once; bodies with a `TICK` of their own are left out."""
     total = 0
     for node in body:
         total += _DEAR.get(type(node), 2)

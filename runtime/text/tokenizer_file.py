@@ -1,11 +1,11 @@
-"""A tokenizer.json, looked at before the tokenizers library reads it: that aborts on some, and eats memory on others.
+"""Checks a tokenizer.json before the tokenizers library reads it, which aborts or exhausts memory on some files.
 
     tokenizer, traits = open_tokenizer(directory / "tokenizer.json")     # OSError or ValueError
 
-The library is native code. What it does not expect ends in a Rust panic, which can be caught, and now and then in an
+The library is native code. Unexpected input usually ends in a Rust panic, which can be caught, but sometimes in an
 abort, which cannot: merges without their model's prefix, a token so long that freeing it overflows the stack, or
-an allocation that fails. So a file is read within limits of size, and what these come from is refused by looking at
-the JSON. An export tries more, in a process of its own (export/rehearsal/trial.py); docs/security.md says what is left.
+a failed allocation. So a file is read within size limits, and the known causes of aborts are found in the JSON and
+refused. An export tries more, in a process of its own (export/rehearsal/trial.py); docs/security.md lists what remains.
 """
 
 import base64
@@ -20,32 +20,34 @@ from tokenizers import Tokenizer, models
 
 from dpad.runtime.bundle import files
 
-SIZE = 64 << 20  # bytes; the largest that are published have 35 million
-_VALUES = 4_000_000  # of JSON; 260,000 tokens and 520,000 merges have 2 million
+# Upper limits.
+SIZE = 64 << 20  # bytes of the file; the largest published files have 35 million
+_VALUES = 4_000_000  # values in the JSON; 260,000 tokens and 520,000 merges have 2 million
 _TOKEN = 4096  # characters of a token; published ones have some hundreds
 _SETTING = 1 << 16  # characters of a pattern or another setting
-_AFFIX = 256  # characters of a prefix or suffix that a model puts to every part of a word
-_WORD = 1000  # characters of a word for WordPiece, which takes the cube of that in steps; published: 100
-_NODES = 256  # normalizers and the like, in one section
-_GROWTH = 4096  # how many times longer a text may become; published: under 1000
+_AFFIX = 256  # characters of a prefix or suffix that a model adds to every part of a word
+_WORD = 1000  # characters of a word for WordPiece, whose time grows with their cube; published files have 100
+_NODES = 256  # objects, such as normalizers, in one section
+_GROWTH = 4096  # growth of a text, as a factor; published files have under 1000
 _ADDED = 1024  # tokens that a post_processor adds to a text
-_CONTENTS = 1 << 20  # characters of all added tokens, which a load normalizes; 28,000 tokens of sounds have 500,000
+_CONTENTS = 1 << 20  # characters of all added tokens, normalized on opening; 28,000 audio tokens have 500,000
 WORK = 16 << 20  # bytes that normalizers may make of a text, or decoders of tokens
 
-# How many times more bytes of UTF-8 each may make of a text. A character that is put before every word counts with
-# words of one character.
+# Factors by which each part may lengthen a text in UTF-8. A character put before every word is counted with words of
+# one character.
 _GROWS = {"NFC": 2, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 2, "ByteLevel": 2, "Metaspace": 6}
 _GROWS |= {"BertNormalizer": 12, "Bert": 12, "WordPiece": 2}
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What is seen of a tokenizer.json.
+    """Properties of a tokenizer.json.
 
     Attributes:
-        encoding, decoding: how many times longer than a text what is encoded may be, and than its tokens their text.
+        encoding: factor by which normalizer and pre_tokenizer may lengthen a text.
+        decoding: factor by which the decoder may lengthen the tokens' text.
         token: characters of the longest token.
-        unknown: the token for what the vocabulary has not.
+        unknown: the token for text that the vocabulary lacks; None if there is none.
     """
 
     encoding: int = 1
@@ -58,10 +60,10 @@ UNSEEN = Traits()
 
 
 def open_tokenizer(path: Path) -> tuple[Tokenizer, Traits]:
-    """The tokenizer of a tokenizer.json, and what is seen of it.
+    """Open the tokenizer in a tokenizer.json; returns it with its `Traits`.
 
-    Raises `OSError` or `ValueError` for a file that cannot be read, or that the library must not be given; what the
-    library itself raises goes on. Dropout, which draws the merges of a text, is for training, and turned off.
+    Raises `OSError` or `ValueError` for a file that cannot be read or is not safe for the library, and whatever the
+    library itself raises. BPE dropout, which is for training, is turned off.
     """
     text, data = read_tokenizer(path)
     traits = check(data)
@@ -70,8 +72,8 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, Traits]:
         given, wanted = tokenizer.token_to_id(token["content"]), token["id"]
         if given != wanted and token["content"]:
             raise ValueError(
-                f"it gives the added token {token['content']!r} the id {wanted}, but its vocabulary and the tokens "
-                f"before it make it {given}"
+                f"it gives the added token {token['content']!r} the id {wanted}, but after its vocabulary and the "
+                f"added tokens before it the id is {given}"
             )
     if isinstance(tokenizer.model, models.BPE):
         tokenizer.model.dropout = None
@@ -79,18 +81,18 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, Traits]:
 
 
 def read_tokenizer(path: Path) -> tuple[str, dict[str, Any]]:
-    """The text of a tokenizer.json, and what it says; raises `OSError` or `ValueError`."""
+    """The text of a tokenizer.json and its parsed JSON; raises `OSError` or `ValueError`."""
     text = files.read_text(path, SIZE)
     data = files.parse_json(text, _VALUES, unique=True)
     if not isinstance(data, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return text, data
 
 
 def check(data: dict[str, Any]) -> Traits:
-    """Look for what the library aborts on; raises `ValueError` with the cause.
+    """Raise `ValueError`, with the cause, for contents on which the library aborts.
 
-    What has another form than the library's own is left to it: it refuses that without harm.
+    Values of another type than the library's are not checked here: the library refuses them with an error.
     """
     longest = _check_model(model) if isinstance(model := data.get("model"), dict) else 1
     longest = max(longest, _check_added(data.get("added_tokens")))
@@ -103,7 +105,7 @@ def check(data: dict[str, Any]) -> Traits:
 
 
 def _check_model(model: dict[str, Any]) -> int:
-    """Characters of the longest token."""
+    """Check the section `model`; returns the characters of its longest token."""
     vocab = model.get("vocab")
     tokens = vocab if isinstance(vocab, dict) else [entry[0] for entry in _lists(vocab) if entry]
     widest = _check_lengths("a token", (token for token in tokens if isinstance(token, str)), _TOKEN)
@@ -131,7 +133,7 @@ def _unknown(model: Any) -> str | None:
 
 
 def _right_parts(merges: Any) -> Iterator[str]:
-    """What each merge adds to its left part; merges are pairs, or texts with a blank between."""
+    """The right part of each merge. A merge is a pair, or a text of two parts with a space between."""
     for merge in merges if isinstance(merges, list) else ():
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if isinstance(parts, list) and len(parts) == 2 and isinstance(parts[1], str):
@@ -145,7 +147,7 @@ def _check_lengths(what: str, texts: Iterable[str], limit: int) -> int:
 
 
 def _growth(section: Any, name: str) -> int:
-    """How many times longer the parts of a section make a text, one after the other."""
+    """Factor by which the parts of a section, applied one after the other, may lengthen a text."""
     nodes = list(_nodes(section, name))
     if len(nodes) > _NODES:
         raise ValueError(f"its {name} has {len(nodes)} parts, over the limit of {_NODES}")
@@ -161,7 +163,7 @@ def _grows(node: dict[str, Any], name: str) -> int:
     if isinstance(content := node.get("content"), str) and pattern is not None:
         found = pattern.get("String") if isinstance(pattern, dict) else None
         size = len(content.encode(errors="replace"))
-        # A regular expression may match nothing, between any two characters.
+        # A regular expression may match the empty text between any two characters.
         known = len(found.encode(errors="replace")) if isinstance(found, str) else 0
         grows *= -(-size // known) if known else size + 1
     if isinstance(node.get("prepend"), str):
@@ -172,17 +174,17 @@ def _grows(node: dict[str, Any], name: str) -> int:
 
 
 def _longest_replacement(table: str, name: str) -> int:
-    """Bytes of the longest text that a table of sentencepiece puts for a character."""
+    """Bytes of the longest replacement of a character in a sentencepiece table."""
     try:
         data = base64.b64decode(table)
     except (binascii.Error, ValueError):
-        return 1  # which the library refuses
+        return 1  # the library refuses it
     start = 4 + int.from_bytes(data[:4], "little")
-    if start > len(data):  # for which the library allocates memory before it looks
-        raise ValueError(f"its {name} has a precompiled_charsmap of {len(data)} bytes that says it has {start}")
+    if start > len(data):  # the library would allocate that many bytes before it checks
+        raise ValueError(f"its {name} has a precompiled_charsmap of {len(data)} bytes, whose header says {start}")
     longest = max(map(len, data[start:].split(b"\0")), default=0)
     if longest > _AFFIX:
-        raise ValueError(f"its {name} puts {longest} bytes for a character, over the limit of {_AFFIX}")
+        raise ValueError(f"its {name} replaces a character by {longest} bytes, over the limit of {_AFFIX}")
     return longest
 
 
@@ -204,7 +206,7 @@ def _check_post_processor(section: Any) -> None:
 
 
 def _check_added(tokens: Any) -> int:
-    """Characters of the longest added token."""
+    """Check the added tokens; returns the characters of the longest."""
     texts = [token["content"] for token in _dicts(tokens) if isinstance(token.get("content"), str)]
     if (size := sum(map(len, texts))) > _CONTENTS:
         raise ValueError(f"its added tokens have {size} characters, over the limit of {_CONTENTS}")
@@ -212,7 +214,7 @@ def _check_added(tokens: Any) -> int:
 
 
 def _nodes(section: Any, name: str, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Every object in a section, whatever its type is said to be: the library guesses where none is."""
+    """Every object in a section, of any type, because the library guesses a type that is missing."""
     if depth > files.DEPTH:
         raise ValueError(f"its {name} is nested deeper than {files.DEPTH}")
     if isinstance(section, dict):
