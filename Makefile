@@ -98,14 +98,14 @@ types: $(BIN)/.lint $(BIN)/.test
 docs: $(BIN)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
-bench: $(BIN)/.bench | bundles/tiny/manifest.json
+bench: $(BIN)/.test | bundles/tiny/manifest.json
 	set -e; for name in $(BENCH); do \
 		PYTHONPATH=tests $(BIN)/python benchmarks/$$name.py --out docs/benchmarks/$$name.json $(ARGS); \
 	done
 	$(BIN)/python benchmarks/plots.py docs/benchmarks
 	$(BIN)/python benchmarks/tables.py docs/benchmarks
 
-bundles/tiny/manifest.json: | $(BIN)/.bench
+bundles/tiny/manifest.json: | $(BIN)/.test
 	$(BIN)/dpad export tiny --out bundles/tiny
 
 gpu-check:
@@ -133,7 +133,7 @@ $(BIN)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 
 $(BIN)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[export,rtx,tensorrt-lean,kernel,eval,serve,bench,test]'
-	touch $@ $(BIN)/.export $(BIN)/.serve $(BIN)/.bench
+	touch $@ $(BIN)/.export $(BIN)/.serve
 
 $(TRT_API)/.installed: constraints.txt | $(BIN)/python
 	rm -rf $(TRT_API)
@@ -143,10 +143,6 @@ $(TRT_API)/.installed: constraints.txt | $(BIN)/python
 $(RAY)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(RAY)
 	$(RAY)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[serve,ray]'
-	touch $@
-
-$(BIN)/.bench: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[export,serve,bench]'
 	touch $@
 
 $(BIN)/.docs: pyproject.toml constraints.txt | $(BIN)/python

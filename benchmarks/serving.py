@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 import measure
-from serving_load import hostile, load, soak, speed, truth
+from serving_load import hostile, load, soak, speed, suites, truth
 from serving_load.run import FULL, PASS_MS, SHORT, Run
 from serving_load.target import LOAD, SERVER, pinned
 
@@ -41,6 +41,9 @@ SCENARIOS: dict[str, Scenario] = {
     "oversize": hostile.oversize,
     "bad_input": hostile.bad_input,
     "privacy": hostile.privacy,
+    "conformance": suites.conformance,
+    "schema": suites.schema,
+    "ray": suites.ray,
     "soak": soak.soak,
 }
 _KEPT = ("machine", "commit", "model", "weights_sha256", "short")

@@ -87,6 +87,8 @@ def application(service: Service, settings: Settings) -> Starlette:
 
 async def _read(request: Request, kind: type[B]) -> B:
     """The body of a request; raises what `as_api_error` knows, or `Gone`."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "give the body as content-type: application/json", "wrong_content_type")
     try:
         return kind.model_validate_json(await request.body())
     except ClientDisconnect:
@@ -101,4 +103,5 @@ async def _no_route(request: Request, error: Exception) -> Response:
     """What Starlette refuses: paths and methods that there are not."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    raise ApiError(error.status_code, f"{request.method} of this path: {error.detail}", code)
+    allow = (error.headers or {}).get("Allow")
+    raise ApiError(error.status_code, f"{request.method} of this path: {error.detail}", code, allow=allow)

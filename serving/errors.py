@@ -22,11 +22,19 @@ class ApiError(Exception):
     """An HTTP status and what OpenAI's clients read beside it."""
 
     def __init__(
-        self, status: int, message: str, code: str, *, param: str | None = None, retry_after: int | None = None
+        self,
+        status: int,
+        message: str,
+        code: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+        allow: str | None = None,
     ) -> None:
-        """`param` is the field that is wrong; `retry_after` counts seconds."""
+        """`param` is the field that is wrong, `retry_after` counts seconds, `allow` lists the methods of a path."""
         super().__init__(message)
-        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+        self.status, self.code, self.param = status, code, param
+        self.retry_after, self.allow = retry_after, allow
 
     def body(self) -> dict[str, Any]:
         """As OpenAI writes an error."""
@@ -34,10 +42,9 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": known, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """When to come again, if that is known; what OpenAI's clients repeat by themselves is only what may help."""
-        if self.retry_after is None:
-            return {}
-        return {"retry-after": str(max(_OFTEN, self.retry_after))}
+        """`Retry-After`, which makes OpenAI's clients repeat a request, and `Allow`, where they are known."""
+        found = {} if self.allow is None else {"allow": self.allow}
+        return found if self.retry_after is None else {**found, "retry-after": str(max(_OFTEN, self.retry_after))}
 
 
 def as_api_error(error: BaseException) -> ApiError:

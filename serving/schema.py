@@ -159,8 +159,20 @@ class Blank(Body):
     tokens: Annotated[int, Field(ge=1, le=1 << 20)]
 
 
+_BLANK = {"type": "array", "contains": {"type": "object"}}
+_NONE = {"type": "null"}
+_TEMPLATE = {"template": _BLANK, "prefix": _NONE, "suffix": _NONE, "max_tokens": _NONE}
+_FORMS = [  # of an infill, for clients that read the OpenAPI document; `InfillBody` checks them itself
+    {"required": ["template"], "properties": _TEMPLATE},
+    {"required": ["prefix"], "properties": {"prefix": {"type": "string"}, "template": _NONE}},
+    {"required": ["suffix"], "properties": {"suffix": {"type": "string"}, "template": _NONE}},
+]
+
+
 class InfillBody(Sampling):
     """Of `/v1/infill`: text before and behind one blank of `max_tokens`, or a template with several."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": _FORMS})  # type: ignore[dict-item]
 
     prefix: str | None = None
     suffix: str | None = None

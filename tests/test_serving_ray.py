@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
@@ -186,7 +187,7 @@ class TestUnderRay:
         assert set(texts) == {long_text(model, endless)}
 
     def test_a_replica_that_is_killed_takes_only_its_own(
-        self, served: RayServed, model: dpad.DiffusionModel, endless: str
+        self, served: RayServed, model: dpad.DiffusionModel, endless: str, record_property: Callable[[str, float], None]
     ) -> None:
         """Fails if its death ends a request of the other, or one that comes then, or none takes its place."""
         before, wanted = served.replicas(), long_text(model, endless)
@@ -194,11 +195,16 @@ class TestUnderRay:
         later = {"prompt": "w5 w8", "max_tokens": 32}
         with begun(served, endless) as streams:
             os.kill(before[0], signal.SIGKILL)
+            killed = time.monotonic()
             status, _, told = served.post("/v1/completions", later, authorization=f"Bearer {KEY}")
             assert status == 200, told
             texts = [text_of(stream) for stream in streams]
         assert 1 <= texts.count(None) <= SHARE and set(texts) == {None, wanted}, texts
         until(served.two_answer, START)
+        record_property("in_flight", len(streams))
+        record_property("at_the_killed_one", SHARE)
+        record_property("lost", texts.count(None))
+        record_property("s_until_two_answer", round(time.monotonic() - killed, 1))
         assert before[1] in served.replicas() and before[0] not in served.replicas()
         with begun(served, endless) as streams:
             assert {text_of(stream) for stream in streams} == {wanted}
