@@ -231,15 +231,6 @@ def test_bodies_that_are_no_request(served: Served, body: bytes) -> None:
     assert served.ask("GET", "/v1/models")[0] == 200
 
 
-def test_paths_that_there_are_not(served: Served) -> None:
-    """Fails if an unknown path or method is answered in another form than OpenAI's, or a client cannot see what to use."""
-    assert served.ask("GET", "/v2")[2]["error"]["code"] == "not_found"
-    for method, path, allowed in (("GET", "/v1/completions", ["POST"]), ("POST", "/v1/models", ["GET", "HEAD"])):
-        status, headers, told = served.ask(method, path, content_type="text/plain")
-        assert (status, told["error"]["code"]) == (405, "method_not_allowed")
-        assert sorted(headers["allow"].split(", ")) == allowed
-
-
 HOSTILE: dict[str, tuple[Any, int]] = {
     "ten million characters": ({"prompt": "a" * 10**7}, 413),
     "a prompt that no canvas holds": ({"prompt": "w5 " * 300_000}, 400),

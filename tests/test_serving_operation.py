@@ -82,6 +82,15 @@ def test_bodies_and_heads_have_limits(served: Served) -> None:
         assert (status, told["error"]["code"]) == (415, "wrong_content_type")
 
 
+def test_paths_that_there_are_not(served: Served) -> None:
+    """Fails if an unknown path or method gets no error of OpenAI's form, or does not say which methods there are."""
+    assert served.ask("GET", "/v2", **authorized())[2]["error"]["code"] == "not_found"
+    for method, path, allowed in (("GET", "/v1/completions", ["POST"]), ("POST", "/v1/models", ["GET", "HEAD"])):
+        status, headers, told = served.ask(method, path, content_type="text/plain", **authorized())
+        assert (status, told["error"]["code"]) == (405, "method_not_allowed")
+        assert sorted(headers["allow"].split(", ")) == allowed
+
+
 def test_pages_need_leave(served: Served) -> None:
     """Fails if a page from elsewhere may ask, or the one that was allowed may not."""
     for origin, allowed in (("https://page.example", "https://page.example"), ("https://evil.example", None)):
