@@ -1,1 +1,1 @@
-"""The sparse suffix attention op and its faces (torch, ONNX, Triton, TensorRT)."""
+"""The sparse suffix attention op and its implementations in torch, ONNX, Triton and TensorRT."""

@@ -3,11 +3,11 @@
     out = torch.ops.dpad.sparse_suffix_attention(
         query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale, block=0)
 
-Every query row attends, in both directions, to the union of the cache rows named by `cache_indices` and the new rows
-named by `gather_indices` (DPad, arXiv 2508.14148: the prefix, the block and the suffix tokens that survived the
-dropout). Cache rows lie in a pool that all sequences of the batch share. With a `block` length, the new rows are causal
-between blocks and full inside one (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328): that is how a whole prompt
-is computed in one step. This file is the definition; every other face of the op is tested against it.
+Every query row attends, in both directions, to the cache rows named by `cache_indices` and to the new rows named by
+`gather_indices` (DPad, arXiv 2508.14148: the prefix, the block and the suffix tokens that survived the dropout). Cache
+rows lie in a pool that all sequences of the batch share. With a `block` length, attention among the new rows is causal
+between blocks and full inside one (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328), so that one step can
+compute a whole prompt. This file is the definition; every other implementation of the op is tested against it.
 
 Symbols: B sequences, Q new rows, K attended cache rows, P pool slots, H query heads, G key/value heads (H is a multiple
 of G), D head size.
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from dpad.plugins import checks
 from dpad.plugins.errors import AttentionError
 
-# What a model calls in every layer: (layer, query, key, value) -> attended [B, Q, H, D].
+# The function that a model calls in every layer: (layer, query, key, value) -> attended [B, Q, H, D].
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -46,26 +46,28 @@ def sparse_suffix_attention(
         key_cache, value_cache: [P, G, D], the pool; P is at least 1.
         cache_indices: int64 [B, K], pool slots to attend; -1 pads; K may be 0.
         gather_indices: int64 [B, Q], canvas positions of the new rows; a row whose
-            position is -1 is padding and is attended by nobody.
+            position is -1 is padding, and no query attends it.
         scale: factor on the scores before the softmax.
-        block: a new row at position p attends new rows up to the end of p's block, of this many positions; 0: all.
-            Cache rows are attended by every query, and a padded row's query attends all that is named.
+        block: number of positions per block. A new row at position p attends new rows up to the end of p's block; with
+            0 it attends all of them. Every query attends all named cache rows, and a padded row's query attends all
+            named rows.
 
-    What padding stands for weighs nothing but may be read: slot 0 of the pool and the padded new rows must be finite.
-    No other slot that is not named is ever read. Who calls this on a GPU has checked the indices: they are not read
-    back from it, and the kernel takes one past the pool for padding.
+    Padding has no weight, but its rows may be read: slot 0 of the pool and the padded new rows must be finite.
+    No other unnamed slot is ever read. On a GPU the caller must have checked the indices: they are not copied back to
+    the host, and the kernel treats an index past the pool as padding.
 
     Returns:
         [B, Q, H, D] in the dtype of `query`. A query with nothing to attend gives 0.
 
     Raises:
-        AttentionError: shapes or dtypes that do not fit, before anything runs; on a CPU, a slot past the pool.
+        AttentionError: shapes or dtypes do not fit (checked before anything runs), or, on a CPU, a slot is past the
+            pool.
     """
     inputs = (query, key, value, key_cache, value_cache, cache_indices, gather_indices)
     checks.check_call(*inputs, block)
     try:
         return definition(*inputs, scale, block)
-    except IndexError:  # the lookup's own: looking before it would cost every layer
+    except IndexError:  # raised by the lookup: a check before it would cost time in every layer
         raise AttentionError(
             f"sparse_suffix_attention: cache_indices hold {cache_indices.max()} but the pool has {len(key_cache)} slots"
         ) from None
@@ -82,7 +84,7 @@ def definition(
     scale: float,
     block: int = 0,
 ) -> torch.Tensor:
-    """What the op means, unchecked; arguments and result as in `sparse_suffix_attention`."""
+    """Compute the op without checks; arguments and result as in `sparse_suffix_attention`."""
     slots, cached = cache_indices.clamp(min=0), (*cache_indices.shape, *key.shape[2:])  # [B, K, G, D]
     cached_keys = F.embedding(slots, key_cache.flatten(1)).view(cached)
     cached_values = F.embedding(slots, value_cache.flatten(1)).view(cached)
@@ -102,7 +104,7 @@ def definition(
 
 
 def _seen(cache_indices: torch.Tensor, gather_indices: torch.Tensor, block: int) -> torch.Tensor:
-    """Which of the cached and new rows each query may see by their blocks: [B, Q, K + Q], or [1, 1, 1] if all."""
+    """Mask of the cached and new rows that each query's block may see: [B, Q, K + Q], or [1, 1, 1] if all."""
     if block == 0:
         return gather_indices.new_ones((1, 1, 1), dtype=torch.bool)
     blocks, padded = gather_indices // block, (gather_indices < 0)[:, :, None]
@@ -113,7 +115,7 @@ def _seen(cache_indices: torch.Tensor, gather_indices: torch.Tensor, block: int)
 
 @sparse_suffix_attention.register_kernel("cuda")
 def _on_cuda(*arguments: Any) -> torch.Tensor:
-    """The Triton kernel in 16 bit; the definition in float32, which is for comparison."""
+    """Run the Triton kernel in 16 bits; in float32, which serves comparisons, run the definition."""
     query, block = arguments[0], arguments[8:]
     checks.check_call(*arguments[:7], *block)
     if query.dtype == torch.float32:
@@ -125,5 +127,5 @@ def _on_cuda(*arguments: Any) -> torch.Tensor:
 
 @sparse_suffix_attention.register_fake
 def _fake(query: torch.Tensor, *others: object) -> torch.Tensor:
-    """Shape and dtype only; serves fake and meta tensors alike."""
+    """Give shape and dtype only, for fake and meta tensors."""
     return query.new_empty(query.shape)

@@ -1,10 +1,10 @@
-"""Refuses what the op cannot take, before anything is launched. Works on torch tensors without torch.
+"""Checks the op's arguments before anything is launched. It handles torch tensors without importing torch.
 
     check_call(query, key, value, key_cache, value_cache, cache_indices, gather_indices, block)
     check_kernel(head_size, dtype)
 
-Every layer of every step comes through here: nothing is built unless a check fails, and no tensor is read, which would
-wait for a GPU. Every message names the value and the limit.
+The checks run in every layer of every step, so they must be fast: messages are built only when a check fails, and no
+tensor's contents are read, which would wait for a GPU. Every message names the value and the limit.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def check_call(
     batch, count, heads, size = shape
     kv_heads = key.shape[2]
     if kv_heads == 0 or heads % kv_heads:
-        raise _wrong(f"{heads} query heads do not share {kv_heads} key/value heads")
+        raise _wrong(f"{heads} query heads are not a multiple of {kv_heads} key/value heads")
     if key.shape != (new := (batch, count, kv_heads, size)):
         raise _wrong(f"key is {tuple(key.shape)}; with this query it must be {new}")
     if value.shape != key.shape:
@@ -61,7 +61,7 @@ def check_call(
     if len(cache_indices) != batch:
         raise _wrong(f"cache_indices have batch {len(cache_indices)}, query {batch}")
     if block < 0:
-        raise _wrong(f"block {block} is below 0, which stands for no blocks")
+        raise _wrong(f"block {block} must be a length, or 0 for no blocks")
 
 
 def check_kernel(head_size: int, dtype: str) -> None:

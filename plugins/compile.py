@@ -1,11 +1,12 @@
-"""Compiles the kernels ahead of time, on a machine that needs no GPU.
+"""Compiles the kernels ahead of time; no GPU is needed.
 
     kernel = compile_attend("9.0", "bfloat16", head_size=128, tile=Tile(64), partial=False)
     kernel.ptx, kernel.cubin, kernel.registers, kernel.parameters
 
-Triton appends parameters of its own to a kernel (pointers to scratch memory). A launcher that knows only the kernel's
-arguments would leave them undefined, so kernels that use them are refused and the unused parameters are taken out of
-the PTX; so are clusters, cooperative launches and tensor descriptors, which such a launcher cannot set up.
+Triton appends its own parameters to a kernel (pointers to scratch memory). A launcher that passes only the kernel's
+arguments would leave them undefined. So the PTX is changed to have no such parameters, and a kernel that reads them is
+refused. Kernels that need clusters, a cooperative launch or tensor descriptors are refused too, because such a launcher
+cannot set them up.
 """
 
 import re
@@ -28,9 +29,9 @@ from dpad.plugins.checks import check_kernel
 from dpad.plugins.errors import KernelCompileError
 from dpad.plugins.tiling import Tile
 
-# The oldest PTX that knows the target, so that the oldest driver that knows it can load it.
+# The oldest PTX version that supports each target, so that the oldest driver for the target can load the kernel.
 PTX_VERSIONS = {"8.0": 80, "8.6": 80, "8.9": 80, "9.0": 80, "10.0": 86, "12.0": 87}
-SHARED_LIMITS = {"8.0": 163, "8.6": 99, "8.9": 99, "9.0": 227, "10.0": 227, "12.0": 99}  # KiB a program may use
+SHARED_LIMITS = {"8.0": 163, "8.6": 99, "8.9": 99, "9.0": 227, "10.0": 227, "12.0": 99}  # KiB per program
 
 _POINTEES = {"float16": "fp16", "bfloat16": "bf16"}
 _ALIGNED = [["tt.divisibility", 16]]
@@ -38,15 +39,17 @@ _ALIGNED = [["tt.divisibility", 16]]
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """PTX and machine code of one kernel, and what a launcher must know.
+    """PTX and machine code of one kernel, and the facts that a launcher needs.
 
     Attributes:
-        entry: the function's name, and that of its files; its alone, since TensorRT may tell kernels apart by it.
+        entry: name of the function and of its files; unique, because TensorRT may identify kernels by it.
+        capability, dtype: the compute capability and the dtype that it was compiled for.
         parameters: (name, "pointer" or "int32") in the order of the launch.
-        constants: what was compiled in.
-        threads, shared_bytes: of one program; shared memory over 48 KiB is opted into.
-        registers, spill_bytes: a thread, as ptxas reports them.
-        notes: what ptxas says of performance lost, of products that wait for each other above all.
+        constants: names and values of the compile-time constants.
+        threads, shared_bytes: of one program; a launcher must opt in to shared memory over 48 KiB.
+        registers, spill_bytes, stack_bytes: per thread, as ptxas reports them.
+        notes: ptxas's performance notes, mostly about matrix products that wait for each other.
+        triton: Triton's version.
     """
 
     entry: str
@@ -72,10 +75,10 @@ class CompiledKernel:
 def compile_attend(
     capability: str, dtype: str, head_size: int, tile: Tile, partial: bool, causal: bool = False
 ) -> CompiledKernel:
-    """`attend` with 32-bit indices; `partial` is the variant for splits over keys, `causal` the one for blocks.
+    """Compile `attend` with 32-bit indices; `partial` selects the variant for splits over keys, `causal` for blocks.
 
-    Raises `AttentionError` for what the kernel cannot compute and `KernelCompileError` if the
-    result could not be launched as promised.
+    Raises `AttentionError` for a head size or dtype that the kernel cannot compute, and `KernelCompileError` if a
+    plain launcher could not run the result.
     """
     check_kernel(head_size, dtype)
     pointee = _POINTEES[dtype]
@@ -89,7 +92,7 @@ def compile_attend(
 
 
 def compile_combine(capability: str, dtype: str, head_size: int, splits: int = tiling.MAX_SPLITS) -> CompiledKernel:
-    """`combine`, which adds `splits` parts up, or fewer; errors as `compile_attend`."""
+    """Compile `combine`, which adds up to `splits` parts; errors as in `compile_attend`."""
     check_kernel(head_size, dtype)
     types = {"partial": "*fp32", "log_weight": "*fp32"} | dict.fromkeys(("like", "output"), f"*{_POINTEES[dtype]}")
     constants = tiling.combine_constants(head_size, splits)
@@ -128,7 +131,7 @@ def _compile(
     options = {"num_warps": warps, "num_stages": stages, "maxnreg": tiling.MAX_REGISTERS}
     options["ptx_version"] = PTX_VERSIONS[capability]
     with knobs.compilation.scope():
-        knobs.compilation.disable_line_info = True  # it would hold the paths of this machine
+        knobs.compilation.disable_line_info = True  # it would contain paths of this machine
         compiled = triton.compile(
             ASTSource(function, signature, places, aligned), target=GPUTarget("cuda", architecture, 32), options=options
         )
@@ -155,7 +158,7 @@ def _compile(
 
 
 def _require_plain(name: str, metadata: Any) -> None:
-    """Refuse what a launcher of plain kernels cannot set up."""
+    """Raise `KernelCompileError` for features that a launcher of plain kernels cannot set up."""
     found = {
         "global scratch memory": metadata.global_scratch_size,
         "profile scratch memory": metadata.profile_scratch_size,
@@ -165,17 +168,17 @@ def _require_plain(name: str, metadata: Any) -> None:
         "tensor descriptors": getattr(metadata, "tensordesc_meta", None),
     }
     if used := [what for what, present in found.items() if present]:
-        raise KernelCompileError(f"{name} would need {', '.join(used)}, which a plugin's launch cannot give it")
+        raise KernelCompileError(f"{name} would need {', '.join(used)}, which a plugin's launch cannot provide")
 
 
 def without_hidden_parameters(ptx: str, count: int) -> str:
-    """PTX whose entry keeps its first `count` parameters; raises `KernelCompileError` if a later one is read."""
+    """Reduce the entry's parameters in `ptx` to the first `count`; raises `KernelCompileError` if it reads others."""
     entry = re.search(r"\.visible \.entry (\w+)\(\n(.*?)\n\)", ptx, re.DOTALL)
     if entry is None:
         raise KernelCompileError("the PTX has no entry")
     parameters = entry[2].split(",\n")
     if len(parameters) < count:
-        raise KernelCompileError(f"{entry[1]} has {len(parameters)} parameters, its source {count}")
+        raise KernelCompileError(f"{entry[1]} has {len(parameters)} parameters, but its source has {count}")
     for place in range(count, len(parameters)):
         if f"[{entry[1]}_param_{place}]" in ptx:
             raise KernelCompileError(f"{entry[1]} reads parameter {place}, which only Triton's launcher passes")
@@ -183,12 +186,12 @@ def without_hidden_parameters(ptx: str, count: int) -> str:
 
 
 def renamed(ptx: str, entry: str, name: str) -> str:
-    """PTX whose function `entry` is called `name`; its parameters are named after it."""
+    """Rename the function `entry` in `ptx`, and its parameters, to `name`."""
     return re.sub(rf"\b{entry}(?=_param_\d|\b)", name, ptx)
 
 
 def _assemble(ptx: str, architecture: int) -> tuple[bytes, str]:
-    """Machine code and ptxas's report."""
+    """Assemble PTX; returns the machine code and ptxas's report."""
     with TemporaryDirectory() as folder:
         source, target = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(ptx)
@@ -211,7 +214,7 @@ def _reported(report: str, pattern: str) -> int:
 def compile_all(
     capabilities: Iterable[str], dtypes: Iterable[str], head_sizes: Iterable[int]
 ) -> Iterator[CompiledKernel]:
-    """Every kernel that a launcher may choose, one at a time (about a second each)."""
+    """Compile every kernel that a launcher may choose; yields them one by one (about a second each)."""
     for capability, dtype, size in product(capabilities, dtypes, head_sizes):
         for causal, partial in product((False, True), (False, True)):
             for tile in tiling.tactics(capability, causal).values():

@@ -1,6 +1,6 @@
-"""The root of this package's errors, and the one that the op itself raises.
+"""The root of this package's errors, and the errors of the op and its kernels.
 
-The tree is drawn in `dpad.runtime.errors`; its root lies here because every folder imports this one.
+`dpad.runtime.errors` shows the whole tree; its root is defined here because every folder may import this one.
 """
 
 
@@ -13,4 +13,4 @@ class AttentionError(DpadError, ValueError):
 
 
 class KernelCompileError(DpadError):
-    """A kernel could not be compiled into something that a plain launch can run; says why."""
+    """A kernel could not be compiled into a form that a plain launch can run; says why."""

@@ -1,8 +1,8 @@
-"""Launches the Triton kernels on torch tensors: the CUDA face of the op.
+"""Launches the Triton kernels on torch tensors: the CUDA implementation of the op.
 
     out = attend_rows(query, key, value, key_cache, value_cache, cache_indices, gather_indices, scale)
 
-The same code runs in Triton's interpreter on a CPU (TRITON_INTERPRET=1), which is how it is tested without a GPU.
+The same code runs in Triton's interpreter on a CPU (TRITON_INTERPRET=1); tests without a GPU use it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dpad.plugins.errors import AttentionError
 from dpad.plugins.tiling import Shape, Strides, Tile
 
 _INTERPRETED = ("9.0", 8)
-_SHAPES = 1024  # whose launches are kept ready
+_SHAPES = 1024  # most shapes whose launches are cached
 
 
 def attend_rows(
@@ -35,14 +35,14 @@ def attend_rows(
     splits: int | None = None,
     output: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Shapes as in `dpad.plugins.attention`; indices are taken as checked.
+    """Run the op's kernels; arguments and result as in `dpad.plugins.attention`. Indices must have been checked.
 
     A cache index past the last slot is treated as padding: nothing outside a tensor is ever
-    read. `tile` and `splits` (over the keys) override what the shape suggests; `output`
+    read. `tile` and `splits` (over the keys) override the choice for the shape; `output`
     [B, Q, H, D], contiguous, is written instead of a new tensor.
 
     Raises:
-        AttentionError: a dtype, head size or scale that the kernel cannot compute, or an `output` that does not fit.
+        AttentionError: the kernel cannot compute the dtype, head size or scale, or `output` does not fit.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format) if output is None else output
     if not out.is_contiguous() or out.shape != query.shape or out.dtype != query.dtype:
@@ -67,7 +67,7 @@ def attend_rows(
 
 
 def combine_rows(partial: torch.Tensor, log_weight: torch.Tensor, output: torch.Tensor) -> None:
-    """Add up parts [splits, B, Q, H, D] by their weights [splits, B, Q, H] into `output` [B, Q, H, D]."""
+    """Add up parts [splits, B, Q, H, D], weighted by `log_weight` [splits, B, Q, H], into `output` [B, Q, H, D]."""
     splits, rows = len(partial), log_weight.numel() // len(partial)
     grid = (tiling.ceil_div(rows, tiling.COMBINE_ROWS),)
     constants = tiling.combine_constants(output.shape[3], splits)
@@ -79,7 +79,7 @@ def combine_rows(partial: torch.Tensor, log_weight: torch.Tensor, output: torch.
 
 @dataclass(frozen=True)
 class _Launch:
-    """What is passed to `attend` beside tensors, and into how many splits that cuts the keys."""
+    """The arguments of `attend` other than tensors, and the number of splits over keys."""
 
     grid: tuple[int, int, int]
     integers: tuple[int, ...]
@@ -98,7 +98,7 @@ def _launch(
     tile: Tile | None,
     splits: int | None,
 ) -> _Launch:
-    """Worked out once for the layers of all steps that have a shape; `strides` are of query, new rows and pool."""
+    """Compute the launch, once for each shape; `strides` are those of query, new rows and pool."""
     (batch, rows, heads, size), kv_heads, cached, slots = sizes
     check_kernel(size, str(dtype).removeprefix("torch."))
     shape = Shape(batch, rows, cached, slots, heads, kv_heads)
@@ -117,7 +117,7 @@ def _launch(
 
 
 def _token_major(*alike: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The rows where the kernel can read them, all with the strides of the first: copied only if they are not."""
+    """The tensors in a layout that the kernel can read, all with the strides of the first; copied only if needed."""
     strides = alike[0].stride()
     if _fits(strides, alike[0].shape[-1]) and all(tensor.stride() == strides for tensor in alike[1:]):
         return alike
@@ -132,7 +132,7 @@ def _fits(strides: tuple[int, ...], size: int) -> bool:
 
 @cache
 def gpu(device: torch.device) -> tuple[str, int]:
-    """Compute capability and number of SMs; for a CPU, where kernels are interpreted, those of a small Hopper GPU."""
+    """Compute capability and number of SMs; for a CPU, which interprets kernels, those of a small Hopper GPU."""
     if device.type != "cuda":
         return _INTERPRETED
     properties = torch.cuda.get_device_properties(device)

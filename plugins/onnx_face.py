@@ -1,14 +1,14 @@
-"""The ONNX face of the op: nodes `SuffixMask` and `SparseSuffixAttention` in domain `dpad`.
+"""The op in ONNX: nodes `SuffixMask` and `SparseSuffixAttention` in domain `dpad`.
 
     torch.onnx.export(..., custom_translation_table=translation_table())
     for function in function_protos(heads, kv_heads):       # after the export: see below
         model.functions.append(function)
 
-What depends on the indices alone is a node of its own, equal in all layers: the exporter keeps one of it, and a step
-computes it once. The nodes' meaning travels in the model as ONNX functions over standard operators (`Attention` of
-opset 23), so ONNX Runtime and TensorRT-RTX run the file with no custom code. They are appended after the export,
-because the exporter's inliner would dissolve them; a TensorRT plugin engine strips them again, so that a missing plugin
-is an error and never silently the function body.
+`SuffixMask` computes what depends on the indices alone. It is equal in all layers, so the exporter keeps one node, and
+a step computes it once. The model defines both nodes by ONNX functions over standard operators (`Attention` of opset
+23), so ONNX Runtime and TensorRT-RTX run the file without custom code. The functions are appended after the export,
+because the exporter's inliner would replace the nodes by them. For a TensorRT plugin engine they are removed again, so
+that a missing plugin is an error instead of a silent use of the function.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ OP_TYPE = "SparseSuffixAttention"
 OP_VERSION = 1
 OPSET = 23  # the first with Attention and RMSNormalization
 
-# Types and names of inputs and outputs, and attributes, of each node. T: rows; I: int64; B: bool.
+# Inputs and outputs of each node, as types and names, and its attributes. T: dtype of the rows; I: int64; B: bool.
 _SIGNATURES: dict[str, tuple[str, str, dict[str, onnx.defs.OpSchema.AttrType]]] = {
     MASK_TYPE: (
         "I cache_indices, I gather_indices",
@@ -44,10 +44,11 @@ _TYPES = {"T": ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "I": ["
 
 # query [B, Q, H, D]; key, value [B, Q, G, D]; caches [P, G, D]; slots [B, K]; mask [B, 1, Q, K + Q]; anything
 # [B, 1, 1, 1].
-# A row with nothing to attend gives 0: its softmax is undefined, so the output is selected.
-# Heads stay side by side, as ONNX Runtime's CUDA kernels read them: it would turn transposed ones back, six launches of
-# 33 a layer (traced, 1.31.1). With a mask it takes its memory-efficient kernel if K + Q divides by 4 and D by 8, and
-# H = G in float32. Its flash kernel takes no mask, and without one there would be two graphs: padding needs it.
+# A row with nothing to attend has no defined softmax, so `Where` selects 0 for it.
+# Heads stay in the last axis, which is the layout of ONNX Runtime's CUDA kernels: it would transpose other layouts, in
+# 6 of 33 launches a layer (traced, 1.31.1). With a mask it uses its memory-efficient kernel if K + Q is a multiple of 4
+# and D of 8, and H = G in float32. Its flash kernel accepts no mask, which padding needs; using it for steps without
+# padding would take a second graph.
 _ATTENTION = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
 {OP_TYPE} <scale: float = 1.0> (query, key, value, key_cache, value_cache, slots, mask, anything) => (output)
@@ -70,9 +71,10 @@ _ATTENTION = f"""
 }}
 """
 
-# cache_indices [B, K], gather_indices [B, Q]. ONNX Runtime's CUDA provider has every operator here in the version that
-# this opset means: those of Equal and, in some releases, ReduceMax are older, and would run on the CPU. So would
-# arithmetic on shapes: what is true everywhere is compared with itself, and And spreads it.
+# cache_indices [B, K], gather_indices [B, Q]. ONNX Runtime's CUDA provider has a kernel for every operator used here in
+# this opset's version. Its kernels of Equal and, in some releases, ReduceMax are older, so these would run on the CPU.
+# Arithmetic on shapes would run there too: a mask that is true everywhere is made by comparing a tensor with itself,
+# and And broadcasts it.
 _SUFFIX_MASK = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
 {MASK_TYPE} %SETTINGS (cache_indices, gather_indices) => (slots, mask, anything)
@@ -98,7 +100,7 @@ _SUFFIX_MASK = f"""
 
 _ALL = "mask = And (every_column, named_row)"
 
-# With blocks: a new row at position p sees new rows up to the end of p's block; a padded one, all that is named.
+# With blocks: a new row at position p sees new rows up to the end of p's block; a padded row sees all named rows.
 _CAUSAL = """
     length = Constant <value_int: int = @block> ()
     blocks = Div (gather_indices, length)
@@ -117,10 +119,10 @@ _CAUSAL = """
 
 
 def function_protos(heads: int, kv_heads: int, block_causal: bool = False) -> list[onnx.FunctionProto]:
-    """The nodes' meaning over standard operators; append them to `ModelProto.functions`.
+    """ONNX functions that define the nodes by standard operators; append them to `ModelProto.functions`.
 
-    It is that of a model with H = `heads` and G = `kv_heads`. With blocks it costs a comparison of every query with
-    every key, so models without them do not have it.
+    They fit a model with H = `heads` and G = `kv_heads`. `block_causal` adds a comparison of every query with every
+    key, which other models do not need.
     """
     settings, mask = ("<block: int = 0>", _CAUSAL) if block_causal else ("", _ALL)
     attention = _ATTENTION.replace("%HEADS", str(heads)).replace("%KV_HEADS", str(kv_heads))
@@ -130,7 +132,7 @@ def function_protos(heads: int, kv_heads: int, block_causal: bool = False) -> li
 
 @cache
 def register_schema() -> None:
-    """Make the nodes known to onnx's checker, shape inference and the exporter; once a process."""
+    """Register the nodes for onnx's checker, shape inference and the exporter; once per process."""
     for name, (inputs, outputs, attributes) in _SIGNATURES.items():
         both = [[one.split() for one in text.split(", ")] for text in (inputs, outputs)]
         used = {kind for side in both for kind, _ in side}
@@ -148,7 +150,7 @@ def register_schema() -> None:
 
 
 def translation_table() -> dict[Callable[..., object], Callable[..., object]]:
-    """For `torch.onnx.export(custom_translation_table=...)`: torch op -> ONNX nodes."""
+    """The table for `torch.onnx.export(custom_translation_table=...)`: torch op -> ONNX nodes."""
     register_schema()
     opset = values.Opset(DOMAIN, OP_VERSION)
 

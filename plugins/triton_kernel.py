@@ -1,16 +1,16 @@
 """The Triton kernels of `dpad::sparse_suffix_attention`: one pass over gathered and new rows.
 
     attend[grid](query, key, value, key_cache, value_cache, cache_indices, gather_indices, ...)
-    combine[grid](partial, log_weight, ...)      # only where the keys were split
+    combine[grid](partial, log_weight, ...)      # only if the keys were split
 
-Online softmax (Milakov and Gimelshein, arXiv 1805.02867) over the named cache rows and then the new rows: nothing is
-gathered into memory first. The query heads that share a key/value head are rows of one tile, so every gathered row is
-loaded once for all of them. Where few queries meet many keys, the keys are split among programs (flash decoding) and
-`combine` adds the parts up.
+The kernel computes an online softmax (Milakov and Gimelshein, arXiv 1805.02867) over the named cache rows and then the
+new rows, without gathering them in memory first. Query heads that share a key/value head are rows of one tile, so every
+gathered row is loaded once for all of them. With few queries and many keys, the keys are split among programs (flash
+decoding), and `combine` adds up the parts.
 
 Symbols: B sequences, Q new rows, K attended cache rows, P pool slots, H query heads, G key/value heads, D head size.
-Strides are in heads (D elements), so that every address is known to be aligned; a row's heads are contiguous. Arguments
-come in the order that a TensorRT plugin prescribes: inputs, integers, outputs, then constants.
+Strides are in heads (D elements), so that the compiler knows every address to be aligned; a row's heads are contiguous.
+Arguments have the order that a TensorRT plugin requires: inputs, integers, outputs, then constants.
 """
 
 import triton
@@ -23,7 +23,7 @@ _ANY: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # above every position and slot
 def _fold(acc, weight, peak, query, keys, values, seen, scale):
     """Fold one tile of keys [BLOCK_N, D] into the running softmax of [BLOCK_M] rows (base 2).
 
-    `seen` [1 or BLOCK_M, BLOCK_N] are the keys that the rows attend; `scale` is above 0.
+    `seen` [1 or BLOCK_M, BLOCK_N] marks the keys that the rows attend; `scale` is above 0.
     """
     scores = tl.where(seen, tl.dot(query, tl.trans(keys)), float("-inf"))
     higher = tl.maximum(peak, tl.max(scores, 1) * scale)
@@ -38,7 +38,7 @@ def _fold(acc, weight, peak, query, keys, values, seen, scale):
 def _row(BLOCK_M: tl.constexpr, group, origin):
     """Token, and head within its group, of each row of this program's tile.
 
-    The division by `group` is one multiplication: exact while Q · group · group is below 2^32.
+    The division by `group` is done by a multiplication, which is exact while Q · group · group is below 2^32.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M) + origin
     token = tl.umulhi((row + 1).to(tl.uint32), 0xFFFFFFFF // group.to(tl.uint32)).to(tl.int32)
@@ -49,7 +49,7 @@ def _row(BLOCK_M: tl.constexpr, group, origin):
 def _names(index, cache_tiles, cache_indices, gather_indices, cached, rows, BLOCK_N: tl.constexpr):
     """The indices of a tile of keys: slots of the pool or, from tile `cache_tiles` on, positions; -1 past the end.
 
-    Of a 64-bit index only the lower half is read, which holds every slot, every position and -1.
+    Only the lower half of a 64-bit index is read: it can hold every slot, every position and -1.
     """
     fresh = index >= cache_tiles
     number = (index - tl.where(fresh, cache_tiles, 0)) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -75,7 +75,7 @@ def _names(index, cache_tiles, cache_indices, gather_indices, cached, rows, BLOC
         "splits",
         "tiles_per_split",
     ],
-    # a thread reads one of them at a time, wherever they begin: one variant serves all
+    # a thread reads single indices, so alignment gains nothing, and one variant suffices
     do_not_specialize_on_alignment=["cache_indices", "gather_indices"],
 )
 def attend(
@@ -110,8 +110,8 @@ def attend(
 ):
     """Attend BLOCK_M query rows of one key/value head; grid (row tiles, G, B · splits).
 
-    A tile of keys is of the cache or of the new rows, never of both. The indices of a tile are loaded one turn of the
-    loop before they are used, so that no turn waits for them.
+    A tile of keys belongs to the cache or to the new rows, never to both. The indices of a tile are loaded one turn of
+    the loop before they are used, so that no turn waits for them.
     """
     head = tl.program_id(1)
     heads = tl.num_programs(1) * group
@@ -123,8 +123,8 @@ def attend(
     cache_tiles = tl.cdiv(cached, BLOCK_N)
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, cache_tiles + tl.cdiv(rows, BLOCK_N))
-    # At least one turn: an idle split takes a tile of no keys. If the compiler had to expect none, the zeros of `acc`
-    # would meet products in flight behind the loop, and ptxas would wait for each product (its note C7515).
+    # The loop has at least one turn: an idle split takes a tile without keys. If the loop could be empty, the zeros of
+    # `acc` would merge with asynchronous products after the loop, and ptxas would wait for each product (note C7515).
     last = tl.maximum(last, first + 1)
     tl.assume(last > first)
     name = _names(first, cache_tiles, cache_indices, gather_indices, cached, rows, BLOCK_N)
@@ -135,7 +135,7 @@ def attend(
     inside = column < HEAD
     start = (batch * query_batch + token * query_row + head * group + lane).to(tl.int64) * HEAD
     tile = tl.load(query + start[:, None] + column[None, :], mask=exists[:, None] & inside[None, :], other=0.0)
-    if CAUSAL:  # a padded row's query attends all that is named
+    if CAUSAL:  # a padded row's query attends all named rows
         words: tl.constexpr = gather_indices.dtype.element_ty.primitive_bitwidth // 32
         own = tl.load(gather_indices.to(tl.pointer_type(tl.int32)) + token * words, mask=exists, other=-1)
         edge = tl.where(own < 0, _ANY, (own // block + 1) * block)  # the first position that the row does not attend
@@ -147,14 +147,14 @@ def attend(
         fresh = index >= cache_tiles
         number = (index - cache_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
         limit = tl.where(fresh, _ANY, slots)
-        named = name.to(tl.uint32, bitcast=True) < limit.to(tl.uint32)  # -1 is the largest of all
+        named = name.to(tl.uint32, bitcast=True) < limit.to(tl.uint32)  # unsigned, -1 is the largest number
         place = tl.where(fresh, number, name) * tl.where(fresh, new_row, cache_row)
         place += head + tl.where(fresh, batch * new_batch, 0)
         seen = named[None, :]
         if CAUSAL:
             seen = tl.where(named, tl.where(fresh, name, 0), _ANY)[None, :] < edge[:, None]
         name = _names(index + 1, cache_tiles, cache_indices, gather_indices, cached, rows, BLOCK_N)
-        # one number a row goes through shared memory to the threads that load it; two addresses and a mask otherwise
+        # Broadcasting moves one number per row through shared memory, instead of two addresses and a mask.
         place = tl.broadcast_to(tl.where(named, place, -1)[:, None], (BLOCK_N, HEAD_PADDED))
         offset = place.to(tl.int64) * HEAD + column[None, :]
         mask = place >= 0
@@ -167,14 +167,15 @@ def attend(
     empty = weight == 0.0
     weight = tl.where(empty, 1.0, weight)
     acc = acc * (1.0 / weight)[:, None]
-    # The origin is 0, which the compiler cannot know: it computes the rows again and keeps no registers for them.
+    # The origin is 0, but the compiler does not know it. So it computes the rows again instead of keeping them in
+    # registers.
     token, lane = _row(BLOCK_M, group, tl.minimum(rows, 0))
     exists = token < rows
     end = (batch * rows + token) * heads + head * group + lane
     if PARTIAL:
         end += split * (tl.num_programs(2) // splits) * rows * heads
         tl.store(log_weight + end, tl.where(empty, float("-inf"), peak + tl.log2(weight)), mask=exists)
-        exists = exists & (empty == 0)  # `combine` does not read what weighs nothing
+        exists = exists & (empty == 0)  # `combine` does not read parts without weight
     target = output + end.to(tl.int64)[:, None] * HEAD + column[None, :]
     tl.store(target, acc.to(output.dtype.element_ty), mask=exists[:, None] & inside[None, :])
 
@@ -183,7 +184,7 @@ def attend(
 def combine(
     partial,  # float32 [splits, rows, D]
     log_weight,  # float32 [splits, rows]
-    like,  # [rows, D]; never read: the outputs of a plugin take their sizes from its inputs
+    like,  # [rows, D]; never read: a plugin needs an input from which to take its output's size
     rows,  # B · Q · H
     splits,
     output,  # [rows, D]
@@ -192,9 +193,9 @@ def combine(
     BLOCK_M: tl.constexpr,
     SPLITS: tl.constexpr,  # a power of two, not below `splits`
 ):
-    """Add up the parts of BLOCK_M rows, each by its share of the softmax; grid (row tiles,).
+    """Add up the parts of BLOCK_M rows, each weighted by its share of the softmax; grid (row tiles,).
 
-    The loops are unrolled: the weights of all splits are loaded together, where a loop would wait for each in turn.
+    The loops are unrolled so that the weights of all splits are loaded together; a loop would wait for each in turn.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = row < rows

@@ -1,4 +1,4 @@
-"""The TensorRT face of the op: quickly deployable plugins around the Triton kernels.
+"""The op in TensorRT: quickly deployable plugins around the Triton kernels.
 
     register_plugins(tensorrt, "9.0")      # before a model with these nodes is parsed
 
@@ -6,13 +6,13 @@
     dpad::attend_parts(the same; numbers=[scale_bits, block, splits]) -> partial [rows, D], log_weight [rows]
     dpad::combine_parts(partial, log_weight, query; numbers=[splits]) -> output
 
-Their PTX is embedded in the engine (ahead-of-time implementation), which then needs neither Python nor Triton. TensorRT
-allows such a plugin one kernel and no workspace, so splitting over keys is two plugins with the parts as tensors
-between them: as many as a shape needs to fill the GPU, `splits` at most. Kernel parameters must come as inputs, 32-bit
-integers, outputs; indices are int32 because plugins take no int64. A network has tensors and one list of integers only:
-that is what every parser version passes on unchanged.
+The plugins' PTX is embedded in the engine (ahead-of-time implementation), which then needs neither Python nor Triton.
+TensorRT allows such a plugin one kernel and no workspace, so splitting over keys takes two plugins, with the parts as
+tensors between them. There are as many parts as a shape needs to fill the GPU, at most `splits`. Kernel parameters must
+be inputs, 32-bit integers and outputs, in this order. Indices are int32, because plugins accept no int64. A plugin's
+attributes are one list of integers, because every parser version passes that on unchanged.
 
-Each tile is a tactic, timed by the builder; see `tiling.tactics`. Signatures follow tensorrt.plugin's rules: no
+Each tile is a tactic that the builder times; see `tiling.tactics`. Signatures follow tensorrt.plugin's rules: no
 defaults, and annotations that are types, not strings.
 """
 
@@ -31,7 +31,7 @@ from dpad.plugins.errors import KernelCompileError
 from dpad.plugins.tiling import Arithmetic, Shape, Strides
 
 NAMESPACE = "dpad"
-PLUGIN_VERSION = "1"  # what TensorRT registers quickly deployable plugins under
+PLUGIN_VERSION = "1"  # the version under which TensorRT registers quickly deployable plugins
 
 _HALF = "FP16|BF16"
 _target: dict[str, str] = {}
@@ -39,9 +39,9 @@ _registered: set[str] = set()
 
 
 def register_plugins(trt: ModuleType, capability: str) -> None:
-    """Register the plugins for engines of a compute capability; again only changes the capability.
+    """Register the plugins for engines of a compute capability; a second call only changes the capability.
 
-    Raises `KernelCompileError` for a capability without kernels, and for bindings that lose a plugin's numbers.
+    Raises `KernelCompileError` for a capability without kernels, and for bindings that misread a plugin's numbers.
     """
     from dpad.plugins.compile import require_target  # building needs Triton; running the engine does not
 
@@ -59,24 +59,25 @@ def register_plugins(trt: ModuleType, capability: str) -> None:
 
 
 def _require_lists(trt: ModuleType) -> None:
-    """Refuse bindings that read the first number of a list for each of them.
+    """Refuse bindings that read the first number of a list in place of every other.
 
-    Those before TensorRT 10.16 do with numpy 2 (tried: 10.9 to 10.15): a scale would be taken for a block length.
+    Bindings before TensorRT 10.16 do so with numpy 2 (tried: 10.9 to 10.15): they would pass the scale as the block
+    length.
     """
     numbers = np.array([1, 2], dtype=np.int32)
     if trt.PluginField("numbers", numbers, trt.PluginFieldType.INT32).data.tolist() != [1, 2]:
         raise KernelCompileError(
-            f"{trt.__name__} {trt.__version__} reads a plugin's numbers wrongly with numpy {np.__version__}; take "
+            f"{trt.__name__} {trt.__version__} reads a plugin's numbers wrongly with numpy {np.__version__}; use "
             "TensorRT 10.16 or later, or native attention"
         )
 
 
 def fingerprint() -> str:
-    """What the plugins' code depends on, as a digest: their sources and the version of Triton."""
+    """Digest of what determines the plugins' code: their sources and the version of Triton."""
     try:
         digest = hashlib.sha256(metadata.version("triton").encode())
     except metadata.PackageNotFoundError:
-        digest = hashlib.sha256()  # the build will say that it is missing
+        digest = hashlib.sha256()  # the build reports that Triton is missing
     for name in ("triton_kernel", "tiling", "compile", "trt_face"):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
@@ -90,7 +91,7 @@ def _register(trtp: Any, name: str, describe: Any, choices: Any, launch: Any) ->
 
 
 def _typed(function: Callable[..., Any], trtp: Any, outputs: int) -> Callable[..., Any]:
-    """Give a description the annotations that `register` reads, which exist only with TensorRT."""
+    """Add the annotations that `register` reads; their types exist only if TensorRT is installed."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     types: dict[str, Any] = dict.fromkeys(names, trtp.TensorDesc) | {"numbers": npt.NDArray[np.int32]}
     types["return"] = trtp.TensorDesc if outputs == 1 else GenericAlias(tuple, (trtp.TensorDesc,) * outputs)
@@ -127,7 +128,7 @@ def _describe_combine(trtp: Any) -> Any:
 
 
 def _attend_choices(trtp: Any, *written: str) -> Any:
-    """One tactic a tile; `written` are the types of the outputs."""
+    """The tactics, one per tile; `written` are the types of the outputs."""
 
     def choices(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs):
         tactics = list(tiling.tactics(_target["capability"], int(numbers[1]) > 0))
@@ -144,7 +145,7 @@ def _combine_choices(trtp: Any) -> Any:
 
 
 def _launch_attend(trt: Any, trtp: Any, partial: bool) -> Any:
-    """Entry, PTX, launch and integers of `attend`, whole or in parts."""
+    """The function that returns entry, PTX, launch and integers of `attend`, whole or in parts."""
 
     def launch(query, key, value, key_cache, value_cache, cache_indices, gather_indices, numbers, outputs, tactic):
         from dpad.plugins.compile import compile_attend
@@ -183,12 +184,12 @@ def _launch_combine(trt: Any, trtp: Any) -> Any:
 
 
 def _arithmetic(trtp: Any) -> Arithmetic:
-    """That of symbolic sizes, which may be divided but not divide: a number becomes one first."""
+    """The operations on symbolic sizes. A number cannot be divided by one, so it is made symbolic first."""
     return Arithmetic(trtp.cdiv, trtp.max, trtp.min, lambda total, part: (part * 0 + total) // part)
 
 
 def _rows(query: Any) -> Any:
-    """B · Q · H."""
+    """Output rows B · Q · H, symbolic."""
     return query.shape_expr[0] * query.shape_expr[1] * query.shape_expr[2]
 
 

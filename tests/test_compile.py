@@ -182,7 +182,7 @@ def test_hidden_parameters_are_taken_out() -> None:
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_hidden_parameter_that_is_read_is_refused(count: int) -> None:
     """Fails if a kernel that uses scratch memory, or lacks an argument, is let through."""
-    with pytest.raises(KernelCompileError, match="reads parameter 1|has 3 parameters, its source 4"):
+    with pytest.raises(KernelCompileError, match="reads parameter 1|has 3 parameters, but its source has 4"):
         without_hidden_parameters(ENTRY.format(body="ld.param.b32 %r1, [f_param_1];"), count)
 
 

@@ -202,7 +202,7 @@ BAD = {
     "dtype": (1, lambda t: t.float(), "key is torch.float32 but query is torch.float16"),
     "axes": (0, lambda t: t[0], "query has 3 axes, not 4"),
     "rows": (2, lambda t: t[:, :-1], "value is"),
-    "heads": (0, lambda t: torch.cat([t, t[:, :, :1]], 2), "3 query heads do not share 2"),
+    "heads": (0, lambda t: torch.cat([t, t[:, :, :1]], 2), "3 query heads are not a multiple of 2"),
     "cache heads": (3, lambda t: t[:, :1], "key_cache is"),
     "batch": (5, lambda t: t[:1], "cache_indices have batch 1, query 2"),
     "int32 indices": (6, lambda t: t.int(), "gather_indices is torch.int32, not torch.int64"),
