@@ -1,1 +1,1 @@
-"""Measures of a bundle: tasks with metrics, the Monte-Carlo bound of perplexity, lm-evaluation-harness."""
+"""Evaluates a bundle: tasks with metrics, the Monte-Carlo bound of perplexity, and lm-evaluation-harness."""

@@ -1,11 +1,11 @@
-"""What lm-evaluation-harness hands over, read: generation arguments of a request, and arguments of the model.
+"""Reads the arguments that lm-evaluation-harness passes: generation arguments of a request, and model arguments.
 
     wanted = Wanted({"max_gen_toks": "256", "num_beams": 1, "until": ["\\n\\n"]}, default_tokens=128)
     wanted.tokens, wanted.options, wanted.stops
 
-They come from YAML and command lines, so a number may be text, and under the names of transformers, vLLM and the API
-of OpenAI. An argument whose value changes nothing here is accepted: one beam, a penalty of 1, a filter that is off.
-Everything else is refused by its name.
+They come from YAML and command lines, so a number may be text, and they have the names of transformers, vLLM and
+OpenAI's API. An argument that this project does not support is accepted if its value has no effect, such as one beam, a
+penalty of 1 or a filter that is off. Any other is refused, with its name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,17 +18,17 @@ from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.show import shown
 
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given counts
-STOPS = ("until", "stop", "stop_sequences", "stop_strings")  # all of them count
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given is used
+STOPS = ("until", "stop", "stop_sequences", "stop_strings")  # all of them are used
 _READ = {*LENGTHS, *STOPS, "temperature", "top_k", "top_p", "do_sample", "seed", "eos_token_id"}
 
-# Arguments that say how another library does its work, or that nothing reads without beams or padding.
+# Ignored arguments: they configure another library's work, or matter only with beams or padding.
 _UNREAD = {
     *("use_cache", "pad_token_id", "pad_token", "bos_token_id", "decoder_start_token_id", "length_penalty"),
     *("early_stopping", "low_memory", "synced_gpus", "remove_invalid_values", "spaces_between_special_tokens"),
     *("cache_implementation", "disable_compile", "detokenize", "renormalize_logits", "user"),
 }
-# Name -> the value that changes nothing; None does so everywhere.
+# Name -> the value that has no effect; None has none for every name.
 _NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "n", "best_of", "guidance_scale"), 1),
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "typical", "tfs", "tfs_z"), 1),
@@ -54,7 +54,7 @@ _INSTEAD = {
     "min_p": "give top_k or top_p",
 }
 
-# Arguments of the harness's other models -> what there is instead.
+# Arguments of the harness's other models -> what to do instead.
 _FOREIGN = {
     **dict.fromkeys(("pretrained", "model", "model_path", "path"), "give bundle=DIR, made by dpad export"),
     **dict.fromkeys(("tokenizer", "use_fast_tokenizer"), "a bundle brings its tokenizer; leave it out"),
@@ -74,21 +74,21 @@ _FOREIGN = {
 }  # fmt: skip
 
 
-_NO_LIMIT = ("steps", "top_k", "top_p", "window")  # decoding options of which None is a value
+_NO_LIMIT = ("steps", "top_k", "top_p", "window")  # decoding options for which None is a valid value
 _DECODING = {field.name for field in fields(GenerationOptions)} | {"preset", "window", "k", "scale", "count"}
 
 
 class Wanted:
-    """Generation arguments of one request, read.
+    """The parsed generation arguments of one request.
 
     Attributes:
-        tokens: how many the answer has at most.
+        tokens: most tokens of the answer.
         options: fields of `GenerationOptions` that the request sets.
-        stops: texts before which the answer ends.
+        stops: stop strings; the answer is cut before the first.
     """
 
     def __init__(self, arguments: Any, default_tokens: int) -> None:
-        """Raises `InvalidRequest` for the first argument that cannot be served, with its value."""
+        """Read `arguments`; raises `InvalidRequest` for the first that cannot be served, with its value."""
         if not isinstance(arguments, Mapping):
             raise InvalidRequest(f"generation arguments are names with values, not {shown(arguments)}")
         for name, value in arguments.items():
@@ -118,9 +118,9 @@ def check_names(names: Iterable[str], own: Iterable[str]) -> None:
 
 
 def decoding(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Decoding options as a command line spells them: numbers and truths as text, none for the name `none`.
+    """Read decoding options from a command line, where numbers and booleans may be text and `none` means None.
 
-    One that is none, and for which None is no value, is left out: its default counts.
+    An option that is None is left out, so that its default applies, unless None is a valid value for it.
     """
     read: dict[str, Any] = {}
     for name, value in options.items():
@@ -143,10 +143,10 @@ def decoding(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_neutral(name: Any, value: Any) -> None:
-    """Raise `InvalidRequest` unless the argument is read elsewhere, or its value changes nothing."""
+    """Raise `InvalidRequest` unless the argument is read elsewhere, or its value has no effect."""
     if isinstance(name, str) and name in _DECODING - _READ:
         raise InvalidRequest(
-            f"generation argument {name} ({shown(value)}) is an option of decoding, which holds for all requests; "
+            f"generation argument {name} ({shown(value)}) is a decoding option, which applies to all requests; "
             f"give it in --model_args, as {name}=VALUE"
         )
     if not isinstance(name, str) or name not in {*_READ, *_UNREAD, *_NEUTRAL}:
@@ -161,7 +161,7 @@ def _require_neutral(name: Any, value: Any) -> None:
     neutral = "nothing" if _NEUTRAL[name] in (None, ()) else repr(_NEUTRAL[name])
     instead = _INSTEAD.get(name, "leave it out")
     raise InvalidRequest(
-        f"generation argument {name} {shown(value)} cannot be served, only {neutral}, which changes nothing; {instead}"
+        f"generation argument {name} {shown(value)} cannot be served, only {neutral}, which has no effect; {instead}"
     )
 
 
@@ -181,24 +181,24 @@ def _is_neutral(value: Any, neutral: Any) -> bool:
 def _positive(name: str, value: Any) -> int:
     tokens = integer(name, value)
     if tokens < 1:
-        raise InvalidRequest(f"{name} {tokens} must be 1 or more; leave it out for the option gen_length")
+        raise InvalidRequest(f"{name} {tokens} must be 1 or more; leave it out to use the option gen_length")
     return tokens
 
 
 def _texts(name: str, value: Any) -> list[str]:
-    """Stops, one text or several; empty ones stop nothing."""
+    """Read one stop string or several; empty ones are left out."""
     if value is None:
         return []
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise InvalidRequest(
-            f"{name} {shown(value)} is no text and no list of texts; quote what YAML takes for a number"
+            f"{name} {shown(value)} is neither text nor a list of texts; quote text that YAML reads as a number"
         )
     return [text for text in texts if text]
 
 
 def _sampling(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`temperature`, `top_k` and `top_p` as far as they are given; None is a filter that is off."""
+    """Read `temperature`, `top_k` and `top_p`, if given; None in the result is a filter that is off."""
     given: dict[str, Any] = {}
     if not is_none(heat := arguments.get("temperature")):
         given["temperature"] = number("temperature", heat)
@@ -207,12 +207,12 @@ def _sampling(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if not is_none(top := arguments.get("top_k")):
         count = integer("top_k", top)
         if count < -1:
-            raise InvalidRequest(f"top_k {shown(top)} must be 1 or more, or 0 or -1 for no such filter")
+            raise InvalidRequest(f"top_k {shown(top)} must be 1 or more, or 0 or -1 to turn the filter off")
         given["top_k"] = count if count > 0 else None
     if not is_none(share := arguments.get("top_p")):
         part = number("top_p", share)
         if not 0 < part <= 1:
-            raise InvalidRequest(f"top_p {shown(share)} must be above 0 and at most 1, where 1 is no such filter")
+            raise InvalidRequest(f"top_p {shown(share)} must be above 0 and at most 1; 1 turns the filter off")
         given["top_p"] = part if part < 1 else None
     return given
 

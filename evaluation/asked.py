@@ -1,9 +1,9 @@
-"""Requests of lm-evaluation-harness, read and checked, all of them before anything is decoded.
+"""Reads and checks requests of lm-evaluation-harness, all of them before any is decoded.
 
     reader = Reader(model, options, truncation=False)
     reader.read(requests, reader.answer)     # InvalidRequest names the first that cannot be served
 
-They are the harness's instances; of these `args`, `task_name` and `doc_id` are read.
+Requests are the harness's instances, whose `args`, `task_name` and `doc_id` are read.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Checked = TypeVar("Checked")
 
 
 class Answer(NamedTuple):
-    """A text to write: what is wanted, and the options and the row that decode it."""
+    """A text to generate: the request's generation arguments, and the options and the `Request` that decode it."""
 
     wanted: Wanted
     options: GenerationOptions
@@ -40,7 +40,7 @@ class Reader:
     """Reads requests for one model.
 
     Attributes:
-        templated: whether a chat template has written the contexts, with special tokens.
+        templated: whether a chat template has rendered the contexts, which then contain special tokens.
     """
 
     def __init__(self, model: DiffusionModel, options: GenerationOptions, truncation: bool) -> None:
@@ -49,9 +49,9 @@ class Reader:
         self.templated = False
 
     def _encode(self, text: str, behind: int | None = None) -> list[int]:
-        """Token ids of a context; a templated one holds its special tokens already.
+        """Token ids of a context; to a templated one no special tokens are added.
 
-        With `truncation`, only as many of the last as leave room for `behind` new ones.
+        With `truncation`, only the last tokens are kept, as many as leave room for `behind` new ones.
         """
         codec = self._model.codec
         encode = codec.encode_rendered if self.templated else codec.encode
@@ -62,7 +62,7 @@ class Reader:
         return ids if behind is None else ids[-(self._contract.max_length - behind) :]
 
     def read(self, requests: Sequence[Any], kind: Callable[..., Checked]) -> list[Checked]:
-        """Every request, read; raises `InvalidRequest` for the first that cannot be served, saying which it is."""
+        """Read every request; raises `InvalidRequest` for the first that cannot be served, with its number."""
         found = []
         for number, request in enumerate(requests, 1):
             try:
@@ -77,7 +77,7 @@ class Reader:
         return found
 
     def answer(self, context: str, arguments: dict[str, Any]) -> Answer:
-        """A request of `generate_until`, read and checked."""
+        """Read and check a request of `generate_until`."""
         wanted = Wanted(arguments, self._options.gen_length)
         length = -(-wanted.tokens // self._options.block_length) * self._options.block_length
         options = replace(self._options, **wanted.options, gen_length=length)
@@ -86,16 +86,17 @@ class Reader:
         if (length := row.canvas_length(options)) > self._contract.max_length:
             raise InvalidRequest(
                 f"a canvas of {length} tokens ({len(row.prompt_ids)} prompt, {options.gen_length} new) is over this "
-                f"bundle's {self._contract.max_length}; shorten it (--gen_kwargs max_gen_toks=N the answer, the model "
-                "argument truncation=True the context), or export with a larger --max-length"
+                f"bundle's {self._contract.max_length}; shorten the answer (--gen_kwargs max_gen_toks=N) or the "
+                "context (model argument truncation=True), or export with a larger --max-length"
             )
         row.check(options, self._contract)
         return Answer(wanted, options, row)
 
     def pair(self, context: str, continuation: str) -> Pair:
-        """Tokens of both; spaces at the context's end belong to the continuation.
+        """Tokens of context and continuation; spaces at the context's end belong to the continuation.
 
-        Both are encoded together and split behind the context's tokens, unless the two do not part there.
+        Both are encoded together and split after the context's tokens. If no token boundary lies there, the
+        continuation is encoded separately.
         """
         if not isinstance(continuation, str):
             raise InvalidRequest(f"a continuation is text, not {shown(continuation)}")
@@ -112,9 +113,9 @@ class Reader:
         return Pair(before, target)
 
     def pieces(self, text: str) -> list[Pair]:
-        """A text of `loglikelihood_rolling` in pieces that fit on a canvas, behind what starts every text."""
+        """Divide a text of `loglikelihood_rolling` into pieces that fit on a canvas, each after the start tokens."""
         target = self._model.codec.encode_plain(text)
-        start = self._model.codec.encode("")  # what the tokenizer puts before every text
+        start = self._model.codec.encode("")  # the tokens that the tokenizer adds before every text
         size = self._contract.max_length - len(start)
         if self._contract.block_causal:
             size -= size % self._options.block_length

@@ -1,8 +1,8 @@
-"""Local data files: JSON lines, plain or gzipped, checked line by line.
+"""Reads local data files: JSON lines, plain or gzipped, checked line by line.
 
     rows = read_lines(Path("gsm8k_test.jsonl"), ("question", "answer"))
 
-Data files are input from outside: only regular files are read, and only so much. Nothing is downloaded.
+Data files are untrusted input: only regular files of limited size are read. Nothing is downloaded.
 """
 
 import gzip
@@ -15,14 +15,14 @@ from dpad.evaluation.errors import DataError
 from dpad.runtime.bundle.files import open_file
 from dpad.runtime.bundle.hashes import sha256
 
-_MOST = 1 << 27  # bytes of a data file, unpacked; as Python's text and objects it is several times as large
+_MOST = 1 << 27  # most bytes of a data file, unpacked; as text and Python objects it takes several times as many
 
 
 def read_lines(path: Path, fields: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, str]]:
-    """One dict a line with the named text fields; others are left out, and so are blank lines.
+    """One dict per line with the named text fields; other fields and blank lines are skipped.
 
-    Raises `DataError`, naming file and line, for what is not JSON or lacks a field, and for a file
-    without samples.
+    Raises a `DataError` that names file and line if a line is not JSON or lacks a field, and one for a file without
+    samples.
     """
     try:
         text = _unpacked(path).decode("utf-8-sig")
@@ -31,12 +31,12 @@ def read_lines(path: Path, fields: Sequence[str], optional: Sequence[str] = ()) 
     lines = enumerate(text.split("\n"), 1)
     rows = [_row(line, f"{path}, line {number}", fields, optional) for number, line in lines if line.strip()]
     if not rows:
-        raise DataError(f"{path} holds no samples; give one JSON object a line with {', '.join(fields)}")
+        raise DataError(f"{path} holds no samples; give one JSON object per line with {', '.join(fields)}")
     return rows
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
-    """Name -> SHA-256 of data files; the folder they lie in does not matter, and two of one name are told apart."""
+    """Name -> SHA-256 of data files. Names have no folder, so a second file of the same name gets a number."""
     found: dict[str, str] = {}
     for number, path in enumerate(files, 1):
         try:
@@ -48,7 +48,7 @@ def digests(files: Sequence[Path]) -> dict[str, str]:
 
 
 def _unpacked(path: Path) -> bytes:
-    """All of a data file, unpacked if it is gzipped; raises `ValueError` beyond the limit, before it is in memory."""
+    """The contents of a data file, unpacked if gzipped; raises `ValueError` over the limit, and reads no further."""
     with open_file(path) as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -66,11 +66,11 @@ def _row(line: str, where: str, fields: Sequence[str], optional: Sequence[str]) 
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}); {needed}") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where} is no object; {needed}")
+        raise DataError(f"{where} is not an object; {needed}")
     for name in fields:
         if not isinstance(row.get(name), str):
             raise DataError(f"{where} has no text {name!r}; {needed}")
     for name in optional:
         if not isinstance(row.get(name, ""), str):
-            raise DataError(f"{where}: {name!r} is no text; leave it out or give text")
+            raise DataError(f"{where}: {name!r} is not text; leave it out or give text")
     return {name: row[name] for name in (*fields, *optional) if name in row}

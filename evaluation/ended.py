@@ -1,4 +1,4 @@
-"""`ended`: sequences that a model runs together, each when it has ended, with the time that it took.
+"""`ended` runs sequences together and yields each when it has ended, with the seconds that it took.
 
 for sequence, seconds in ended(model, sequences, lambda sequence: f"sample {sequence.index + 1}"):
     ...
@@ -18,13 +18,13 @@ Ended = TypeVar("Ended", bound=Sequence)
 def ended(
     model: DiffusionModel, sequences: Iterable[Ended], name: Callable[[Ended], str]
 ) -> Iterator[tuple[Ended, float]]:
-    """Each of `sequences` in the order of their ends, and its seconds.
+    """Run `sequences`; yields each with its seconds, in the order in which they end.
 
-    Sequences share passes, so a time of its own says nothing of what one cost. Its seconds are those since the end of
-    the one before it, or since it was given to the model if that was later: they add up to the time in which anything
-    was decoded, and are the sequence's own where it runs alone.
+    Sequences share passes, so the time from a sequence's start to its end does not measure its cost. Its seconds count
+    from the previous sequence's end, or from its own start if that was later. They add up to the time in which
+    anything was decoded; for a sequence that runs alone they are its own time.
 
-    Raises what ended one of them, with its `name` before the message; the others are cancelled.
+    Raises the error that ended a sequence, with its `name` before the message; the others are cancelled.
     """
     given: dict[Ended, float] = {}
 

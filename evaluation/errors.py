@@ -2,8 +2,8 @@
 
     DpadError
     └── EvaluationError
-        ├── DataError       a data file is missing, or a line of it is not what the task reads
-        ├── ResumeError     the samples on disk are those of other settings
+        ├── DataError       a file is missing or has the wrong contents, or a sample cannot be used
+        ├── ResumeError     the samples on disk have other settings
         └── SandboxError    candidate code cannot be isolated on this machine
 
 Each message names the cause and the way out.
@@ -13,16 +13,16 @@ from dpad.runtime.errors import DpadError
 
 
 class EvaluationError(DpadError):
-    """A task cannot be run as it was asked for."""
+    """A task cannot be run with these settings."""
 
 
 class DataError(EvaluationError):
-    """A data file that cannot be read; names the file, and the line where there is one."""
+    """A file or a sample cannot be used; names the file and the line, or the sample."""
 
 
 class ResumeError(EvaluationError):
-    """Samples kept by an earlier run that this one must not add to; names what differs."""
+    """Samples of an earlier run have other settings, so this run must not add to them; names what differs."""
 
 
 class SandboxError(EvaluationError):
-    """The kernel refuses a part of the isolation in which candidate code is run."""
+    """Candidate code cannot be isolated; names the part of the isolation that the kernel refuses."""

@@ -2,9 +2,9 @@
 
     python -m dpad.evaluation.harness --model dpad --model_args bundle=bundles/tiny --tasks gsm8k
 
-lm-evaluation-harness finds models by an import or in its own table; it has no entry points for others. So
-this module registers the model `dpad` when it is imported, and run as a program it then hands over to the
-harness's own command line with all its options. In Python, import it before `simple_evaluate`.
+lm-evaluation-harness knows the models in its own table and those that imported code registers; it has no entry points
+for other packages. So importing this module registers the model `dpad`; run as a program, it then calls the harness's
+own command line with all its options. In Python, import it before `simple_evaluate`.
 """
 
 import hashlib
@@ -48,19 +48,20 @@ _SCHEDULE = ("window", "k", "scale", "count")
 
 @register_model("dpad")
 class DpadLM(LM):
-    """A bundle behind the harness's three kinds of request.
+    """A bundle as a model of the harness; it serves all three kinds of requests.
 
     Model arguments are `bundle`, `engine`, `threads`, `mc_samples` (draws of a likelihood, 128 as in LLaDA's
-    evaluation), `mc_seed`, `check_greedy`, `truncation`, `preset`, and all fields of `GenerationOptions`, `schedule`
-    by its name with `window`, `k`, `scale` and `count`; numbers may be text, and None is the default. `batch_size`, the
-    harness's own option, is how many requests are given to the model at a time, which makes passes of them; `auto` is
-    as many as may wait. `device`, which the harness always sets, means nothing here: `engine` decides.
+    evaluation), `mc_seed`, `check_greedy`, `truncation`, `preset`, and all fields of `GenerationOptions`; `schedule`
+    is a name, with parameters `window`, `k`, `scale` and `count`. Numbers may be text, and None is the default.
+    `batch_size`, the harness's own option, is the number of requests that are given to the model at a time; its
+    scheduler divides them into passes. `auto` is as many as may wait. `device`, which the harness always sets, is
+    ignored: `engine` selects the device.
 
-    All requests of a call are checked before the first of them is decoded. One whose context is too long is refused,
-    or with `truncation` cut at its beginning, as the harness's other models do.
+    All requests of a call are checked before the first is decoded. A request whose context is too long is refused or,
+    with `truncation`, cut at its beginning, as in the harness's other models.
 
-    A likelihood is the Monte-Carlo bound with one block as long as the text, so no suffix and no schedule
-    takes part: the number LLaDA's evaluation reports.
+    A likelihood is the Monte-Carlo bound with one block as long as the text. Then there is no suffix, and no schedule
+    applies: it is the number that LLaDA's evaluation reports.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class DpadLM(LM):
         super().__init__()
         check_names(options, (*_OWN, *_SCHEDULE))
         if bundle in ("", None):
-            raise InvalidRequest("no bundle is named; give --model_args bundle=DIR, made by dpad export")
+            raise InvalidRequest("no bundle is given; give --model_args bundle=DIR, made by dpad export")
         self.draws = _integer_or("mc_samples", mc_samples, 128)
         self.seed = _integer_or("mc_seed", mc_seed, 0)
         if not 1 <= self.draws <= MOST_DRAWS or self.seed < 0:
@@ -110,10 +111,10 @@ class DpadLM(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts in the order of the requests, each cut before its stop strings.
 
-        `max_gen_toks` is rounded up to whole blocks for the canvas and the text cut back to it; without
-        it the option `gen_length` counts. Sampling needs `do_sample`, or a temperature without it; the same request
-        once more is sampled with the next seed. What cannot be served raises `InvalidRequest`, with the
-        number of the request, before anything is decoded.
+        For the canvas `max_gen_toks` is rounded up to whole blocks, and the text is cut back to it; its default is the
+        option `gen_length`. Tokens are sampled if the request has a temperature and `do_sample` is not False; a
+        repeated request is sampled with the next seed. Raises an `InvalidRequest` with the number of a request that
+        cannot be served, before anything is decoded.
         """
         asked = self._reader.read(requests, self._reader.answer)
         texts = [""] * len(requests)
@@ -136,44 +137,43 @@ class DpadLM(LM):
         return texts
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The bound of each continuation's log-likelihood, and whether greedy decoding writes just that.
+        """The bound of each continuation's log-likelihood, and whether greedy decoding gives that continuation.
 
-        Greedy decoding fills a canvas as long as the continuation (in whole blocks, if these are the model's), the
-        surest token first, one a step;
-        `check_greedy=False` saves these steps and answers False.
+        Greedy decoding fills a canvas as long as the continuation, rounded up to whole blocks for block-causal models,
+        one token per step, the most confident first. `check_greedy=False` skips these steps and returns False.
         """
         pairs = self._reader.read(requests, self._reader.pair)
         return self._likelihoods("loglikelihood", requests, [[pair] for pair in pairs])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The bound of each text's log-likelihood; longer ones in pieces as long as a canvas, each on its own."""
+        """The bound of each text's log-likelihood; a text longer than a canvas is the sum of independent pieces."""
         texts = self._reader.read(requests, self._reader.pieces)
         return self._likelihoods("loglikelihood_rolling", requests, texts)
 
     @property
     def tokenizer_name(self) -> str:
-        """Name and digest of the tokenizer's files; part of the harness's cache keys."""
+        """The bundle's name and a digest of its tokenizer files; part of the harness's cache keys."""
         files = self.bundle.manifest.files
         digests = "".join(files[name].sha256 for name in self.bundle.manifest.tokenizer)
         return f"dpad-{self.bundle.manifest.name}-{hashlib.sha256(digests.encode()).hexdigest()[:16]}"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template's source as the results record it; a template of another name does not exist."""
+        """The template's source, for the results; raises `InvalidRequest` for a name, as a bundle has one template."""
         if not chat_template:
             return None
         if isinstance(chat_template, str):
-            raise InvalidRequest(f"a bundle has one chat template and none named {chat_template!r}")
+            raise InvalidRequest(f"a bundle has a single chat template without a name, so none is {chat_template!r}")
         self._reader.templated = True
         return self.model.codec.template
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the bundle's template writes it; raises `InvalidRequest` where it has none."""
+        """Render the conversation with the bundle's template; raises `InvalidRequest` if it has none."""
         self._reader.templated = True
         return self.model.codec.render(chat_history, add_generation_prompt=add_generation_prompt)
 
     @contextmanager
     def _told(self, count: int) -> Iterator[list[int]]:
-        """Where to list what is finished: a failure, Ctrl-C among them, is noted with what becomes of it."""
+        """Give a list for the indices of finished requests; on an error or Ctrl-C, add a note on what was kept."""
         finished: list[int] = []
         try:
             yield finished
@@ -181,7 +181,7 @@ class DpadLM(LM):
             kept = "kept: run the same again" if self._cached else "lost: with --use_cache FILE they would be kept"
             error.add_note(f"{len(finished)} of {count} answers were finished, and are {kept}")
             if self._cached and not isinstance(error, Exception):
-                # An interrupt may leave a lock of the cache taken, and its end would wait for that lock for ever
+                # An interrupt may leave a lock of the cache held, and closing the cache would wait for it for ever.
                 self.cache_hook.dbdict.conn = None
             raise
 
@@ -190,13 +190,13 @@ class DpadLM(LM):
         return self.cache_hook.dbdict is not None
 
     def _keep(self, kind: str, request: Instance, answer: object) -> None:
-        """Into the harness's cache, where there is one, and on disk, so that a kill does not cost it."""
+        """Write an answer to the harness's cache, if there is one, and to disk, so that it survives a kill."""
         self.cache_hook.add_partial(kind, request.args, answer)
         if self._cached:
             self.cache_hook.dbdict.commit()
 
     def _ended(self, count: int, sequences: Callable[[int], Iterable[Sequence]]) -> Iterator[Sequence]:
-        """The `sequences` of each of `count` requests, which have its index, as they end."""
+        """Run the `sequences` of each of `count` requests, whose index they have; yields them as they end."""
         for start in range(0, count, self.batch_size):
             batch = range(count)[start : start + self.batch_size]
             given = (sequence for index in batch for sequence in sequences(index))
@@ -204,7 +204,7 @@ class DpadLM(LM):
                 yield sequence
 
     def _likelihoods(self, kind: str, requests: list[Instance], texts: list[list[Pair]]) -> list[Any]:
-        """The bound of each text, the sum of its pieces'; for `loglikelihood` also whether it is greedy."""
+        """The bound of each text, summed over its pieces; for `loglikelihood` also whether greedy decoding gives it."""
         check_greedy = kind == "loglikelihood" and self.check_greedy
 
         def sequences(index: int) -> Iterator[Sequence]:
@@ -215,7 +215,7 @@ class DpadLM(LM):
                 yield from estimates(self.contract, context, target, options, self.draws, (self.seed,), index)
 
         nats, greedy = [list[float]() for _ in texts], [False] * len(texts)
-        answers: list[Any] = [0.0] * len(texts)  # of a text without tokens
+        answers: list[Any] = [0.0] * len(texts)  # stays 0 for a text without tokens
         left = [len(pieces) * (self.draws + check_greedy) for pieces in texts]
         with self._told(len(texts)) as finished:
             for sequence in self._ended(len(texts), sequences):
@@ -234,7 +234,7 @@ class DpadLM(LM):
         return answers
 
     def _greedy(self, index: int, context: list[int], target: list[int]) -> Sequence:
-        """What writes as many tokens as `target` has, the surest first, one a pass."""
+        """A sequence that decodes as many tokens as `target` has, one per pass, the most confident first."""
         options = replace(whole(self.contract, self.options, len(target)), decoder="fixed", pace="even")
         options = replace(options, temperature=0.0, top_k=None, top_p=None)
         if not self.contract.block_causal:
@@ -243,14 +243,14 @@ class DpadLM(LM):
 
 
 def _batch_size(asked: int | str | None) -> int:
-    """`auto` and `auto:4` are as many as may wait."""
+    """Read a batch size; `auto` and `auto:4` are as many requests as may wait."""
     if isinstance(asked, str) and asked.partition(":")[0].strip() == "auto":
         return WAITING
     return 1 if is_none(asked) else _at_least_one("batch_size", asked)
 
 
 def _integer_or(name: str, value: object, default: int) -> int:
-    """A whole number, `default` where there is none."""
+    """Read an integer; None is `default`."""
     return default if is_none(value) else integer(name, value)
 
 

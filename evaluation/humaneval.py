@@ -1,16 +1,16 @@
-"""HumanEval: prompts, the program that an answer amounts to, and its verdict in the sandbox.
+"""HumanEval: its prompts, the program made from an answer, and the program's verdict in the sandbox.
 
     task = humaneval(Path("HumanEval.jsonl.gz"), Sandbox())
     program_of(sample, "```python\\ndef f(x): ...\\n```")
 
-What counts as the code of an answer (`code_of`):
+`code_of` finds the code of an answer by these rules:
 
 1. If the answer has a fence, the code is the first fenced block that defines the function, or else the
    first block. A fence that is not closed reaches to the end.
-2. If that code, or an answer without fences, defines the function at the start of a line, it stands for
-   itself, from its first line of code on; what the prompt says before the function comes before it.
-3. Otherwise it goes on where the prompt ends, as the body of the function: it is indented if it is not,
-   and ends before the next thing at the start of a line that is no part of a body.
+2. If that code, or an answer without fences, defines the function at the start of a line, it is used from its first
+   line of code on, after the part of the prompt that comes before the function.
+3. Otherwise it continues the prompt as the body of the function: it is indented if necessary, and ends before the next
+   line that starts at the left margin and cannot belong to a body.
 """
 
 import re
@@ -29,9 +29,9 @@ _ASK = "Complete the function below. Answer with the whole function in one Pytho
 
 
 def humaneval(data: Path, sandbox: Sandbox, limit: int | None = None, raw: bool = False) -> Task:
-    """The problems of a local HumanEval file; `raw` prompts are the bare beginning of the function.
+    """The problems of a local HumanEval file; with `raw` a prompt is only the beginning of the function.
 
-    The metric `pass@1` is 1.0 where the program of the answer ran to the end of the problem's tests.
+    The metric `pass@1` is 1.0 if the answer's program ran to the end of the problem's tests.
     """
     rows = read_lines(data, ("task_id", "prompt", "test", "entry_point"))[:limit]
     samples = [
@@ -54,7 +54,7 @@ def program_of(sample: Sample, text: str) -> str:
 
 
 def code_of(prompt: str, entry_point: str, text: str) -> str:
-    """Code that defines `entry_point`, read out of an answer to `prompt` by the rules above."""
+    """Code that defines `entry_point`, extracted from an answer to `prompt` by the rules above."""
     defines = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
     blocks = [match.group(1) for match in _FENCE.finditer(text)]
     if blocks:
@@ -67,7 +67,7 @@ def code_of(prompt: str, entry_point: str, text: str) -> str:
 
 
 def _indented(body: str) -> str:
-    """A body at the depth of a function's; often only its first line has lost its indent."""
+    """Indent a function's body; in many answers only its first line lacks the indent."""
     lines = [line for line in body.strip("\n").splitlines() if line.strip()]
     if not lines or lines[0][0] in " \t":
         return body

@@ -1,11 +1,11 @@
-"""`Journal`: finished samples on disk, so that a run that was stopped can go on.
+"""`Journal` keeps finished samples on disk, so that a stopped run can continue.
 
     with Journal.open(path, settings) as journal:
         journal.records                     # key -> record of an earlier run
         journal.add({"key": key} | found)   # on disk when it returns
 
-The first line holds the settings. A last line that was cut off while it was written is dropped. A file
-of other settings, or that is no journal, is refused, never overwritten, and so is one that another run writes.
+The first line holds the settings. An incomplete last line, which an interrupted write leaves, is dropped. A file with
+other settings, one that is not a journal, and one that another run is writing are refused, never overwritten.
 """
 
 import fcntl
@@ -21,8 +21,8 @@ from dpad.runtime.show import shown
 
 Record = dict[str, Any]
 
-_NUMBERS = ("nfe", "tokens", "seconds")  # of a record, beside its `key` and `scores`
-_LARGEST = 1 << 53  # of these and the scores: their squares and sums are still numbers
+_NUMBERS = ("nfe", "tokens", "seconds")  # fields of a record, beside its `key` and `scores`
+_LARGEST = 1 << 53  # largest value of these and of scores, so that squares and sums do not overflow
 
 
 class Journal:
@@ -34,12 +34,12 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path | None, settings: dict[str, Any]) -> "Journal":
-        """Start a journal or go on with the one at `path`; None keeps it in memory.
+        """Start a journal or continue the one at `path`; None keeps it in memory.
 
         Raises:
-            ResumeError: the file holds samples of other settings (names the first that differs), or another run
-                writes it.
-            DataError: the file cannot be read or written, or is no journal.
+            ResumeError: the file has samples of other settings (names the first that differs), or another run
+                is writing it.
+            DataError: the file cannot be read or written, or is not a journal.
         """
         if path is None:
             return cls({}, None)
@@ -50,7 +50,7 @@ class Journal:
             file = path.open("a+b")
             return cls._go_on(file, path, settings)
         except BlockingIOError:
-            error: Exception = ResumeError(f"another run writes {path}; wait for its end, or give another --out")
+            error: Exception = ResumeError(f"another run is writing {path}; wait for its end, or give another --out")
         except OSError as failed:
             error = DataError(f"{path} cannot be written: {failed}; give another --out")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as failed:
@@ -58,13 +58,13 @@ class Journal:
         except EvaluationError as failed:
             error = failed
         if file is not None:
-            with suppress(OSError):  # what could not be written
+            with suppress(OSError):  # closing tries again to write what could not be written
                 file.close()
         raise error
 
     @classmethod
     def _go_on(cls, file: IO[bytes], path: Path, settings: dict[str, Any]) -> "Journal":
-        """The journal in `file`, behind its last whole line."""
+        """Read the journal in `file`, and continue after its last complete line."""
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.seek(0)
         kept, first = file.read(), _line({"settings": settings})
@@ -83,12 +83,12 @@ class Journal:
         return journal
 
     def add(self, record: Record) -> None:
-        """Keep a finished sample, found again by its `key`; raises `DataError` where the disk does not take it."""
+        """Keep a finished sample under its `key`; raises `DataError` if it cannot be written to disk."""
         try:
             self._write(_line(record))
         except OSError as error:
             raise DataError(
-                f"a sample cannot be written: {error}; make room, and the same command goes on behind the last one"
+                f"a sample cannot be written: {error}; free disk space, and run the same command again to continue"
             ) from error
         self.records[record["key"]] = record
 
@@ -104,7 +104,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            with suppress(OSError):  # what could not be written, and was said
+            with suppress(OSError):  # `add` has already reported what could not be written
                 self._file.close()
 
 
@@ -113,12 +113,12 @@ def _line(content: dict[str, Any]) -> bytes:
 
 
 def _check_record(record: Record) -> None:
-    """Raise an error of Python's unless `record` has what results are made of."""
+    """Raise a built-in error, such as `KeyError`, unless `record` has the fields of a sample."""
     numbers = [*record["scores"].values(), *(record[name] for name in _NUMBERS)]
     if not isinstance(record["key"], str) or not all(map(is_number, numbers)):
-        raise TypeError("a sample needs a text for its key, and numbers for scores, nfe, tokens and seconds")
+        raise TypeError("a sample needs text as its key, and numbers as scores, nfe, tokens and seconds")
     if not all(abs(number) <= _LARGEST for number in numbers) or min(numbers[-len(_NUMBERS) :]) < 0:
-        raise ValueError("a number of a sample is out of all range")
+        raise ValueError("a number of a sample is out of range")
 
 
 def _require_same(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
@@ -132,6 +132,6 @@ def _require_same(kept: dict[str, Any], settings: dict[str, Any], path: Path) ->
                         name, before, after = f"{name}.{key}", before.get(key), after.get(key)
                         break
             raise ResumeError(
-                f"{path} was made with {name} {shown(before)}, this run has {shown(after)}; "
-                "repeat the earlier settings to go on, or give another --out"
+                f"{path} was made with {name} {shown(before)}, but this run has {shown(after)}; "
+                "use the earlier settings to continue it, or give another --out"
             )

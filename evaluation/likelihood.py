@@ -1,22 +1,21 @@
-"""Monte-Carlo bounds of -log p(text | prompt) of a masked-diffusion model, through the engine's own step.
+"""Monte-Carlo bounds of -log p(text | prompt) of a masked-diffusion model, computed by the engine's own step.
 
     drawn = list(estimates(contract, prompt_ids, target_ids, options, draws=32, seed=(0,)))
     for outcome in model.run(drawn): ...
     mean(estimate.nats for estimate in drawn) / len(target_ids)
 
-The text is taken block by block. In a block of n tokens a number l is drawn from 1 … n, exactly l of its
-tokens are masked, without replacement, and n/l times their summed -log p is an unbiased estimate of an
-upper bound of the block's -log p given what stands before it (LLaDA, arXiv 2502.09992, appendix, which
-draws l rather than a masking rate because the estimate then varies less). What stands before the block
-is clean, what stands behind it is masked and thinned by the schedule, exactly as while decoding; so the
-sum over the blocks bounds -log p of the text in the order in which the decoder writes it. One block as
-long as the text is the bound as LLaDA measures it (`whole`).
+The text is scored block by block. In a block of n tokens a number l is drawn from 1 … n, and l of its tokens, drawn
+without replacement, are masked. n/l times their summed -log p is an unbiased estimate of an upper bound of the block's
+-log p given the text before it (LLaDA, arXiv 2502.09992, appendix; the paper draws l instead of a masking rate because
+the estimate then has less variance). The text before the block is unmasked; the canvas behind it is masked and thinned
+by the schedule, exactly as in decoding. So the sum over the blocks bounds -log p of the text in the order in which the
+decoder writes it. With one block as long as the text it is the bound that LLaDA measures (`whole`).
 
-Models that are causal between blocks are scored in their own blocks, over the keys and values of what is clean before
-them. Where such a model predicts a block's first token from the block before it (shift 1), that token is scored as it
-is written, alone, and only the others are masked.
+Block-causal models are scored in their own blocks, with the keys and values of the unmasked text before them cached. If
+such a model predicts a block's first token from the block before it (shift 1), that token is scored alone, as it is
+decoded, and only the others are masked.
 
-The masks depend on seed, draw and lengths only: two schedules are compared on the same masks.
+The masks depend only on seed, draw and lengths, so two schedules are compared on the same masks.
 """
 
 from collections.abc import Iterator
@@ -42,11 +41,11 @@ MOST_DRAWS = 1 << 16
 
 
 class Estimate(Sequence):
-    """One draw: a text that is known, block by block with some of its tokens masked and scored.
+    """One draw: a sequence whose text is known, of which each block has some tokens masked and scored.
 
     Attributes:
-        target: [tokens], the text.
-        nats: the estimate of the bound, of the blocks so far.
+        target: int64 [tokens], the text.
+        nats: the estimate of the bound over the blocks so far, in nats.
     """
 
     def __init__(
@@ -57,18 +56,19 @@ class Estimate(Sequence):
         contract: StepContract,
         index: int = 0,
     ) -> None:
-        """`target` stands behind the prompt of `request`, whose seed draws the masks."""
+        """`target` follows the prompt of `request`, whose seed draws the masks."""
         super().__init__(request, options, contract, index)
         self.nats = 0.0
         self.target = target
         self._text = self.canvas[self.prompt : self.prompt + len(target)]
-        self._shares = np.ones(len(target))  # what the -log p of each token counts
+        self._shares = np.ones(len(target))  # weight of each token's -log p
         self._masks = np.random.default_rng(request.seed)
 
     def _start_block(self, block: int) -> None:
-        """Write the block's text with its masks: a uniform number of tokens, at least one.
+        """Write the block's text, and mask a uniformly drawn number of its tokens, at least one.
 
-        Tokens that a model causal between blocks predicts from the block before (`ahead`) stay masks until then.
+        A token that a block-causal model predicts from the block before (`ahead`) is not drawn: it stays a mask until
+        it is scored.
         """
         length, causal = self.options.block_length, self.contract.block_causal
         first = block * length - (self.prompt % length if causal else 0)
@@ -82,15 +82,15 @@ class Estimate(Sequence):
         super()._start_block(block)
 
     def _begin(self, decided: NDArray[np.int64], step: int, first: View, later: View) -> None:
-        """Masks behind the text take part, and are not scored."""
+        """Score no masks behind the text, which take part all the same."""
         super()._begin(decided[decided < self.prompt + len(self.target)], step, first, later)
 
     def part(self) -> Part:
-        """Of the next pass, whose logits are wanted."""
+        """The part for the next pass, with logits."""
         return Part(self._views[self._fresh], self.canvas, self._rows[self._fresh][self._masked], want_logits=True)
 
     def take(self, answer: Answer) -> Any:
-        """Add what the masks of this pass cost, and write their text."""
+        """Add the weighted -log p of the pass's masked tokens, and write these tokens."""
         self.nfe += 1
         assert answer.logits is not None
         places = self._decided[self._masked] - self.prompt
@@ -103,7 +103,7 @@ class Estimate(Sequence):
         self.ended = perf_counter()
 
     def _ends(self) -> bool:
-        """Whether the whole text stands there."""
+        """Whether the whole text is written."""
         return bool((self._text == self.target).all())
 
 
@@ -116,21 +116,20 @@ def estimates(
     seed: tuple[int, ...],
     index: int = 0,
 ) -> Iterator[Estimate]:
-    """`draws` independent estimates of the bound, in nats of the whole text, each made when it is asked for.
+    """Yield `draws` independent estimates of the bound of the whole text, in nats; each is created on demand.
 
     Args:
-        contract: of the engine that runs them; nothing is cached unless the model is causal between blocks.
-        prompt_ids: tokens before the text, always clean.
+        contract: contract of the engine that runs them. Rows are cached for block-causal models only.
+        prompt_ids: tokens before the text, never masked.
         target_ids: the text. Masks fill the canvas behind it, up to the next whole block and to
             `options.gen_length`; they take part as any suffix does and are not scored.
-        options: `block_length`, `gen_length` and `schedule` are used; a model that is causal between blocks has
-            no schedule.
+        options: `block_length`, `gen_length` and `schedule` are used; a block-causal model has no schedule.
         draws: number of estimates, 65536 at most.
-        seed: of masks and of the suffix dropout.
-        index: of each of the estimates.
+        seed: seeds the masks and the suffix dropout.
+        index: `index` of each estimate.
 
     Raises:
-        InvalidRequest: the text is empty, holds a mask, or does not fit on a canvas; no such number of draws.
+        InvalidRequest: the text is empty, contains a mask or does not fit on a canvas, or `draws` is out of range.
     """
     if not is_integer(draws) or not 1 <= draws <= MOST_DRAWS:
         raise InvalidRequest(f"{draws!r} draws cannot be served; give an integer from 1 to {MOST_DRAWS}")
@@ -143,7 +142,7 @@ def estimates(
 def fitted(
     contract: StepContract, prompt_ids: Several[int], target_ids: Several[int], options: GenerationOptions
 ) -> GenerationOptions:
-    """`options` for a canvas that holds the text; raises `InvalidRequest` where there is none."""
+    """Adapt `options` to a canvas that holds the text; raises `InvalidRequest` if no canvas can."""
     if not target_ids:
         raise InvalidRequest("a text without tokens has no likelihood; leave it out")
     if contract.mask_token_id in target_ids:
@@ -160,7 +159,7 @@ def fitted(
 def whole(contract: StepContract, options: GenerationOptions, length: int) -> GenerationOptions:
     """`options` with one block as long as a text of `length` tokens, and nothing behind it.
 
-    Blocks of a model that is causal between them stay its own: then as many as hold the text.
+    A block-causal model keeps its own block length, with as many blocks as hold the text.
     """
     if contract.block_causal:
         return replace(options, gen_length=-(-length // options.block_length) * options.block_length, steps=None)

@@ -1,9 +1,9 @@
-"""Perplexity of texts given their prompts: with the whole suffix, and with the suffix that DPad leaves.
+"""Perplexity of texts given their prompts: with the whole suffix, and with the suffix that DPad keeps.
 
     records = evaluate(task.samples, score_texts(model, task, options, draws=32), journal)
     perplexities(records)["perplexity_full"]
 
-Both are bounds by `likelihood.estimates` on the same masks, so their difference is that of the suffix alone.
+Both are bounds by `likelihood.estimates` on the same masks, so that only the suffix causes their difference.
 """
 
 import math
@@ -24,14 +24,14 @@ from dpad.runtime.decoding.suffix import Full
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.model import DiffusionModel
 
-_LARGEST = sys.float_info.max  # what lies beyond has no spelling in JSON
+_LARGEST = sys.float_info.max  # JSON cannot express infinity
 
 
 def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, draws: int, raw: bool = False) -> Work:
-    """Work whose records hold the mean bound of each text in nats, `full` and (unless that is all) `dpad`.
+    """Work whose records hold the mean bound of each text in nats: `full`, and `dpad` if the schedule drops tokens.
 
-    `nfe` counts one a draw and pass, `seconds` are those of its draws by `ended`. Models that are causal between blocks
-    attend no suffix: they have `full` alone. Raises `DataError`, with the sample's number, if one of the task's texts
+    `nfe` counts the passes of all draws, and `seconds` adds up their seconds by `ended`. Block-causal models attend no
+    suffix, so their records have only `full`. Raises a `DataError` with the sample's number if one of the task's texts
     cannot be scored.
     """
     contract = model.engine.contract
@@ -75,25 +75,25 @@ def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, d
 
 
 def _tokens(model: DiffusionModel, sample: Sample, raw: bool) -> tuple[tuple[int, ...], list[int]]:
-    """Token ids of prompt and text; without a prompt there are only those the tokenizer starts every text with."""
+    """Token ids of prompt and text; an empty prompt gives only the tokens that the tokenizer adds before every text."""
     model.check_size(sample.target)
     prompt = model.request(sample.prompt, raw=raw or not sample.prompt).prompt_ids
     return prompt, model.codec.encode_plain(sample.target)
 
 
 def perplexities(records: Sequence[Record]) -> Metrics:
-    """Nats a token and perplexity of each kind of suffix, over all tokens of the records.
+    """Nats per token and perplexity for each kind of suffix, over all tokens of the records.
 
-    Standard errors are over the texts, which includes the noise of the draws. The error of a perplexity
-    is that of its logarithm times the perplexity. Raises `DataError` for records of another task.
+    Standard errors are over the texts, and include the noise of the draws. The error of a perplexity
+    is the error of its logarithm times the perplexity. Raises `DataError` for records of another task.
     """
     sizes = [record["tokens"] for record in records]
     if not sum(sizes) or "full" not in records[0]["scores"]:
-        raise DataError("the file of samples is not one of texts with tokens; remove it, or give another --out")
+        raise DataError("the file of samples has no scored texts with tokens; remove it, or give another --out")
     metrics: Metrics = {}
     for name in records[0]["scores"]:
         nats, error = ratio([record["scores"][name] for record in records], sizes)
-        perplexity = math.exp(min(nats, 700.0))  # beyond, a float overflows
+        perplexity = math.exp(min(nats, 700.0))  # a larger exponent would overflow
         metrics[f"nats_per_token_{name}"] = nats, error
         metrics[f"perplexity_{name}"] = perplexity, None if error is None else min(perplexity * error, _LARGEST)
     if "dpad" in records[0]["scores"]:

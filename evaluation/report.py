@@ -1,4 +1,4 @@
-"""The document of a finished run, and the lines of it that people read.
+"""The results document of a finished run: how it is made, and how it is saved.
 
 document = report(settings, records, metrics)
 document["metrics"]["strict_match"]     # {"value": 0.5, "standard_error": 0.05}
@@ -20,7 +20,7 @@ from dpad.runtime.bundle.files import read_bytes
 from dpad.runtime.engines.machine import Machine
 
 SCHEMA_VERSION = 1
-_LARGEST = 1 << 24  # bytes of a document, which takes thousands
+_LARGEST = 1 << 24  # most bytes of a document that is read; real ones have thousands
 
 # name -> value and standard error (None: one sample only)
 Metrics = dict[str, tuple[float, float | None]]
@@ -32,10 +32,10 @@ def mean_scores(records: Sequence[Record]) -> Metrics:
 
 
 def report(settings: dict[str, Any], records: Sequence[Record], metrics: Metrics) -> dict[str, Any]:
-    """The results document: plain values, the settings of the run among them.
+    """The results document as JSON values, including the settings of the run.
 
-    `cost` holds total and mean a sample of `nfe`, generated `tokens` (up to EOS) and `seconds`, where
-    the records have them; seconds are those of this machine, with whatever else ran on it.
+    `cost` holds the total and the mean per sample of `nfe`, generated `tokens` (up to EOS) and `seconds`, if
+    the records have them. Seconds were measured on this machine, together with anything else that ran on it.
     """
     cost = {}
     for name in ("nfe", "tokens", "seconds"):
@@ -53,7 +53,7 @@ def report(settings: dict[str, Any], records: Sequence[Record], metrics: Metrics
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise `DataError` if `path` holds something else than the document of a run; an empty file holds nothing."""
+    """Raise `DataError` if `path` holds anything but the document of a run; an empty file may be replaced."""
     try:
         if not path.exists() or (path.is_file() and not path.stat().st_size):
             return
@@ -62,14 +62,14 @@ def check_replaceable(path: Path) -> None:
     except (OSError, ValueError, RecursionError):
         kept = None
     if not isinstance(kept, dict) or not {"schema_version", "task", "metrics"} <= kept.keys():
-        raise DataError(f"{path} exists and holds no results of dpad eval; move it away, or give another --out")
+        raise DataError(f"{path} exists, but does not hold results of dpad eval; move it away, or give another --out")
 
 
 def save(document: dict[str, Any], path: Path) -> None:
-    """Put the document in place of `path` in one step; raises `DataError`, and then `path` is what it was before."""
+    """Replace `path` by the document, atomically; raises `DataError`, and then leaves `path` unchanged."""
     part = None
     try:
-        path = Path(os.path.realpath(path))  # where it is a link, what that leads to
+        path = Path(os.path.realpath(path))  # the target, if it is a link
         if path.exists() and not path.is_file():
             raise DataError(f"{path} is not a regular file; give another --out")
         part = path.with_name(f".{secrets.token_hex(8)}.part")
@@ -79,10 +79,10 @@ def save(document: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be written: {error}; make room, and run the same command again") from None
+        raise DataError(f"{path} cannot be written: {error}; free disk space, and run the same command again") from None
     finally:
         if part is not None:
-            with suppress(OSError):  # it is in place, or was never made
+            with suppress(OSError):  # it was renamed, or never created
                 part.unlink()
 
 

@@ -1,9 +1,9 @@
-"""`evaluate`: a task over a model, each sample kept as soon as it is finished.
+"""`evaluate` runs a task with a model, and saves each sample as soon as it is finished.
 
     with Journal.open(path, settings_of(bundle, task, options, engine)) as journal:
         records = evaluate(task.samples, generate_answers(model, task, options), journal, batch_size=4)
 
-A sample gives what it would give alone, so the batch size is no setting of a run.
+The batch size does not change a sample's result, so it is not among the settings of a run.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.model import DiffusionModel
 
-# The records of some samples, run together; each with `key` and `scores`, as it is finished.
+# Runs some samples together, and yields the record of each, with `key` and `scores`, when it is finished.
 Work = Callable[[Several[Sample]], Iterable[Record]]
 
 
@@ -37,8 +37,9 @@ def evaluate(
 ) -> list[Record]:
     """Records of all `samples`, in order: those in the journal, and the rest from `work`.
 
-    `batch_size` samples are given to the model at a time; its scheduler makes passes of them. `advance` is told of
-    samples as they are finished, those of the journal first. Raises `DataError` where the journal's have other scores.
+    `batch_size` samples are given to the model at a time, whose scheduler divides them into passes. `advance` is called
+    with the number of newly finished samples, first those of the journal. Raises `DataError` if records in the journal
+    have other scores.
     """
     open_samples = [sample for sample in samples if sample.key not in journal.records]
     advance(len(samples) - len(open_samples))
@@ -48,15 +49,15 @@ def evaluate(
             advance(1)
     records = [journal.records[sample.key] for sample in samples]
     if any(record["scores"].keys() != records[0]["scores"].keys() for record in records):
-        raise DataError("the file of samples has other scores than this task gives; remove it, or give another --out")
+        raise DataError("the file of samples has scores of another task; remove it, or give another --out")
     return records
 
 
 def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptions, raw: bool = False) -> Work:
-    """Work that writes an answer to each prompt and grades it; `raw` leaves the chat template out.
+    """Work that generates an answer to each prompt and grades it; `raw` leaves the chat template out.
 
-    A record holds the text, NFE, tokens, and the sample's seconds by `ended`, without its grading. Raises `DataError`,
-    with the sample's number, if one of the task's prompts does not fit.
+    A record holds the text, NFE, tokens, and the sample's seconds by `ended`, which exclude grading. Raises a
+    `DataError` with the sample's number if one of the task's prompts cannot be served.
     """
     for sample in task.samples:
         try:
@@ -86,13 +87,13 @@ def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptio
 
 
 def options_json(options: GenerationOptions) -> dict[str, Any]:
-    """The fields of `options` as JSON takes them, the schedule with its name."""
+    """The fields of `options` as JSON values; the schedule has its name among its parameters."""
     schedule = {"name": type(options.schedule).__name__}
     return asdict(options) | {"schedule": schedule | vars(options.schedule)}
 
 
 def settings_of(bundle: Bundle, task: Task, options: GenerationOptions, engine: str, **more: Any) -> dict[str, Any]:
-    """Everything that decides the records of a run, and so must stay the same when it is resumed."""
+    """The settings that determine the records of a run, which must be the same when it is resumed."""
     return {
         "task": task.name,
         "manifest_sha256": manifest_sha256(bundle),
@@ -105,5 +106,5 @@ def settings_of(bundle: Bundle, task: Task, options: GenerationOptions, engine: 
 
 
 def manifest_sha256(bundle: Bundle) -> str:
-    """Digest of a bundle's manifest, which holds those of all its files."""
+    """SHA-256 of a bundle's manifest, which contains those of all its files."""
     return hashlib.sha256((bundle.directory / FILE_NAME).read_bytes()).hexdigest()

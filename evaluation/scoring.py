@@ -3,10 +3,9 @@
     grade_numbers("Together 18.\\n#### 18", "16 + 2 = 18\\n#### 18")
     # {"strict_match": 1.0, "flexible_extract": 1.0}
 
-`strict_match` takes the first number behind `####`, `flexible_extract` the last thing in the text that
-looks like a number. Both are compared with the whole target after commas, dollar signs, everything up
-to the last `#### ` and a full stop at the end are taken out of either side, letters in lower case. An
-answer without a number becomes `[invalid]`.
+`strict_match` takes the first number behind `####`, `flexible_extract` the last part of the text that
+looks like a number. The number is compared with the target, both in lower case and without commas, dollar signs,
+everything up to the last `#### `, and a full stop at the end. An answer without a number becomes `[invalid]`.
 """
 
 import math
@@ -18,18 +17,18 @@ _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _IGNORED = tuple(re.compile(pattern) for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"))
 _INVALID = "[invalid]"
 
-STOPS = ("Question:", "</s>", "<|im_end|>")  # where an answer to a problem ends at the latest
+STOPS = ("Question:", "</s>", "<|im_end|>")  # an answer to a problem is cut before the first of these
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
-    """`text` before each of `stops` in turn, as lm-evaluation-harness cuts it; empty ones stop nothing."""
+    """Cut `text` before each of `stops` in turn, as lm-evaluation-harness does; empty ones are ignored."""
     for stop in stops:
         text = text.split(stop, 1)[0] if stop else text
     return text
 
 
 def grade_numbers(text: str, target: str) -> dict[str, float]:
-    """1.0 or 0.0 for each of the two ways to read a number out of `text`; `target` is the whole answer."""
+    """1.0 or 0.0 for each of the two ways to extract a number from `text`; `target` is the whole correct answer."""
     strict = _STRICT.findall(text)
     flexible = _FLEXIBLE.findall(text)
     answers = {
@@ -40,7 +39,7 @@ def grade_numbers(text: str, target: str) -> dict[str, float]:
 
 
 def grade_text(text: str, target: str) -> dict[str, float]:
-    """1.0 where the whole text is the target, character by character."""
+    """1.0 if the text equals the target, character by character, else 0.0."""
     return {"exact_match": float(text == target)}
 
 
@@ -56,8 +55,8 @@ def mean(values: Sequence[float]) -> tuple[float, float | None]:
 def ratio(parts: Sequence[float], sizes: Sequence[float]) -> tuple[float, float | None]:
     """Sum of `parts` over sum of `sizes`, and the standard error of this ratio over the samples.
 
-    By the usual linearisation: the residuals part - ratio · size have mean 0, and the ratio varies as
-    their sum over the sum of the sizes.
+    The error is that of the usual linearisation: the residuals part - ratio · size have mean 0, and the ratio varies
+    as their sum divided by the sum of the sizes.
     """
     total = math.fsum(sizes)
     value = math.fsum(parts) / total

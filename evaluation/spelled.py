@@ -1,4 +1,4 @@
-"""Values that YAML or a command line may spell as text: numbers, truths, nothing.
+"""Reads values that YAML or a command line may spell as text: numbers, booleans, None.
 
 integer("max_gen_toks", "256"), number("temperature", "1e-3"), flag("do_sample", "false", True)
 """
@@ -12,13 +12,13 @@ from dpad.runtime.show import shown
 
 _YES, _NO = ("true", "yes", "on", "1", "1.0"), ("false", "no", "off", "0", "0.0")
 _NONE = ("", "none", "null")
-_EXACT = 1 << 53  # beyond, a float stands for several integers
+_EXACT = 1 << 53  # larger integers are not exact as floats
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number, or text that spells one; raises `InvalidRequest`."""
+    """Read a finite number, or text that spells one; raises `InvalidRequest`."""
     try:
-        spelled = isinstance(value, str) and value.isascii() and "_" not in value  # as in Python's own source
+        spelled = isinstance(value, str) and value.isascii() and "_" not in value  # `float` accepts more spellings
         read = float(value) if is_number(value) or spelled else math.nan
     except (ValueError, OverflowError):
         read = math.nan
@@ -28,7 +28,7 @@ def number(name: str, value: Any) -> float:
 
 
 def integer(name: str, value: Any) -> int:
-    """A whole number, also as text or as a float without a fraction; raises `InvalidRequest`."""
+    """Read an integer, also as text or as a float without a fraction; raises `InvalidRequest`."""
     if is_integer(value):
         return int(as_integer(value, name))
     read = number(name, value)
@@ -38,7 +38,7 @@ def integer(name: str, value: Any) -> int:
 
 
 def flag(name: str, value: Any, default: bool) -> bool:
-    """True or False, also as text or as 1 and 0; raises `InvalidRequest`."""
+    """Read True or False, also as text or as 1 and 0; None is `default`. Raises `InvalidRequest`."""
     if is_none(value):
         return default
     spelled = str(value).strip().lower() if isinstance(value, (str, bool)) or _is_bit(value) else ""
@@ -50,7 +50,7 @@ def flag(name: str, value: Any, default: bool) -> bool:
 
 
 def is_none(value: Any) -> bool:
-    """Whether `value` says that there is none, perhaps as text."""
+    """Whether `value` is None, or text that spells it."""
     return value is None or (isinstance(value, str) and value.strip().lower() in _NONE)
 
 

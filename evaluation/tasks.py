@@ -1,11 +1,11 @@
-"""`Task`: prompts with their targets, and how an answer is graded.
+"""`Task`: prompts with their targets, and a function that grades an answer.
 
     task = problems(limit=100, shots=2, seed=0)
     task.samples[0].prompt, task.grade(task.samples[0], "... #### 18")
 
-Word problems and GSM8K are asked as lm-evaluation-harness asks GSM8K: worked examples, then
-`Question: ...` and `Answer:`. Each question has worked examples of its own, drawn by the seed and the
-question's number, so that a sample does not depend on how many are measured.
+Prompts of word problems and of GSM8K have the layout of lm-evaluation-harness's GSM8K: worked examples, then
+`Question: ...` and `Answer:`. Each question has its own worked examples, drawn by the seed and the
+question's number, so that a sample does not depend on the number of samples.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from dpad.models.training.problems import PROBLEMS, Example
 from dpad.models.training.routines import LONG
 from dpad.runtime.errors import InvalidRequest
 
-LIMIT = 100  # samples of the tasks that make their own
-MOST, MOST_SHOTS = 10_000, 100  # of these: no canvas holds so many worked examples
+LIMIT = 100  # default number of samples of tasks that generate their own
+MOST, MOST_SHOTS = 10_000, 100  # most samples and worked examples of these; no canvas holds as many examples
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Sample:
     Attributes:
         index: its number within the task.
         prompt: the user's text.
-        target: what grading compares with; for perplexity the text that is scored.
-        facts: what else grading needs.
+        target: the text that grading compares with; for perplexity, the text that is scored.
+        facts: further data for grading.
     """
 
     index: int
@@ -45,7 +45,7 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """Digest of all fields: what a kept result is found by."""
+        """Digest of all fields, under which its result is stored."""
         text = json.dumps([self.index, self.prompt, self.target, dict(self.facts)])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -55,7 +55,7 @@ Grade = Callable[[Sample, str], dict[str, float]]
 
 @dataclass(frozen=True)
 class Task:
-    """Samples under a name; `grade` gives metric -> score of an answer, `data` file -> SHA-256."""
+    """Samples under a name; `grade` returns metric -> score of an answer, `data` maps data file -> SHA-256."""
 
     name: str
     samples: list[Sample]
@@ -64,7 +64,7 @@ class Task:
 
 
 def problems(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
-    """Held-out word problems of the training text, worked examples from the training split.
+    """Held-out word problems of the training text, with worked examples from the training split.
 
     Raises `InvalidRequest` for more than 10,000 samples or 100 worked examples.
     """
@@ -79,7 +79,7 @@ def problems(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
 
 
 def long(limit: int | None = None, seed: int = 0) -> Task:
-    """Held-out long outputs that follow a rule: counting, numbered lists, weeks; the whole text must match.
+    """Held-out tasks with long, regular answers: counting, numbered lists, weeks; the whole text must match.
 
     Raises `InvalidRequest` for more than 10,000 samples.
     """
@@ -92,15 +92,15 @@ def long(limit: int | None = None, seed: int = 0) -> Task:
 def gsm8k(
     data: Path, limit: int | None = None, shots: int = 0, seed: int = 0, fewshot_data: Path | None = None
 ) -> Task:
-    """GSM8K's layout from a local file of `question` and `answer`; worked examples from `fewshot_data`.
+    """Problems in GSM8K's layout, from a local file of `question` and `answer`; worked examples from `fewshot_data`.
 
-    Raises `DataError` for a file that cannot be read, or one with fewer rows than `shots`.
+    Raises `DataError` for a file that cannot be read, and for fewer worked examples than `shots`.
     """
     asked = [Example(row["question"], row["answer"]) for row in read_lines(data, ("question", "answer"))[:limit]]
     files, worked = [data], []
     if shots:
         if fewshot_data is None:
-            raise DataError("gsm8k takes its worked examples from another file; give --fewshot-data, or --shots 0")
+            raise DataError("gsm8k takes worked examples from a second file; give --fewshot-data, or --shots 0")
         worked = [Example(row["question"], row["answer"]) for row in read_lines(fewshot_data, ("question", "answer"))]
         if len(worked) < shots:
             raise DataError(f"{fewshot_data} has {len(worked)} examples, fewer than --shots {shots}")
@@ -110,21 +110,21 @@ def gsm8k(
 
 
 def texts(data: Path, limit: int | None = None) -> Task:
-    """Texts to measure perplexity on: a local file of `text`, each with an optional `prompt`."""
+    """Texts for perplexity, from a local file of `text`, each with an optional `prompt`."""
     rows = read_lines(data, ("text",), ("prompt",))[:limit]
     samples = [Sample(index, row.get("prompt", ""), row["text"]) for index, row in enumerate(rows)]
     return Task("perplexity", samples, lambda sample, text: {}, digests([data]))
 
 
 def answers(limit: int | None = None, shots: int = 0, seed: int = 0) -> Task:
-    """The answers of `problems` as texts to measure perplexity on."""
+    """The answers of `problems` as texts for perplexity."""
     return replace(problems(limit, shots, seed), name="perplexity")
 
 
 def _check_counts(limit: int | None, shots: int) -> None:
     for name, count, most in (("--limit", limit or LIMIT, MOST), ("--shots", shots, MOST_SHOTS)):
         if count > most:
-            raise InvalidRequest(f"{name} {count} is over {most}, the most for a task that makes its own samples")
+            raise InvalidRequest(f"{name} {count} is over {most}, the limit of a task that generates its own samples")
 
 
 def _questions(asked: list[Example], draw: Callable[[random.Random], list[Example]], seed: int) -> list[Sample]:

@@ -36,7 +36,7 @@ FILES = {
         (("--task", "problems", "--fewshot-data", "good"), "InvalidRequest", "--fewshot-data"),
         (("--task", "gsm8k", "--data", "nowhere"), "DataError", "cannot be read"),
         (("--task", "gsm8k", "--data", "cut"), "DataError", "cut, line 3 is not JSON"),
-        (("--task", "gsm8k", "--data", "list"), "DataError", "list, line 2 is no object"),
+        (("--task", "gsm8k", "--data", "list"), "DataError", "list, line 2 is not an object"),
         (("--task", "gsm8k", "--data", "less"), "DataError", "less, line 2 has no text 'answer'"),
         (("--task", "gsm8k", "--data", "number"), "DataError", "number, line 1 has no text 'answer'"),
         (("--task", "gsm8k", "--data", "empty"), "DataError", "holds no samples"),
@@ -54,7 +54,7 @@ FILES = {
         (("--task", "humaneval", "--data", "good"), "DataError", "good, line 1 has no text 'task_id'"),
         (("--task", "perplexity", "--data", "text"), "DataError", "sample 2 cannot be scored"),
         (("--task", "perplexity", "--data", "text", "--shots", "1"), "InvalidRequest", "leave --shots out"),
-        (("--task", "perplexity", "--data", "prompt"), "DataError", "prompt, line 1: 'prompt' is no text"),
+        (("--task", "perplexity", "--data", "prompt"), "DataError", "prompt, line 1: 'prompt' is not text"),
     ],
 )
 def test_mistakes_are_named(

@@ -145,7 +145,7 @@ def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
         "from dpad.evaluation.errors import DataError\nrecord = {'scores': {}, 'nfe': 1, 'tokens': 1, 'seconds': 1}\n"
         "try:\n    with Journal.open(Path(sys.argv[1]), {}) as journal:\n        for number in range(100):\n"
         "            journal.add({'key': str(number)} | record)\nexcept DataError as error:\n"
-        "    assert 'make room' in str(error), error\n    print(len(journal.records))\n"
+        "    assert 'free disk space' in str(error), error\n    print(len(journal.records))\n"
     )
     ran = subprocess.run([sys.executable, "-c", code, tmp_path / "kept"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -175,7 +175,7 @@ def test_numbers_beyond_all_range_are_refused(tmp_path: Path, change: dict[str, 
 def test_samples_of_another_task_make_no_perplexity() -> None:
     """Fails if samples without tokens, or with other scores, end in an error of Python's."""
     for change in ({"tokens": 0}, {"scores": {"dpad": 1.0}}, {"scores": {}}):
-        with pytest.raises(DataError, match="is not one of texts with tokens"):
+        with pytest.raises(DataError, match="has no scored texts with tokens"):
             perplexities([{**RECORD, **change}])
     huge = {**RECORD, "scores": {"full": 2.0**53}, "tokens": 1}
     assert "Infinity" not in json.dumps(perplexities([huge, {**huge, "scores": {"full": 0.0}}]))

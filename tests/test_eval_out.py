@@ -56,7 +56,7 @@ def test_what_is_no_results_is_not_written_over(tmp_path: Path, held: str) -> No
     """Fails if --out may cost a file of another kind."""
     path = tmp_path / "out"
     path.write_text(held, "latin-1")
-    with pytest.raises(DataError, match="holds no results of dpad eval"):
+    with pytest.raises(DataError, match="does not hold results of dpad eval"):
         check_replaceable(path)
     path.write_text(json.dumps(DOCUMENT))
     check_replaceable(path)
@@ -65,7 +65,7 @@ def test_what_is_no_results_is_not_written_over(tmp_path: Path, held: str) -> No
     path.unlink()
     check_replaceable(path)
     os.mkfifo(path)
-    with pytest.raises(DataError, match="holds no results of dpad eval"):
+    with pytest.raises(DataError, match="does not hold results of dpad eval"):
         check_replaceable(path)
 
 
@@ -76,7 +76,7 @@ def test_what_is_no_results_is_not_written_over(tmp_path: Path, held: str) -> No
         (("--data", "d.jsonl", "--out", "link"), "link is what the task reads"),
         (("--data", "x.samples.jsonl", "--out", "x"), "x.samples.jsonl is what the task reads"),
         (("--data", "d.jsonl", "--fewshot-data", "f.jsonl", "--out", "f.jsonl"), "f.jsonl is what the task reads"),
-        (("--data", "d.jsonl", "--out", "f.jsonl"), "f.jsonl exists and holds no results"),
+        (("--data", "d.jsonl", "--out", "f.jsonl"), "f.jsonl exists, but does not hold results"),
     ],
 )
 def test_the_input_is_not_written_over(
@@ -121,7 +121,7 @@ def test_a_line_that_was_cut_off_is_dropped(kept: Path) -> None:
 
 def test_two_runs_do_not_write_one_journal(kept: Path) -> None:
     """Fails if samples of two runs interleave; the second may go on when the first has ended."""
-    with Journal.open(kept, SETTINGS), pytest.raises(ResumeError, match="another run writes"):
+    with Journal.open(kept, SETTINGS), pytest.raises(ResumeError, match="another run is writing"):
         Journal.open(kept, SETTINGS)
     Journal.open(kept, SETTINGS).__exit__(None, None, None)
 
@@ -169,7 +169,7 @@ def test_samples_with_other_scores_are_refused(tmp_path: Path) -> None:
     samples = [Sample(0, "", ""), Sample(1, "", "")]
     with Journal.open(tmp_path / "kept", SETTINGS) as journal:
         journal.add({**RECORD, "key": samples[0].key, "scores": {"wrong": 1.0}})
-        with pytest.raises(DataError, match="other scores"):
+        with pytest.raises(DataError, match="scores of another task"):
             evaluate(samples, lambda some: [{**RECORD, "key": sample.key} for sample in some], journal)
 
 

@@ -1,1 +1,1 @@
-"""Where programs that a model wrote are run."""
+"""A sandbox that runs programs which a model wrote."""

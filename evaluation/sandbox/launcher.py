@@ -2,12 +2,12 @@
 
     python -I launcher.py SETTINGS      # the program is candidate.py in the working directory
 
-It imports nothing of this package, because `python -I` would not find it. First the process leaves the
-network, the list of processes and the mounts behind (namespaces), and puts a small file system of its own over the
-working directory. Then a child becomes the first process of the new list and only waits for the candidate: when it
-ends or is killed, the kernel kills all that the candidate has started. The candidate gives up every id and
-capability; it may read what Python needs and write below its working directory only (Landlock), and does without
-the system calls by which memory is held that no limit counts (seccomp).
+It imports nothing from this package, because `python -I` would not find it. First the process enters new namespaces,
+which have no network, no other processes and their own mounts, and mounts a small file system over the working
+directory. Then it starts a child, the first process of the new PID namespace, which only waits for the candidate: when
+this child ends or is killed, the kernel kills every process that the candidate has started. The candidate gives up all
+ids and capabilities. It may read only what Python needs and write only below its working directory (Landlock), and it
+may not use system calls that hold memory which no limit counts (seccomp).
 """
 
 import ctypes
@@ -29,7 +29,7 @@ _NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
 _NO_SETUID, _NO_DEVICES, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 4096, 16384, 1 << 18  # mount
 _PARENT_DEATH_SIGNAL, _SECCOMP, _DROP_BOUNDING, _SECURE_BITS, _NO_NEW_PRIVILEGES = 1, 22, 24, 28, 38  # prctl
 _AMBIENT, _CLEAR_AMBIENT = 47, 4
-_NO_ROOT_LOCKED = 0xEF  # an id of 0 means nothing, capabilities are neither kept nor raised, and so it stays
+_NO_ROOT_LOCKED = 0xEF  # user 0 has no privileges, capabilities are neither kept nor raised, and this is locked
 _CAPABILITIES = 0x20080522  # version 3 of the sets
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # Landlock's system calls, the same on every platform
 _PATH_BENEATH = 1
@@ -42,7 +42,7 @@ _NOBODY = 65534
 
 
 def main() -> NoReturn:
-    """Isolate, start the candidate, and end as it ended; status 3 says that the kernel refused a part."""
+    """Isolate, start the candidate, and exit with its status; status 3 means that the kernel refused a part."""
     settings = json.loads(sys.argv[1])
     weak, root = settings["weak"], os.geteuid() == 0
     with open("candidate.py", encoding="utf-8") as file:
@@ -70,7 +70,7 @@ def main() -> NoReturn:
     for name, value in settings["limits"].items():
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
-        most = value if hard == resource.RLIM_INFINITY else min(value, hard)  # a stricter one is there already
+        most = value if hard == resource.RLIM_INFINITY else min(value, hard)  # a stricter limit is kept
         resource.setrlimit(kind, (most, most))
     _isolate(weak, "files outside its folder", lambda: _confine(settings["readable"]))
     _isolate(weak, "memory and sockets by system call", lambda: _filter(bytes.fromhex(settings["filter"])))
@@ -78,7 +78,7 @@ def main() -> NoReturn:
 
 
 def _isolate(weak: bool, what: str, act: Callable[[], object]) -> bool:
-    """Do a part of the isolation; where the kernel refuses, say so and end, or go on if `weak`."""
+    """Do a part of the isolation; if the kernel refuses, write what failed and exit, or go on if `weak`."""
     try:
         act()
     except OSError as error:
@@ -91,16 +91,16 @@ def _isolate(weak: bool, what: str, act: Callable[[], object]) -> bool:
 
 
 def _end_with(parent: int | None) -> None:
-    """Be killed when the parent ends; None is whoever it is, in whatever list of processes."""
+    """Have the kernel kill this process when its parent ends; exit if that is not `parent`. None is any parent."""
     _must(_LIBC.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
     if parent is not None and os.getppid() != parent:
         os._exit(3)
 
 
 def _leave_namespaces(root: bool) -> None:
-    """New namespaces, whose user namespace knows this user alone, and beside root the id of nobody.
+    """Enter new namespaces. The user namespace maps only this user or, for root, root and nobody.
 
-    A helper outside writes the ids: the process itself has lost root's right to do so.
+    A helper process outside writes the maps, because this process has lost the right to do so.
     """
     user, group = os.geteuid(), os.getegid()
     go, ready = os.pipe()
@@ -121,7 +121,7 @@ def _leave_namespaces(root: bool) -> None:
 
 
 def _write_ids(process: int, user: int, group: int) -> int:
-    """Write the maps of ids of `process`; 0, or the number of the error."""
+    """Write the id maps of `process`; returns 0 or an errno."""
     files = {"setgroups": "deny", "uid_map": f"{user} {user} 1\n", "gid_map": f"{group} {group} 1\n"}
     if user == 0:
         files = dict.fromkeys(("uid_map", "gid_map"), f"0 0 1\n{_NOBODY} {_NOBODY} 1\n")
@@ -135,9 +135,10 @@ def _write_ids(process: int, user: int, group: int) -> int:
 
 
 def _mount(settings: dict[str, Any], root: bool) -> None:
-    """A small file system over the working directory, and openings in folders that only root may pass.
+    """Mount a small file system over the working directory, and make Python's files reachable for other users.
 
-    Such a folder, as /root may be, is covered by one that holds nothing but the way to what Python needs.
+    A folder that only root may enter, such as /root, is covered by an empty one, into which only the paths that Python
+    needs are mounted.
     """
     folder = os.getcwd()
     _attach(None, "/", None, _RECURSIVE | _PRIVATE)
@@ -162,14 +163,14 @@ def _attach(source: str | None, target: str, kind: str | None, flags: int, optio
 
 
 def _leave_root() -> None:
-    """Become nobody, with no group but its own; capabilities end with that."""
+    """Become user nobody, without other groups; this also drops all capabilities."""
     os.setgroups([])
     os.setresgid(_NOBODY, _NOBODY, _NOBODY)
     os.setresuid(_NOBODY, _NOBODY, _NOBODY)
 
 
 def _drop_capabilities() -> None:
-    """Have none, and no way to get one back; a process without any may not be allowed to say so, and need not."""
+    """Drop all capabilities for good. Some calls may fail without privileges, but then there is nothing to drop."""
     _must(_LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     _LIBC.prctl(_AMBIENT, _CLEAR_AMBIENT, 0, 0, 0)
     for capability in range(64):
@@ -179,7 +180,7 @@ def _drop_capabilities() -> None:
 
 
 def _confine(readable: list[str]) -> None:
-    """Let this process and its children read what is `readable`, and change files in the working directory only."""
+    """Let this process and its children read only `readable` paths, and change only files in the working directory."""
     version = _must(_LIBC.syscall(_CREATE_RULESET, None, 0, 1))
     changes = _CHANGES | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
     handled = struct.pack("QQQ", _READS | changes, 0, _SCOPES) if version >= 6 else struct.pack("Q", _READS | changes)
@@ -187,7 +188,7 @@ def _confine(readable: list[str]) -> None:
     null = _READ_FILE | changes & (_WRITE_FILE | _TRUNCATE)
     rules = [(".", _READS | changes), (os.devnull, null), *((path, _READS) for path in readable)]
     for path, allowed in rules:
-        with suppress(FileNotFoundError, PermissionError):  # what cannot be reached needs no rule
+        with suppress(FileNotFoundError, PermissionError):  # a path that cannot be reached needs no rule
             place = os.open(path, os.O_PATH)
             if not os.path.isdir(path):
                 allowed &= ~_READ_FOLDER
@@ -198,7 +199,7 @@ def _confine(readable: list[str]) -> None:
 
 
 def _filter(program: bytes) -> None:
-    """Install a seccomp filter, instructions of 8 bytes each; an empty one says that this processor has none."""
+    """Install a seccomp filter of 8-byte instructions; raises `OSError` if it is empty, as for an unknown processor."""
     if not program:
         raise OSError(0, f"no filter for {os.uname().machine}")
     code = ctypes.create_string_buffer(program, len(program))
@@ -207,7 +208,7 @@ def _filter(program: bytes) -> None:
 
 
 def _run(program: str, token: int, report: int) -> NoReturn:
-    """Run the program; only after its last line is the token fetched from one pipe and put into the other."""
+    """Run the program; after its last line, and only then, copy the token from one pipe to the other."""
     module: Any = types.ModuleType("candidate")
     sys.modules["candidate"] = module
     sys.argv = ["candidate.py"]
@@ -222,14 +223,14 @@ def _run(program: str, token: int, report: int) -> NoReturn:
 
 
 def _end_as(pid: int) -> NoReturn:
-    """Wait for a child and end with its status, 128 and the signal's number if one killed it."""
+    """Wait for a child and exit with its status, or with 128 plus the number of the signal that killed it."""
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
 
 
 def _must(result: int) -> int:
-    """`result` of a call into libc; raises `OSError` where it failed."""
+    """Return the `result` of a libc call; raises `OSError` if the call failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

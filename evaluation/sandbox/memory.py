@@ -1,8 +1,9 @@
-"""What a process and all that it started hold in memory, read from /proc.
+"""Measures the memory of a process and its descendants, from /proc.
 
     used(process.pid)       # bytes
 
-A limit of the address space is each process's own: sixteen of them hold sixteen times as much.
+A limit of the address space does not suffice, because it applies to each process: sixteen processes may hold sixteen
+times as much.
 """
 
 import os
@@ -16,9 +17,10 @@ def can_be_read() -> bool:
 
 
 def used(pid: int, limit: int = 0) -> int:
-    """Bytes of `pid` and its descendants, in memory or swapped out; above `limit`, with what they share counted once.
+    """Bytes of `pid` and its descendants, in memory or swapped out.
 
-    The second is exact and dearer, so it is asked only where the first is too much.
+    Shared memory is counted in each process. If that sum is above `limit`, it is counted once, which is exact but
+    takes longer.
     """
     family = list(_family(pid))
     whole = sum(_sum(process, "status", "VmRSS:", "VmSwap:") for process in family)
@@ -37,13 +39,13 @@ def _family(pid: int) -> Iterator[str]:
 
 
 def _part(process: str) -> int:
-    """The process's part of what it holds; all of it, where the kernel does not say."""
+    """The process's proportional share of its memory; all of its memory, if the kernel does not report the share."""
     part = _sum(process, "smaps_rollup", "Pss:", "SwapPss:")
     return part or _sum(process, "status", "VmRSS:", "VmSwap:")
 
 
 def _sum(process: str, file: str, *names: str) -> int:
-    """Bytes of the lines that begin with one of `names`, which are in KiB."""
+    """Sum, in bytes, of the lines that begin with one of `names`; the file has KiB."""
     lines = (line.split() for line in _read(f"/proc/{process}/{file}").splitlines())
     return sum(int(line[1]) for line in lines if line and line[0] in names) * 1024
 
@@ -52,5 +54,5 @@ def _read(path: str) -> str:
     try:
         with open(path) as file:
             return file.read()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return ""

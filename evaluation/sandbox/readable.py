@@ -1,23 +1,23 @@
-"""What a candidate program may read: the interpreter, its packages and libraries, and nothing else of the user's.
+"""Paths that a candidate program may read: the interpreter, its packages and libraries, and no other files of the user.
 
 paths = readable()          # folders and files, for Landlock
-closed(paths)               # folders that only root may pass -> those of `paths` that lie behind them
+closed(paths)               # folders that other users may not enter -> the `paths` below them
 """
 
 import os
 import sys
 from collections.abc import Iterable
 
-# Public by custom; whatever of it this machine lacks is left out.
+# Paths that any user may usually read; those that this machine lacks are left out.
 _SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"),
     *("/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/random", "/sys/devices/system/cpu"),
 )
-_PARTS = ("bin", "lib", "lib64", "lib32", "share", "pyvenv.cfg")  # of an interpreter's or environment's folder
+_PARTS = ("bin", "lib", "lib64", "lib32", "share", "pyvenv.cfg")  # in the folder of an interpreter or environment
 
 
 def readable() -> list[str]:
-    """Existing paths, links among them as they are spelled."""
+    """The existing paths; links are not resolved."""
     prefixes = dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix))
     python = [os.path.join(prefix, part) for prefix in prefixes for part in _PARTS]
     found = [path for path in (*_SYSTEM, *python) if os.path.exists(path)]
@@ -25,7 +25,7 @@ def readable() -> list[str]:
 
 
 def closed(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Of the folders on the way to `paths`, the first that users other than its owner may not pass."""
+    """Folder -> the `paths` below it, for the first folder on each path that other users may not enter."""
     found: dict[str, list[str]] = {}
     for path in dict.fromkeys(spelled for wanted in paths for spelled in (wanted, os.path.realpath(wanted))):
         parts = path.split("/")
@@ -37,7 +37,7 @@ def closed(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _libraries() -> list[str]:
-    """Shared libraries that this interpreter has loaded from wherever its own paths led."""
+    """Shared libraries that this interpreter has loaded, from any folder."""
     try:
         with open("/proc/self/maps") as file:
             paths = {line.split(maxsplit=5)[-1].strip() for line in file if ".so" in line}

@@ -1,10 +1,10 @@
-"""`remove`: a folder that strangers have filled, gone without following what they laid out.
+"""`remove` deletes a folder that an untrusted program has filled, without following its links.
 
     said = remove(folder)       # "", or what is left and why
 
-Folders may be nested deeper than a path is long, closed, or named in no encoding; links lead anywhere. So nothing is
-opened by a path: each folder is opened inside another that is open already, and one that is not empty is first moved
-up to the top, where depth does not count.
+Folders may be nested deeper than the longest path, have no permissions, or have names in no encoding; links may lead
+anywhere. So no entry is opened by its path: each folder is opened relative to its open parent. Nested folders are first
+moved to the top folder, so that depth does not matter.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HANDLE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ROUNDS = 3  # how often what appears meanwhile is taken away again
+_ROUNDS = 3  # attempts, because new files may appear meanwhile
 
 
 def remove(folder: Path) -> str:
-    """Remove `folder` and all that it holds; "" or one line about what could not be removed. Raises nothing."""
+    """Remove `folder` and its contents; returns "", or one line about what could not be removed. Raises nothing."""
     try:
         top = _open(None, os.fspath(folder))
     except OSError as error:
@@ -38,7 +38,7 @@ def remove(folder: Path) -> str:
 
 
 def _empty(top: int) -> str:
-    """Remove all that the folder `top` holds; "", or why the last of what is left could not be removed."""
+    """Remove the contents of the folder `top`; returns "", or the last error if something is left."""
     said, serial, mark = "", 0, secrets.token_hex(8)
     left = os.listdir(top)
     while left:
@@ -57,7 +57,7 @@ def _empty(top: int) -> str:
                     if not _is_folder(inner, child):
                         os.unlink(child, dir_fd=inner)
                         continue
-                    os.close(_open(inner, child))  # a folder that is closed cannot be moved
+                    os.close(_open(inner, child))  # gives back its permissions, without which it cannot be moved
                     serial += 1
                     moved = f".{mark}-{serial}"
                     os.rename(child, moved, src_dir_fd=inner, dst_dir_fd=top)
@@ -77,7 +77,7 @@ def _is_folder(parent: int, name: str) -> bool:
 
 
 def _open(parent: int | None, name: str) -> int:
-    """A folder, opened to be read, with its permissions given back; never through a link."""
+    """Open a folder for reading, and give it back its permissions; never follows a link."""
     handle = os.open(name, _HANDLE, dir_fd=parent)
     try:
         if (os.fstat(handle).st_mode & stat.S_IRWXU) != stat.S_IRWXU:

@@ -1,18 +1,17 @@
-"""`Sandbox`: runs programs that a model wrote, in a process of their own that can do little harm.
+"""`Sandbox` runs programs that a model wrote, in an isolated process.
 
     sandbox = Sandbox(Limits(seconds=5))       # raises SandboxError if this machine cannot isolate
     sandbox.run("assert 1 + 1 == 2").passed
 
-A program passes if it ran to its end. Its last act is then done by the launcher: it copies a token,
-drawn for this run, from one pipe to another. A program that leaves early, by `sys.exit(0)` or
-`os._exit(0)`, never gets there.
+A program passes if it runs to its end. Then the launcher copies a token, drawn for this run, from one pipe to another;
+a program that exits early, by `sys.exit(0)` or `os._exit(0)`, does not get so far.
 
-Prevented, by namespaces, Landlock, seccomp and resource limits of Linux: any network, processes that outlive the
-run or see others, reading and changing files outside a temporary folder (the interpreter, its packages and the
-system's libraries may be read), Unix sockets, and more time, memory, processes or output than `Limits`. Root's
-programs run as nobody. Not prevented: seeing that a file exists and how large it is; changes of mode and times of
-files of the user, unless that is root; and code that goes looking for the token's pipe in order to cheat. The
-environment is empty and there is no standard input.
+Linux's namespaces, Landlock, seccomp and resource limits prevent: network access; processes that outlive the run or see
+others; reading or changing files outside a temporary folder, except that the interpreter, its packages and the system's
+libraries may be read; Unix sockets; and more time, memory, processes or output than `Limits`. If the user is root,
+programs run as nobody. They do not prevent: seeing that a file exists and how large it is; changing mode and times of
+the user's files, unless the user is root; and cheating by code that searches for the token's pipe. The environment is
+empty and there is no standard input.
 """
 
 import json
@@ -40,23 +39,24 @@ from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.show import kind, shown
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
-_TAIL = 2000  # bytes of the error output that are looked at
-_FILES = 64  # of the largest size that may be written, together
-_NAMES = 1 << 14  # of files and folders
-_MOST = 1 << 48  # of any limit: what the kernel's own fields hold, times `_FILES` too
-_PROBE = "import colorsys"  # a module that nothing else has read: the interpreter's files can be reached
-_LOOK = 0.02  # seconds from one look at the memory to the next
+_TAIL = 2000  # bytes of the error output that are read, from its end
+_FILES = 64  # all files together may be this many times as large as the largest file
+_NAMES = 1 << 14  # most files and folders
+_MOST = 1 << 48  # largest value of any limit: it fits into the kernel's fields, also when multiplied by `_FILES`
+_PROBE = "import colorsys"  # a module that is not loaded yet, so that it must be read from the interpreter's files
+_LOOK = 0.02  # seconds between two measurements of memory
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program.
+    """Limits of one program.
 
     Attributes:
-        seconds: of wall time, and of each process's CPU time, rounded up.
+        seconds: wall time, and each process's CPU time (rounded up).
         memory: bytes of address space of each process, and bytes that all of them hold together.
         processes: processes and threads at one time.
-        output: bytes of any file it writes, its error output included; all its files have 64 times as much.
+        output: bytes of each file that it writes, its error output included; all files together may have 64 times as
+            many.
     """
 
     seconds: float = 10.0
@@ -65,7 +65,7 @@ class Limits:
     output: int = 1 << 20
 
     def __post_init__(self) -> None:
-        """Raises `InvalidRequest` for what is no limit."""
+        """Raise `InvalidRequest` for a value that is not a limit."""
         if not is_number(self.seconds) or not 0 < self.seconds <= _MOST:
             raise InvalidRequest(f"seconds {shown(self.seconds)} must be a number above 0, and at most {_MOST}")
         for name in ("memory", "processes", "output"):
@@ -76,24 +76,24 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a program ran to its end, and if not, what is known of why: one line."""
+    """Whether a program ran to its end; if not, `detail` is one line about the cause."""
 
     passed: bool
     detail: str
 
 
 class Sandbox:
-    """Runs programs one at a time; the constructor runs one that must pass.
+    """Runs programs one at a time; the constructor runs a probe, which must pass.
 
     Attributes:
-        refused: what the kernel refused, one part a line; empty unless `weak`.
-        left: folders of programs that could not be removed, and why, a line each.
+        refused: the parts of the isolation that the kernel refused, one per line; empty unless `weak`.
+        left: folders of programs that could not be removed, and why, one line each.
     """
 
     def __init__(self, limits: Limits = Limits(), *, weak: bool = False) -> None:
-        """`weak` goes on where namespaces or Landlock are refused; limits of time and memory hold all the same.
+        """`weak` runs programs even without namespaces, Landlock or seccomp; time and memory stay limited.
 
-        Raises `SandboxError` if a part is refused and not `weak`, or a program that does nothing fails.
+        Raises `SandboxError` if a part is refused without `weak`, or if the probe fails.
         """
         if sys.platform != "linux":
             raise SandboxError(f"candidate code cannot be isolated on {sys.platform}; run it on Linux 5.13 or later")
@@ -109,7 +109,7 @@ class Sandbox:
         if _PROBE.split()[1] in probe.detail:
             raise SandboxError(
                 f"programs run without the user's rights and cannot read Python at {sys.base_prefix}; let all users "
-                "read it and pass the folders above it, or use a Python of the system"
+                "read it and enter the folders above it, or use the system's Python"
             )
         if not probe.passed:
             raise SandboxError(
@@ -120,13 +120,13 @@ class Sandbox:
         self.refused = "\n".join(filter(None, (said, watched)))
 
     def run(self, program: str) -> Verdict:
-        """Run `program` to its end or its limits; raises `SandboxError` where this machine cannot start it."""
+        """Run `program` to its end or its limits; raises `SandboxError` if it cannot be started."""
         if not isinstance(program, str):
             raise InvalidRequest(f"a program is text, not {kind(program)}")
         return self._run(program)[0]
 
     def _run(self, program: str) -> tuple[Verdict, str]:
-        """The verdict, and the end of the error output."""
+        """Run `program`; returns the verdict and the end of the error output."""
         folder = None
         try:
             folder = Path(tempfile.mkdtemp(prefix="dpad-candidate-"))
@@ -136,7 +136,7 @@ class Sandbox:
                 errors.seek(max(errors.seek(0, os.SEEK_END) - _TAIL, 0))
                 said = errors.read().decode("utf-8", errors="replace").strip()
         except OSError as error:
-            raise SandboxError(f"a program could not be started ({error}); make room, and run it again") from error
+            raise SandboxError(f"a program could not be started ({error}); free resources, and run it again") from error
         finally:
             if folder is not None and (left := remove(folder)):
                 self.left.append(left)
@@ -145,7 +145,7 @@ class Sandbox:
         return Verdict(passed, "" if passed else (said or "ended before its last line").splitlines()[-1]), said
 
     def _launch(self, folder: Path, errors: IO[bytes]) -> tuple[bool, str]:
-        """Whether the program reached its end, and why it was stopped, if it was."""
+        """Run the launcher; returns whether the program reached its end, and why it was stopped, if it was."""
         token = secrets.token_hex(16).encode()
         token_out, token_in = os.pipe()
         report_out, report_in = os.pipe()
@@ -178,7 +178,7 @@ class Sandbox:
             "RLIMIT_CPU": math.ceil(self.limits.seconds),
             "RLIMIT_NPROC": self.limits.processes,
             "RLIMIT_FSIZE": self.limits.output,
-            "RLIMIT_NOFILE": 64,  # buffers of sockets are memory, too
+            "RLIMIT_NOFILE": 64,  # limits the memory of socket buffers
             "RLIMIT_MSGQUEUE": 0,
             "RLIMIT_CORE": 0,
         }
@@ -197,9 +197,9 @@ class Sandbox:
 
 
 def _wait(process: "subprocess.Popen[bytes]", limits: Limits) -> str:
-    """Wait for the launcher, as long as it and all that it started keep within the limits; "", or which they did not.
+    """Wait for the launcher while it and its descendants keep the limits; returns "", or the limit that they exceeded.
 
-    Then, and if interrupted, they are killed.
+    At the end, and on an interrupt, all of them are killed.
     """
     until = time.monotonic() + limits.seconds
     ended = os.pidfd_open(process.pid)

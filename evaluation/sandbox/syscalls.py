@@ -1,11 +1,11 @@
-"""The system calls that candidate code does without, as a seccomp filter for the kernel.
+"""A seccomp filter that refuses system calls to candidate code.
 
-    code = refusals("x86_64")       # bytes, 8 an instruction; none for a processor that is not known here
+    code = refusals("x86_64")       # bytes, 8 per instruction; empty for a processor that is not known here
 
-Refused are those that hold memory which no limit of a process counts (memory files, System V's and POSIX's shared
-memory and queues, anonymous memory that is shared), sockets other than IPv4's and IPv6's (Unix sockets in the file
-system, and those of a virtual machine, are in no namespace), and what ordinary programs have no use for: the user's
-keys, io_uring, bpf, performance counters.
+It refuses calls that hold memory which no limit of a process counts (memory files, shared memory and queues of System V
+and POSIX, shared anonymous memory), sockets other than IPv4 and IPv6 (namespaces do not cover Unix sockets in the file
+system, nor sockets to a virtual machine's host), and calls that ordinary programs do not need: the user's keys,
+io_uring, bpf and performance counters.
 """
 
 import errno
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
-_NUMBER, _MACHINE, _ARGUMENTS = 0, 4, 16  # offsets in what a filter sees
-_X32 = 0x40000000  # numbers of x86-64's second set of calls
+_NUMBER, _MACHINE, _ARGUMENTS = 0, 4, 16  # offsets in the kernel's struct seccomp_data
+_X32 = 0x40000000  # the first number of x86-64's second set of calls
 
 _REFUSED = (
     *("shmget", "semget", "msgget", "mq_open", "memfd_create", "memfd_secret", "add_key", "request_key", "keyctl"),
@@ -24,7 +24,7 @@ _REFUSED = (
 
 
 class _Only(NamedTuple):
-    """A call that is allowed where an argument, cut to a mask, is one of some values."""
+    """A call that is allowed only if an argument, after masking, is one of `values`."""
 
     call: str
     argument: int
@@ -36,7 +36,7 @@ _SHARED, _ANONYMOUS, _STREAM, _PACKETS, _IPV4, _IPV6 = 1, 0x20, 1, 5, 2, 10
 _LIMITED = (
     _Only("mmap", 3, _SHARED | _ANONYMOUS, (0, _SHARED, _ANONYMOUS)),
     _Only("socket", 0, 0xFFFFFFFF, (_IPV4, _IPV6)),
-    _Only("socketpair", 1, 0xF, (_STREAM, _PACKETS)),  # a pair of datagrams can be connected to something else
+    _Only("socketpair", 1, 0xF, (_STREAM, _PACKETS)),  # a datagram socket of a pair could be connected elsewhere
 )
 _NUMBERS = {
     "x86_64": {
@@ -54,7 +54,7 @@ _MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 def refusals(machine: str) -> bytes:
-    """The filter for a processor, by the name that `uname` has for it; empty for one that is not known."""
+    """The filter for a processor, by its name in `uname`; empty for an unknown one."""
     if machine not in _NUMBERS:
         return b""
     numbers = _NUMBERS[machine]
