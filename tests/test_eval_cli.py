@@ -186,7 +186,7 @@ def test_interrupting_keeps_what_is_done(eval_bundle: Path, tmp_path: Path) -> N
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "the same command goes on" in said
+    assert "the same command continues" in said
     assert "Traceback" not in said
     assert not out.exists()
     done = len(samples_of(out))

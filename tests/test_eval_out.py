@@ -72,10 +72,10 @@ def test_what_is_no_results_is_not_written_over(tmp_path: Path, held: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--data", "d.jsonl", "--out", "d.jsonl"), "d.jsonl is what the task reads"),
-        (("--data", "d.jsonl", "--out", "link"), "link is what the task reads"),
-        (("--data", "x.samples.jsonl", "--out", "x"), "x.samples.jsonl is what the task reads"),
-        (("--data", "d.jsonl", "--fewshot-data", "f.jsonl", "--out", "f.jsonl"), "f.jsonl is what the task reads"),
+        (("--data", "d.jsonl", "--out", "d.jsonl"), "d.jsonl is an input of the task"),
+        (("--data", "d.jsonl", "--out", "link"), "link is an input of the task"),
+        (("--data", "x.samples.jsonl", "--out", "x"), "x.samples.jsonl is an input of the task"),
+        (("--data", "d.jsonl", "--fewshot-data", "f.jsonl", "--out", "f.jsonl"), "f.jsonl is an input of the task"),
         (("--data", "d.jsonl", "--out", "f.jsonl"), "f.jsonl exists, but does not hold results"),
     ],
 )

@@ -173,11 +173,11 @@ def test_ends_of_text_may_be_an_array(model: DiffusionModel) -> None:
         ({"num_threads": 2}, "here: threads"),
         (
             {"anything": 2},
-            "anything is no argument of load; these are: "
+            "anything is not an argument of load; its arguments are: "
             "engine, threads, slots, warm, max_running, max_waiting, verify_hashes, progress",
         ),
-        ({"engine": ["torch"]}, "is no name; dpad inspect"),
-        ({"engine": None}, "is no name; dpad inspect"),
+        ({"engine": ["torch"]}, "is not a name; use one that dpad inspect"),
+        ({"engine": None}, "is not a name; use one that dpad inspect"),
         ({"slots": "all"}, "slots 'all' must be an integer; leave it out"),
         ({"slots": True}, "slots True must be an integer"),
         ({"slots": 1}, "slots 1 must be from 2 to"),

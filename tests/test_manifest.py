@@ -153,7 +153,7 @@ def test_a_report_that_is_none_is_refused(bundle: Path, named: str) -> None:
     """Fails if `dpad inspect` shows a traceback where the manifest calls another file the parity report."""
     edit(bundle, lambda data: data.update(parity=named))
     ran = CliRunner().invoke(main, ["inspect", str(bundle)])
-    assert ran.exit_code == 1 and "is no parity report" in ran.stderr and len(ran.stderr) < 600
+    assert ran.exit_code == 1 and "is not a parity report" in ran.stderr and len(ran.stderr) < 600
 
 
 @pytest.mark.parametrize("weights", ["tokenizer/tokenizer.json", "w8a8/step.onnx.data"])

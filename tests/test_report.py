@@ -27,7 +27,7 @@ def test_a_failure_is_reported_and_keeps_its_status(whole: Path, tmp_path: Path)
     assert f"Python {sys.version.split()[0]}" in sections["Machine"] and "numpy " in sections["Packages"]
     assert "EngineUnavailable" in sections["Output"]
     assert "onnxruntime-cpu: runs here" in sections[f"Bundle {whole}"]
-    assert sections["Log of TensorRT"] == "nothing was said: no plan was built or opened"
+    assert sections["Log of TensorRT"] == "empty: no plan was built or opened"
     status, _, sections = reported(tmp_path, "inspect", "x" * 5000)
     assert status == 1 and "name too long" in sections["Output"]
 

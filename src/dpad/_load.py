@@ -1,4 +1,4 @@
-"""`load`: a bundle, opened with the best engine this machine has.
+"""`load` opens a bundle with the best engine that runs on this machine.
 
 model = dpad.load("bundles/tiny")
 """
@@ -24,13 +24,13 @@ from dpad.runtime.reader import tokenizer_directory
 from dpad.runtime.show import escaped, shown
 from dpad.runtime.text.codec import TextCodec
 
-WARM_SECONDS = 20.0  # in which steps are recorded before the first request
+WARM_SECONDS = 20.0  # most seconds for recording steps before the first request
 
 Progress = Callable[[str, int, int | None], None]
 
 
 class _Nothing(TypedDict):
-    """No further options: other tools' are told what to give instead."""
+    """No further options; for names that other tools use, the error says what to give instead."""
 
 
 def load(
@@ -46,29 +46,29 @@ def load(
     progress: Progress | None = None,
     **unknown: Unpack[_Nothing],
 ) -> DiffusionModel:
-    """Open a bundle with the best engine this machine has.
+    """Open a bundle with the best engine that runs on this machine.
 
     Args:
         directory: a bundle made by `dpad export`.
         engine: `auto`, a name from `dpad inspect` (such as `torch-cuda` or `onnxruntime-cpu`), `eager` for the
-            reference in PyTorch, not compiled, or `eager-cuda` for it on a GPU.
-        threads: of ONNX Runtime on a CPU; 0 is every core. Those of PyTorch are the whole process's: set them
-            with `torch.set_num_threads`.
-        slots: tokens whose keys and values fit at a time, of all that is generated together, and one more. Default:
-            what the limits of the bundle need, or half of the memory that is free.
+            reference in PyTorch, not compiled, or `eager-cuda` for the reference on a GPU.
+        threads: threads of ONNX Runtime on a CPU; 0 is one per core. PyTorch's threads belong to the whole process:
+            set them with `torch.set_num_threads`.
+        slots: size of the KV cache in tokens, for all requests that run together, plus one. Default: the need of the
+            bundle's limits, or half of the free memory if that is less.
         warm: on a GPU, run and record the likely shapes of steps before the first request, for up to 20 seconds;
-            without, the first passes of each shape are slow.
-        max_running: requests that are generated together; None is four times the bundle's `--max-batch`.
-        max_waiting: requests that may wait behind them; more raise `QueueFull`.
+            without it the first passes of each shape are slow.
+        max_running: requests that run together; None is four times the bundle's `--max-batch`.
+        max_waiting: requests that may wait behind them; further ones raise `QueueFull`.
         verify_hashes: compare SHA-256 of every file; sizes and names are always compared.
-        progress: called with what is being done, how much of it is done, and how much there is (bytes or shapes).
-        unknown: there are no others; they raise `InvalidRequest`.
+        progress: called with the current activity, the amount done and the total (bytes or shapes; None if unknown).
+        unknown: other arguments raise `InvalidRequest`.
 
     Raises:
-        InvalidRequest: an argument is unknown or of a wrong kind, `threads` is no such number or given to `torch`, or
-            memory has no room for `slots`.
+        InvalidRequest: an argument is unknown or of a wrong type, `threads` is out of range or given to a torch engine,
+            or memory has no room for `slots`.
         BundleError: the directory is not what its manifest says.
-        EngineError: no engine, or not this one, can run here.
+        EngineError: no engine, or not the chosen one, can run here.
     """
     engine, eager, slots = _checked(engine, threads, slots, {"verify_hashes": verify_hashes, "warm": warm}, unknown)
     requests = limits(max_running, max_waiting)
@@ -91,18 +91,18 @@ def load(
         rows = likely_rows(opened.contract, model.presets)
         try:
             opened.warm_up(rows, WARM_SECONDS, partial(told, "recording steps"))
-        except BaseException:  # an interrupt too
+        except BaseException:  # including an interrupt
             model.close()
             raise
     return model
 
 
 def _untold(what: str, done: int, total: int | None) -> None:
-    """Nobody wants to know."""
+    """Ignore the progress."""
 
 
 def _summed(told: Progress, what: str) -> Callable[[int], None]:
-    """Tells the sum of the amounts that it is called with."""
+    """Make a callback that takes amounts and reports their sum to `told`."""
     amounts: list[int] = []
 
     def advance(amount: int) -> None:
@@ -123,23 +123,21 @@ def _compile_step(bundle: Bundle, variant: str, device: str, slots: int | None) 
 def _checked(
     engine: object, threads: object, slots: object, switches: Mapping[str, object], unknown: Iterable[str]
 ) -> tuple[str, bool, int | None]:
-    """The engine's name, whether it is eager, `slots`; raises `InvalidRequest` for what is no argument of `load`."""
+    """Check the arguments; returns the engine's name, whether it is eager, and `slots`. Raises `InvalidRequest`."""
     for name in unknown:
         hint = "".join(f" ({meant})" for meant in [instead_of(name, load=True)] if meant)
         raise InvalidRequest(
-            f"{escaped(name)} is no argument of load{hint}; these are: engine, threads, slots, warm, max_running, "
-            "max_waiting, verify_hashes, progress"
+            f"{escaped(name)} is not an argument of load{hint}; its arguments are: engine, threads, slots, warm, "
+            "max_running, max_waiting, verify_hashes, progress"
         )
     if not isinstance(engine, str):
-        raise InvalidRequest(
-            f"engine {shown(engine)} is no name; dpad inspect lists those of a bundle, or leave it out"
-        )
+        raise InvalidRequest(f"engine {shown(engine)} is not a name; use one that dpad inspect lists, or leave it out")
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise InvalidRequest(f"{name} {shown(value)} is neither True nor False")
     slots = as_integer(slots, "slots")
     if slots is not None and not is_integer(slots):
-        raise InvalidRequest(f"slots {shown(slots)} must be an integer; leave it out for what the bundle's limits need")
+        raise InvalidRequest(f"slots {shown(slots)} must be an integer; leave it out to fit the bundle's limits")
     engine = str.__str__(engine)
     if engine == "torch":
         raise EngineUnavailable(
@@ -147,7 +145,7 @@ def _checked(
         )
     if engine.startswith(("eager", "torch")) and as_integer(threads, "threads") != 0:
         raise InvalidRequest(
-            f"threads {shown(threads)} cannot be given to engine {engine}: PyTorch has one number for the whole "
+            f"threads {shown(threads)} cannot be given to engine {engine}: PyTorch's threads are set for the whole "
             "process; leave threads out, and call torch.set_num_threads, or set OMP_NUM_THREADS"
         )
     return engine, engine in EAGER, slots

@@ -1,8 +1,8 @@
 """The command line: `dpad export | generate | serve | replay | parity | eval | inspect | report | plan | synth |
 plugin`.
 
-Commands live one a file in `dpad.commands` and are imported when they are called, so that
-`dpad generate` never loads torch.
+Each command is a file in `dpad.commands`, imported when the command is called, so that
+`dpad generate` does not import torch.
 """
 
 import io
@@ -25,21 +25,21 @@ from dpad.runtime.show import escaped
 
 _COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
-    "generate": "Write text with a bundle.",
-    "replay": "Repeat what a server's receipt is of.",
+    "generate": "Generate text with a bundle.",
+    "replay": "Repeat the generation that a server's receipt records.",
     "parity": "Compare a bundle's engines with PyTorch.",
     "serve": "Serve a bundle over HTTP.",
     "eval": "Measure a bundle on a task.",
     "inspect": "Show what a bundle holds and what runs here.",
-    "report": "Run a command and write a report of it, to send back.",
+    "report": "Run a command and write a report for the maintainers.",
     "plan": "Predict what engines need and how fast a step can be.",
     "synth": "Write a checkpoint with random weights in the authors' layout.",
-    "plugin": "Compile the attention kernel for GPUs that are not here.",
+    "plugin": "Compile the attention kernel ahead of time; needs no GPU.",
 }
 
 
 class _Commands(click.Group):
-    """Finds commands by name, and turns errors of this package and of the system into one line and exit status 1."""
+    """Finds commands by name, and reports errors of this package and the system as one line with exit status 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -64,7 +64,7 @@ class _Commands(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command and end the program, with `--help` and `--version` as with all that is written."""
+        """Run a command and exit; failures to write output are reported even for `--help` and `--version`."""
         run: Callable[[], Any] = partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
         if not standalone_mode:
             return run()
@@ -76,13 +76,13 @@ class _Commands(click.Group):
             error.show(usage)
             _tell(escaped(usage.getvalue().rstrip(), lines=True))
             status = error.exit_code
-        except click.Abort:  # what click makes of Ctrl-C
+        except click.Abort:  # click raises it on Ctrl-C
             _tell("dpad: stopped")
             status = 130
         except (DpadError, OSError, MemoryError) as error:
             told = escaped(str(error), lines=True) or "there is not enough memory"
             if "--json" in (sys.argv if args is None else args):
-                with suppress(OSError):  # as where standard output is what failed
+                with suppress(OSError):  # standard output may be what failed
                     click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
             _tell(f"dpad: {type(error).__name__}: {told}".replace("\n", "\n  "))
             _drop_unwritable()
@@ -91,29 +91,29 @@ class _Commands(click.Group):
 
 
 def _check_streams() -> None:
-    """Give closed streams a place, so that no file that is opened later takes it and gets what libraries print.
+    """Open /dev/null for closed standard streams; otherwise a later file could get their number, and their output.
 
-    Raises `InvalidRequest` without a standard output: click would print nothing, and the command end as if it had.
+    Raises `InvalidRequest` if standard output is closed: click would print nothing, and the command would succeed.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     if sys.stdout is None:
         raise InvalidRequest("standard output is closed; open it, or send it to /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # what its encoding cannot spell
+        sys.stdout.reconfigure(errors="backslashreplace")  # for characters that its encoding lacks
 
 
 def _tell(message: str) -> None:
-    """What went wrong, on standard error, where that can be written."""
+    """Write an error to standard error, if possible."""
     with suppress(OSError):
         click.echo(message, err=True)
 
 
 def _drop_unwritable() -> None:
-    """What standard output did not take, the interpreter would try to write at its end, and exit with status 120."""
+    """Drop output that standard output did not take; the interpreter would try again at exit, with status 120."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""The commands of the `dpad` program, one a file."""
+"""The commands of the `dpad` program, one per file."""

@@ -16,7 +16,7 @@ _MASK, _EOS = "░", "·"
 
 
 class CanvasView:
-    """A live view on a terminal; elsewhere one line a forward pass. A context manager: the cursor is hidden in it."""
+    """A live view on a terminal; elsewhere one line per forward pass. As a context manager it hides the cursor."""
 
     def __init__(self, codec: TextCodec | None, request: Request, options: GenerationOptions, eos: int) -> None:
         self._codec = codec
@@ -33,7 +33,7 @@ class CanvasView:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave the last picture on the screen, and the cursor as it was."""
+        """Stop the live view: the last picture stays on the screen, and the cursor is restored."""
         if self._live.is_started:
             self._live.stop()
 
@@ -42,7 +42,7 @@ class CanvasView:
         fresh = [position - self._start for position in event.positions.tolist()]
         for index, token in zip(fresh, event.tokens.tolist()):
             self._pieces[index] = _EOS if token in self._eos else self._text(token)
-        self._blocks = max(self._blocks, event.block + 1)  # one more where a block holds the end of the prompt
+        self._blocks = max(self._blocks, event.block + 1)  # there is one more if a block holds the end of the prompt
         head = f"block {event.block + 1}/{self._blocks} step {event.step + 1} pass {event.nfe}"
         if self._live.is_started:
             self._live.update(Text(head + "\n", style="dim") + self._canvas(set(fresh)), refresh=True)
@@ -51,7 +51,7 @@ class CanvasView:
             self._console.print(f"{head}: {committed}", soft_wrap=True, markup=False)
 
     def _text(self, token: int) -> str:
-        """One token as a terminal may see it; without a tokenizer its number."""
+        """One token as text that is safe for a terminal; without a tokenizer its id."""
         return escaped(self._codec.token_text(token), lines=True) if self._codec else f"{token} "
 
     def _canvas(self, fresh: set[int]) -> Text:

@@ -1,4 +1,4 @@
-"""The decoding options of every command that writes text, defined once.
+"""The decoding options of every command that generates text.
 
 @click.command("generate")
 @decoding_options
@@ -18,13 +18,13 @@ from dpad.runtime.decoding.presets import SCHEDULES, name_of, schedule_named
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Which decoders, or schedules, read an option that others leave unread.
+# Option -> the decoders, or schedules, that use it; others ignore it.
 _OF_DECODERS = {"threshold": ("threshold",), "factor": ("factor",), "steps": PLANNED, "pace": PLANNED}
 _OF_SCHEDULES = {"window": ("gaussian", "uniform"), "k": ("gaussian",), "scale": ("gaussian",), "count": ("uniform",)}
 
 
 def _option(name: str, default: Any, told: str, **more: Any) -> Callable[[F], F]:
-    """An option that is None unless given, so that a preset may say otherwise; `default` is what help shows."""
+    """An option that is None unless given, so that a preset may set it; the help text shows `default`."""
     return click.option(name, **{"type": type(default), **more}, default=None, show_default=str(default), help=told)
 
 
@@ -33,59 +33,59 @@ _OPTIONS = (
         "--engine",
         default="auto",
         show_default=True,
-        help="As `dpad inspect` names it; eager or eager-cuda for the reference in PyTorch.",
+        help="A name that `dpad inspect` lists; eager or eager-cuda for the reference in PyTorch.",
     ),
     click.option(
         "--threads",
         default=0,
         show_default=True,
         type=click.IntRange(0),
-        help="CPU threads of ONNX Runtime; 0 is every core. For PyTorch set OMP_NUM_THREADS.",
+        help="CPU threads of ONNX Runtime; 0 is one per core. For PyTorch set OMP_NUM_THREADS.",
     ),
     click.option(
         "--preset",
-        help="Options under a name that the bundle brings; those given here go before them. Default: one called "
-        "default, and for `dpad eval` before it one called as the --task.",
+        help="A named set of options in the bundle; options given here override it. Default: the preset `default`; "
+        "`dpad eval` first looks for a preset with the name of the --task.",
     ),
     _option("--gen-length", 128, "New tokens on the canvas."),
     _option("--block-length", 32, "Tokens decoded together."),
-    _option("--cache", "prefix", "What is kept between the steps of a block.", type=click.Choice([*CACHES, BLOCKS])),
-    _option("--decoder", "threshold", "Which masks are committed in a step.", type=click.Choice(DECODERS)),
-    _option("--threshold", 0.9, "Confidence of the threshold decoder."),
-    _option("--factor", 1.0, "Of the factor decoder (Fast-dLLM)."),
+    _option("--cache", "prefix", "Which keys and values are cached.", type=click.Choice([*CACHES, BLOCKS])),
+    _option("--decoder", "threshold", "The rule that commits tokens in a step.", type=click.Choice(DECODERS)),
+    _option("--threshold", 0.9, "Confidence at which the threshold decoder commits a token."),
+    _option("--factor", 1.0, "Factor of the factor decoder (Fast-dLLM)."),
     click.option(
-        "--steps", type=int, help="Total steps of the fixed, entropy and margin decoders. Default: one a token."
+        "--steps", type=int, help="Total steps of the fixed, entropy and margin decoders. Default: one per token."
     ),
-    _option("--pace", "even", "How --steps share the masks: evenly, or by Dream's noise.", type=click.Choice(PACES)),
+    _option("--pace", "even", "How --steps divide the masks: evenly, or by Dream's noise.", type=click.Choice(PACES)),
     _option("--schedule", "gaussian", "Suffix dropout; none keeps the whole suffix.", type=click.Choice([*SCHEDULES])),
     click.option("--window", type=int, help="Suffix tokens that may survive. Default: 256, at most --gen-length."),
     _option("--k", 4.0, "Standard deviations that the Gaussian window spans."),
-    _option("--scale", 2.0, "Of the Gaussian keep probability."),
+    _option("--scale", 2.0, "Scale of the Gaussian keep probability."),
     _option("--count", 32, "Suffix tokens that the uniform schedule keeps."),
     _option("--temperature", 0.0, "0 is greedy."),
     click.option("--top-k", type=int, help="Draw from the k likeliest tokens."),
-    click.option("--top-p", type=float, help="Draw from the likeliest tokens that make up this probability."),
-    _option("--seed", 0, "Of the suffix dropout and of the draw."),
+    click.option("--top-p", type=float, help="Draw from the likeliest tokens that together reach this probability."),
+    _option("--seed", 0, "Seed of the suffix dropout and of the draws."),
     click.option(
         "--early-termination/--no-early-termination",
         default=None,
         show_default="early-termination",
-        help="Stop when a block holds EOS.",
+        help="Stop when a finished block contains EOS.",
     ),
 )
 
 
 def decoding_options(command: F) -> F:
-    """Decorate `command` with `--engine`, `--threads` and all options of decoding, in the order of the help text."""
+    """Decorate `command` with `--engine`, `--threads` and all decoding options, in the order of the help text."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def chosen(model: DiffusionModel, options: dict[str, Any]) -> dict[str, Any]:
-    """What was given on the command line, for `model.generate`; the rest is left to the preset.
+    """The options given on the command line, as arguments for `model.generate`; the preset sets the others.
 
-    `schedule`, `window`, `k`, `scale` and `count` become one schedule, over that of the preset.
+    `schedule`, `window`, `k`, `scale` and `count` become one schedule; parameters not given are the preset's.
     """
     given = {name: value for name, value in options.items() if value is not None}
     named = set(given)
@@ -99,7 +99,7 @@ def chosen(model: DiffusionModel, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_schedule(options: dict[str, Any], instead: str) -> dict[str, Any]:
-    """`options` of a command without those of a schedule, where `instead` counts; says so on standard error."""
+    """`options` of a command without the schedule's, which `instead` replaces; notes on stderr any that were given."""
     for name in ("schedule", *_OF_SCHEDULES):
         if options[name] is not None:
             click.echo(f"note: --{name} does nothing with {instead}", err=True)
@@ -107,7 +107,7 @@ def without_schedule(options: dict[str, Any], instead: str) -> dict[str, Any]:
 
 
 def _note_unread(given: set[str], options: GenerationOptions) -> None:
-    """Say on standard error what was given and counts for nothing."""
+    """Note on standard error the options that were given but have no effect."""
     for kind, name, readers in (
         ("decoder", options.decoder, _OF_DECODERS),
         ("schedule", name_of(options.schedule), _OF_SCHEDULES),

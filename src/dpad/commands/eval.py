@@ -33,7 +33,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    """`value`; click's ranges let NaN and infinity pass."""
+    """Refuse NaN and infinity, which click's ranges accept."""
     if not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
     return value
@@ -45,19 +45,21 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     "--task",
     "name",
     required=True,
-    help=f"What to measure: {', '.join(TASKS)}. Without --preset, the bundle's preset of that name counts, if any.",
+    help=f"The task: {', '.join(TASKS)}. Without --preset, the bundle's preset of that name is used, if it has one.",
 )
-@click.option("--data", type=_FILE, help="JSON lines, plain or gzipped: of gsm8k, humaneval, and texts for perplexity.")
+@click.option("--data", type=_FILE, help="JSON lines, plain or gzipped: for gsm8k, humaneval, and perplexity of texts.")
 @click.option("--limit", type=click.IntRange(1), help=f"Samples. Default: all of --data, or {tasks.LIMIT}.")
 @click.option("--shots", default=0, show_default=True, type=click.IntRange(0), help="Worked examples before a problem.")
-@click.option("--fewshot-data", type=_FILE, help="Where gsm8k takes its worked examples from.")
-@click.option("--data-seed", default=0, show_default=True, type=click.IntRange(0), help="Of problems and examples.")
+@click.option("--fewshot-data", type=_FILE, help="File with the worked examples of gsm8k.")
+@click.option(
+    "--data-seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of problems and examples."
+)
 @click.option(
     "--mc-samples",
     default=32,
     show_default=True,
     type=click.IntRange(1, MOST_DRAWS),
-    help="Draws a text of perplexity.",
+    help="Monte-Carlo draws per text, for perplexity.",
 )
 @click.option(
     "--time-limit",
@@ -65,13 +67,13 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     show_default=True,
     type=click.FloatRange(0.1),
     callback=_finite,
-    help="Seconds of a humaneval program.",
+    help="Most seconds of a humaneval program.",
 )
-@click.option("--weak-sandbox", is_flag=True, help="Run humaneval programs with what isolation the kernel allows.")
+@click.option("--weak-sandbox", is_flag=True, help="Run humaneval programs even if the kernel refuses some isolation.")
 @click.option(
     "--batch-size", default=1, show_default=True, type=click.IntRange(1), help="Samples given to the model at a time."
 )
-@click.option("--out", type=_FILE, help="Where results go; finished samples go beside it, and a rerun takes them up.")
+@click.option("--out", type=_FILE, help="File for the results; samples are kept beside it, and a rerun continues them.")
 @decoding_options
 @click.option("--raw", is_flag=True, help="Do not wrap prompts in the chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -87,7 +89,7 @@ def command(
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Measure the bundle DIR on a task. A run that was stopped goes on when it is started again with the same --out."""
+    """Measure the bundle DIR on a task. A stopped run continues when it is started again with the same --out."""
     asked = {key: arguments.pop(key) for key in ("data", "limit", "shots", "fewshot_data", "data_seed")}
     limits = {key: arguments.pop(key) for key in ("time_limit", "weak_sandbox")}
     kept = out and _samples_beside(out, directory, [path for path in (asked["data"], asked["fewshot_data"]) if path])
@@ -116,32 +118,32 @@ def command(
 
 
 def _samples_beside(out: Path, directory: Path, inputs: list[Path]) -> Path:
-    """Where samples go; raises a typed error where these or the results have no place, or would take another's."""
+    """The file for samples; raises a typed error if it or `out` cannot be written, or would overwrite other data."""
     if out == Path():
         raise DataError("--out names no file; give one, or leave --out out")
     kept = out.with_name(f"{out.name}.samples.jsonl")
     try:
         if not out.parent.is_dir():
-            raise DataError(f"{out.parent} is no folder; make it, or give another --out")
+            raise DataError(f"{out.parent} is not a folder; make it, or give another --out")
         if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(directory)):
-            raise InvalidRequest(f"{out} lies in the bundle, which opens only with its own files; give another --out")
+            raise InvalidRequest(f"{out} lies in the bundle, which may hold only its own files; give another --out")
         for path in (out, kept):
             if path.exists() and any(data.exists() and path.samefile(data) for data in inputs):
-                raise InvalidRequest(f"{path} is what the task reads, and would be written over; give another --out")
-    except OSError as error:  # a name that is too long, a folder that is closed
+                raise InvalidRequest(f"{path} is an input of the task and would be overwritten; give another --out")
+    except OSError as error:  # such as a name that is too long, or a folder without permission
         raise DataError(f"{out} cannot be written: {error}; give another --out") from None
     check_replaceable(out)
     return kept
 
 
 def _records(task: Task, work: Work, settings: dict[str, Any], kept: Path | None, batch_size: int) -> list[Record]:
-    """Run the task behind a progress bar; Ctrl-C ends the command with status 130 and says how to go on."""
+    """Run the task with a progress bar; Ctrl-C exits with status 130 and says how to continue."""
     count = len(task.samples)
     with Journal.open(kept, settings) as journal, TerminalProgress().task(task.name, count) as advance:
         try:
             return evaluate(task.samples, work, journal, batch_size, advance)
         except KeyboardInterrupt:
-            state = f"kept in {kept}; the same command goes on" if kept else "lost; with --out they would be kept"
+            state = f"kept in {kept}; the same command continues" if kept else "lost; with --out they would be kept"
             click.echo(f"dpad: stopped after {len(journal.records)} of {count} samples, which are {state}", err=True)
             raise click.exceptions.Exit(130) from None
 
@@ -157,13 +159,13 @@ def _task(
     time_limit: float,
     weak_sandbox: bool,
 ) -> tuple[Task, dict[str, Any]]:
-    """The task, and those of its settings that decide what is measured."""
+    """The task, and the settings that determine its samples and scores."""
     if name not in TASKS:
         raise InvalidRequest(f"task {name!r} is not one of {', '.join(TASKS)}")
     if data is None and name in ("gsm8k", "humaneval"):
-        raise DataError(f"{name} reads a local file and downloads nothing; give it with --data FILE")
+        raise DataError(f"{name} needs a local file, as nothing is downloaded; give --data FILE")
     if data is not None and name in ("problems", "long"):
-        raise InvalidRequest(f"{name} makes its own samples; leave --data out")
+        raise InvalidRequest(f"{name} generates its own samples; leave --data out")
     if shots and (name in ("long", "humaneval") or (name == "perplexity" and data is not None)):
         raise InvalidRequest(f"{name} takes no worked examples{' with --data' if data else ''}; leave --shots out")
     if fewshot_data is not None and name != "gsm8k":
@@ -192,7 +194,7 @@ def _task(
 
 
 def _print(document: dict[str, Any]) -> None:
-    """A table of the metrics, and what they cost."""
+    """Print a table of the metrics, and the cost per sample."""
     table = Table("metric", "value", "standard error", title=f"{document['task']}, {document['samples']} samples")
     for name, metric in document["metrics"].items():
         error = metric["standard_error"]

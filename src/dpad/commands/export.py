@@ -26,11 +26,11 @@ from dpad.runtime.bundle.manifest import BuildFlags, Manifest
 from dpad.runtime.errors import EngineUnavailable
 
 _DEFAULT = ExportSettings()
-_TOKENIZERS = (TOKENIZER, PARTS[0])  # the files of which a tokenizer can be made
+_TOKENIZERS = (TOKENIZER, PARTS[0])  # one of these files is enough to make a tokenizer
 
 
 class _Dtype(click.Choice[str]):
-    """Says of a name with two meanings what they are called."""
+    """A choice of dtypes; for the ambiguous name int8 the error explains both meanings."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value == "int8":
@@ -56,7 +56,7 @@ class _Dtype(click.Choice[str]):
     multiple=True,
     type=_Dtype(DTYPES),
     help="Dtype of the step; repeat for several. Default: the checkpoint's, and float16 beside float32 for engines. "
-    "w8a8 is for CPUs: float32 but for products of rows and weights, both rounded to int8.",
+    "w8a8 is for CPUs: float32, except that rows and weights are rounded to int8 for their products.",
 )
 @click.option(
     "--weights",
@@ -64,15 +64,15 @@ class _Dtype(click.Choice[str]):
     type=click.Choice(WEIGHTS),
     default=_DEFAULT.weights,
     show_default=True,
-    help="How the layers' weights are stored, in a step of each dtype; repeat for several. Those in int8, int4 or fp8 "
-    "are unpacked where they are multiplied, and rows keep their dtype.",
+    help="Format of the layers' weights, in a step of each dtype; repeat for several. int8, int4 and fp8 weights "
+    "are converted to the dtype of the rows where they are multiplied.",
 )
 @click.option(
     "--group",
     type=click.Choice(GROUPS),
     default=_DEFAULT.group,
     show_default=True,
-    help="Inputs of an output that share a scale, in int4 and int8 weights.",
+    help="Number of an output's weights that share a scale, in int4 and int8.",
 )
 @click.option(
     "--compute-capability",
@@ -80,7 +80,7 @@ class _Dtype(click.Choice[str]):
     multiple=True,
     metavar="X.Y",
     help="Compute capability of engines, such as 8.9; repeat for several. Default: for TensorRT-RTX portable, which is "
-    "one plan for 8.0, 8.6, 8.9 and from 12.0 on; for TensorRT this machine's GPU, all that it builds for.",
+    "one plan for 8.0, 8.6, 8.9 and from 12.0 on; for TensorRT this machine's GPU, the only one that it builds for.",
 )
 @click.option(
     "--max-batch",
@@ -99,7 +99,7 @@ class _Dtype(click.Choice[str]):
     default=_DEFAULT.block_length,
     show_default=True,
     type=click.IntRange(1, LARGEST["block_length"]),
-    help="Block that engines are tuned for.",
+    help="Block length that engines are tuned for.",
 )
 @click.option(
     "--window",
@@ -113,9 +113,9 @@ class _Dtype(click.Choice[str]):
     default=_DEFAULT.attention,
     show_default=True,
     type=click.Choice(ATTENTIONS),
-    help="Of engines: the library's own, or this project's kernel as a plugin (target tensorrt only).",
+    help="Attention of engines: the library's own, or this project's kernel as a plugin (target tensorrt only).",
 )
-@click.option("--strip-weights", is_flag=True, help="Plans without weights; they are put in when a plan is opened.")
+@click.option("--strip-weights", is_flag=True, help="Plans without weights, which are added when a plan is opened.")
 @click.option("--hardware-compatible", is_flag=True, help="Plans for every GPU from Ampere on (target tensorrt only).")
 @click.option(
     "--version-compatible",
@@ -125,12 +125,12 @@ class _Dtype(click.Choice[str]):
 @click.option(
     "--lean",
     is_flag=True,
-    help="With --version-compatible: plans for TensorRT's lean runtime, which is installed and not in the plan.",
+    help="With --version-compatible: plans without TensorRT's lean runtime, which must then be installed.",
 )
 @click.option(
     "--chat-template",
     metavar="NAME",
-    help="The chat template of this name, where the checkpoint has several. Default: the one called default.",
+    help="Name of the chat template to use, if the checkpoint has several. Default: the one called default.",
 )
 @click.option(
     "--workspace", type=click.IntRange(1, LARGEST["workspace"]), metavar="MIB", help="Limit of the builder's workspace."
@@ -139,10 +139,10 @@ class _Dtype(click.Choice[str]):
     "--parity/--no-parity",
     default=True,
     show_default=True,
-    help="Compare with PyTorch before the bundle is put in place.",
+    help="Compare engines with PyTorch before the bundle is put in place.",
 )
 @click.option("--force", is_flag=True, help="Export even if the bundle is up to date.")
-@click.option("--sample", metavar="PROMPT", help="Then write text for PROMPT, if an engine of the bundle runs here.")
+@click.option("--sample", metavar="PROMPT", help="Then generate text for PROMPT, if an engine of the bundle runs here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     model: str,
@@ -219,13 +219,13 @@ def command(
 
 
 def _nothing_compared(bundle: Bundle) -> bool:
-    """Whether parity was wanted and no engine could run: so it is with bfloat16 alone where there is no GPU."""
+    """Whether parity was requested but no engine could run, as with bfloat16 alone on a machine without a GPU."""
     name = bundle.manifest.parity
     return name is not None and json.loads(bundle.path(name).read_text(encoding="utf-8"))["passed"] is None
 
 
 def _sample(out: Path, prompt: str) -> dict[str, Any]:
-    """What the bundle writes and how fast, or the `obstacle` to it here."""
+    """Text that the bundle generates, with its time, or the `obstacle` on this machine."""
     try:
         model = load(out)
     except EngineUnavailable as error:

@@ -19,7 +19,7 @@ from dpad.runtime.decoding.suffix import Explicit
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.show import shown, told
 
-_LARGEST = 64 << 20  # bytes of suffix positions, and of what standard input brings
+_LARGEST = 64 << 20  # most bytes of suffix positions, and characters from standard input
 _WANTED = "[[60, 61], []], a list of canvas positions for each block,"
 
 
@@ -29,7 +29,7 @@ _WANTED = "[[60, 61], []], a list of canvas positions for each block,"
 @decoding_options
 @click.option(
     "--ids",
-    help="Instead of PROMPT: token ids with blanks or commas between them, or a JSON list; - reads standard input.",
+    help="Instead of PROMPT: token ids separated by blanks or commas, or a JSON list; - reads standard input.",
 )
 @click.option(
     "--positions",
@@ -37,10 +37,12 @@ _WANTED = "[[60, 61], []], a list of canvas positions for each block,"
     help="Instead of a schedule: for each block the suffix positions to keep, as canvas positions (JSON or a file of "
     "it; - reads standard input).",
 )
-@click.option("--deadline", type=float, help="Seconds after which the text is what there is then.")
+@click.option("--deadline", type=float, help="Seconds after which generation stops with the text so far.")
 @click.option("--suffix", help="Text behind the generated text (infill).")
 @click.option("--raw", is_flag=True, help="Do not wrap PROMPT in the chat template.")
-@click.option("--parse-special", is_flag=True, help="PROMPT is as a chat template writes it: special tokens count.")
+@click.option(
+    "--parse-special", is_flag=True, help="Recognise special tokens in PROMPT, as a chat template writes them."
+)
 @click.option("--show-steps", is_flag=True, help="Show the canvas filling in.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -57,7 +59,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write text with the bundle DIR. PROMPT - reads standard input.
+    """Generate text with the bundle DIR. PROMPT - reads standard input.
 
     Without a tokenizer the new token ids are printed. On a terminal, control characters in the text are escaped.
     """
@@ -71,7 +73,9 @@ def command(
     if prompt == "-":
         prompt = _standard_input("PROMPT")
     _check_unicode(f"{prompt} {suffix}")
-    with opened(directory, engine=engine, threads=threads, warm=False) as model:  # for one request it does not pay
+    with opened(
+        directory, engine=engine, threads=threads, warm=False
+    ) as model:  # warming up takes longer than it saves
         options = chosen(model, options if positions is None else without_schedule(options, "--positions"))
         given: str | list[int] = prompt if token_ids is None else token_ids  # type: ignore[assignment]
         if parse_special and prompt is not None:
@@ -110,14 +114,14 @@ def _standard_input(what: str) -> str:
     try:
         text = sys.stdin.read(_LARGEST + 1)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"standard input is no text: {error}") from None
+        raise InvalidRequest(f"standard input is not text: {error}") from None
     if len(text) > _LARGEST:
         raise InvalidRequest(f"standard input has over {_LARGEST} characters, more than any canvas; shorten it")
     return text.removeprefix("\ufeff")
 
 
 def _check_unicode(text: str) -> None:
-    """Say what a locale that is not UTF-8 has to do with text that Python could not decode."""
+    """Raise `InvalidRequest` for text that Python could not decode because the locale is not UTF-8."""
     encoding = sys.getfilesystemencoding()
     if encoding != "utf-8" and re.search("[\ud800-\udfff]", text):
         raise InvalidRequest(
@@ -127,7 +131,7 @@ def _check_unicode(text: str) -> None:
 
 
 def _token_ids(text: str) -> list[int]:
-    """Token ids as people write them; raises `InvalidRequest` for anything else among them."""
+    """Read token ids as people write them; raises `InvalidRequest` for anything else."""
     try:
         if text.lstrip().startswith("["):
             data = json.loads(text)
@@ -137,13 +141,11 @@ def _token_ids(text: str) -> list[int]:
             return [int(part) for part in re.split(r"[\s,]+", text) if part]
     except (ValueError, RecursionError):
         pass
-    raise InvalidRequest(
-        f"--ids {shown(text)} must be integers, with blanks or commas between them, or a JSON list of them"
-    )
+    raise InvalidRequest(f"--ids {shown(text)} must be integers separated by blanks or commas, or a JSON list of them")
 
 
 def _explicit(positions: str, prompt_length: int, block_length: int) -> Explicit:
-    """`positions` is JSON, or a file that holds it, or `-`: for each block, canvas positions."""
+    """Read canvas positions for each block from `positions`: JSON, the name of a file of it, or `-`."""
     text = positions.strip()
     if not text:
         raise InvalidRequest(f"--positions is empty; give {_WANTED} or a file of it")

@@ -61,7 +61,7 @@ def _lines(bundle: Bundle, engines: list[dict[str, Any]]) -> list[str]:
         f"presets   {', '.join(manifest.presets) or 'none'}",
         "files",
         *(f"  {entry.size:>12,}  {entry.sha256[:12]}  {name}" for name, entry in manifest.files.items()),
-        "engines, in the order in which one is chosen",
+        "engines, in order of preference",
     ]
     for engine in engines:
         state = "runs here" if engine["runs_here"] else f"not here: {engine['obstacle']}"
@@ -78,7 +78,7 @@ def _parity(bundle: Bundle) -> str:
     try:
         return _verdict(read_json(path))
     except (OSError, ValueError, LookupError, TypeError) as error:
-        told = f"{path} is no parity report ({type(error).__name__}: {error})"
+        told = f"{path} is not a parity report ({type(error).__name__}: {error})"
         raise BundleError(f"{told}; make one with: dpad parity {bundle.directory}") from error
 
 

@@ -1,7 +1,7 @@
-"""Lines that people read: what a file or a model wrote in them cannot command a terminal.
+"""Prints lines for people; text from a file or a model in them cannot control the terminal.
 
-say(f"{manifest.name}: ...")        # control characters as \\x1b; ends of lines and tabs stay
-print_text(result.text)             # as it is where no terminal reads it
+say(f"{manifest.name}: ...")        # control characters as \\x1b; newlines and tabs stay
+print_text(result.text)             # unchanged if standard output is not a terminal
 """
 
 import sys
@@ -12,10 +12,10 @@ from dpad.runtime.show import escaped
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """One line, or several, on standard output or standard error."""
+    """Print one line, or several, on standard output or standard error."""
     click.echo(escaped(line, lines=True), err=err)
 
 
 def print_text(text: str) -> None:
-    """Generated text: exact for a file or a program, harmless on a terminal."""
-    click.echo(escaped(text, lines=True) if sys.stdout.isatty() else text, color=True)  # else click leaves some out
+    """Print generated text: unchanged for a file or a program, escaped on a terminal."""
+    click.echo(escaped(text, lines=True) if sys.stdout.isatty() else text, color=True)  # without color click drops some

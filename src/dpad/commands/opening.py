@@ -1,4 +1,4 @@
-"""`opened`: a bundle, opened with what is being done shown on standard error.
+"""`opened` opens a bundle, and shows the progress on standard error.
 
 with opened(directory, engine="auto") as model:
     ...
@@ -16,7 +16,7 @@ from dpad import DiffusionModel, load
 
 @contextmanager
 def opened(directory: Path, **options: Any) -> Iterator[DiffusionModel]:
-    """`dpad.load` with `options`; on a terminal a line says what it is doing, and goes when the model is there."""
+    """Call `dpad.load` with `options`; on a terminal a line shows its progress, and vanishes at the end."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:
         model = load(directory, **options)

@@ -25,19 +25,19 @@ from dpad.runtime.errors import ExportError
     "--engine",
     "engines",
     multiple=True,
-    help="Engine to compare, as `dpad inspect` names it; repeat for several. Default: all.",
+    help="Engine to compare, a name that `dpad inspect` lists; repeat for several. Default: all.",
 )
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the random steps and prompts.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of random steps and prompts.")
 @click.option(
     "--trajectories/--no-trajectories",
     default=None,
-    help="Whole decodes too. Default: if the steps were so fast that they take under 10 minutes.",
+    help="Also compare whole decodes. Default: if these take under 10 minutes, judging by the steps.",
 )
 @click.option(
     "--emulate",
     is_flag=True,
-    help="Steps in bfloat16 too, in ONNX Runtime on the CPU: in float32, with every result rounded. Slow.",
+    help="Also compare bfloat16 steps in ONNX Runtime on the CPU: float32 with every result rounded. Slow.",
 )
 @click.option("--write/--no-write", default=True, show_default=True, help="Put the report into the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -53,8 +53,8 @@ def command(
 ) -> None:
     """Compare the engines of the bundle DIR with PyTorch, step by step and over whole trajectories.
 
-    Exits with status 1 if an engine is out of the tolerance of its dtype; that none could be compared here is no
-    failure: then "passed" of the report is null.
+    Exits with status 1 if an engine exceeds the tolerance of its dtype. If no engine can be compared here, the command
+    succeeds, and the report's "passed" is null.
     """
     progress = TerminalProgress()
     bundle = Bundle.open(directory)
@@ -75,7 +75,7 @@ def command(
 
 
 def _check_writable(bundle: Bundle) -> None:
-    """Raise `ExportError` before the work if the report could not be put into the bundle after it."""
+    """Raise `ExportError`, before any work, if the report could not be put into the bundle."""
     if bundle.is_linked:
         copy = copy_command(bundle.directory, bundle.manifest.name)
         raise ExportError(f"{bundle.directory} belongs to a hub's cache; add --no-write, or compare a copy: {copy}")
@@ -86,7 +86,7 @@ def _check_writable(bundle: Bundle) -> None:
 
 
 def put_report(bundle: Bundle, report: dict[str, Any], progress: Progress) -> None:
-    """Replace the bundle by one that holds `report`, in one step; the other files are shared."""
+    """Replace the bundle, atomically, by one that holds `report`; the other files are shared."""
     with writer.stage_bundle(bundle.directory, bundle.manifest) as stage:
         writer.link_tree(bundle.directory, stage, bundle.manifest.files.keys() - {"parity.json"})
         write_report(stage, report)

@@ -22,18 +22,18 @@ from dpad.runtime.engines.machine import available_memory
 from dpad.runtime.errors import CheckpointError
 from dpad.runtime.show import shown
 
-_LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no model's comes near
+_LONGEST = 1 << 20  # longest canvas in tokens, far above any model's; arrays of its positions must fit into memory
 
 
 @click.command("plan")
 @click.argument("model")
-@click.option("--dtype", type=click.Choice(ROWS), help="Of the engine. Default: the checkpoint's own.")
+@click.option("--dtype", type=click.Choice(ROWS), help="Dtype of the engine. Default: the checkpoint's own.")
 @click.option(
     "--weights",
     type=click.Choice((FULL, *PACKED)),
     default=FULL,
     show_default=True,
-    help="How the layers' weights are stored, as for `dpad export`.",
+    help="Format of the layers' weights, as for `dpad export`.",
 )
 @click.option(
     "--batch",
@@ -42,7 +42,7 @@ _LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no mod
     type=click.IntRange(1),
     default=(1, 4),
     show_default=True,
-    help="Repeat for several.",
+    help="Sequences per step; repeat for several.",
 )
 @click.option(
     "--length",
@@ -51,7 +51,7 @@ _LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no mod
     type=click.IntRange(1, _LONGEST),
     default=(1024,),
     show_default=True,
-    help="Of the canvas, prompt included; repeat for several.",
+    help="Tokens of the canvas, prompt included; repeat for several.",
 )
 @click.option("--block-length", default=32, show_default=True, type=click.IntRange(1), help="As for `dpad export`.")
 @click.option("--window", default=256, show_default=True, type=click.IntRange(1), help="As for `dpad export`.")
@@ -60,9 +60,11 @@ _LONGEST = 1 << 20  # of a canvas, whose positions are counted in arrays; no mod
     type=click.Choice(ATTENTIONS),
     default="native",
     show_default=True,
-    help="As for `dpad export`: parts of `plugin` lie on the device.",
+    help="As for `dpad export`; `plugin` needs device memory for its parts.",
 )
-@click.option("--gpu", "names", multiple=True, type=click.Choice(tuple(GPUS)), help="Repeat for several. Default: all.")
+@click.option(
+    "--gpu", "names", multiple=True, type=click.Choice(tuple(GPUS)), help="GPU; repeat for several. Default: all."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     model: str,
@@ -76,7 +78,7 @@ def command(
     names: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Predict what engines of MODEL need and how fast a step can be, without weights and without a GPU.
+    """Predict the memory of MODEL's engines and the least time of a step, without weights and without a GPU.
 
     MODEL is a name, a hub id, a checkpoint directory (config.json is enough) or a bundle.
     """
@@ -144,7 +146,7 @@ def _memory_lines(document: dict[str, Any]) -> list[str]:
 
 
 def _floor_lines(document: dict[str, Any]) -> list[str]:
-    lines = ["least milliseconds of a step, for the block in the middle (m: reading bounds it, p: products do):"]
+    lines = ["least milliseconds of a step, for the middle block (m: limited by memory reads, p: by products):"]
     loads = {(entry["batch"], entry["length"]): entry["steps"] for entry in document["floors"]}
     for (batch, length), steps in loads.items():
         rows = [
@@ -178,5 +180,5 @@ def _count(number: int) -> str:
 
 
 def _three(value: float) -> str:
-    """Three digits, and no exponent."""
+    """Format with three digits and without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -15,7 +15,7 @@ from dpad.runtime.extras import needed_by
 
 @click.group("plugin")
 def command() -> None:
-    """The attention kernel."""
+    """Compile the attention kernel."""
 
 
 @command.command("compile")
@@ -36,7 +36,7 @@ def command() -> None:
     multiple=True,
     type=click.Choice(DTYPES),
     default=DTYPES,
-    help="Repeat for several. Default: all.",
+    help="Dtype; repeat for several. Default: all.",
 )
 @click.option(
     "--head-size",
@@ -44,7 +44,7 @@ def command() -> None:
     multiple=True,
     type=click.Choice([str(size) for size in HEAD_SIZES]),
     default=[str(size) for size in HEAD_SIZES],
-    help="Repeat for several. Default: all.",
+    help="Head size; repeat for several. Default: all.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def compile_command(
@@ -52,9 +52,9 @@ def compile_command(
 ) -> None:
     """Compile the attention kernel ahead of time; needs no GPU.
 
-    Writes PTX, machine code and kernels.json, which holds what a launcher must know: entry,
+    Writes PTX, machine code and kernels.json, which holds the facts that a launcher needs: entry,
     parameters in order, threads, shared memory. One kernel serves every number of heads,
-    every grouping and every scale. The files take their places when all are written.
+    every grouping and every scale. The files are moved to DIR when all are written.
     """
     with needed_by("compiling kernels", ExportError):
         from dpad.plugins.compile import compile_all
@@ -72,6 +72,6 @@ def compile_command(
             progress.say(f"{kernel.entry}: {facts}")
             advance(1)
         (stage / "kernels.json").write_text(json.dumps(kernels, indent=1) + "\n")
-        for path in sorted(stage.iterdir(), key=lambda path: path.suffix == ".json"):  # the list when the rest is there
+        for path in sorted(stage.iterdir(), key=lambda path: path.suffix == ".json"):  # the list is moved last
             os.replace(path, out / path.name)
     click.echo(json.dumps(kernels) if as_json else f"{out}: {len(kernels)} kernels")

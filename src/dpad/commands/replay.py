@@ -16,11 +16,11 @@ from dpad.serving.receipt import replay
 @click.command("replay")
 @click.argument("receipt", metavar="RECEIPT", type=click.Path(path_type=Path))
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--engine", help="As `dpad inspect` names it. Default: the one of the receipt.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0 is every core.")
+@click.option("--engine", help="A name that `dpad inspect` lists. Default: the receipt's engine.")
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0 is one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(receipt: Path, directory: Path, engine: str | None, threads: int, as_json: bool) -> None:
-    """Repeat what RECEIPT is of, with the bundle DIR, and say whether every pass commits the same."""
+    """Repeat the generation that RECEIPT records with the bundle DIR, and check that every pass commits the same."""
     try:
         document = read_json(receipt)
     except (OSError, ValueError) as error:
@@ -29,7 +29,9 @@ def command(receipt: Path, directory: Path, engine: str | None, threads: int, as
     with opened(directory, engine=name, threads=threads, warm=False) as model:
         passes, differs = replay(model, document)
     if differs is not None:
-        raise ReplayError(f"pass {differs} differs: another version, engine or machine may decide near ties otherwise")
+        raise ReplayError(
+            f"pass {differs} differs: another version, engine or machine may decide near ties differently"
+        )
     if as_json:
         click.echo(json.dumps({"passes": passes, "differs": None}))
     else:

@@ -1,6 +1,6 @@
-"""`dpad report COMMAND ...`: runs a command of dpad and writes down all that its failure may have to do with.
+"""`dpad report COMMAND ...` runs a command of dpad and writes a report of everything that may explain a failure.
 
-The command runs in a process of its own, so that one which is killed or crashes inside a library is reported too.
+The command runs in its own process, so that a command that is killed, or crashes inside a library, is reported too.
 """
 
 import json
@@ -45,8 +45,8 @@ _PACKAGES = (
     *("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-lean", "tensorrt-lean-cu13", "tensorrt-rtx"),
 )
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_MODULE_LOADING", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "XDG_CACHE_HOME")
-_LINES = 20_000  # of output and of the log: the last ones
-_SHELL = 128  # what a shell adds to the number of the signal that ended a program
+_LINES = 20_000  # lines of output and of the log that are kept, the last ones
+_SHELL = 128  # a shell reports a program ended by a signal with this plus the signal's number
 
 
 @click.command("report", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -55,14 +55,14 @@ _SHELL = 128  # what a shell adds to the number of the signal that ended a progr
     default="dpad-report.txt",
     show_default=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the report is written; what is there is replaced.",
+    help="File for the report; an existing one is replaced.",
 )
 @click.argument("words", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def command(context: click.Context, to: Path, words: tuple[str, ...]) -> None:
-    """Run `dpad COMMAND...` and write a report of it: versions, machine, keys of plans, output, the library's log.
+    """Run `dpad COMMAND...` and write a report: versions, machine, keys of plans, output, TensorRT's log.
 
-    Put it before what fails: `dpad report generate bundles/llada "Hi"`. Exits as that command does.
+    Put it before a command that fails: `dpad report generate bundles/llada "Hi"`. Exits with that command's status.
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="dpad-report-") as folder:
@@ -81,16 +81,16 @@ def command(context: click.Context, to: Path, words: tuple[str, ...]) -> None:
         "Environment": [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ],
         **{f"Bundle {directory}": [*_bundle(directory)] for directory in _directories(words)},
         "Output": output,
-        "Log of TensorRT": logged[-_LINES:] or ["nothing was said: no plan was built or opened"],
+        "Log of TensorRT": logged[-_LINES:] or ["empty: no plan was built or opened"],
     }
     text = "\n\n".join("\n".join([f"# {title}", *lines]) for title, lines in sections.items())
     to.write_text(f"{text}\n", encoding="utf-8", errors="replace")
-    say(f"{to}: {to.stat().st_size / 1e3:.0f} kB; read it before you send it: paths and all that was printed are in it")
+    say(f"{to}: {to.stat().st_size / 1e3:.0f} kB; read it before you send it: it holds paths and everything printed")
     context.exit(_SHELL - status if status < 0 else status)
 
 
 def _run(words: Sequence[str], log: Path) -> tuple[int, list[str]]:
-    """The exit status of `dpad WORDS`, negative for a signal, and its last lines, which are shown as they come."""
+    """Run `dpad WORDS` and show its output; returns its exit status, negative for a signal, and its last lines."""
     environment = {**os.environ, LOG_FILE: str(log), "PYTHONFAULTHANDLER": "1"}
     line = [sys.executable, "-P", "-m", "dpad", *words]
     kept: deque[str] = deque(maxlen=_LINES)
@@ -118,10 +118,10 @@ def _machine() -> Iterator[str]:
 
 
 def _directories(words: Sequence[str]) -> list[Path]:
-    """The bundles that a command names, by themselves or as the value of an option."""
+    """The bundles among a command's arguments and the values of its options."""
     found = []
     for word in words:
-        with suppress(OSError, ValueError):  # no name that a file could have
+        with suppress(OSError, ValueError):  # raised for words that cannot be the name of a file
             directory = Path(word.partition("=")[2] if word.startswith("--") else word)
             if word and (directory / FILE_NAME).is_file() and directory not in found:
                 found.append(directory)
@@ -129,7 +129,7 @@ def _directories(words: Sequence[str]) -> list[Path]:
 
 
 def _bundle(directory: Path) -> Iterator[str]:
-    """What runs here and what does not, and the keys of its plans."""
+    """Lines about a bundle: the engines that run here and those that do not, and the keys of its plans."""
     try:
         bundle = Bundle.open(directory, hashes=False)
         yield f"made with {json.dumps(bundle.manifest.provenance.get('versions'))}"

@@ -17,26 +17,34 @@ _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 @click.command("serve")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 is any free one.")
-@click.option("--name", help="What clients call the model. Default: the name of DIR.")
-@click.option("--engine", default="auto", show_default=True, help="As `dpad inspect` names it.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0 is every core.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 is any free port.")
+@click.option("--name", help="Name of the model for clients. Default: the name of DIR.")
+@click.option("--engine", default="auto", show_default=True, help="A name that `dpad inspect` lists.")
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0 is one per core.")
 @click.option("--max-running", type=click.IntRange(1), help="Sequences decoded together. Default: 4 times --max-batch.")
 @click.option("--max-waiting", default=64, show_default=True, type=click.IntRange(0), help="Sequences that may wait.")
-@click.option("--slots", type=click.IntRange(1), help="Tokens whose keys and values fit. Default: the bundle's limits.")
-@click.option("--api-key-file", type=click.Path(path_type=Path), help="Keys that are let in, one a line.")
-@click.option("--allow-anonymous", is_flag=True, help="Let everybody in who can reach --host, also from elsewhere.")
-@click.option("--allow-origin", multiple=True, help="Of pages in browsers that may ask (CORS); several times.")
-@click.option("--max-body", default=1 << 20, show_default=True, type=click.IntRange(1), help="Bytes of a request.")
+@click.option(
+    "--slots", type=click.IntRange(1), help="Tokens that fit into the KV cache. Default: the bundle's limits."
+)
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="File of accepted API keys, one per line.")
+@click.option("--allow-anonymous", is_flag=True, help="Serve everybody who can reach --host without a key.")
+@click.option("--allow-origin", multiple=True, help="Origin of web pages that may call the server (CORS); repeatable.")
+@click.option("--max-body", default=1 << 20, show_default=True, type=click.IntRange(1), help="Most bytes of a request.")
 @click.option(
     "--read-timeout",
     default=30.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Seconds in which the head of a request has to come, and then its body.",
+    help="Most seconds for receiving the head of a request, and then for its body.",
 )
-@click.option("--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds after SIGTERM.")
+@click.option(
+    "--drain",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Most seconds for finishing requests after SIGTERM.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -61,8 +69,8 @@ def command(
     here = is_loopback(host)
     if keys is None and not here and not allow_anonymous:
         raise InvalidRequest(
-            f"others can reach {host}, and nobody would be asked for a key; give --api-key-file, or --allow-anonymous "
-            "where something else keeps strangers out"
+            f"other machines can reach {host}, and no key would be required; give --api-key-file, or --allow-anonymous "
+            "if something else keeps strangers out"
         )
     settings = Settings(
         name=name or directory.resolve().name,

@@ -18,14 +18,14 @@ from dpad.runtime.show import counted
 @click.command("synth")
 @click.argument("model", type=click.Choice(tuple(LAYOUTS)))
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--layers", type=click.IntRange(1, MAX_LAYERS), help="Fewer layers, at full width. Default: all.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the weights.")
+@click.option("--layers", type=click.IntRange(1, MAX_LAYERS), help="Number of layers, at full width. Default: all.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(model: str, directory: Path, layers: int | None, seed: int, as_json: bool) -> None:
     """Write a checkpoint of MODEL's exact layout with random weights to DIR.
 
-    It exports, compiles and runs as the real one does, at the same speed, and its text is noise: for sizing
-    engines and measuring them before 16 GB are downloaded.
+    It exports, compiles and runs like the real checkpoint, at the same speed, but its text is noise. Use it to size and
+    measure engines before you download 16 GB.
     """
     began = time.perf_counter()
     summary = write_checkpoint(model, directory, layers, seed, TerminalProgress())

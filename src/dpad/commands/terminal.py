@@ -1,4 +1,4 @@
-"""Progress bars on standard error, and plain lines where that is no terminal."""
+"""Progress bars on standard error; plain lines if that is not a terminal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ _SMALL = 64 << 20  # bytes of weights
 
 
 class TerminalProgress(Progress):
-    """Draws tasks with rich; without a terminal, names those that took over a second.
+    """Draws tasks with rich; without a terminal it prints a line for each task that took over a second.
 
-    What is told is text: rich would take `dpad[rtx]` and paths with brackets for its markup, and `:x:` for a picture;
-    a terminal would obey control characters.
+    Messages are plain text: rich's markup and emoji are off, because it would misread `dpad[rtx]`, paths with brackets
+    and `:x:`, and control characters are escaped.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class TerminalProgress(Progress):
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
-        """A bar while the task runs, of which nothing stays; without a terminal, one line at its end."""
+        """Show a bar while the task runs, then remove it; without a terminal, print one line at its end."""
         description = escaped(description)
         if self._console.is_terminal:
             columns = (
@@ -46,12 +46,12 @@ class TerminalProgress(Progress):
             self.say(f"{description}: {perf_counter() - began:.1f} s")
 
     def say(self, message: str) -> None:
-        """One line that stays."""
+        """Print a line that stays."""
         self._console.print(escaped(message, lines=True), soft_wrap=True)
 
 
 def fit_threads(bundle: Bundle) -> None:
-    """Give eager torch one thread for small models: there, waking a second one costs more than it brings."""
+    """Give eager torch one thread for small models, where waking a second thread costs more than it saves."""
     import torch
 
     weights = {name for step in bundle.manifest.steps.values() for name in step.weights}
