@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 import measure
-from serving_load import hostile, load, soak, speed, suites, truth
+from serving_load import crash, hostile, load, soak, speed, suites, truth
 from serving_load.run import FULL, PASS_MS, SHORT, Run
 from serving_load.target import LOAD, SERVER, pinned
 
@@ -36,6 +36,7 @@ SCENARIOS: dict[str, Scenario] = {
     "disconnects": load.disconnects,
     "slow": load.slow,
     "drain": truth.drain,
+    "engine_killed": crash.engine_killed,
     "counts": truth.counts,
     "same_tokens": truth.same_tokens,
     "oversize": hostile.oversize,

@@ -9,6 +9,7 @@ A value may be larger than any message, contain itself, or raise in its own `__r
 
 import re
 from reprlib import Repr
+from typing import Any
 
 # Control characters, line separators, characters that change the writing direction, and lone surrogates, which no
 # stream can encode.
@@ -71,3 +72,8 @@ def _escape(match: re.Match[str]) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _MOST else f"{text[: _MOST - 3]}..."
+
+
+def warned(message: Warning | str, *place: Any, **more: Any) -> str:
+    """A warning as one line, without its place in the code: `warnings.formatwarning` of a command."""
+    return f"warning: {escaped(str(message), lines=True)}\n"

@@ -73,7 +73,7 @@ class Exchange:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it; raises what is answered with an HTTP status of its own."""
-        with self._service.admission.hold(self._form.count):
+        with self._service.hold(self._form.count):
             jobs = await asyncio.to_thread(self._form.jobs, self._service)
             try:
                 await self._answer(jobs, scope, receive, send)

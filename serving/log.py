@@ -11,6 +11,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from typing import Any
 
 logger = logging.getLogger("dpad.serving")
 
@@ -36,11 +37,21 @@ def setup() -> None:
     uvicorn.setLevel(logging.WARNING)
 
 
-def where(error: BaseException) -> dict[str, object]:
+class Elsewhere(Exception):
+    """The cause of an error that was raised in another process; `facts` is what `where` returned there."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__("in another process")
+        self.facts = facts
+
+
+def where(error: BaseException) -> dict[str, Any]:
     """What failed and where, down to its cause, without messages: these may hold a user's text."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
+    if isinstance(cause, Elsewhere):
+        return cause.facts
     frames = traceback.extract_tb(cause.__traceback__)[-6:]
     return {
         "error": type(error).__name__,

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from dpad.runtime.decoding.event import StepEvent
-from dpad.runtime.model import DiffusionModel
+from dpad.serving.remote_model import Model, RemoteModel
 
 REASONS = ("stop", "length", "deadline", "cancelled", "error")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -26,7 +26,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 class Metrics:
     """Of one server."""
 
-    def __init__(self, model: DiffusionModel) -> None:
+    def __init__(self, model: Model) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Model(model))
         own: Any = {"registry": self._registry}
@@ -97,7 +97,7 @@ class Told:
 class _Model(Collector):
     """What the model is doing when it is asked."""
 
-    def __init__(self, model: DiffusionModel) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
 
     def collect(self) -> Iterator[Metric]:
@@ -108,3 +108,5 @@ class _Model(Collector):
         yield GaugeMetricFamily("dpad_pool_slots_used", "Slots of keys and values in use.", status.slots)
         yield GaugeMetricFamily("dpad_pool_slots", "Slots of keys and values that there are.", most)
         yield CounterMetricFamily("dpad_passes", "Forward passes.", status.passes)
+        if isinstance(self._model, RemoteModel):
+            yield CounterMetricFamily("dpad_engine_restarts", "Engines after the first.", self._model.restarts)

@@ -19,11 +19,10 @@ from dpad.runtime.decoding.limits import RUNNING
 from dpad.runtime.errors import EngineError, InvalidRequest, MissingExtra
 from dpad.runtime.extras import needed_by
 from dpad.serving.app import application
-from dpad.serving.health import PATIENCE
 from dpad.serving.keys import Keys
 from dpad.serving.log import setup
 from dpad.serving.service import Service
-from dpad.serving.settings import Settings
+from dpad.serving.settings import PATIENCE, Settings
 
 _WAITING = 64  # sequences in a replica behind those that are decoded: of requests for several answers
 _MARGIN = 10.0  # seconds that Ray waits for a health check beyond what the check takes at most

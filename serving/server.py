@@ -1,7 +1,7 @@
 """`serve`: a service behind uvicorn, until a signal ends it.
 
 with listening("127.0.0.1", 8000) as socket:
-    serve(model, Settings(name="tiny"), socket, ready)     # gives the exit status
+    serve(opening, Settings(name="tiny"), socket, progress, ready)      # gives the exit status
 """
 
 import asyncio
@@ -15,14 +15,17 @@ from types import FrameType
 import uvicorn
 
 from dpad.runtime.errors import InvalidRequest
-from dpad.runtime.model import DiffusionModel
 from dpad.runtime.show import told
 from dpad.serving.app import application
+from dpad.serving.engine_process import Tell
 from dpad.serving.log import logger, setup
 from dpad.serving.protocol import protocol
+from dpad.serving.remote_model import RemoteModel
 from dpad.serving.service import Service
 from dpad.serving.settings import Settings
+from dpad.serving.wire import Opening
 
+Ready = Callable[[str], None]
 _BACKLOG = 2048
 _FLUSH = 5  # seconds in which clients take the ends of their answers
 
@@ -56,56 +59,67 @@ def address(socket: sockets.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, that says when it is there, and lets what runs end before it goes."""
+    """A uvicorn server that reports when it answers, and that lets running requests end before it stops."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, settings: Settings, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, model: RemoteModel, seconds: float, ready: Callable[[], None]
+    ) -> None:
+        """`seconds` is how long a signal leaves to running requests; `ready` is called when the server answers."""
         super().__init__(config)
-        self._service, self._seconds, self._ready = service, settings.drain_seconds, ready
+        self._admission, self._model = service.admission, model
+        self._seconds, self._ready = seconds, ready
         self._end = inf
-        self.lost = 0  # sequences that a signal, or its limit, ended
+        self.lost = 0  # sequences that a signal, its time limit or the engine's end has cut off
 
     async def startup(self, sockets: list[sockets.socket] | None = None) -> None:
-        """As uvicorn's."""
+        """Start as uvicorn does, then call `ready`."""
         await super().startup(sockets)
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal begins the end: no request is let in, and those that run have their time; a second ends it."""
-        admission = self._service.admission
+        """The first signal refuses new requests and gives running ones their time; the second ends them at once."""
+        admission = self._admission
         self._end = monotonic() if admission.draining else monotonic() + self._seconds
         if not admission.draining:
             facts = {"signal": Signals(sig).name, "inside": admission.inside, "seconds": self._seconds}
             logger.info("draining", extra={"facts": facts})
+            self.lost = -self._model.lost
         admission.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to go."""
-        admission = self._service.admission
+        """Decide ten times a second whether to stop."""
+        admission = self._admission
         if admission.draining and (not admission.inside or monotonic() >= self._end):
-            self.lost = admission.inside
-            await asyncio.to_thread(self._service.model.close)  # what is left ends with an error of its own
+            self.lost += admission.inside + self._model.lost
+            self._model.close()  # what is left ends with an error of its own
             return True
         return await super().on_tick(counter)
 
 
-def serve(model: DiffusionModel, settings: Settings, socket: sockets.socket, ready: Callable[[], None]) -> int:
-    """Answer requests until SIGTERM or SIGINT; gives the exit status: 0, or 1 where a request was cut off.
+def serve(opening: Opening, settings: Settings, socket: sockets.socket, progress: Tell, ready: Ready) -> int:
+    """Open a model in another process, and answer requests until SIGTERM or SIGINT.
 
-    `ready` is called when it answers.
+    Returns the exit status: 0, or 1 if a request was cut off. `progress` is called while the model is opened, and
+    `ready` with the engine's name when the server answers. Raises the errors that opening the model raises.
     """
     setup()
-    service = Service(model, settings.name)
-    config = uvicorn.Config(
-        application(service, settings),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        http=protocol(settings.read_seconds),
-        ws="none",
-        lifespan="off",
-        timeout_graceful_shutdown=_FLUSH,
-    )
-    server = Server(config, service, settings, ready)
-    server.run([socket])
+    return asyncio.run(_serve(opening, settings, socket, progress, ready))
+
+
+async def _serve(opening: Opening, settings: Settings, socket: sockets.socket, progress: Tell, ready: Ready) -> int:
+    async with RemoteModel.opened(opening, progress) as model:
+        service = Service(model, settings.name, settings.patience_seconds)
+        config = uvicorn.Config(
+            application(service, settings),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            http=protocol(settings.read_seconds),
+            ws="none",
+            lifespan="off",
+            timeout_graceful_shutdown=_FLUSH,
+        )
+        server = Server(config, service, model, settings.drain_seconds, lambda: ready(model.facts.engine))
+        await server.serve([socket])
     logger.info("ended", extra={"facts": {"lost": server.lost}})
     return 1 if server.lost else 0

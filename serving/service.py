@@ -1,7 +1,7 @@
 """`Service`: a model behind an API: what is admitted, and what runs.
 
     service = Service(model, "tiny")
-    with service.admission.hold(2):
+    with service.hold(2):
         await service.run(jobs, emit)
 
 Whoever is cancelled, or fails, takes all of its request with it: nothing of it takes part in another pass.
@@ -9,19 +9,20 @@ Whoever is cancelled, or fails, takes all of its request with it: nothing of it 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from time import time
 
 from dpad.runtime.decoding.event import StepEvent
 from dpad.runtime.decoding.options import Options
 from dpad.runtime.decoding.request import Request
-from dpad.runtime.model import DiffusionModel
 from dpad.serving.admission import Admission
 from dpad.serving.choice import Choice
 from dpad.serving.health import Health
 from dpad.serving.metrics import Metrics
 from dpad.serving.receipt import Receipt
+from dpad.serving.remote_model import Model
+from dpad.serving.settings import PATIENCE
 
 Emit = Callable[["Job", StepEvent, list[str]], Awaitable[None]]
 
@@ -77,10 +78,15 @@ class Job:
 class Service:
     """One model under the name that clients call it by."""
 
-    def __init__(self, model: DiffusionModel, name: str) -> None:
+    def __init__(self, model: Model, name: str, patience: float = PATIENCE) -> None:
         self.model, self.name, self.created = model, name, int(time())
         self.admission = Admission(model.facts.max_running + model.facts.max_waiting)
-        self.metrics, self.health = Metrics(model), Health(model, self.admission)
+        self.metrics, self.health = Metrics(model), Health(model, self.admission, patience)
+
+    def hold(self, count: int) -> AbstractContextManager[None]:
+        """Room for `count` sequences; raises `ApiError` where there is none, or no engine."""
+        self.model.check_open()
+        return self.admission.hold(count)
 
     async def run(self, jobs: Sequence[Job], emit: Emit) -> None:
         """Decode `jobs` together; `emit` is told of every pass, with the texts that have become final."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from dpad.serving.keys import Keys
 
+PATIENCE = 30.0  # seconds that a pass may take, unless told otherwise
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -20,6 +22,7 @@ class Settings:
         most_body: bytes of a request's body.
         read_seconds: in which the head of a request has to come, and then its body.
         drain_seconds: that a signal leaves to what runs.
+        patience_seconds: that a pass may take before the server is not ready.
     """
 
     name: str
@@ -29,3 +32,4 @@ class Settings:
     most_body: int = 1 << 20
     read_seconds: float = 30.0
     drain_seconds: float = 30.0
+    patience_seconds: float = PATIENCE

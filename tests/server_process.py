@@ -1,7 +1,7 @@
 """`ServerProcess`: a real `dpad serve` in a process of its own, for tests and benchmarks.
 
     with ServerProcess(["-m", "dpad", "serve", "bundles/tiny", "--port", "0"]) as server:
-        server.host, server.port, server.records(), server.stop()
+        server.host, server.port, server.records(), server.engine, server.stop()
 
 Standard error goes to a file: its first line says where the server listens, and the rest is its log.
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,6 +54,11 @@ class ServerProcess:
         """Its log, without what it says when it begins."""
         return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
 
+    @property
+    def engine(self) -> int | None:
+        """The process that runs its engine; None while there is none."""
+        return next(iter(children(self.process.pid)), None)
+
     def terminate(self) -> None:
         """SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
@@ -74,3 +80,17 @@ class ServerProcess:
         if self._said is None:
             self._said = self.log()
             self._log.close()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    with suppress(OSError):
+        return list(filter(alive, map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())))
+    return []
+
+
+def alive(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has waited for yet has."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    return False

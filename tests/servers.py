@@ -12,30 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import slow_passes
 from passes import SECONDS
 from server_process import ServerProcess
 
 LONG: dict[str, Any] = {"max_tokens": 240, "decoder": "fixed", "block_length": 8, "cache": "prefix", "schedule": "none"}
 SLOW = 0.01  # seconds more a pass
-
-_SLOWLY = """
-import sys, time
-from dpad.cli import main
-from dpad.runtime.engines.onnx import OnnxEngine
-
-step, seconds, broken = OnnxEngine._step, float(sys.argv.pop(1)), int(sys.argv.pop(1))
-passes = []
-
-def slowly(self, inputs):
-    time.sleep(seconds)
-    passes.append(self)
-    if len(passes) == broken:
-        raise RuntimeError("w77 of a user")
-    return step(self, inputs)
-
-OnnxEngine._step = slowly
-main()
-"""
 
 
 class Served(ServerProcess):
@@ -46,7 +28,7 @@ class Served(ServerProcess):
 
         Pass number `broken` fails.
         """
-        start = ["-c", _SLOWLY, str(pass_seconds), str(broken)] if pass_seconds or broken else ["-m", "dpad"]
+        start = [slow_passes.__file__, str(pass_seconds), str(broken)] if pass_seconds or broken else ["-m", "dpad"]
         super().__init__([*start, "serve", str(bundle), "--port", "0", *map(str, arguments)])
 
     def client(self, key: str = "none", **more: Any) -> openai.OpenAI:

@@ -10,7 +10,8 @@ from passes import OPTIONS, Caller, Passes, passing, request, settle, until
 from dpad.runtime.model import DiffusionModel
 from dpad.serving import health
 from dpad.serving.admission import Admission
-from dpad.serving.health import FRESH, PATIENCE, Health
+from dpad.serving.health import FRESH, Health
+from dpad.serving.settings import PATIENCE
 
 
 @pytest.fixture

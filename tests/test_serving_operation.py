@@ -191,7 +191,7 @@ def test_nothing_private_is_written_down(served: Served) -> None:
     _, _, metrics = served.ask("GET", "/metrics", **authorized())
     for private in (*SECRET.split(), *text.split(), KEY, OTHER_KEY):
         assert private not in metrics and not re.search(rf"\b{private}\b", served.log()), private
-    assert {record["event"] for record in served.records()} == {"served"}
+    assert {record["event"] for record in served.records()} == {"engine started", "served"}
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -8,9 +8,8 @@ canvas alone, so an answer is the same in any company; none of them ends a text.
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.slots import Slots
 from dpad.runtime.engines.step import Decisions, StepInputs, StepOutputs
+from serving_load import null_server  # by the name that the engine's process finds
 
 _FREE = 10**6  # rows of padding that cost nothing, so that all sequences share a pass
 _ROUND = 32
@@ -56,36 +56,26 @@ class PacedEngine(Engine):
         return StepOutputs(tokens, odds, decided, logits)
 
 
-@contextmanager
-def model_over(
-    bundle: Path,
+def load(
     pass_ms: float,
     batch: int,
+    bundle: Path,
     *,
     max_running: int | None = None,
     max_waiting: int = 64,
     slots: int | None = None,
-) -> Iterator[dpad.DiffusionModel]:
-    """The tokenizer, presets and limits of `bundle` over a `PacedEngine`."""
+    **ignored: Any,
+) -> dpad.DiffusionModel:
+    """In place of `dpad.load`: the tokenizer, presets and limits of `bundle` over a `PacedEngine`."""
     with dpad.load(bundle, threads=1) as opened:
-        contract, codec, presets, digest = opened.facts.contract, opened.codec, opened.presets, opened.facts.digest
+        contract, codec, presets = opened.facts.contract, opened.codec, opened.presets
     special = {contract.mask_token_id, contract.eos_token_id}
     plain = [token for token in range(contract.vocab_size) if token not in special and codec.decode([token]).strip()]
     engine = PacedEngine(replace(contract, max_batch=batch), plain, pass_ms / 1e3, slots)
-    limits: Any = {"max_running": max_running or batch, "max_waiting": max_waiting, "digest": digest}
-    with dpad.DiffusionModel(engine, codec, presets, **limits) as model:
-        yield model
+    limits: Any = {"max_running": max_running or batch, "max_waiting": max_waiting, "digest": opened.facts.digest}
+    return dpad.DiffusionModel(engine, codec, presets, **limits)
 
 
 if __name__ == "__main__":
-    pass_ms, batch = float(sys.argv.pop(1)), int(sys.argv.pop(1))
-
-    @contextmanager
-    def opened(directory: Path, **options: Any) -> Iterator[dpad.DiffusionModel]:
-        """In place of the bundle's own engine."""
-        named = {name: options[name] for name in ("max_running", "max_waiting", "slots")}
-        with model_over(directory, pass_ms, batch, **named) as model:
-            yield model
-
-    serve.opened = opened
+    serve.load = partial(null_server.load, float(sys.argv.pop(1)), int(sys.argv.pop(1)))  # type: ignore[assignment]
     main()

@@ -21,6 +21,7 @@ class Size:
     """How much a scenario does: requests of a kind, seconds of a load, and so on."""
 
     samples: int = 200
+    kills: int = 25
     seconds: float = 20.0
     clients: int = 200
     disconnects: int = 1000
@@ -36,8 +37,8 @@ class Size:
 
 FULL = Size()
 SHORT = Size(
-    samples=6, seconds=0.5, clients=30, disconnects=20, readers=4, heads=10, prompts=6, warm_up=0, rounds=1, tokens=16,
-    minutes=0.02, judges_memory=False,
+    samples=6, kills=2, seconds=0.5, clients=30, disconnects=20, readers=4, heads=10, prompts=6, warm_up=0, rounds=1,
+    tokens=16, minutes=0.02, judges_memory=False,
 )  # fmt: skip
 
 

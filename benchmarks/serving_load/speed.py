@@ -13,8 +13,8 @@ import numpy as np
 
 import dpad
 import measure
+from serving_load import null_server
 from serving_load.client import Client, connected, crowd, milliseconds
-from serving_load.null_server import model_over
 from serving_load.run import PASS_MS, PROMPT, Run, finding
 from serving_load.target import SERVER, Target, pinned
 
@@ -32,7 +32,7 @@ _OPTIONS: dict[str, Any] = {
 
 def alone(bundle: Path, null: bool, tokens: int, count: int) -> tuple[list[float], int]:
     """Seconds of `count` calls of `generate` in this process, after one more, and its resident memory in bytes."""
-    opened = model_over(bundle, PASS_MS, _BATCH) if null else dpad.load(bundle, threads=1)
+    opened = null_server.load(PASS_MS, _BATCH, bundle) if null else dpad.load(bundle, threads=1)
     seconds = []
     with pinned(SERVER), opened as model:
         for _ in range(count + 1):

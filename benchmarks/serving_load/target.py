@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from server_process import ServerProcess
+from server_process import ServerProcess, children
 
 import measure
 
@@ -46,5 +46,5 @@ class Target(ServerProcess):
                 raise click.ClickException(str(error)) from error
 
     def memory(self) -> int:
-        """Its resident memory, in bytes."""
-        return measure.memory_of(self.process.pid)
+        """The resident memory of its two processes, in bytes."""
+        return sum(map(measure.memory_of, [self.process.pid, *children(self.process.pid)]))

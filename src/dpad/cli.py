@@ -21,7 +21,7 @@ import click
 from dpad import __version__
 from dpad.runtime.errors import DpadError, InvalidRequest, MissingExtra
 from dpad.runtime.extras import needed_by
-from dpad.runtime.show import escaped
+from dpad.runtime.show import escaped, warned
 
 _COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
@@ -121,12 +121,8 @@ def _drop_unwritable() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _one_line(message: Warning | str, *place: Any, **more: Any) -> str:
-    return f"warning: {escaped(str(message), lines=True)}\n"
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def main() -> None:
     """Masked-diffusion language models with suffix dropout (DPad): checkpoint, engine, text."""
-    warnings.formatwarning = _one_line
+    warnings.formatwarning = warned

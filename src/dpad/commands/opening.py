@@ -4,7 +4,7 @@ with opened(directory, engine="auto") as model:
     ...
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,21 @@ from dpad import DiffusionModel, load
 @contextmanager
 def opened(directory: Path, **options: Any) -> Iterator[DiffusionModel]:
     """Call `dpad.load` with `options`; on a terminal a line shows its progress, and vanishes at the end."""
-    console = Console(stderr=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        model = load(directory, **options)
-    else:
-        with console.status("opening the bundle") as status:
-            model = load(directory, **options, progress=lambda *what: status.update(_line(*what)))
+    with progress() as tell:
+        model = load(directory, **options, progress=tell)
     with model:
         yield model
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """What `load` is given to tell its progress: on a terminal a line shows it while this lasts."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        yield lambda *what: None
+        return
+    with console.status("opening the bundle") as status:
+        yield lambda *what: status.update(_line(*what))
 
 
 def _line(what: str, done: int, total: int | None) -> str:

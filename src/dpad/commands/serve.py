@@ -1,16 +1,18 @@
 """`dpad serve DIR`."""
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import click
 
+from dpad import load
 from dpad.commands.lines import say
-from dpad.commands.opening import opened
+from dpad.commands.opening import progress
 from dpad.runtime.errors import InvalidRequest
 from dpad.serving.keys import Keys, is_loopback
 from dpad.serving.server import address, listening, serve
-from dpad.serving.settings import Settings
+from dpad.serving.settings import PATIENCE, Settings
+from dpad.serving.wire import Opening
 
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -45,6 +47,13 @@ _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
     type=click.FloatRange(0),
     help="Most seconds for finishing requests after SIGTERM.",
 )
+@click.option(
+    "--patience",
+    default=PATIENCE,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Most seconds for a pass, until the server is not ready.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -62,6 +71,7 @@ def command(
     allow_origin: tuple[str, ...],
     max_body: int,
     read_timeout: float,
+    patience: float,
     drain: float,
 ) -> None:
     """Serve the bundle DIR over HTTP, in OpenAI's protocol."""
@@ -80,9 +90,16 @@ def command(
         most_body=max_body,
         read_seconds=read_timeout,
         drain_seconds=drain,
+        patience_seconds=patience,
     )
-    limits: Any = {"max_running": max_running, "max_waiting": max_waiting, "slots": slots}
-    with listening(host, port) as socket, opened(directory, engine=engine, threads=threads, **limits) as model:
-        where = f"{settings.name} over {model.engine.name} at {address(socket)}/v1"
-        ready = f"serving {where}\na page to try it: {address(socket)}/"
-        context.exit(serve(model, settings, socket, lambda: say(ready, err=True)))
+    options = {"engine": engine, "threads": threads, "slots": slots}
+    options |= {"max_running": max_running, "max_waiting": max_waiting}
+    with listening(host, port) as socket, ExitStack() as opening:
+        tell = opening.enter_context(progress())
+
+        def ready(engine: str) -> None:
+            opening.close()
+            where = f"{settings.name} over {engine} at {address(socket)}/v1"
+            say(f"serving {where}\na page to try it: {address(socket)}/", err=True)
+
+        context.exit(serve(Opening(load, directory, options), settings, socket, tell, ready))
