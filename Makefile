@@ -1,8 +1,8 @@
-# make export MODEL=tiny   checkpoint -> bundle in bundles/tiny, and a sample of its text
-# make serve MODEL=tiny    the same bundle, served over HTTP
-# make test                everything the tests need, then all of them
-# make bench               measure on a quiet machine
-# make help                the rest
+# make export MODEL=tiny   export the checkpoint to bundles/tiny, and write a sample of its text
+# make serve MODEL=tiny    serve that bundle over HTTP
+# make test                install what the tests need, and run them
+# make bench               run the benchmarks, on a quiet machine
+# make help                list all targets
 
 MODEL   ?= tiny
 OUT     ?= bundles/$(notdir $(patsubst %/,%,$(MODEL)))
@@ -10,7 +10,7 @@ TARGETS ?= onnx tensorrt-rtx
 PROMPT  ?= Tom has 6 books. Emma has 4 fewer books than Tom. How many books do they have together?
 ARGS    ?=
 
-# Each is benchmarks/NAME.py and writes docs/benchmarks/NAME.json; they run one after the other.
+# Each benchmark is benchmarks/NAME.py and writes docs/benchmarks/NAME.json; they run one after the other.
 BENCHES := ladder
 BENCHES += sweep
 BENCHES += step_floor
@@ -27,13 +27,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-# TensorRT's Python bindings without the builder's libraries: in a folder of their own, for the tests that look there.
+# TensorRT's Python bindings without the builder's libraries, in a folder of their own for the tests that need them.
 TRT_API := .venv-trt
-# Ray and the server alone, in an environment of their own: 41 packages that nothing else needs.
+# An environment of its own for Ray and the server, since nothing else needs Ray's 41 packages.
 RAY := .venv-ray
 
 GROUP  ?=
-# gpu-check installs nothing: the virtual environment if there is one, else the machine's own Python.
+# gpu-check installs nothing: it runs in the virtual environment if there is one, else in the machine's own Python.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
@@ -41,23 +41,23 @@ GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
-	@echo "make serve MODEL=tiny|... [OUT=DIR] [ARGS=...]  serves the bundle at http://127.0.0.1:8000, exported if need be"
+	@echo "make serve MODEL=tiny|... [OUT=DIR] [ARGS=...]  serve the bundle at http://127.0.0.1:8000; export it first if it is missing"
 	@echo "make test        run the tests (13 minutes on 2 quiet cores)"
 	@echo "make test-slow   run the tests that are marked slow"
-	@echo "make fuzz        run the long form of the fuzz tests; counts in docs/fuzzing.md"
-	@echo "make test-browser  the server's page in a headless Chromium, where there is one: apt-get install chromium chromium-driver"
-	@echo "make test-full-width  two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
-	@echo "make test-trt-api  what is asked of TensorRT, held against its real Python API: its bindings and lean runtime, 110 MB"
-	@echo "make test-ray    two replicas of the server under a real Ray, one of them killed: 600 MB of disk, about 2 minutes"
-	@echo "make lint types  ruff and hadolint, mypy --strict"
+	@echo "make fuzz        run the long fuzz tests; docs/fuzzing.md has the counts"
+	@echo "make test-browser  test the server's page in a headless Chromium: apt-get install chromium chromium-driver"
+	@echo "make test-full-width  test two layers of LLaDA-8B and Dream-7B at full width: 4 GB of disk, about 5 minutes"
+	@echo "make test-trt-api  test the calls to TensorRT against its real Python API: bindings and lean runtime, 110 MB"
+	@echo "make test-ray    test two server replicas under a real Ray, one of which is killed: 600 MB of disk, about 2 minutes"
+	@echo "make lint types  run ruff and hadolint; run mypy --strict"
 	@echo "make docs        build the documentation as a site in build/site; a warning is an error"
-	@echo "make bench       measure on this machine's CPU, which should be quiet; results in docs/benchmarks"
-	@echo "                 BENCH='$(BENCHES)' or some of them, ARGS for all of them"
-	@echo "                 BENCH=serving for the acceptance of dpad serve: 40 minutes, 20 of them a soak"
-	@echo "make gpu-check   prove and measure on this machine's GPU; results in docs/benchmarks"
-	@echo "                 GROUP=tiny, start, 8b or packed for a part of it, each in at most 200 s"
-	@echo "make gpu-sanitize  the kernel's tests under compute-sanitizer"
-	@echo "make clean       remove the virtual environment and what was built; bundles stay"
+	@echo "make bench       run benchmarks on this machine's CPU, which should be idle; results in docs/benchmarks"
+	@echo "                 BENCH='$(BENCHES)' or some of them; ARGS are passed to each"
+	@echo "                 BENCH=serving is the acceptance test of dpad serve: 40 minutes, 20 of them a soak"
+	@echo "make gpu-check   test and measure on this machine's GPU; results in docs/benchmarks"
+	@echo "                 GROUP=tiny, start, 8b or packed runs a part of it, each in at most 200 s"
+	@echo "make gpu-sanitize  run the kernel's tests under compute-sanitizer"
+	@echo "make clean       remove the virtual environments and caches; bundles stay"
 
 export: $(BIN)/.export
 	$(BIN)/dpad export $(MODEL) --out $(OUT) $(addprefix --target ,$(TARGETS)) --sample "$(PROMPT)" $(ARGS)

@@ -1,10 +1,10 @@
-"""What is taken for keys that a config.json leaves out, and names that say otherwise.
+"""Defaults for keys that a config.json leaves out, and names that contradict these defaults.
 
     assumptions(raw)                        # lines for people
     contradiction(raw, config, path)        # "SDAR-4B-Chat-b64 says blocks of 64, ..." or ""
 
-The authors of SDAR and Fast-dLLM v2 give the block length as an argument of their code, and checkpoints trained with
-another one tell it by their name alone. With the wrong one a model writes worse text, and nothing fails.
+The authors of SDAR and Fast-dLLM v2 pass the block length as an argument of their code, so a checkpoint trained with
+another one shows it only in its name. With a wrong block length a model writes worse text and raises no error.
 """
 
 import re
@@ -20,9 +20,9 @@ from dpad.models.presets import ENDS
 _WORD = r"(?:b|bd|bl|bs|blk|blocks?(?:[-_]?(?:size|length|len))?)"
 _BLOCK = re.compile(rf"(?<![a-z0-9]){_WORD}[-_=]?(\d{{1,4}})(?![a-z0-9.])", re.I)
 _BEFORE = re.compile(r"(?<![a-z0-9.])(\d{1,4})[-_]?(?:blk|blocks?)(?![a-z])", re.I)
-_LENGTHS = (4, 8, 16, 32, 64, 128)  # that models are trained with; other numbers are of cards and runs
+_LENGTHS = (4, 8, 16, 32, 64, 128)  # block lengths of training; other numbers in names count GPUs or runs
 _KEY = re.compile(r"(?:^|_)block_?(?:size|len(?:gth)?)$|^bd_size$", re.I)
-_ELSEWHERE = ("quantization_config", "quantization", "compression_config")  # blocks of weights
+_ELSEWHERE = ("quantization_config", "quantization", "compression_config")  # "block" means a block of weights there
 _STEP = re.compile(
     r"((global[-_]?)?(checkpoint|ckpt|step|epoch|iter)[-_]?\d+[-_]?)+|snapshots|[0-9a-f]{40}|final|merged|hf|outputs?|last|main|"
     r"best|latest|checkpoints?",
@@ -40,12 +40,12 @@ def assumptions(raw: Mapping[str, Any]) -> list[str]:
 
 
 def contradiction(raw: Mapping[str, Any], config: Config, model: str, directory: Path | None = None) -> str:
-    """The name that says another block length than is assumed, and the way out; empty if none does.
+    """An error message if a file or a name states another block length than the assumed one, else an empty string.
 
-    Asked are config.json, under every name of a block length, generation_config.json in `directory`, and names:
-    `model`, as it was given, that of `directory` (where that is a step or the output of a training, or a snapshot of
-    the hub's cache, of the folders above too) and config.json's `_name_or_path`. A length that config.json states under
-    the family's own key is not questioned.
+    Read are config.json and generation_config.json in `directory`, under every usual key of a block length, and three
+    names: `model` as it was given, the name of `directory`, and config.json's `_name_or_path`. Where `directory` is a
+    training step, a training's output or a snapshot in the hub's cache, the folders above it are read too. A length
+    that config.json states under the family's own key is accepted without a check.
     """
     if not config.block_length or not (keys := [key for key in assumed(raw) if key != "mask_token_id"]):
         return ""
@@ -63,7 +63,7 @@ def contradiction(raw: Mapping[str, Any], config: Config, model: str, directory:
 
 
 def _said(told: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, int]]:
-    """Block lengths in a file, under any name, and one level deep."""
+    """(key, block length) for every key of a file that names a block length, down to one level of nesting."""
     for key, value in told.items():
         if isinstance(value, dict) and not within and key not in _ELSEWHERE:
             yield from _said(value, f"{key}.")
@@ -79,7 +79,7 @@ def _contradicts(said: str, key: str, assumed: int) -> str:
 
 
 def _folders(directory: Path | None) -> Iterator[str]:
-    """The name of a directory, and those above it while they only count."""
+    """The name of a directory, and those of its parents as long as the name below is generic ("checkpoint-500")."""
     for folder in () if directory is None else (real := directory.resolve(), *real.parents):
         yield folder.name
         if not _STEP.fullmatch(folder.name):

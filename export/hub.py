@@ -1,10 +1,10 @@
 """Resolves MODEL to a checkpoint directory: a name, a hub id or a local path.
 
     resolve("tiny"), resolve("llada"), resolve("GSAI-ML/LLaDA-1.5"), resolve("./checkpoint")
-    read_config("llada")        # its config.json alone, for what needs no weights
+    read_config("llada")        # its config.json alone, where no weights are needed
 
-The local hub cache is used first; else the files are downloaded (config, safetensors,
-tokenizer and presets only, never code); else the error says exactly which command to run.
+The local hub cache is tried first. Then the files are downloaded: config, safetensors, tokenizer and presets, never
+code. If that fails too, the error names the command to run on a machine with a connection.
 """
 
 import os
@@ -54,7 +54,7 @@ class Source:
 
 
 def resolve(model: str, weights: bool = True) -> Source:
-    """Find or download `model`, or without `weights` its config.json; raises `CheckpointError` with the way out."""
+    """Find or download `model`; without `weights`, only its config.json. Raises `CheckpointError` with the way out."""
     if model in EMBEDDED:
         return Source(model, model, Path(str(resources.files("dpad.models") / model)), embedded=True)
     path = Path(model)
@@ -68,10 +68,10 @@ def resolve(model: str, weights: bool = True) -> Source:
 
 
 def published_id(source: Source, config: Mapping[str, Any]) -> str:
-    """The hub id of the published checkpoint that `source` is, else its label.
+    """The hub id of the published checkpoint that `source` is, or else its label.
 
-    A download into a local directory keeps no id: the directory's name tells it, the one in `HUB_IDS` or the last
-    part of the id, or else what `config`, its config.json, calls itself.
+    A local directory has no id. Its name, or `_name_or_path` in `config` (its config.json), is compared with the short
+    names in `HUB_IDS` and with the last parts of the ids.
     """
     known = {hub_id.rsplit("/", 1)[1].lower(): hub_id for hub_id in HUB_IDS.values()} | HUB_IDS
     for told in (source.label, source.directory.resolve().name, config.get("_name_or_path")):
@@ -82,9 +82,9 @@ def published_id(source: Source, config: Mapping[str, Any]) -> str:
 
 
 def read_config(model: str) -> dict[str, Any]:
-    """The config.json of `model`, of which a bundle may also be the directory; no weights are fetched.
+    """The config.json of `model`, which may also be the directory of a bundle; no weights are fetched.
 
-    Published repositories that `dpad synth` knows need no network. Raises `CheckpointError` as `resolve` does.
+    Models in `LAYOUTS` need no network. Raises `CheckpointError` as `resolve` does.
     """
     if os.path.isfile(bundle := Path(model) / FILE_NAME):
         return dict(Bundle.open(bundle.parent, hashes=False).manifest.model_config)
@@ -118,7 +118,7 @@ def _snapshot(hub_id: str, weights: bool) -> Path:
 
 
 def _is_whole(directory: Path, weights: bool) -> bool:
-    """Whether a cached snapshot has what is asked for: others may have fetched only some of its files."""
+    """Whether a cached snapshot is complete: another program may have fetched only some of its files."""
     try:
         if weights:
             find_shards(directory)

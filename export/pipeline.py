@@ -1,9 +1,9 @@
-"""`export_bundle`: checkpoint to bundle, the whole way.
+"""`export_bundle`: the whole export, from checkpoint to bundle.
 
     bundle, is_new = export_bundle("tiny", Path("bundles/tiny"), ExportSettings(), progress)
 
-Weights are placed, the step is traced once a dtype, checked, compiled for the targets,
-compared with PyTorch, and only then put in place.
+It places the weights, traces the step once per dtype, checks it, compiles it for the targets and compares the result
+with PyTorch. Only then is the bundle put in place.
 """
 
 import json
@@ -43,7 +43,7 @@ from dpad.runtime.contract import StepContract
 from dpad.runtime.errors import BundleError, CheckpointError
 
 Check = Callable[[Path, Manifest, Progress], dict[str, Any]]
-Traced = Callable[[str], ir.Model]  # the step of a dtype
+Traced = Callable[[str], ir.Model]  # dtype -> traced step
 
 
 def export_bundle(
@@ -59,15 +59,15 @@ def export_bundle(
 
     Args:
         model: `tiny`, `llada`, a hub id or a directory (see `hub.resolve`).
-        out: the bundle; replaced in one step, and only when everything succeeded.
+        out: directory of the bundle; it is replaced in one step, after everything has succeeded.
         settings: see `ExportSettings`.
-        progress: told about long work.
-        check: compares the staged bundle with PyTorch and returns the parity report; it
-            raises to keep a bad bundle out.
+        progress: reports long work.
+        check: compares the staged bundle with PyTorch and returns the parity report; it raises an error to reject the
+            bundle.
         force: export even if `out` is up to date.
 
     Returns:
-        The bundle, and whether it was made now (False: it was up to date).
+        The bundle, and whether it is new (False: `out` was up to date).
     """
     source = resolve(model)
     checkpoint = Checkpoint.open(source.directory, own=source.embedded)
@@ -123,7 +123,7 @@ def write_report(directory: Path, report: dict[str, Any]) -> None:
 
 
 def make_contract(checkpoint: Checkpoint, settings: ExportSettings) -> StepContract:
-    """The step's contract from the checkpoint and resolved settings."""
+    """The step's contract, from the checkpoint and resolved settings."""
     config = checkpoint.config
     assert settings.max_length is not None
     return StepContract(
@@ -146,7 +146,7 @@ def make_contract(checkpoint: Checkpoint, settings: ExportSettings) -> StepContr
 
 
 def _notes(checkpoint: Checkpoint, settings: ExportSettings) -> list[str]:
-    """What of the directory is left aside, what is assumed, and what a canvas beyond the trained length means."""
+    """Notes for the user: ignored files, assumed keys, and a warning if the canvas exceeds the trained length."""
     assert settings.max_length is not None
     return [
         *checkpoint.notes,
@@ -156,7 +156,7 @@ def _notes(checkpoint: Checkpoint, settings: ExportSettings) -> list[str]:
 
 
 def _presets(source: Source, checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
-    """What the checkpoint brings, which is said: a local directory is only taken for a published one."""
+    """The checkpoint's presets. They are reported, since a local directory is matched with a published one by name."""
     hub_id = published_id(source, checkpoint.raw_config)
     presets = presets_of(hub_id, checkpoint.directory, *checkpoint.eos_token_ids)
     taken = f" (the checkpoint is taken for {hub_id})" if hub_id != source.label else ""
@@ -166,7 +166,7 @@ def _presets(source: Source, checkpoint: Checkpoint, progress: Progress) -> dict
 
 
 def _previous(out: Path) -> Bundle | None:
-    """The bundle that is already at `out`, if it is whole."""
+    """The bundle that is already at `out`, or None if there is none or it is damaged."""
     try:
         return Bundle.open(out)
     except BundleError:
@@ -174,7 +174,7 @@ def _previous(out: Path) -> Bundle | None:
 
 
 def _tracer(checkpoint: Checkpoint, contract: StepContract, progress: Progress) -> Traced:
-    """A function that gives the traced step of a dtype; each is traced once, and every call gives another copy."""
+    """A function from dtype to traced step; it traces each dtype once and returns a new copy on every call."""
 
     @cache
     def traced(dtype: str) -> ir.Model:
@@ -187,7 +187,7 @@ def _tracer(checkpoint: Checkpoint, contract: StepContract, progress: Progress) 
 def _export_step(
     source: Source, checkpoint: Checkpoint, stage: Path, group: int, progress: Progress, traced: Traced, name: str
 ) -> StepEntry:
-    """Weights and step.onnx of one step, in a folder of its name; W8A8 needs float32 in place."""
+    """Write weights and step.onnx of one step into a folder of its name; W8A8 needs the float32 step there first."""
     folder, dtype, packed = stage / name, rows_dtype(name), weights_of(name)
     began = time.perf_counter()
     if name == DYNAMIC:
@@ -213,8 +213,8 @@ def _export_step(
 
 
 def _export_decide(stage: Path, contract: StepContract, progress: Progress) -> str:
-    """decide.onnx, which has no weights and serves every step."""
-    with progress.task("trace and check what decides"):
+    """Write decide.onnx, which has no weights and is common to all steps; returns its name."""
+    with progress.task("trace and check decide.onnx"):
         path = stage / "decide.onnx"
         ir.save(trace_decide(contract), path)
         trace.check_onnx(path, ())

@@ -1,9 +1,10 @@
-"""`Progress`: how long work reports itself; the command line draws it, a library call may not.
+"""`Progress`: the interface through which long work reports its progress.
 
     with progress.task("hash weights", total=bytes) as advance:
         advance(4096)
 
-Exporting never prints: it says what it does to an object of this class.
+The export itself prints nothing: it reports to an object of this class. The command line draws these reports; this base
+class drops them.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,12 +14,12 @@ Advance = Callable[[int], None]
 
 
 class Progress:
-    """Silent progress; subclass it to draw. `say` is one line about a finished step."""
+    """Progress that is not shown; subclass it to draw."""
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
-        """A unit of work of `total` bytes or steps (None: unknown)."""
+        """Report a task of `total` bytes or steps (None: unknown) while the context is open."""
         yield lambda amount: None
 
     def say(self, message: str) -> None:
-        """One finished step, for people."""
+        """Report one line of text."""

@@ -1,4 +1,4 @@
-"""`ExportSettings`: what an export makes of a checkpoint, with every default and limit.
+"""`ExportSettings`: the options of an export, with their defaults and limits.
 
 settings = ExportSettings(targets=("onnx", "tensorrt-rtx")).resolved(checkpoint)
 settings.steps()        # ("float32", "float16")
@@ -17,29 +17,30 @@ from dpad.runtime.errors import ExportError
 TARGETS = ("onnx", "tensorrt-rtx", "tensorrt")
 DTYPES = (*ROWS, DYNAMIC)
 WEIGHTS = (FULL, *PACKED)
-INT8 = "int8 is no dtype of a step: --dtype w8a8 is for products of integers, --weights int8 for int8 weights"
-# Positions are float32 where they are rotated, which counts to 2**24 and no further; a workspace is in MiB.
+INT8 = "int8 is not a dtype of a step; use --dtype w8a8 for integer matrix products or --weights int8 for int8 weights"
+# RoPE computes with positions in float32, which holds integers exactly up to 2**24; a workspace is in MiB.
 LARGEST = {"max_batch": 2**16, "max_length": 2**24, "block_length": 2**24, "window": 2**24, "workspace": 2**24}
-_OPTIONS = {"targets": "target", "dtypes": "dtype", "capabilities": "compute-capability"}  # others: as the field
+_OPTIONS = {"targets": "target", "dtypes": "dtype", "capabilities": "compute-capability"}  # others: the field's name
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What to export. Empty tuples mean: decide from the checkpoint and this machine.
+    """What to export. An empty tuple means a default chosen from the checkpoint and this machine.
 
     Attributes:
         targets: `onnx` (always in the bundle), `tensorrt-rtx`, `tensorrt`.
-        dtypes: dtypes of the step; default the checkpoint's own, and for engines float16
-            where that is float32; `w8a8` is made from float32, which comes with it.
+        dtypes: dtypes of the step; the default is the checkpoint's dtype, and also float16 if that is float32 and
+            engines are compiled. `w8a8` is made from the float32 step, which is then exported too.
         capabilities: compute capabilities of the engines, or `portable`; see `EngineRecipe.compiled` for the defaults.
-        max_batch, max_length: limits of the contract; max_length None is the checkpoint's, at most 4096 canvas tokens.
-        block_length, window: what compiled engines are tuned for.
-        attention: `native` or `plugin`, of compiled engines.
+        max_batch, max_length: limits of the contract, in sequences and canvas tokens; max_length None means the
+            checkpoint's trained length, at most 4096.
+        block_length, window: the sizes, in tokens, for which compiled engines are tuned.
+        attention: `native` or `plugin`, for compiled engines.
         flags: how compiled engines are built.
-        weights: how the weights of the layers are stored, each with every dtype: `full`, or packed in `int8`,
-            `int4`, `fp8`.
-        group: inputs that share a scale in int4 and int8.
-        chat_template: name of the chat template, where the checkpoint has several; None is the default.
+        weights: formats of the layers' weights, each combined with every dtype: `full`, or packed as `int8`, `int4` or
+            `fp8`.
+        group: number of inputs that share a scale in int4 and int8.
+        chat_template: name of one of the checkpoint's chat templates; None means its default.
     """
 
     targets: tuple[str, ...] = ("onnx",)
@@ -56,10 +57,10 @@ class ExportSettings:
     chat_template: str | None = None
 
     def arguments(self) -> list[str]:
-        """The words of `dpad export` that ask for this, such as `--max-batch=8`; defaults are left out."""
+        """The arguments of `dpad export` with the same meaning, such as `--max-batch=8`; defaults are left out."""
         default, asked = ({**vars(each), **vars(each.flags)} for each in (ExportSettings(), self))
         if "tensorrt" in self.targets:
-            del asked["capabilities"]  # it builds for the GPU at hand, which is the default
+            del asked["capabilities"]  # TensorRT builds for this machine's GPU, which is the default
         words = []
         for name, value in asked.items():
             if name != "flags" and value != default[name]:
@@ -69,16 +70,16 @@ class ExportSettings:
         return words
 
     def steps(self) -> tuple[str, ...]:
-        """Names of the steps: every dtype with all weights, those that are made from another step last."""
+        """Names of the steps: every dtype with every format of weights; w8a8 is last, since it is made from float32."""
         names = [variant_name(d, w) for w in self.weights for d in self.dtypes if w == FULL or d != DYNAMIC]
         return tuple(sorted(dict.fromkeys(names), key=lambda name: name == DYNAMIC))
 
     def recipe(self) -> EngineRecipe:
-        """What of this concerns compiled engines."""
+        """The options of compiled engines."""
         return EngineRecipe(self.targets, self.steps(), self.capabilities, self.attention, self.flags)
 
     def resolved(self, checkpoint: Checkpoint) -> "ExportSettings":
-        """With every default filled in; raises `ExportError` for values that cannot work."""
+        """A copy with every default filled in; raises `ExportError` for values that cannot work."""
         if "int8" in self.dtypes:
             raise ExportError(INT8)
         for kind, values, known in (
@@ -101,7 +102,7 @@ class ExportSettings:
             dtypes = (*dtypes, "float32")
         longest = self.max_length or min(checkpoint.config.max_length, 4096)
         if longest < checkpoint.config.block_length:
-            raise ExportError(f"max_length {longest} is under one block of the model, {checkpoint.config.block_length}")
+            raise ExportError(f"max_length {longest} is less than the model's block, {checkpoint.config.block_length}")
         settings = replace(self, dtypes=dtypes, max_length=longest)
         settings.recipe().check_builders()
         return settings
@@ -118,4 +119,4 @@ class ExportSettings:
         for form in (form for form in self.weights if form != FULL):
             Packing(form, self.group).check(checkpoint)
         if DYNAMIC in self.dtypes and FULL not in self.weights:
-            raise ExportError("dtype w8a8 is made from full weights: add --weights full, or leave --dtype w8a8 out")
+            raise ExportError("dtype w8a8 needs full weights: add --weights full, or leave --dtype w8a8 out")

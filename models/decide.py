@@ -1,11 +1,11 @@
-"""`decide`: tokens drawn from logits, and how sure a row is, where the logits are.
+"""`decide`: draws tokens from logits and computes the confidence of each row, on the device of the logits.
 
     token_ids, odds_against, negative_entropy, margin = decide(logits, uniform, temperature, top_k, top_p, banned,
                                                                tempers=contract.tempers_confidence)
 
-This is what the exporter traces beside the step and what the eager engine runs; greedy decoding needs none of it.
-Symbols as in `StepContract`. Every function here is made of what ONNX Runtime's CUDA provider and TensorRT have: no
-full sort, no cumulative sum over a vocabulary, no value found by looking for it.
+The exporter traces it beside the step, and the eager engine runs it; greedy decoding does not need it. Symbols as in
+`StepContract`. The functions use only operators that ONNX Runtime's CUDA provider and TensorRT have: no full sort, no
+cumulative sum over a vocabulary, no search for a value.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-_LEAST = -104.0  # exp of less is 0 in float32
-_RANKED = 64  # tokens that are ranked; few filters leave more, and then thresholds are tried
-_TRIALS = 32  # halvings until a threshold is as exact as float32
-_TINY = 1e-10  # what Dream adds to a probability before it takes the logarithm
+_LEAST = -104.0  # exp of anything smaller is 0 in float32
+_RANKED = 64  # tokens that are ranked; few filters keep more, and then the threshold is found by bisection
+_TRIALS = 32  # bisections until a threshold is as exact as float32
+_TINY = 1e-10  # Dream adds it to a probability before it takes the logarithm
 
 
 _State = tuple[Tensor, ...]
@@ -26,11 +26,14 @@ _State = tuple[Tensor, ...]
 def decide(
     logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, banned: Tensor, *, tempers: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Decide every row of logits [B, R, V]; see `runtime.engines.step` for the others and for what comes out.
+    """Decide every row of logits [B, R, V]; `runtime.engines.step` describes the other inputs and the outputs.
 
     Args:
         logits, uniform, temperature, top_k, top_p, banned: `contract.decide_inputs()`.
         tempers: `contract.tempers_confidence`.
+
+    Returns:
+        token_ids int64 [B, R], then odds_against, negative_entropy and margin, float32 [B, R].
     """
     draws = temperature > 0
     shapes = draws | (top_k > 0) | (top_p < 1)
@@ -44,7 +47,7 @@ def decide(
     likeliest = argmax(allowed)
     best = allowed.gather(-1, likeliest)
 
-    # The distribution that confidence is of: `lost` belongs to the model's own, but is no choice
+    # Confidence under the model's own distribution includes the banned token (`lost`), which cannot be chosen
     lost = torch.where(shapes, -torch.inf, lost)
     top = torch.maximum(best, lost)
     if tempers:
@@ -59,14 +62,17 @@ def decide(
 
 
 def argmax(rows: Tensor) -> Tensor:
-    """The likeliest token of each row [B, R, V], the lower id of two: [B, R, 1]. Maxima cost less than their places."""
+    """The likeliest token of each row [B, R, V], the lower id of equal ones, as [B, R, 1].
+
+    It takes the maximum of each part first, since a maximum costs less than an argmax.
+    """
     parts = _parts(rows)
     part = parts.amax(dim=-1).argmax(dim=-1, keepdim=True)
     return part * parts.shape[-1] + _part(parts, part).argmax(dim=-1, keepdim=True)
 
 
 def _draw(powers: Tensor, uniform: Tensor, otherwise: Tensor) -> Tensor:
-    """A token of each row of `powers` [B, R, V], as likely as it is, from its number [B, R, 1]: by ascending ids."""
+    """Draw a token for each row of `powers` [B, R, V] by inverting the cumulative sum at `uniform` [B, R, 1]."""
     parts = _parts(powers)
     sums = parts.sum(dim=-1)
     heights = sums.cumsum(dim=-1)
@@ -75,22 +81,23 @@ def _draw(powers: Tensor, uniform: Tensor, otherwise: Tensor) -> Tensor:
     inside = _part(parts, part)
     height = height - (heights.gather(-1, part) - sums.gather(-1, part))
     place = (inside.cumsum(dim=-1) <= height).sum(dim=-1, keepdim=True).clamp(max=inside.shape[-1] - 1)
-    # Rounding may have gone past the last token that is possible
+    # By rounding, the place may be past the last token with a probability
     return torch.where(inside.gather(-1, place) > 0, part * inside.shape[-1] + place, otherwise)
 
 
 def _sureness(powers: Tensor, lost: Tensor, likeliest: Tensor, token: Tensor) -> _State:
-    """Odds against `token`, negative entropy and margin less 1 of each row: [B, R, 1].
+    """Odds against `token`, negative entropy, and margin minus 1 of each row, [B, R, 1] each.
 
-    `powers` [B, R, V] are probabilities over that of the likeliest, `lost` [B, R, 1] is that of one token more.
-    What the likeliest does not have is added up without it, so that rows in which little is open keep their order.
+    `powers` [B, R, V] are probabilities divided by the largest one, and `lost` [B, R, 1] is the same for one token
+    more. The probability of all but the likeliest token is summed without it, so that nearly certain rows keep their
+    order.
     """
     first, chosen = powers.gather(-1, likeliest), powers.gather(-1, token)
     others = powers.scatter(-1, likeliest, torch.zeros_like(first))
     rest = others.sum(dim=-1, keepdim=True)
     total = first + lost + rest
     odds = (rest + lost + torch.where(token == likeliest, 0.0, first - chosen)) / chosen
-    tiny, shares = torch.full_like(total, _TINY), others / total  # the exporter takes a number so small for 0
+    tiny, shares = torch.full_like(total, _TINY), others / total  # the exporter rounds so small a constant to 0
     entropy = (shares * (shares + tiny).log()).sum(dim=-1, keepdim=True)
     for one, other in ((first, lost), (lost, first)):
         entropy = entropy + one / total * _log(one / total, (rest + other) / total, tiny)
@@ -100,7 +107,7 @@ def _sureness(powers: Tensor, lost: Tensor, likeliest: Tensor, token: Tensor) ->
 
 
 def _log(share: Tensor, open_share: Tensor, tiny: Tensor) -> Tensor:
-    """log(share + tiny), from what is open where that is little; ONNX has no log1p."""
+    """log(share + tiny), computed from `open_share` = 1 - share if that is small, since ONNX has no log1p."""
     off = tiny - open_share
     arc = off / (2 + off)  # log(1 + off) = 2 atanh(off / (2 + off))
     square = arc * arc
@@ -109,10 +116,11 @@ def _log(share: Tensor, open_share: Tensor, tiny: Tensor) -> Tensor:
 
 
 def _filtered(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """exp of `scores` [B, R, V], 0 below the last token that either filter needs.
+    """exp of `scores` [B, R, V], but 0 for tokens that either filter removes.
 
-    The likeliest are ranked; where they do not reach, the threshold is between the last of them and `low`, and the
-    range is halved until one token is left in it. Neither is done where nobody filters.
+    The threshold is the score of the last token that the filters keep. It is read from the ranking of the likeliest
+    tokens. If the filters keep more than were ranked, bisection narrows the range between `low` and the last ranked
+    score until it holds one token. Neither is done if no row has a filter.
     """
     powers, vocabulary = scores.exp(), scores.shape[-1]
     counts, masses = (top_k > 0) & (top_k < vocabulary), top_p < 1
@@ -143,7 +151,10 @@ def _filtered(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _rank(scores: Tensor, count: Tensor, mass: Tensor, filters: Tensor) -> _State:
-    """The threshold of each row twice, and 0; or, where too few were ranked, what it is between and how many are."""
+    """Lower and upper bound of each row's threshold, and the number of tokens above the lower one.
+
+    Where the ranking holds the threshold, the bounds are equal and the number is 0.
+    """
     ranked = scores.topk(min(_RANKED, scores.shape[-1])).values
     ranks = torch.arange(1.0, ranked.shape[-1] + 1, device=scores.device)
     short = ((ranks < count) & (ranked.exp().cumsum(dim=-1) < mass)).float().sum(dim=-1, keepdim=True)
@@ -154,12 +165,12 @@ def _rank(scores: Tensor, count: Tensor, mass: Tensor, filters: Tensor) -> _Stat
 
 
 def _keep_all(scores: Tensor, count: Tensor, mass: Tensor, filters: Tensor) -> _State:
-    """As `_rank`, where nothing is ruled out."""
+    """The result of `_rank` if no row has a filter."""
     return torch.full_like(mass, -torch.inf), torch.zeros_like(mass), torch.zeros_like(mass)
 
 
 def _while(going: Callable[..., Tensor], body: Callable[..., _State], state: _State) -> _State:
-    """`state` after `body` as long as it is `going`; a loop in a traced graph too."""
+    """Apply `body` to `state` while `going` is true; in a traced graph this is a loop too."""
     if torch.compiler.is_exporting():
         loop: Callable[..., _State] = torch.while_loop
         return loop(going, body, state)
@@ -169,11 +180,11 @@ def _while(going: Callable[..., Tensor], body: Callable[..., _State], state: _St
 
 
 def _parts(rows: Tensor) -> Tensor:
-    """Rows [..., V] in parts of equal size: [..., parts, size], of about as many as they are long."""
+    """Rows [..., V] split into equal parts [..., parts, size], with `parts` near `size`."""
     size = max(size for size in range(1, isqrt(rows.shape[-1]) + 1) if rows.shape[-1] % size == 0)
     return rows.reshape(*rows.shape[:-1], -1, size)
 
 
 def _part(parts: Tensor, part: Tensor) -> Tensor:
-    """The part [..., size] with the number `part` [..., 1]."""
+    """The parts [..., size] at the indices `part` [..., 1]."""
     return parts.gather(-2, part[..., None].expand(*part.shape, parts.shape[-1])).squeeze(-2)

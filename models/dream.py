@@ -1,9 +1,9 @@
-"""Dream (Dream-org/Dream-v0-Base-7B, Dream-v0-Instruct-7B; arXiv 2508.15487), and its descendants.
+"""Dream (Dream-org/Dream-v0-Base-7B, Dream-v0-Instruct-7B; arXiv 2508.15487) and its descendants.
 
     config = Config.from_json(json.load(open("config.json")))
     model = Model(config)
 
-Qwen2's transformer without causal mask. It keeps the shift of the autoregressive model it was adapted from:
+It is Qwen2's transformer without causal mask. It keeps the shift of the autoregressive model from which it was adapted:
 row p-1 predicts position p. DiffuCoder (arXiv 2506.20639) and Dream-Coder are the same module with other weights.
 """
 

@@ -4,8 +4,9 @@
     config.block_length                         # 32
     model = Model(config)
 
-Qwen2.5's transformer, causal between blocks and full inside one. It keeps the autoregressive shift: row p-1
-predicts position p, so a block's first token is predicted by the last row of the finished block before it.
+It is Qwen2.5's transformer with attention that is causal between blocks and full within a block. It keeps the
+autoregressive shift: row p-1 predicts position p, so the last row of a finished block predicts the next block's first
+token.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from dpad.models.fields import block, filled
 
 Model = qwen.Model
 
-# The authors' config.json names no mask: its id is an argument of their generation code.
+# The authors' config.json lacks the mask's id, which is an argument of their generation code.
 DEFAULTS = {"bd_size": 32, "mask_token_id": 151665}
 
 

@@ -1,9 +1,9 @@
-"""Typed reading of config.json: a value of the wrong type or size is named, never used.
+"""Typed reading of config.json: a value of the wrong type or size raises `CheckpointError` and is never used.
 
     layers = integer(raw, "n_layers", high=1024)
     theta = number(raw, "rope_theta")
 
-`integer` takes several keys where the authors' code falls back from one to another.
+`integer` takes several keys, for values where the authors' code falls back from one key to another.
 """
 
 import math
@@ -16,12 +16,12 @@ from dpad.runtime.bundle import files
 from dpad.runtime.errors import CheckpointError
 
 MAX_LAYERS = 1024
-MAX_SIZE = 1 << 24  # no width, vocabulary or context of a real model comes near
-BLOCKS = ("block_size", "block_length", "bd_size")  # what families and their trainers call the tokens of a block
+MAX_SIZE = 1 << 24  # far above every width, vocabulary or context of a real model
+BLOCKS = ("block_size", "block_length", "bd_size")  # keys of families and their trainers for the block length
 
 
 def integer(raw: Mapping[str, Any], *keys: str, low: int = 1, high: int = MAX_SIZE) -> int:
-    """The first of `keys` that is there and not null, as an integer in [low, high]."""
+    """The value of the first of `keys` that is there and not null: an integer in [low, high]."""
     key = next((key for key in keys if raw.get(key) is not None), keys[-1])
     value = _present(raw, key)
     if type(value) is not int or not low <= value <= high:
@@ -38,27 +38,27 @@ def number(raw: Mapping[str, Any], key: str) -> float:
 
 
 def token(raw: Mapping[str, Any], key: str) -> int:
-    """A token id; of a list of them, the first."""
+    """A token id, or the first of a list of token ids."""
     return tokens(raw, key)[0]
 
 
 def tokens(raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    """Token ids, of which there may be one or a list."""
+    """The token ids under a key that holds one id or a list."""
     value = raw.get(key)
     told = value if isinstance(value, list) and value else [value]
     return tuple(integer({**raw, key: one} if key in raw else raw, key, low=0) for one in told)
 
 
 def block(raw: Mapping[str, Any], key: str, default: int) -> int:
-    """Tokens of a block, `default` where config.json does not say; other names of the same thing may not differ."""
+    """The block length in tokens, by default `default`; raises `CheckpointError` if another key in `BLOCKS` differs."""
     said = raw.get(key) is not None
     length = integer(raw, key) if said else default
     for other in BLOCKS:
         if raw.get(other) is not None and raw[other] != length:
-            known = f"{key}={length}" if said else f"{key} is missing, which means {length}"
+            known = f"{key}={length}" if said else f"{key} is missing and {length} by default"
             raise CheckpointError(
                 f"config.json: {other}={raw[other]!r}, but {known}; set {key} to the block length that the model was "
-                f"trained with, and take {other} out"
+                f"trained with, and remove {other}"
             )
     return length
 
@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; is {path.parent} a checkpoint directory?") from None
     except (OSError, ValueError) as error:
-        told = damage(path) or f"{error}; mend or fetch it again"
+        told = damage(path) or f"{error}; repair it, or fetch it again"
         raise CheckpointError(f"{path} cannot be read as JSON: {told}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object")
@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def rope_base(raw: Mapping[str, Any]) -> float:
-    """`rope_theta` of the plain rotation, which newer files say within `rope_parameters`; others are refused."""
+    """`rope_theta`, which newer files hold in `rope_parameters`; rotations other than the default are refused."""
     bases = [raw]
     for key in ("rope_scaling", "rope_parameters"):
         given = raw.get(key)
@@ -92,7 +92,7 @@ def rope_base(raw: Mapping[str, Any]) -> float:
         bases.append(given)
     said = {number(base, "rope_theta") for base in bases if base.get("rope_theta") is not None}
     if len(said) > 1:
-        raise CheckpointError(f"config.json: rope_theta and rope_parameters differ: {sorted(said)}; leave one out")
+        raise CheckpointError(f"config.json: rope_theta and rope_parameters differ: {sorted(said)}; remove one")
     return said.pop() if said else number(raw, "rope_theta")
 
 
@@ -110,7 +110,7 @@ def filled(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any
 
 
 def require(raw: Mapping[str, Any], only: Mapping[str, Any]) -> None:
-    """Refuse keys whose value would change the function: each must be missing, null or the one given."""
+    """Raise `CheckpointError` for a key of `only` that is there, is not null and has another value than given."""
     for key, value in only.items():
         given = raw.get(key)
         if given is not None and (type(given) is not type(value) or given != value):

@@ -5,10 +5,10 @@
     hidden = model(ids, positions, attend)      # [B, Q, width]
     logits = model.logits(hidden)               # [B, Q, vocabulary]
 
-A LLaMA-style transformer without causal mask: row p predicts position p. The module has no cache and no mask of its
-own: `attend(layer, query, key, value)` is given the rotated rows and returns [B, Q, H, D], so tracing, training and
-serving share one definition. A block is cut at its attention, into what is before and what is after it, because a
-compiled engine puts the end of one block and the beginning of the next together.
+It is a LLaMA-style transformer without causal mask: row p predicts position p. The module has no cache and no attention
+mask: the caller's `attend(layer, query, key, value)` gets the rotated rows and returns [B, Q, H, D], so that tracing,
+training and serving share one definition. A layer is cut at its attention into `before` and `after`, because a compiled
+engine joins the end of one layer and the beginning of the next.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from dpad.models.linear import Products, Together
 from dpad.plugins.attention import Attend
 from dpad.runtime.errors import CheckpointError
 
-# config.json keys that change the function, with the only value the published models use.
+# config.json keys that change the computation, with the only value that the published models use.
 _ONLY = {
     "block_type": "llama",
     "layer_norm_type": "rms",
@@ -62,7 +62,7 @@ class Config:
     max_length: int
     logit_shift: int = 0
     block_length: int = 0  # not block-causal: attention sees the whole canvas
-    tempers_confidence: ClassVar[bool] = False  # a drawn token's confidence is its probability in the model's own terms
+    tempers_confidence: ClassVar[bool] = False  # confidence of a drawn token: its untempered probability
 
     @property
     def head_size(self) -> int:
@@ -95,7 +95,7 @@ class Config:
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention, then the gated MLP."""
+    """One pre-norm layer: attention, then a gated MLP."""
 
     def __init__(self, config: Config, rotate: rope.Rotate) -> None:
         super().__init__()
@@ -114,12 +114,12 @@ class Block(nn.Module):
         self.gate_up: Products = Together(self.ff_proj, self.up_proj)
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., width] -> query [..., H, D], key and value [..., G, D], as attention takes them."""
+        """x [..., width] -> rotated query [..., H, D] and key [..., G, D], and value [..., G, D]."""
         query, key, value = (torch.unflatten(rows, -1, (-1, self.head_size)) for rows in self.qkv(self.attn_norm(x)))
         return self.rotate(query, cos, sin), self.rotate(key, cos, sin), value
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x [..., width] and what its rows attended to [..., H, D] -> [..., width]."""
+        """x [..., width] and the result of attention [..., H, D] -> [..., width]."""
         x = x + self.attn_out(attended.flatten(-2))
         gate, up = self.gate_up(self.ff_norm(x))
         out: Tensor = x + self.ff_out(F.silu(gate) * up)
@@ -129,9 +129,9 @@ class Block(nn.Module):
 class Model(nn.Module):
     """The mask predictor. Its state dict has exactly the names of the authors' safetensors."""
 
-    # one and the same where they are tied
+    # tied models have only the embedding
     head, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
-    rows_key = "embedding_size"  # config.json's key of their rows
+    rows_key = "embedding_size"  # config.json's key for their number of rows
 
     def __init__(self, config: Config, rotate: rope.Rotate = rope.rotate) -> None:
         super().__init__()

@@ -1,17 +1,17 @@
-"""Weights in few bits: how the matrix of a linear layer lies in a safetensors file, and the way back.
+"""Packed weights: the layout of a linear layer's matrix in a safetensors file, and how to unpack it.
 
-    packed = take_packed(state)                         # out of a state dict, by the names of the weights
-    packed["blocks.0.q_proj.weight"].unpack(torch.float32)      # [N, K], as torch's Linear holds it
+    packed = take_packed(state)                         # from a state dict; keys are names of weights
+    packed["blocks.0.q_proj.weight"].unpack(torch.float32)      # [N, K], as in torch's Linear
 
-A packed weight [N, K] is two tensors, transposed as ONNX's DequantizeLinear wants them before a MatMul:
+A packed weight [N, K] is two tensors, transposed as ONNX needs them for DequantizeLinear before a MatMul:
 
     NAME.int8   int8 [K, N]             NAME.scale   [K / G, N]: one for every G inputs of an output
     NAME.int4   uint8 [K, N / 2]                     [K / G, N]
     NAME.fp8    float8 (E4M3) [K, N]                 [N]: one an output, G = K
 
-weight[n, k] = code[k, n] · scale[k // G, n], symmetric: zero is code 0. Codes of int4 are in two's complement, those
-of even outputs in the lower half of a byte. Scales have the dtype that the step computes in, and may be negative
-in int4, whose largest weight of a group becomes -8.
+weight[n, k] = code[k, n] · scale[k // G, n], which is symmetric: code 0 is zero. int4 codes are in two's complement;
+the lower half of a byte belongs to an even output. Scales have the dtype of the step. In int4 they may be negative,
+since the largest weight of a group becomes -8.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ SCALE = "scale"
 
 @dataclass(frozen=True)
 class Packed:
-    """The two tensors of one weight, and their format: a name of `PACKED`."""
+    """The two tensors of one weight, and their format, one of `PACKED`."""
 
     format: str
     codes: torch.Tensor
@@ -38,7 +38,7 @@ class Packed:
 
 
 def unpack(codes: torch.Tensor, scale: torch.Tensor, weights: str, dtype: torch.dtype) -> torch.Tensor:
-    """The weight [N, K] in `dtype` from the tensors of the format `weights`."""
+    """The weight [N, K] in `dtype`, from codes and scales in the format `weights`."""
     codes = numbers(codes, weights)
     inputs, outputs = codes.shape
     groups = scale.reshape(-1, 1, outputs).to(dtype)
@@ -46,7 +46,7 @@ def unpack(codes: torch.Tensor, scale: torch.Tensor, weights: str, dtype: torch.
 
 
 def numbers(codes: torch.Tensor, weights: str) -> torch.Tensor:
-    """The codes of the format `weights` one by one [K, N], those of int4 taken apart."""
+    """Codes [K, N] in the format `weights`, one per element: int4 codes are separated."""
     if weights != "int4":
         return codes
     halves = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
@@ -54,7 +54,7 @@ def numbers(codes: torch.Tensor, weights: str) -> torch.Tensor:
 
 
 def take_packed(state: dict[str, torch.Tensor]) -> dict[str, Packed]:
-    """Take the tensors of packed weights out of `state`; by the name of the weight."""
+    """Remove the tensors of packed weights from `state`, and return them by the weight's name."""
     packed = {}
     for name in [name for name in state if name.rpartition(".")[2] in PACKED]:
         weight, _, weights = name.rpartition(".")
@@ -63,7 +63,7 @@ def take_packed(state: dict[str, torch.Tensor]) -> dict[str, Packed]:
 
 
 class Unpack(nn.Module):
-    """A parametrization: the weight from its codes, made when it is used."""
+    """A parametrization that unpacks a weight from its codes whenever it is used."""
 
     scale: torch.Tensor
 

@@ -1,11 +1,12 @@
-"""Decoding presets of known checkpoints, and those that a checkpoint brings itself.
+"""Decoding presets: those of published checkpoints, and those in a checkpoint's own file.
 
     presets_of("GSAI-ML/LLaDA-1.5", directory, *eos_token_ids)
 
-The table is that of the DPad paper (arXiv 2508.14148): k, scale and window of the suffix dropout for each task
-and length, blocks of 32, greedy, threshold 0.9. SDAR's chat template ends a turn with <|im_end|>, which its config.json
-does not count as EOS; other checkpoints say so in generation_config.json, or with a list in config.json. A file
-`presets.json` beside config.json adds to both; its format is that of `dpad.runtime.decoding.presets`.
+The table comes from the DPad paper (arXiv 2508.14148): k, scale and window of the suffix dropout for each task and
+length, with blocks of 32, greedy decoding and threshold 0.9. SDAR's preset adds <|im_end|>, which ends a turn in its
+chat template, to the EOS of its config.json; other checkpoints list such tokens in generation_config.json or
+config.json. A file `presets.json` beside config.json adds presets or replaces these; its format is that of
+`dpad.runtime.decoding.presets`.
 """
 
 from pathlib import Path
@@ -50,11 +51,11 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def presets_of(hub_id: str, directory: Path, *eos_token_ids: int) -> dict[str, Any]:
-    """Presets by name of the checkpoint `hub_id` in `directory`; its own file counts last.
+    """The presets, by name, of the checkpoint `hub_id` in `directory`; its own presets.json overrides the table.
 
-    A contract has one EOS, the first of `eos_token_ids`, those of config.json. Where text ends at others too, every
-    preset has them that names none itself, and so has `default`; what generation_config.json says of them goes before
-    config.json. Raises `CheckpointError` for files that cannot be read.
+    `eos_token_ids` are those of config.json; generation_config.json, if it has any, overrides them. A contract has only
+    one EOS, the first of config.json. If text ends at other tokens too, they are added to every preset that does not
+    name its own, and to `default`. Raises `CheckpointError` for files that cannot be read.
     """
     own = directory / FILE_NAME
     presets = {**PUBLISHED.get(hub_id, {}), **(read_json(own) if own.exists() else {})}
@@ -68,7 +69,7 @@ def presets_of(hub_id: str, directory: Path, *eos_token_ids: int) -> dict[str, A
 
 
 def _ends_of_text(path: Path) -> list[int]:
-    """`eos_token_id` of generation_config.json, one or several; none without the file."""
+    """The ids under `eos_token_id` in generation_config.json; empty without the file or the key."""
     told = read_json(path).get("eos_token_id") if path.exists() else None
     ids = told if isinstance(told, list) else [] if told is None else [told]
     if not all(type(token) is int for token in ids):

@@ -5,8 +5,8 @@
     hidden = model(ids, positions, attend)      # [B, Q, width]
     logits = model.logits(hidden)               # [B, Q, vocabulary]
 
-The families are files of their own and say what differs. As in `llada`, attention is the caller's:
-`attend(layer, query, key, value)` -> [B, Q, H, D], and a layer is cut there, into `before` and `after`.
+Each family has a file of its own with its differences. As in `llada`, the caller passes the attention,
+`attend(layer, query, key, value)` -> [B, Q, H, D], and a layer is cut there into `before` and `after`.
 """
 
 from collections.abc import Mapping
@@ -23,19 +23,19 @@ from dpad.models.linear import Products, Together
 from dpad.plugins.attention import Attend
 from dpad.runtime.errors import CheckpointError
 
-# config.json keys that change the function, with the only value the published models use.
+# config.json keys that change the computation, with the only value that the published models use.
 _ONLY = {"hidden_act": "silu", "use_sliding_window": False}
 
 
 @dataclass(frozen=True)
 class Config:
-    """The keys of config.json that shape the computation, under common names, and what the family adds.
+    """The keys of config.json that shape the computation, under common names, and the family's own fields.
 
     Attributes:
-        logit_shift: 1 where row p-1 predicts position p, as in the autoregressive model.
-        qkv_bias: q, k and v have biases (Qwen2).
-        qk_norm: every head's query and key are normed before the rotation (Qwen3).
-        block_length: attention is causal between blocks of so many tokens; 0: it sees the whole canvas.
+        logit_shift: 1 if row p-1 predicts position p, as in autoregressive models, else 0.
+        qkv_bias: whether q, k and v have biases (Qwen2).
+        qk_norm: whether every head's query and key are normalized before the rotation (Qwen3).
+        block_length: length in tokens of the blocks between which attention is causal; 0: it sees the whole canvas.
     """
 
     layers: int
@@ -55,11 +55,11 @@ class Config:
     qkv_bias: bool = False
     qk_norm: bool = False
     block_length: int = 0
-    tempers_confidence: ClassVar[bool] = True  # a drawn token's confidence is its probability among those drawn from
+    tempers_confidence: ClassVar[bool] = True  # confidence of a drawn token: its tempered and filtered probability
 
     @classmethod
     def read(cls, data: Mapping[str, Any], **family: Any) -> Self:
-        """Read Qwen's keys; `family` are the fields that config.json does not say.
+        """Read Qwen's keys; `family` are the fields that are not in config.json.
 
         Raises `CheckpointError` naming a key that is missing or unsupported.
         """
@@ -87,7 +87,7 @@ class Config:
 
 
 class Attention(nn.Module):
-    """Grouped-head attention, but for attending: what is before it."""
+    """The part of grouped-query attention before the attention itself: projections, norms and rotation."""
 
     def __init__(self, config: Config, rotate: rope.Rotate) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         self.qkv: Products = Together(self.q_proj, self.k_proj, self.v_proj)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., width] -> query [..., H, D], key and value [..., G, D], rotated."""
+        """x [..., width] -> query [..., H, D] and key [..., G, D], both rotated, and value [..., G, D]."""
         query, key, value = (torch.unflatten(rows, -1, (-1, self.head_size)) for rows in self.qkv(x))
         return self.rotate(self.q_norm(query), cos, sin), self.rotate(self.k_norm(key), cos, sin), value
 
@@ -136,12 +136,12 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., width] -> query [..., H, D], key and value [..., G, D], as attention takes them."""
+        """x [..., width] -> rotated query [..., H, D] and key [..., G, D], and value [..., G, D]."""
         rows: tuple[Tensor, Tensor, Tensor] = self.self_attn(self.input_layernorm(x), cos, sin)
         return rows
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x [..., width] and what its rows attended to [..., H, D] -> [..., width]."""
+        """x [..., width] and the result of attention [..., H, D] -> [..., width]."""
         x = x + self.self_attn.o_proj(attended.flatten(-2))
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -160,8 +160,8 @@ class Backbone(nn.Module):
 class Model(nn.Module):
     """The mask predictor. Its state dict has exactly the names of the authors' safetensors."""
 
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"  # one and the same where they are tied
-    rows_key = "vocab_size"  # config.json's key of their rows
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"  # tied models have only the embedding
+    rows_key = "vocab_size"  # config.json's key for their number of rows
 
     def __init__(self, config: Config, rotate: rope.Rotate = rope.rotate) -> None:
         super().__init__()

@@ -4,8 +4,9 @@
     config.block_length                         # 4
     model = Model(config)
 
-Qwen3's transformer, causal between blocks and full inside one; row p predicts position p. A checkpoint trained
-with longer blocks (such as SDAR-4B-Chat-b64) must say so in config.json, as `block_size`: else 4 is taken.
+It is Qwen3's transformer with attention that is causal between blocks and full within a block; row p predicts position
+p. The block length is 4 unless config.json has another `block_size`, as it must for checkpoints such as
+SDAR-4B-Chat-b64.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ Model = qwen.Model
 
 _ONLY = {"attention_bias": False}
 
-# The authors' config.json names neither: both are arguments of their generation code.
+# The authors' config.json lacks both keys, which are arguments of their generation code.
 DEFAULTS = {"block_size": 4, "mask_token_id": 151669}
 
 

@@ -1,10 +1,10 @@
-"""`Step`: one denoising step of any family, as the contract describes it.
+"""`Step`: one denoising step of any family, as defined by the contract.
 
     step = Step(model)
     outputs = step(canvas, gather_indices, cache_indices, decode_rows, *caches)
 
-This is what the exporter traces and what the eager engine runs. It is pure: no state and
-no in-place update. The vocabulary projection runs on the decoded rows only.
+The exporter traces it, and the eager engine runs it. It is pure: it has no state and updates nothing in place. The
+vocabulary projection runs on the decoded rows only.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from dpad.models import llada, qwen
 from dpad.plugins.attention import sparse_suffix_attention
 
-_NEVER = -1e4  # a logit so far below the best has the power 0
+_NEVER = -1e4  # exp of a logit so far below the best is 0
 
 
 class Step(nn.Module):
@@ -68,19 +68,19 @@ def _rows_at(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def predict(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy choice a row: logits [B, R, V] -> token_ids, odds_against [B, R]."""
+    """The greedy choice for each row: logits [B, R, V] -> token_ids int64 [B, R], odds_against float32 [B, R]."""
     token_ids = logits.argmax(dim=-1)
     return token_ids, odds_against(logits, token_ids)
 
 
 def odds_against(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Odds against the likeliest tokens [...] of `logits` [..., V].
+    """Odds against `token_ids` [...], the likeliest tokens of `logits` [..., V].
 
-    They are the sum of exp(logit - best) over all others, so a token's probability is 1 / (1 + odds_against) and
-    nothing is lost where that rounds to 1.
+    They are the sum of exp(logit - best) over all other tokens, so the token's probability is 1 / (1 + odds_against).
+    Unlike that probability, they do not lose precision near 1.
     """
     chosen = token_ids[..., None]
     shifted = logits - logits.gather(-1, chosen)
-    # 0 at the chosen token, but NaN if its logit is infinite or NaN: that must show
+    # exp is 0 at the chosen token, but NaN if its logit is infinite or NaN, which must not be hidden
     others = shifted.scatter(-1, chosen, shifted.gather(-1, chosen) + _NEVER)
     return others.exp().sum(dim=-1)

@@ -1,4 +1,4 @@
-"""`TorchEngine`: the eager reference. Slow and plain; every other engine is compared to it.
+"""`TorchEngine`: the eager reference engine. It is slow and simple; every other engine is compared with it.
 
     engine = TorchEngine(load_model(...), contract, "float32")
     outputs = engine.step(inputs)
@@ -27,9 +27,9 @@ from dpad.runtime.errors import EngineUnavailable
 
 
 class TorchEngine(Engine):
-    """Runs `Step` eagerly on the device of the model's weights, and `decide` where a step asks for it."""
+    """Runs `Step` eagerly on the device of the model's weights, and `decide` if a step needs it."""
 
-    pass_rows = 12  # as ONNX Runtime's on a CPU, measured in the same way
+    pass_rows = 12  # the value for ONNX Runtime on a CPU, measured in the same way
 
     def __init__(self, model: Model, contract: StepContract, dtype: str, slots: int | None = None) -> None:
         """`slots` is the size of the pool, see `pool_size`."""
@@ -63,9 +63,9 @@ class TorchEngine(Engine):
         return Decisions(*(tensor.cpu().numpy() for tensor in made))
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """One step with every input given and every output returned, in the order of the contract.
+        """Run one step with all inputs, and return all outputs, in the order of the contract.
 
-        Rows in bfloat16 are float32 arrays here: numpy has no bfloat16.
+        bfloat16 rows are float32 arrays here, since numpy has no bfloat16.
         """
         canvas, gather, cached, rows, *pool = (self._tensor(feed[s.name]) for s in self.contract.inputs())
         with torch.inference_mode():
@@ -78,7 +78,7 @@ class TorchEngine(Engine):
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU they take no memory until they are written, which torch's own do."""
+    """Zeros; on a CPU they come from numpy, so that pages take no memory until they are written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), np.uint8)).view(dtype)
@@ -87,22 +87,22 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 def open_torch_engine(
     bundle: Bundle, variant: str | None = None, device: str = "cpu", slots: int | None = None
 ) -> TorchEngine:
-    """The eager engine over a bundle's own weights.
+    """Open the eager engine with a bundle's own weights.
 
     Args:
         bundle: a checked bundle.
-        variant: of a step in the bundle. Default: float32 on a CPU, 16 bit on a GPU (where
-            attention is the Triton kernel), if the bundle has it. Packed weights are unpacked when they are used.
+        variant: variant of a step in the bundle. Default: float32 on a CPU; 16 bit on a GPU, where attention is the
+            Triton kernel, if the bundle has it. Packed weights are unpacked whenever they are used.
         device: `cpu` or `cuda`.
-        slots: of the pool, see `pool_size`.
+        slots: size of the pool, see `pool_size`.
 
     Raises:
-        InvalidRequest: `slots` is no size that memory has room for.
+        InvalidRequest: `slots` is not a size, or memory has no room for it.
         EngineUnavailable: torch sees no GPU, or the bundle has no such step with weights that torch can read.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailable("torch sees no CUDA device here; use engine eager, which runs on the CPU")
-    steps = {name: step for name, step in bundle.manifest.steps.items() if name != DYNAMIC}  # ONNX Runtime's own
+    steps = {name: step for name, step in bundle.manifest.steps.items() if name != DYNAMIC}  # only for ONNX Runtime
     preferred = ("bfloat16", "float16") if device == "cuda" else ("float32",)
     variant = variant or next((name for name in (*preferred, *steps) if name in steps), "float32")
     if variant not in steps:

@@ -1,4 +1,4 @@
-"""config.json and the tokenizer mean the same tokens: what cannot be right is refused, what is doubtful is said."""
+"""Agreement of config.json and the tokenizer: what cannot be right is refused, what is doubtful is reported."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Edit = Callable[[Path], Any]
 
 
 def set_keys(name: str, **values: Any) -> Edit:
-    """Change a JSON file; a value of `...` drops the key."""
+    """Change a JSON file; the value `...` removes a key."""
 
     def edit(directory: Path) -> None:
         path = directory / name
@@ -44,22 +44,22 @@ def tokenizer(change: Callable[[Tokenizer], Any]) -> Edit:
 
 
 def added(*contents: str) -> Edit:
-    """Special tokens behind the vocabulary."""
+    """Add special tokens after the vocabulary."""
     return tokenizer(lambda loaded: loaded.add_special_tokens([AddedToken(text, special=True) for text in contents]))
 
 
 def template(text: str) -> Edit:
-    """Another chat template."""
+    """Replace the chat template."""
     return lambda directory: (directory / "chat_template.jinja").write_text(text)
 
 
 def both(*edits: Edit) -> Edit:
-    """One after the other."""
+    """Apply edits one after the other."""
     return lambda directory: [edit(directory) for edit in edits]
 
 
 def begins(token: str, number: int) -> Edit:
-    """A post-processor that puts a token in front of every text."""
+    """Add a post-processor that puts a token before every text."""
     processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, number)])
     return tokenizer(lambda loaded: setattr(loaded, "post_processor", processor))
 
@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
             set_keys("generation_config.json", mask_token_id=MASK),
             NO_MASK,
         ),
-        ("generation_config.json", f"mask_token_id {MASK}", "'<mask>'", "means 9", "'w9'"),
+        ("generation_config.json", f"mask_token_id {MASK}", "'<mask>'", "has 9", "'w9'"),
     ),
     "mask is no token": (
         set_keys("config.json", mask_token_id=VOCAB + 1, embedding_size=VOCAB + 2, vocab_size=VOCAB + 2),
@@ -112,13 +112,13 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
         ("'<new>'", str(VOCAB), "template, with all roles"),
     ),
     "the tokenizer goes beyond": (both(added("<new>"), begins("<new>", VOCAB)), ("'<new>'", str(VOCAB), "tokenizer")),
-    "the template writes masks": (template("<mask>" + TEMPLATE), ("'<mask>'", "template", "take it out")),
-    "the tokenizer writes masks": (begins("<mask>", MASK), ("'<mask>'", "tokenizer", "take it out")),
+    "the template writes masks": (template("<mask>" + TEMPLATE), ("'<mask>'", "template", "remove it")),
+    "the tokenizer writes masks": (begins("<mask>", MASK), ("'<mask>'", "tokenizer", "remove it")),
 }
 
 
 def source_with(directory: Path, edit: Edit) -> Path:
-    """A checkpoint whose embedding has the rows that config.json says after `edit`."""
+    """A checkpoint, changed by `edit`, whose embedding has as many rows as config.json then says."""
     source = write_source(directory / "source", layers=1)
     edit(source)
     raw = json.loads((source / "config.json").read_text())
@@ -129,7 +129,7 @@ def source_with(directory: Path, edit: Edit) -> Path:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_right_is_refused(tmp_path: Path, case: str) -> None:
-    """Fails if a bundle is made whose mask or end is another token, or whose first prompt is refused."""
+    """Fails if a bundle is made with a wrong mask or EOS, or with a prompt that every request refuses."""
     edit, words = REFUSED[case]
     with pytest.raises(CheckpointError) as caught:
         heard(source_with(tmp_path, edit))
@@ -154,7 +154,7 @@ SAID: dict[str, tuple[Edit, tuple[str, ...]]] = {
     ),
     "another mask in generation_config.json": (
         set_keys("generation_config.json", mask_token_id=9),
-        ("generation_config.json says mask_token_id 9", f"means {MASK}, which is taken"),
+        ("generation_config.json has mask_token_id 9", f"has {MASK}, which is used"),
     ),
     "the same mask in generation_config.json": (set_keys("generation_config.json", mask_token_id=MASK), ()),
     "a mask of GLM's": (
@@ -166,14 +166,14 @@ SAID: dict[str, tuple[Edit, tuple[str, ...]]] = {
 
 
 def unmask(directory: Path, other: str = "<other>") -> None:
-    """A tokenizer that has no mask at all, and another token in its place."""
+    """Replace the tokenizer's mask by another token."""
     path = directory / "tokenizer.json"
     path.write_text(path.read_text().replace("<mask>", other))
 
 
 @pytest.mark.parametrize("case", SAID)
 def test_what_is_doubtful_is_said(tmp_path: Path, case: str) -> None:
-    """Fails if a doubt is kept from the user, a checkpoint is refused for it, or a sound one raises any."""
+    """Fails if a doubt is not reported or refuses the checkpoint, or if a correct checkpoint has one."""
     edit, words = SAID[case]
     lines = [line for line in heard(source_with(tmp_path, edit)) if not line.startswith("presets")]
     assert bool(lines) == bool(words)
@@ -208,7 +208,7 @@ PUBLISHED: dict[str, tuple[dict[int, str], dict[str, str], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_checkpoints_raise_no_doubt(tmp_path: Path, name: str) -> None:
-    """Fails if the authors' own files, whose ends and masks differ from the tokenizer's names, are called wrong."""
+    """Fails if the authors' own files are refused, whose EOS and mask differ from the tokenizer's named tokens."""
     special, named, raw = PUBLISHED[name]
     sizes = {"d_model": 4, "mlp_hidden_size": 4} if "d_model" in raw else {"hidden_size": 4, "intermediate_size": 4}
     raw |= sizes
@@ -227,7 +227,7 @@ def test_published_checkpoints_raise_no_doubt(tmp_path: Path, name: str) -> None
 
 
 def test_every_end_of_a_list_ends_text(tmp_path: Path) -> None:
-    """Fails if of the list in config.json only the first counts, or the text goes on behind another."""
+    """Fails if only the first EOS in config.json's list ends the text."""
     source = write_source(tmp_path / "source")
     bundle = export(source, tmp_path / "out")
     with dpad.load(bundle.directory) as model:

@@ -1,4 +1,4 @@
-"""Block-causal checkpoints through the public door: export, load, generate, parity; and what is refused there."""
+"""Block-causal checkpoints through the public interface: export, load, generate, parity, and refusals."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ each_family = pytest.mark.parametrize("family", BLOCK_CAUSAL)
 
 @each_family
 def test_a_bundle_writes_text_without_any_option(tmp_path: Path, family: str) -> None:
-    """Fails if a service must know that its model is block-causal, or the exporter forgets to say so."""
+    """Fails if a bundle of a block-causal model needs options to generate text."""
     source = write_source(tmp_path / "source", family)
     bundle = export(source, tmp_path / "out")
     contract = bundle.manifest.contract
@@ -66,7 +66,7 @@ def test_a_bundle_writes_text_without_any_option(tmp_path: Path, family: str) ->
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle of an SDAR with a plan that TensorRT-RTX built here."""
+    """A bundle of an SDAR model with a plan built here by TensorRT-RTX."""
     folder = tmp_path_factory.mktemp("compiled")
     settings: dict[str, Any] = {"dtypes": ("float16",), "capabilities": ("8.9",)}
     return export(
@@ -75,7 +75,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_every_engine_serves_block_causal_models(compiled: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a plan is kept from a machine that it fits, or ONNX Runtime on CUDA from a model that it can decode."""
+    """Fails if an engine that can run a block-causal model, plan or ONNX Runtime on CUDA, is not offered."""
     here = {each.name: each.obstacle for each in candidates(compiled, NO_GPU)}
     assert here.pop(PLAN) == "no GPU" and list(here) == ["torch-cuda", "onnxruntime-cuda"]
     monkeypatch.setattr(found_here, "_onnxruntime_obstacle", lambda provider, machine: None)
@@ -86,7 +86,7 @@ def test_every_engine_serves_block_causal_models(compiled: Bundle, monkeypatch: 
 def test_a_compiled_bundle_decodes_and_passes_parity(
     compiled: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a plan of a block-causal model is not what a service gets, or writes another text than its step."""
+    """Fails if the plan of a block-causal model is not chosen, or writes another text than the step."""
     device = HostDevice()
     step = compiled.path("float16/step.onnx")
     contract, decide = compiled.manifest.contract, deciding(compiled)
@@ -110,16 +110,16 @@ def test_a_compiled_bundle_decodes_and_passes_parity(
 
 
 def test_short_canvases(tmp_path: Path) -> None:
-    """Fails if parity asks a canvas of hardly a block for more, or one that holds no block is exported."""
+    """Fails if parity needs longer canvases than the bundle's limit, or a limit below one block is accepted."""
     source = write_source(tmp_path / "source", "fast_dllm")
     bundle = export(source, tmp_path / "out", max_length=LENGTH["fast_dllm"] + 1)
     require_passed(compare_bundle(bundle, Progress(), engines=["onnxruntime-cpu"], steps=1, trajectories=True))
-    with pytest.raises(ExportError, match="max_length 7 is under one block of the model, 8"):
+    with pytest.raises(ExportError, match="max_length 7 is less than the model's block, 8"):
         export(source, tmp_path / "shorter", max_length=7)
 
 
 def test_lengths_and_masks_that_config_json_leaves_out(tmp_path: Path) -> None:
-    """Fails if the authors' published config.json, which names neither block nor mask, cannot be read."""
+    """Fails if the authors' config.json, which has neither block length nor mask id, cannot be read."""
     for family, own, block, mask in (("sdar", "block_size", 4, 151669), ("fast_dllm", "bd_size", 32, 151665)):
         raw = raw_config(family, vocab_size=151936)
         for lacking in (raw | {own: None, "mask_token_id": None}, {k: v for k, v in raw.items() if k != own}):
@@ -131,7 +131,7 @@ def test_lengths_and_masks_that_config_json_leaves_out(tmp_path: Path) -> None:
 
 
 def test_sdar_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
-    """Fails if <|im_end|>, which is not the EOS of SDAR's config.json, does not end the text by itself."""
+    """Fails if <|im_end|>, which is not the EOS in SDAR's config.json, does not end the text by default."""
     contract = StepContract("sdar", 2, 2, 1, 32, 151936, 151669, 151643, 0, 4, 256, 4, 32, True, block_causal=True)
     preset = read_presets(presets_of("JetLM/SDAR-4B-Chat", tmp_path, contract.eos_token_id))["default"]
     options = GenerationOptions(**{**defaults(contract), **preset})

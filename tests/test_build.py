@@ -1,7 +1,7 @@
-"""Options of compiled engines: what reaches the builder, what is refused, and what is part of an engine's key.
+"""Options of compiled engines: which reach the builder, which are refused, and which are part of an engine's key.
 
-Built by TensorRT-RTX on a CPU. Where full TensorRT is meant, which cannot be installed
-here, TensorRT-RTX's module stands in under its name.
+TensorRT-RTX builds on a CPU. For full TensorRT, which cannot be installed here, TensorRT-RTX's module is used under its
+name.
 """
 
 import json
@@ -31,7 +31,7 @@ from dpad.runtime.engines import user_cache
 from dpad.runtime.engines.candidates import require_match
 from dpad.runtime.engines.machine import Gpu, Machine
 
-# TensorRT-RTX warns that its own timing caches do nothing; TensorRT's, for which they stand in, do.
+# TensorRT-RTX warns that its timing caches have no effect; here they stand for TensorRT's, which have.
 no_ops = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
 FITTING = Machine("linux-x86_64", Gpu("test", "8.9"), "")
 
@@ -49,7 +49,7 @@ def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def as_tensorrt() -> ModuleType:
-    """TensorRT-RTX under the name of TensorRT."""
+    """TensorRT-RTX's module under the name of TensorRT."""
     module = ModuleType("tensorrt")
     module.__spec__ = ModuleSpec("tensorrt", None)  # torch looks for it
     for name in dir(tensorrt_rtx):
@@ -59,7 +59,7 @@ def as_tensorrt() -> ModuleType:
 
 
 def test_flags_reach_the_builder() -> None:
-    """Fails if an option of the command line does nothing."""
+    """Fails if an option of the command line does not reach the builder."""
     kinds = tensorrt_rtx.BuilderFlag
     builder = tensorrt_rtx.Builder(tensorrt_rtx.Logger())
     plain, full = builder.create_builder_config(), builder.create_builder_config()
@@ -74,7 +74,7 @@ def test_flags_reach_the_builder() -> None:
 
 
 def test_networks_are_strongly_typed_and_plugins_compiled_ahead() -> None:
-    """Fails if TensorRT 10 may choose another dtype than the file's, or a plugin would need Python to run."""
+    """Fails if TensorRT 10 can choose another dtype than the file's, or plugins are not compiled ahead of time."""
 
     class Flags:
         STRONGLY_TYPED, PREFER_AOT_PYTHON_PLUGINS = 1, 3
@@ -88,14 +88,14 @@ def test_networks_are_strongly_typed_and_plugins_compiled_ahead() -> None:
 
 
 def test_a_workspace_too_small_is_named(bundle: Bundle) -> None:
-    """Fails if the limit does not reach the builder, or its failure does not name the option."""
+    """Fails if the limit does not reach the builder, or its error does not name the option."""
     step, contract = bundle.path("float16/step.onnx"), bundle.manifest.contract
-    with pytest.raises(errors.EngineBuildError, match=r"(?s)workspace.*limited to 1 MiB by --workspace"):
+    with pytest.raises(errors.EngineBuildError, match=r"(?s)--workspace limits it to 1 MiB"):
         build_plan(tensorrt_rtx, step, contract, "float16", "8.9", Progress(), BuildFlags(workspace=1))
 
 
 def test_stripped_plans_are_small_or_say_what_they_need(bundle: Bundle) -> None:
-    """Fails if weights stay in a stripped plan, or if where it cannot be built the way out is not named."""
+    """Fails if weights stay in a stripped plan, or if the error for a machine without a GPU lacks the way out."""
     step, contract = bundle.path("float16/step.onnx"), bundle.manifest.contract
 
     def strip() -> bytes:
@@ -103,7 +103,7 @@ def test_stripped_plans_are_small_or_say_what_they_need(bundle: Bundle) -> None:
         return bytes(build_plan(tensorrt_rtx, step, contract, "float16", "8.9", Progress(), flags).data)
 
     if Machine.current().gpu is None:
-        with pytest.raises(errors.EngineBuildError, match=r"(?s)Myelin.*needs a GPU to build.*--strip-weights"):
+        with pytest.raises(errors.EngineBuildError, match=r"(?s)Myelin.*without weights needs a GPU.*--strip-weights"):
             strip()
     else:
         full = bundle.path(bundle.manifest.engines[0].file).stat().st_size
@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[EngineRecipe, str]] = {
 
 
 class Idle(Progress):
-    """Fails where work begins."""
+    """Raises an error when a task begins."""
 
     def task(self, description: str, total: int | None = None) -> Any:
         raise AssertionError(description)
@@ -150,7 +150,7 @@ class Idle(Progress):
 def test_what_a_target_cannot_do_is_refused_with_the_reason(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """Fails if an option is silently dropped, or found out only after work has begun."""
+    """Fails if an unsupported option is silently ignored, or refused only after work has begun."""
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     recipe, words = REFUSED[case]
     chosen = {"attention": recipe.attention, "flags": recipe.flags}
@@ -180,7 +180,7 @@ def test_hardware_compatible_plans_build_for_tensorrt(
 
 
 class Told(Progress):
-    """Keeps what is said."""
+    """Records the messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -190,7 +190,7 @@ class Told(Progress):
 
 
 def test_other_flags_are_another_engine(source: Path, bundle: Bundle, tmp_path: Path) -> None:
-    """Fails if an engine built under other flags is reused."""
+    """Fails if an engine built with other flags is reused."""
     assert bundle.manifest.engines[0].flags == BuildFlags(workspace=64)
     shutil.copytree(bundle.directory, tmp_path / "out")
     before = bundle.manifest.engines[0]
@@ -214,7 +214,7 @@ BROKEN: dict[str, Any] = {
 
 @pytest.mark.parametrize("field", BROKEN)
 def test_the_manifest_is_read_strictly(bundle: Bundle, tmp_path: Path, field: str) -> None:
-    """Fails if a field that decides whether a plan is opened may be missing or of another type."""
+    """Fails if a manifest is accepted in which such a field is missing or has another type."""
     directory = Path(shutil.copytree(bundle.directory, tmp_path / "out"))
     data = json.loads((directory / "manifest.json").read_text())
     target, (*parents, name) = data["engines"][0], field.split(".")
@@ -232,7 +232,7 @@ def test_the_manifest_is_read_strictly(bundle: Bundle, tmp_path: Path, field: st
 
 
 def test_compatible_plans_fit_where_others_do_not(bundle: Bundle) -> None:
-    """Fails if a compatibility that was paid for is not used, or reaches further than the library promises."""
+    """Fails if a compatible plan is not used where the library promises it runs, or is used elsewhere."""
     entry = bundle.manifest.engines[0]
     later = replace(FITTING, gpu=Gpu("later", "12.0"))
     turing = replace(FITTING, gpu=Gpu("older", "7.5"))
@@ -250,7 +250,7 @@ def test_compatible_plans_fit_where_others_do_not(bundle: Bundle) -> None:
 
 @no_ops
 def test_timings_are_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if the second build starts without the first one's timings, or a foreign file stops a build."""
+    """Fails if the second build does not get the first one's timings, or a file from elsewhere stops a build."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     read: list[bytes] = []
     monkeypatch.setattr(timing.user_cache, "read", lambda name: read.append(_read(name)) or read[-1])
@@ -274,7 +274,7 @@ def test_timings_are_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_builder_that_refuses_timings_starts_without() -> None:
-    """Fails if an unreadable timing cache is fatal."""
+    """Fails if an unreadable timing cache stops a build."""
 
     class Config:
         given: list[bytes] = []  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""What is read of a config.json that is right; test_checkpoint.py has those that are wrong."""
+"""The values read from valid config.json files; test_checkpoint.py tests invalid ones."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 
 @each_family
 def test_config_values(family: str) -> None:
-    """Fails if a key is read from the wrong name, or a default is trusted over the file."""
+    """Fails if a wrong key is read, or a default overrides the file."""
     raw = raw_config(family, layers=3, width=128, heads=4, kv_heads=2, mlp_width=80, tied=True, max_length=77)
     config = parse_config(raw)[1]
     assert (config.layers, config.width, config.heads, config.kv_heads) == (3, 128, 4, 2)
@@ -33,11 +33,11 @@ def test_config_values(family: str) -> None:
     ],
 )
 def test_configs_as_newer_libraries_write_them(family: str, changes: dict[str, Any], field: str, value: object) -> None:
-    """Fails if a published config.json is refused, or another base or end of text is taken than it says."""
+    """Fails if a published config.json is refused, or another RoPE base or EOS is read."""
     assert getattr(parse_config(raw_config(family, **changes))[1], field) == value
 
 
 def test_an_assumed_mask_outside_the_vocabulary_is_called_assumed() -> None:
-    """Fails if a mask that config.json does not name is called wrong there, and nobody learns how to state it."""
-    with pytest.raises(CheckpointError, match='151669 is outside .*only assumed: put "mask_token_id" there'):
+    """Fails if the error for an assumed mask id does not say that it is a default, or which key to set."""
+    with pytest.raises(CheckpointError, match='151669 is outside .*a default: put "mask_token_id"'):
         parse_config(raw_config("sdar", mask_token_id=None))

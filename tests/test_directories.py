@@ -1,4 +1,4 @@
-"""Checkpoint directories that are broken, unfinished or of another kind: named for what they are, with the way out."""
+"""Errors for checkpoint directories that are broken, unfinished or of another kind name the cause and the way out."""
 
 from pathlib import Path
 
@@ -30,39 +30,39 @@ from dpad.runtime.errors import CheckpointError
 
 
 def recast(directory: Path) -> None:
-    """Norms in float32 beside weights in bfloat16, as some trainers save them."""
+    """Change norms to float32 beside bfloat16 weights, as some trainers save them."""
     weights = safetensors.torch.load_file(directory / SINGLE)
     cast = {name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in weights.items()}
     safetensors.torch.save_file(cast, directory / SINGLE)
 
 
 def quantised(directory: Path) -> None:
-    """A matrix as GPTQ stores it."""
+    """Replace a matrix by GPTQ's tensors."""
     weights = safetensors.torch.load_file(directory / SINGLE)
     weights["model.layers.0.mlp.up_proj.qweight"] = weights.pop("model.layers.0.mlp.up_proj.weight")
     safetensors.torch.save_file(weights, directory / SINGLE)
 
 
 def emptied(directory: Path) -> None:
-    """What ZeRO-3 saves of parameters that lie on several machines."""
+    """Empty the parameters, as ZeRO-3 saves those that are on several machines."""
     names = safetensors.torch.load_file(directory / SINGLE)
     safetensors.torch.save_file({name: torch.zeros(0) for name in names}, directory / SINGLE)
 
 
 def headed(directory: Path) -> None:
-    """A head that only training needed."""
+    """Add a head that only training needs."""
     weights = safetensors.torch.load_file(directory / SINGLE)
     safetensors.torch.save_file(weights | {"value_head.weight": torch.zeros(1, 64)}, directory / SINGLE)
 
 
 def doubled(directory: Path) -> None:
-    """Weights in float64."""
+    """Change the weights to float64."""
     weights = safetensors.torch.load_file(directory / SINGLE)
     safetensors.torch.save_file({name: tensor.double() for name, tensor in weights.items()}, directory / SINGLE)
 
 
 def resized(directory: Path) -> None:
-    """An embedding and a head that were resized for more tokens."""
+    """Resize the embedding and the head for more tokens."""
     weights = safetensors.torch.load_file(directory / SINGLE)
     more = {
         name: torch.cat([weights[name], weights[name][:3]]) for name in ("model.embed_tokens.weight", "lm_head.weight")
@@ -74,14 +74,14 @@ ADAPTER = put("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_
 LORA = put("adapter_model.safetensors", b"x")
 BLOB = f"../../blobs/{'0' * 64}"
 
-# how a good checkpoint of one file (Dream) is changed -> words of the message; "!" before what it may not say
+# A change of a good checkpoint in one file (Dream) -> words of the message; words with "!" must not be in it.
 ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "adapter": (both(ADAPTER, LORA, remove(SINGLE)), ("adapter", "Dream-org/Dream-7B", "merge_and_unload", "!again")),
     "adapter, the way": (
         both(ADAPTER, LORA, remove(SINGLE)),
         (
             "PeftModel.from_pretrained(AutoModel.from_pretrained('Dream-org/Dream-7B', trust_remote_code=True,",
-            "trusted",
+            "if you trust",
         ),
     ),
     **{
@@ -93,7 +93,10 @@ ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     },
     "adapter alone": (both(ADAPTER, LORA, remove(SINGLE, "config.json")), ("adapter", "merge_and_unload", "!again")),
     "adapter, pickled": (both(put("adapter_model.bin"), remove(SINGLE)), ("adapter", "its base model", "!again")),
-    "adapter over weights": (ADAPTER, ("adapter", "merge", f"{SINGLE} are merged ones", "adapter_config.json away")),
+    "adapter over weights": (
+        ADAPTER,
+        ("adapter", "merge", f"{SINGLE} are merged already", "remove adapter_config.json"),
+    ),
     "adapter, broken": (both(put("adapter_config.json", "[]"), remove(SINGLE)), ("adapter", "its base model")),
     "adapter in the weights": (
         renamed(lambda n: f"base_model.model.{n.replace('q_proj.weight', 'q_proj.lora_A.default.weight')}"),
@@ -171,12 +174,12 @@ ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a head too many": (headed, ("value_head.weight", "check config.json", "without them")),
     "shards of another name": (
         both(move(SINGLE, "part-1.safetensors"), put("part-2.safetensors")),
-        ("part-1.safetensors and others", "no index", "!rename"),
+        ("part-1.safetensors and others", "without an index", "!rename"),
     ),
     "a copy's leftovers": (both(put("._model.safetensors"), remove(SINGLE)), ("no weights are there", "!._model")),
     "config by another name": (move("config.json", "config (1).json"), ("config (1).json", "rename")),
     "FSDP": (put("pytorch_model_fsdp_0/__0_0.distcp", instead=True), (".distcp", "merge-weights", "!again")),
-    "no config": (remove("config.json"), ("config.json is missing", "put the config.json", "!again")),
+    "no config": (remove("config.json"), ("config.json is missing", "add the config.json", "!again")),
     "shards, not all": (move(SINGLE, FIRST), (INDEX, SECOND, "1 of 2", "again")),
     "shards of two sets": (both(move(SINGLE, FIRST), put("model-00001-of-00003.safetensors")), (INDEX, "several")),
 }
@@ -184,7 +187,7 @@ ONE: dict[str, tuple[Make, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", [case for case in ONE if case.startswith(("adapter a", "config", "GPTQ's c"))])
 def test_a_plan_names_it_too(tmp_path: Path, case: str) -> None:
-    """Fails if `dpad plan` predicts what an export refuses by config.json alone, or calls it by another name."""
+    """Fails if `dpad plan` accepts a config.json that an export refuses, or gives another error."""
     make, words = ONE[case]
     make(write(tmp_path / "model"))
     with pytest.raises(CheckpointError) as caught:
@@ -194,7 +197,7 @@ def test_a_plan_names_it_too(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", ONE)
 def test_each_state_is_named(tmp_path: Path, case: str) -> None:
-    """Fails if a directory opens that is no checkpoint, or is called by another name, or the way out leads nowhere."""
+    """Fails if a wrong directory opens, or the error names another cause or no way out."""
     make, words = ONE[case]
     make(write(tmp_path / "model"))
     with pytest.raises(CheckpointError) as caught:

@@ -1,4 +1,4 @@
-"""`dpad eval` as a user meets it: results, runs that stop and go on, and mistakes."""
+"""`dpad eval` as a user runs it: results, stopped and continued runs, and mistakes."""
 
 import gzip
 import json
@@ -32,14 +32,14 @@ def run(bundle: Path, *arguments: object) -> Result:
 
 
 def samples_of(out: Path) -> list[dict[str, Any]]:
-    """Kept samples in their order, without their times."""
+    """The kept samples in order, without times."""
     lines = [json.loads(line) for line in Path(f"{out}.samples.jsonl").read_text().splitlines()[1:]]
     lines.sort(key=lambda line: line["index"])
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def results_of(out: Path) -> dict[str, Any]:
-    """Results without their times."""
+    """The results without times."""
     document: dict[str, Any] = json.loads(out.read_text())
     del document["cost"]["seconds"]
     return document
@@ -47,7 +47,7 @@ def results_of(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory, eval_bundle: Path) -> Path:
-    """Eight questions in GSM8K's layout; the answers to the first four are what the model will say, if a number."""
+    """Eight questions in GSM8K's format; the targets of the first four are the model's own answers, if numbers."""
     path = tmp_path_factory.mktemp("data") / "questions.jsonl"
     rows = [{"question": f"w{i} w{i + 20} w{3 * i} ?", "answer": "#### -7", "more": 1} for i in range(8)]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -61,7 +61,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory, eval_bundle: Path) -> Pa
 
 
 def test_results_say_what_was_measured_on_what(eval_bundle: Path, questions: Path, tmp_path: Path) -> None:
-    """Fails if the document loses a field, or a metric is not the mean over the samples."""
+    """Fails if the document lacks a field, or a metric is not the mean over the samples."""
     out = tmp_path / "out.json"
     ran = run(
         eval_bundle, "--task", "gsm8k", "--data", questions, "--out", out, "--cache", "dual", "--seed", 5, "--json"
@@ -110,7 +110,7 @@ def test_right_answers_count(eval_bundle: Path, questions: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("task", ["problems", "long", "perplexity"])
 def test_a_run_that_was_cut_off_goes_on(eval_bundle: Path, tmp_path: Path, task: str) -> None:
-    """Fails if samples are done twice, lost or reordered after a run that ended within a line."""
+    """Fails if samples are repeated, lost or reordered after a run that was stopped in the middle of a line."""
     command = ("--task", task, "--limit", 5, "--mc-samples", 2, "--gen-length", 64)
     if task != "perplexity":
         command = (*command, "--raw")
@@ -122,7 +122,7 @@ def test_a_run_that_was_cut_off_goes_on(eval_bundle: Path, tmp_path: Path, task:
     assert ran.exit_code == 0, ran.output
     assert Path(f"{cut}.samples.jsonl").read_bytes().startswith(b"".join(kept[:3]))
     assert samples_of(cut)[:2] == samples_of(whole)[:2]
-    for ours, theirs in zip(samples_of(cut), samples_of(whole), strict=True):  # sums of floats, in other passes
+    for ours, theirs in zip(samples_of(cut), samples_of(whole), strict=True):  # sums of floats differ with the passes
         assert ours.pop("scores") == pytest.approx(theirs.pop("scores"), rel=1e-5)
         assert ours == theirs
     assert results_of(cut).keys() == results_of(whole).keys()
@@ -132,7 +132,7 @@ def test_a_run_that_was_cut_off_goes_on(eval_bundle: Path, tmp_path: Path, task:
 def test_samples_that_run_together_are_finished_one_by_one(
     eval_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    """Fails if a sample waits for the others until it is kept, is told twice, or times are counted once a sample."""
+    """Fails if a finished sample is kept only with the others or twice, or shared time counts for every sample."""
     out, passes, kept = tmp_path / "out.json", list[StepInputs](), list[int]()
     step, add = Engine.step, Journal.add
 
@@ -159,7 +159,7 @@ def test_samples_that_run_together_are_finished_one_by_one(
 
 
 def test_a_longer_run_takes_up_a_shorter_one(eval_bundle: Path, tmp_path: Path) -> None:
-    """Fails if --limit makes other samples, or finished ones are done again."""
+    """Fails if --limit changes samples, or finished samples are repeated."""
     out, whole = tmp_path / "out.json", tmp_path / "whole.json"
     command = ("--task", "problems", "--shots", 1, "--data-seed", 4)
     assert run(eval_bundle, *command, "--limit", 2, "--out", out).exit_code == 0
@@ -173,7 +173,7 @@ def test_a_longer_run_takes_up_a_shorter_one(eval_bundle: Path, tmp_path: Path) 
 
 
 def test_interrupting_keeps_what_is_done(eval_bundle: Path, tmp_path: Path) -> None:
-    """Fails if Ctrl-C loses finished samples, shows a traceback, or does not say how to go on."""
+    """Fails if Ctrl-C loses finished samples, shows a traceback, or does not say how to continue."""
     out = tmp_path / "out.json"
     kept = Path(f"{out}.samples.jsonl")
     command = ["--task", "perplexity", "--limit", "400", "--mc-samples", "8", "--threads", "1", "--out", str(out)]
@@ -199,14 +199,14 @@ def test_interrupting_keeps_what_is_done(eval_bundle: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("--gen-length", 64), "options.gen_length 32, but this run has 64"),
+        (("--gen-length", 64), "options.gen_length 32, this run has 64"),
         (("--schedule", "none"), "options.schedule"),
-        (("--seed", 1), "options.seed 0, but this run has 1"),
-        (("--engine", "eager", "--threads", 0), "engine 'onnxruntime-cpu', but this run has 'eager"),
-        (("--raw",), "raw False, but this run has True"),
-        (("--task", "long"), "task 'problems', but this run has 'long'"),
-        (("--shots", 2), "shots 0, but this run has 2"),
-        (("--data-seed", 2), "data_seed 0, but this run has 2"),
+        (("--seed", 1), "options.seed 0, this run has 1"),
+        (("--engine", "eager", "--threads", 0), "engine 'onnxruntime-cpu', this run has 'eager"),
+        (("--raw",), "raw False, this run has True"),
+        (("--task", "long"), "task 'problems', this run has 'long'"),
+        (("--shots", 2), "shots 0, this run has 2"),
+        (("--data-seed", 2), "data_seed 0, this run has 2"),
     ],
 )
 def test_samples_of_other_settings_are_refused(
@@ -224,7 +224,7 @@ def test_samples_of_other_settings_are_refused(
 
 
 def test_samples_of_another_bundle_or_file_are_refused(eval_bundle: Path, questions: Path, tmp_path: Path) -> None:
-    """Fails if weights or data may change under a run; a bundle that was tampered with does not open."""
+    """Fails if a run continues with other weights or data; a changed bundle does not open."""
     out, data = tmp_path / "out.json", tmp_path / "data.jsonl"
     data.write_bytes(questions.read_bytes())
     command = ("--task", "gsm8k", "--data", data, "--limit", 1, "--out", out)
@@ -240,7 +240,7 @@ def test_samples_of_another_bundle_or_file_are_refused(eval_bundle: Path, questi
 
 
 def test_worked_examples_come_from_their_file(eval_bundle: Path, questions: Path, tmp_path: Path) -> None:
-    """Fails if examples are laid out otherwise than the harness does, repeat, or all prompts share them."""
+    """Fails if worked examples have another format than the harness's, repeat, or are the same in all prompts."""
     worked = tmp_path / "worked.jsonl.gz"
     rows = [{"question": f"q{i}", "answer": f"a{i}\n#### {i}"} for i in range(30)]
     worked.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))

@@ -1,4 +1,4 @@
-"""Requests of lm-evaluation-harness: refused before anything is decoded, and answers that are kept."""
+"""Requests of lm-evaluation-harness: refusals before any decoding, and keeping of finished answers."""
 
 import json
 import signal
@@ -51,7 +51,7 @@ LATE: list[tuple[str, Any, str]] = [
 def test_a_request_is_refused_before_the_first_is_decoded(
     model: DpadLM, monkeypatch: pytest.MonkeyPatch, kind: str, last: Any, said: str
 ) -> None:
-    """Fails if hours of answers are thrown away for a request that could be seen to be too long."""
+    """Fails if an invalid request is refused only after others were decoded."""
     good = {"generate_until": ("w1", {}), "loglikelihood": ("w1", "w2"), "loglikelihood_rolling": ("w1",)}[kind]
     monkeypatch.setattr(model.model.engine, "step", lambda *_: pytest.fail("decoded"))
     with pytest.raises(InvalidRequest, match=rf"^request 3 of 3 \(task own, document 2\): .*{said}") as raised:
@@ -60,7 +60,7 @@ def test_a_request_is_refused_before_the_first_is_decoded(
 
 
 def test_long_contexts_are_cut_where_that_is_asked_for(eval_bundle: Path) -> None:
-    """Fails if `truncation` refuses, or keeps another part of a context than its end."""
+    """Fails if `truncation` does not keep the end of a long context."""
     model = DpadLM(str(eval_bundle), truncation="true", check_greedy=False, **SMALL)
     room = model.contract.max_length - 32
     words = [f"w{number % 90 + 5}" for number in range(room + 300)]
@@ -73,13 +73,13 @@ def test_long_contexts_are_cut_where_that_is_asked_for(eval_bundle: Path) -> Non
 
 
 def test_empty_contexts_and_texts_have_likelihoods(model: DpadLM) -> None:
-    """Fails if a choice without a context, or a text without words, is an error of Python's."""
+    """Fails if an empty context or an empty text raises an error."""
     assert model.loglikelihood(ask("loglikelihood", ("", "w5 w6")))[0][0] < 0
     assert model.loglikelihood_rolling(ask("loglikelihood_rolling", ("",))) == [0.0]
 
 
 def test_the_same_sampled_request_again_is_another_draw(model: DpadLM) -> None:
-    """Fails if a task that repeats its questions gets the same sample each time, or another in the next run."""
+    """Fails if repeated questions get the same sample, or another run gets other samples."""
     requests = ask("generate_until", *[("w5 w6", {"temperature": 2.0, "max_gen_toks": 32})] * 4)
     texts = model.generate_until(requests)
     assert len(set(texts)) == 4 and texts == model.generate_until(requests)
@@ -102,7 +102,7 @@ class Interrupting(threading.Condition):  # of the cache, which enters it three 
     def __enter__(self):
         super().__enter__()
         self.left -= 1
-        if self.left == 0:  # behind two answers
+        if self.left == 0:  # after two answers
             queue.not_full = usual
             signal.raise_signal(signal.SIGINT)
 def counted(*inputs, **more):
@@ -136,10 +136,10 @@ print(json.dumps([getattr(caching, kind)(asked), len(steps)]))
     ],
 )
 def test_finished_answers_survive(eval_bundle: Path, tmp_path: Path, kind: str, how: str) -> None:
-    """Fails if a failure, Ctrl-C or a kill costs what was finished before it, with the harness's --use_cache.
+    """Fails if, with the harness's --use_cache, finished answers are lost after a failure, Ctrl-C or a kill.
 
-    All requests are with the model at once: an answer does not wait for the others. Ctrl-C comes at the worst moment,
-    when a lock of the cache was just taken: the process must end all the same.
+    The model gets all requests at once, and each answer is kept when it is finished. Ctrl-C comes just after a lock of
+    the cache was taken, and the process must still end.
     """
 
     def run(cache: str, how: str) -> subprocess.CompletedProcess[str]:
@@ -152,14 +152,14 @@ def test_finished_answers_survive(eval_bundle: Path, tmp_path: Path, kind: str, 
         assert "answers were finished, and are kept" in stopped.stderr
     rest, steps = json.loads(run("kept", "whole").stdout)
     whole, all_steps = json.loads(run("other", "whole").stdout)
-    if kind == "loglikelihood":  # sums of floats, in other passes
+    if kind == "loglikelihood":  # sums of floats differ with the passes
         rest, whole = ([bound for bound, _ in answers] for answers in (rest, whole))
         whole = pytest.approx(whole, rel=1e-5)
     assert rest == whole and 0 < steps < all_steps
 
 
 def test_a_failure_without_a_cache_says_what_is_lost(model: DpadLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if nobody is told how answers are kept."""
+    """Fails if the error does not say how many answers are lost and how to keep them."""
 
     def fail(*inputs: object, **more: object) -> None:
         raise EngineError("the engine fell over")
@@ -175,7 +175,7 @@ def test_a_failure_without_a_cache_says_what_is_lost(model: DpadLM, monkeypatch:
 def test_the_request_that_failed_is_named(
     model: DpadLM, monkeypatch: pytest.MonkeyPatch, kind: str, behind: Any
 ) -> None:
-    """Fails if nobody can tell which of many requests the engine cannot serve, or the model is of no use behind it."""
+    """Fails if the error does not name the failed request, or the model cannot be used afterwards."""
     step = model.model.engine.step
 
     def fail(inputs: StepInputs) -> StepOutputs:
@@ -194,7 +194,7 @@ def test_the_request_that_failed_is_named(
 
 @pytest.mark.slow
 def test_the_command_line_says_it_in_one_line(eval_bundle: Path, tmp_path: Path) -> None:
-    """Fails if a slip in the arguments is answered by a stack."""
+    """Fails if a mistake in the arguments gives a traceback."""
     command = [sys.executable, "-m", "dpad.evaluation.harness", "--model", "dpad", "--model_args"]
     ran = subprocess.run(
         [*command, f"pretrained={eval_bundle}", "--tasks", "gsm8k"], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Export: what it makes, what it reuses, and that a failure leaves everything as it was."""
+"""Export: what it makes and reuses, and that a failure changes nothing."""
 
 import os
 from dataclasses import replace
@@ -35,7 +35,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_the_same_dtype_is_hard_linked(source: Path, tmp_path: Path) -> None:
-    """Fails if a bundle of a large checkpoint costs its size again."""
+    """Fails if a bundle in the checkpoint's dtype takes its size on disk again."""
     bundle = export(source, tmp_path / "out")
     assert os.path.samefile(bundle.path("float32/model.safetensors"), source / "model.safetensors")
 
@@ -43,7 +43,7 @@ def test_the_same_dtype_is_hard_linked(source: Path, tmp_path: Path) -> None:
 def test_weights_are_copied_where_links_are_impossible(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a file system without hard links cannot hold a bundle."""
+    """Fails if an export fails on a file system without hard links."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("no links here")
@@ -56,14 +56,14 @@ def test_weights_are_copied_where_links_are_impossible(
 
 
 def test_the_embedded_checkpoint_is_never_linked(tmp_path: Path) -> None:
-    """Fails if changing a bundle could change the installed package."""
+    """Fails if a bundle shares files with the installed package."""
     bundle = export(Path("tiny"), tmp_path / "out")
     assert bundle.path("float32/model.safetensors").stat().st_nlink == 1
     assert bundle.manifest.provenance["source"] == "tiny"
 
 
 def test_shards_are_converted_only_when_asked(tmp_path: Path) -> None:
-    """Fails if a conversion changes a value it should not, or one is made unasked."""
+    """Fails if a conversion changes other values, or happens without being requested."""
     source = write_source(tmp_path / "source", shards=3)
     bundle = export(source, tmp_path / "out", dtypes=("float32", "float16"))
     assert len({path.stat().st_mode for path in (bundle.directory / "float16").iterdir()}) == 1, (
@@ -78,7 +78,7 @@ def test_shards_are_converted_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_a_tied_head_is_carried_along_or_refused(tmp_path: Path) -> None:
-    """Fails if a tensor that no step reads stops an export or an engine, or one that should be read is left out."""
+    """Fails if an identical copy of a tied head stops an export or an engine, or a different copy is accepted."""
     raw = raw_config("dream", tied=True)
     weights = random_weights(raw)
     copy = weights["model.embed_tokens.weight"].clone()
@@ -89,13 +89,13 @@ def test_a_copy_of_a_tied_head_is_carried_along_or_refused(tmp_path: Path) -> No
     eager, compiled = (model.generate("w5 w6", gen_length=32) for model in opened)
     assert eager.token_ids == compiled.token_ids
     write_checkpoint(source, raw, weights | {"lm_head.weight": copy + 1})
-    with pytest.raises(errors.ExportError, match=r"lm_head.weight differs from it; say there"):
+    with pytest.raises(errors.ExportError, match=r"lm_head.weight differs from it; untie them"):
         export(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("value", "said"), [(1e6, "reaches 1e\\+06.*bfloat16"), (float("nan"), "NaN")])
 def test_a_value_that_float16_cannot_hold_is_refused(tmp_path: Path, value: float, said: str) -> None:
-    """Fails if an overflow or a broken checkpoint becomes a silent infinity."""
+    """Fails if an overflow, or a NaN in the checkpoint, is not refused."""
     raw = raw_config("llada")
     weights = random_weights(raw)
     weights["model.transformer.blocks.1.up_proj.weight"][0, 0] = value
@@ -108,19 +108,19 @@ def test_a_value_that_float16_cannot_hold_is_refused(tmp_path: Path, value: floa
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_a_broken_weight_is_refused_where_nothing_is_converted(tmp_path: Path, stored: str, value: float) -> None:
-    """Fails if weights that are linked, not read, bring NaN into a bundle, or the old bundle is lost to them."""
+    """Fails if NaN in linked weights is not refused, or the old bundle is lost."""
     old = export(write_source(tmp_path / "old"), tmp_path / "out")
     raw = raw_config("dream")
     weights = random_weights(raw, dtype=getattr(torch, stored))
     weights["model.layers.1.self_attn.k_proj.bias"][-1] = value
     write_tokenizer(write_checkpoint(tmp_path / "source", raw, weights, shards=2))
-    with pytest.raises(errors.ExportError, match=r"layers.1.self_attn.k_proj.bias of the checkpoint holds NaN"):
+    with pytest.raises(errors.ExportError, match=r"layers.1.self_attn.k_proj.bias of the checkpoint contains NaN"):
         export(tmp_path / "source", tmp_path / "out", dtypes=(stored,))
     assert Bundle.open(tmp_path / "out").manifest == old.manifest
 
 
 def test_a_second_export_does_nothing(source: Path, tmp_path: Path) -> None:
-    """Fails if an unchanged bundle is made again, or a changed one is not."""
+    """Fails if an up-to-date bundle is made again, or one with other settings is not."""
     out = tmp_path / "out"
     settings = ExportSettings()
     first, made = export_bundle(str(source), out, settings, Progress())
@@ -136,7 +136,7 @@ def test_a_second_export_does_nothing(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_bundle_is_made_again(source: Path, tmp_path: Path) -> None:
-    """Fails if "up to date" is said of a bundle that no longer opens."""
+    """Fails if a damaged bundle is reported as up to date."""
     out = export(source, tmp_path / "out").directory
     (out / "float32/step.onnx").write_bytes(b"")
     assert export_bundle(str(source), out, ExportSettings(), Progress())[1]
@@ -144,7 +144,7 @@ def test_a_damaged_bundle_is_made_again(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_check_leaves_the_old_bundle(source: Path, tmp_path: Path) -> None:
-    """Fails if a bundle that does not pass parity replaces one that did."""
+    """Fails if a bundle that fails parity replaces an older bundle."""
     out = export(source, tmp_path / "out").directory
     before = contents(out)
 
@@ -169,7 +169,7 @@ def test_a_failed_check_leaves_the_old_bundle(source: Path, tmp_path: Path) -> N
     ],
 )
 def test_somebody_elses_directory_is_not_replaced(source: Path, tmp_path: Path, files: dict[str, str]) -> None:
-    """Fails if --out can delete files that are no bundle."""
+    """Fails if --out can delete files that do not belong to a bundle."""
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -179,7 +179,7 @@ def test_somebody_elses_directory_is_not_replaced(source: Path, tmp_path: Path, 
 
 
 def test_a_file_put_into_a_bundle_is_not_lost(source: Path, tmp_path: Path) -> None:
-    """Fails if making a bundle again deletes what a user left in it, or an older schema cannot be replaced."""
+    """Fails if a new export deletes a user's file in a bundle, or cannot replace a bundle with an older schema."""
     out = export(source, tmp_path / "out").directory
     (out / "float32/notes.txt").write_text("measured by hand")
     with pytest.raises(errors.UnlistedFile, match="notes.txt.*move it out"):
@@ -194,7 +194,7 @@ def test_a_file_put_into_a_bundle_is_not_lost(source: Path, tmp_path: Path) -> N
 
 
 def test_a_link_to_a_bundle_stays_a_link(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if replacing a bundle through a link puts a directory in the link's place, or leaves a stage behind."""
+    """Fails if replacing a bundle through a link replaces the link, or leaves a stage behind."""
     bundle = export(source, tmp_path / "tiny-1")
     (tmp_path / "current").symlink_to("tiny-1")
     export(source, tmp_path / "current", max_batch=2)
@@ -227,7 +227,7 @@ def test_a_link_to_a_bundle_stays_a_link(source: Path, tmp_path: Path, monkeypat
     ],
 )
 def test_settings_that_cannot_work(source: Path, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
-    """Fails if a wrong setting is noticed only after minutes of work."""
+    """Fails if a wrong setting is refused only after work has begun."""
     with pytest.raises(errors.ExportError, match=said):
         export(source, tmp_path / "out", **settings)
 
@@ -236,7 +236,7 @@ def test_settings_that_cannot_work(source: Path, tmp_path: Path, settings: dict[
     "settings", [{"max_length": 2**24, "max_batch": 2**16, "window": 2**24, "block_length": 2**24}, {"max_length": 1}]
 )
 def test_the_widest_settings_make_a_bundle_that_opens(source: Path, tmp_path: Path, settings: dict[str, int]) -> None:
-    """Fails if an export succeeds, with parity, whose bundle a service cannot load."""
+    """Fails if an export succeeds whose bundle cannot be loaded."""
 
     def check(stage: Path, manifest: Manifest, progress: Progress) -> dict[str, Any]:
         return require_passed(compare_bundle(Bundle(stage, manifest), progress, steps=1, trajectories=False))
@@ -249,7 +249,7 @@ def test_the_widest_settings_make_a_bundle_that_opens(source: Path, tmp_path: Pa
 def test_a_bundle_that_cannot_be_loaded_is_not_put_in_place(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if an export ends well without opening what it made, as `dpad.load` does, and letting it write."""
+    """Fails if an export succeeds whose bundle cannot be opened by `dpad.load` or cannot decode."""
     old = export(source, tmp_path / "out")
     made = pipeline.make_contract
 
@@ -262,7 +262,7 @@ def test_a_bundle_that_cannot_be_loaded_is_not_put_in_place(
     monkeypatch.undo()
     raw = raw_config("llada")
     weights = random_weights(raw)
-    weights["model.transformer.ln_f.weight"][:] = 3e38  # finite, and its products are not
+    weights["model.transformer.ln_f.weight"][:] = 3e38  # finite, but its products overflow
     write_tokenizer(write_checkpoint(tmp_path / "source", raw, weights))
     with pytest.raises(errors.ExportError, match="new bundle cannot be used: the engine produced NaN"):
         export(tmp_path / "source", tmp_path / "out")
@@ -271,7 +271,7 @@ def test_a_bundle_that_cannot_be_loaded_is_not_put_in_place(
 
 
 def test_a_checkpoint_without_tokenizer_takes_token_ids(source: Path, tmp_path: Path) -> None:
-    """Fails if a bare checkpoint cannot be used, or text is asked of it without a clear answer."""
+    """Fails if a checkpoint without a tokenizer cannot be used, or a text prompt does not give a clear error."""
     raw = raw_config("llada")
     write_checkpoint(tmp_path / "source", raw, random_weights(raw))
     with dpad.load(export(tmp_path / "source", tmp_path / "out").directory) as model:
@@ -283,7 +283,7 @@ def test_a_checkpoint_without_tokenizer_takes_token_ids(source: Path, tmp_path: 
 
 
 def test_nothing_of_this_machine_is_in_the_graph(source: Path, tmp_path: Path) -> None:
-    """Fails if step.onnx or the manifest leaks a path."""
+    """Fails if step.onnx or the manifest contains a path of this machine."""
     bundle = export(source, tmp_path / "out")
     for name in ("float32/step.onnx",):
         data = bundle.path(name).read_bytes()

@@ -1,6 +1,6 @@
-"""Shards that do not belong together, and folders beside, above or around a checkpoint: each is named.
+"""Errors for mismatched shards, and for folders beside, above or below a checkpoint, name the cause.
 
-What trainers and hubs leave beside a good checkpoint is no obstacle.
+Files that trainers and hubs leave beside a good checkpoint are no obstacle.
 """
 
 import json
@@ -42,20 +42,20 @@ SHARDED: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a shard twice": (lambda d: (d / SECOND).write_bytes((d / FIRST).read_bytes()), (FIRST, SECOND, "both")),
     "index of pickles": (
         put(INDEX, '{"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}'),
-        ("pytorch_model-00001", "no safetensors file"),
+        ("pytorch_model-00001", "is not safetensors"),
     ),
     "index is a pointer": (put(INDEX, POINTER), (INDEX, "git lfs pull")),
     "index of a part": (
         put(INDEX, json.dumps({"weight_map": {"model.norm.weight": FIRST}})),
         ("missing tensors", SECOND),
     ),
-    "one file of a part": (lambda d: (d / FIRST).rename(d / SINGLE), ("missing tensors", f"{SINGLE} is taken", INDEX)),
+    "one file of a part": (lambda d: (d / FIRST).rename(d / SINGLE), ("missing tensors", f"{SINGLE} is used", INDEX)),
 }
 
 
 @pytest.mark.parametrize("case", SHARDED)
 def test_each_state_of_shards_is_named(tmp_path: Path, case: str) -> None:
-    """Fails if shards of which some are missing, foreign or broken open, or the message hides which."""
+    """Fails if missing, foreign or broken shards are accepted, or the message does not name the shard."""
     make, words = SHARDED[case]
     make(write(tmp_path, shards=2))
     with pytest.raises(CheckpointError) as caught:
@@ -79,7 +79,7 @@ ABOVE: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda d: [write(d / f"checkpoint-{step}") for step in (500, 1000)],
         ("pass", "model/checkpoint-1000"),
     ),
-    "a bundle": (put("manifest.json", '{"contract": {}}'), ("bundle already",)),
+    "a bundle": (put("manifest.json", '{"contract": {}}'), ("is a bundle",)),
     "Meta's format": (both(put("params.json", "{}"), put("consolidated.00.pth")), ("params.json", "Meta")),
     "nothing": (lambda d: d.mkdir(), ("is empty",)),
     "an archive": (put("model.zip"), ("model.zip", "unpack")),
@@ -91,19 +91,19 @@ ABOVE: dict[str, tuple[Make, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", ABOVE)
 def test_the_folder_beside_the_right_one(tmp_path: Path, case: str) -> None:
-    """Fails if a directory without config.json is not told from a checkpoint's, or the right one is not named."""
+    """Fails if the error for a directory without config.json does not name the right directory."""
     make, words = ABOVE[case]
     make(tmp_path / "model")
     for opened in (Checkpoint.open, lambda directory: read_config(str(directory))):
         if case == "a bundle" and opened is not Checkpoint.open:
-            continue  # of which `dpad plan` reads the manifest
+            continue  # `dpad plan` reads a bundle's manifest instead
         with pytest.raises(CheckpointError) as caught:
             opened(tmp_path / "model")
         assert_said(caught.value, ("config.json is missing", *words))
 
 
 def test_what_is_only_left_over_is_no_obstacle(tmp_path: Path) -> None:
-    """Fails if a checkpoint is refused for what trainers and hubs leave beside it, or that goes unsaid."""
+    """Fails if files that trainers and hubs leave stop an export, or are ignored without a message."""
     write(tmp_path)
     for name in ("optimizer.pt", "training_args.bin", "trainer_state.json", "rng_state_0.pth", "model.gguf"):
         (tmp_path / name).write_bytes(b"x")
@@ -118,7 +118,7 @@ def test_what_is_only_left_over_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_folders_ends(tmp_path: Path) -> None:
-    """Fails if looking for a checkpoint walks down without end, or into links that go round."""
+    """Fails if the search for a checkpoint has no limit of depth, or follows circular links."""
     deep = write(tmp_path / "model")
     (deep / SINGLE).unlink()
     (deep / "round").symlink_to(deep, target_is_directory=True)

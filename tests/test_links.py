@@ -1,4 +1,4 @@
-"""Links in a checkpoint lead to its own files, or are not followed: what they lead to would end up in a bundle."""
+"""Links in a checkpoint are followed only to its own files, since their targets would end up in a bundle."""
 
 import os
 import shutil
@@ -34,21 +34,21 @@ READ = (
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A checkpoint, beside a directory with a secret."""
+    """A checkpoint beside a directory with a secret file."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_text("{}")
     return write_source(tmp_path / "source", layers=1)
 
 
 def link(path: Path, target: Path | str) -> None:
-    """Put a link in the place of a file."""
+    """Replace a file by a link."""
     path.unlink(missing_ok=True)
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(target)
 
 
 def refuse(source: Path, *words: str) -> None:
-    """An export of `source` names the file and makes nothing."""
+    """Assert that an export of `source` names the file and writes nothing."""
     with pytest.raises(CheckpointError) as caught:
         export(source, source.parent / "out")
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -57,7 +57,7 @@ def refuse(source: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("name", READ)
 def test_no_file_is_read_outside(source: Path, name: str) -> None:
-    """Fails if any file of a checkpoint may be a link to a file of the user's."""
+    """Fails if a file of a checkpoint can be a link to a file of the user."""
     link(source / name, source.parent / "outside" / "secret")
     refuse(source, name, "leads out of the checkpoint", "cp -rL")
 
@@ -78,13 +78,13 @@ WAYS: dict[str, Callable[[Path, Path], Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_no_way_leads_outside(source: Path, way: str) -> None:
-    """Fails if a chain of links, or one through folders, is followed further than a single one."""
+    """Fails if a chain of links, or a link through folders, is followed out of the checkpoint."""
     WAYS[way](source / "chat_template.jinja", source.parent / "outside" / "secret")
     refuse(source, "chat_template.jinja", "leads out of the checkpoint")
 
 
 def test_a_linked_folder_of_templates(source: Path) -> None:
-    """Fails if a folder leads out where no file of it is a link."""
+    """Fails if a linked folder outside is read although no file in it is a link."""
     (source.parent / "outside" / "rag.jinja").write_text("secret")
     (source / "additional_chat_templates").symlink_to(source.parent / "outside")
     refuse(source, "additional_chat_templates/rag.jinja", "leads out of the checkpoint")
@@ -92,13 +92,13 @@ def test_a_linked_folder_of_templates(source: Path) -> None:
 
 @pytest.mark.parametrize("target", ["nowhere", "../../blobs/0123", "chat_template.jinja"])
 def test_links_to_nothing_are_named(source: Path, target: str) -> None:
-    """Fails if a copy without what its links lead to loses its template unseen, or a circle of links hangs."""
+    """Fails if a broken link to a template is ignored, or circular links hang."""
     link(source / "chat_template.jinja", target)
-    refuse(source, "chat_template.jinja", f"a link to {target}", "where nothing is", "cp -rL")
+    refuse(source, "chat_template.jinja", f"a broken link to {target}", "cp -rL")
 
 
 def cached(source: Path, repository: Path) -> Path:
-    """`source` as the hub's cache holds it: a snapshot of links to blobs."""
+    """`source` in the layout of the hub's cache: a snapshot of links to blobs."""
     snapshot = repository / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
@@ -125,14 +125,14 @@ def test_links_of_the_hub_are_followed_to_their_own_repository(source: Path, tmp
 
 
 def refuse_in(snapshot: Path, tmp_path: Path, *words: str) -> None:
-    """An export of `snapshot` is refused for a link."""
+    """Assert that an export of `snapshot` is refused because of a link."""
     with pytest.raises(CheckpointError, match="leads out of the checkpoint") as caught:
         export(snapshot, tmp_path / "out")
     assert all(word in str(caught.value) for word in words)
 
 
 def test_links_within_and_links_that_nobody_reads(source: Path, tmp_path: Path) -> None:
-    """Fails if a directory is refused for links that change nothing, or a directory behind a link is."""
+    """Fails if a directory is refused for links inside it, for unused links, or because it is reached by a link."""
     (source / "templates").mkdir()
     (source / "chat_template.jinja").rename(source / "templates/chat.jinja")
     link(source / "chat_template.jinja", "templates/chat.jinja")
@@ -144,7 +144,7 @@ def test_links_within_and_links_that_nobody_reads(source: Path, tmp_path: Path) 
 
 
 def test_a_plan_follows_no_link_either(source: Path) -> None:
-    """Fails if `dpad plan` prints of a file outside."""
+    """Fails if `dpad plan` reads a file outside."""
     link(source / "config.json", source.parent / "outside" / "secret")
     with pytest.raises(CheckpointError, match=r"config\.json leads out of the checkpoint"):
         read_config(str(source))

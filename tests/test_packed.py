@@ -1,4 +1,4 @@
-"""Packed weights: what is in the files, that engines compute with it, how far it is from the full weights, refusals."""
+"""Packed weights: contents of the files, results of engines, error relative to full weights, and refusals."""
 
 import subprocess
 import sys
@@ -32,8 +32,8 @@ from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.decoding.request import Request
 from dpad.runtime.engines.select import open_engine
 
-# Largest difference of a weight from the full one, as a share of the largest that shares its scale: half a step of
-# the codes, and for float8 half of the last of four digits. In int4 a weight beyond 7 steps may become 7.
+# Largest error of a weight, relative to the largest weight with the same scale: half a step of the codes, and for
+# float8 half of the last of four digits. In int4 a weight of more than 7 steps becomes 7.
 BOUNDS = {"int8": 0.5 / 127, "int4": 1 / 8, "fp8": 1 / 16}
 
 
@@ -45,7 +45,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def reference(tensors: dict[str, torch.Tensor], name: str, weights: str) -> np.ndarray:
-    """The weight [N, K] in float64, from the bytes and the definition of each format, by nothing of this project."""
+    """The weight [N, K] in float64, from the bytes and the format's definition, without this project's code."""
     scale = tensors[f"{name}.scale"].double().numpy()
     raw = tensors[f"{name}.{weights}"].view(torch.uint8).numpy()
     if weights == "int8":
@@ -69,14 +69,14 @@ def reference(tensors: dict[str, torch.Tensor], name: str, weights: str) -> np.n
 
 
 def shares(full: np.ndarray, groups: int) -> np.ndarray:
-    """The largest of those that share a scale with each weight [N, K]."""
+    """For each weight [N, K] the largest one with the same scale."""
     blocks = np.abs(full).reshape(len(full), groups, -1)
     return np.broadcast_to(blocks.max(axis=2, keepdims=True), blocks.shape).reshape(full.shape)
 
 
 @pytest.mark.parametrize("weights", PACKED)
 def test_codes_and_scales_are_the_weights(bundle: Bundle, weights: str) -> None:
-    """Fails if the file does not say what the full weights say, or anything but the layers' weights is packed."""
+    """Fails if codes and scales differ too much from the full weights, or other weights than the layers' are packed."""
     step = bundle.manifest.steps[f"float32-weights-{weights}"]
     full, packed = (load_file(bundle.path(s.weights[0])) for s in (bundle.manifest.steps["float32"], step))
     names = [name.removesuffix(f".{weights}") for name in packed if name.endswith(f".{weights}")]
@@ -94,7 +94,7 @@ def test_codes_and_scales_are_the_weights(bundle: Bundle, weights: str) -> None:
 @pytest.mark.parametrize("weights", PACKED)
 @pytest.mark.parametrize("wrong", ["no scale", "another scale", "not packed"])
 def test_packed_weights_that_do_not_fit_are_refused(bundle: Bundle, tmp_path: Path, weights: str, wrong: str) -> None:
-    """Fails if codes without their scales, or of another shape, reach the library, whose errors are its own."""
+    """Fails if codes without scales, or with a wrong shape, give an error of the library."""
     step = f"float32-weights-{weights}"
     tensors = load_file(bundle.path(bundle.manifest.steps[step].weights[0]))
     codes = next(name for name in tensors if name.endswith(f".{weights}"))
@@ -113,7 +113,7 @@ def test_packed_weights_that_do_not_fit_are_refused(bundle: Bundle, tmp_path: Pa
 
 @pytest.mark.parametrize("weights", PACKED)
 def test_eager_torch_unpacks_what_the_file_says(bundle: Bundle, weights: str) -> None:
-    """Fails if the reference of parity reads another weight from the bytes than their definition."""
+    """Fails if the reference of parity unpacks other weights than the format's definition."""
     step = f"float32-weights-{weights}"
     tensors = load_file(bundle.path(bundle.manifest.steps[step].weights[0]))
     model = open_torch_engine(bundle, step).program.model
@@ -125,7 +125,7 @@ def test_eager_torch_unpacks_what_the_file_says(bundle: Bundle, weights: str) ->
 
 @pytest.mark.parametrize("weights", PACKED)
 def test_steps_for_pytorch_to_compile_have_their_weights(bundle: Bundle, weights: str) -> None:
-    """Fails if such an engine opens other weights, or has no name of its own; int8 and int4 decode as they unpack."""
+    """Fails if the engine opens other weights or lacks its own name, or int8 and int4 decode other tokens."""
     options = GenerationOptions(gen_length=16, block_length=16, cache="none")
     requests, variant = [Request((5, 6, 7))], f"float32-weights-{weights}"
     theirs = run(open_torch_engine(bundle, variant), requests, options)
@@ -136,7 +136,7 @@ def test_steps_for_pytorch_to_compile_have_their_weights(bundle: Bundle, weights
 
 
 def test_every_format_computes_what_torch_does_with_the_same_weights(bundle: Bundle) -> None:
-    """Fails if a step differs by more than rounding, or the error of packing is not told beside it."""
+    """Fails if a step differs by more than rounding, or the error of packing is not reported."""
     engines = [f"onnxruntime-cpu-weights-{weights}" for weights in PACKED]
     report = require_passed(compare_bundle(bundle, Progress(), engines=engines, steps=1, trajectories=False))
     moved = {}
@@ -144,12 +144,12 @@ def test_every_format_computes_what_torch_does_with_the_same_weights(bundle: Bun
         assert engine["steps"]["logits"]["checked"] == "max"
         moved[engine["variant"].rpartition("-")[2]] = engine["packing"]["relative"]
     assert 0 < moved["int8"] < moved["fp8"] < moved["int4"] < 1
-    assert sum("packed weights move" in line for line in parity_lines(report)) == len(PACKED)
+    assert sum("packed weights change" in line for line in parity_lines(report)) == len(PACKED)
 
 
 @pytest.mark.parametrize("weights", PACKED)
 def test_whole_decodes_are_those_of_torch(bundle: Bundle, weights: str) -> None:
-    """Fails if the engine that is opened by name runs another step than it says, or decodes other tokens."""
+    """Fails if an engine opened by name runs another step, or decodes other tokens than torch."""
     options = GenerationOptions(gen_length=64, block_length=16, cache="dual", temperature=0.7)
     requests = [Request((5, 6, 7), seed=1), Request((8, 9, 10, 11, 12), seed=2)]
     with open_engine(bundle, f"onnxruntime-cpu-weights-{weights}") as engine:
@@ -161,7 +161,7 @@ def test_whole_decodes_are_those_of_torch(bundle: Bundle, weights: str) -> None:
 
 
 def test_packed_steps_have_to_be_asked_for(bundle: Bundle) -> None:
-    """Fails if a user gets approximate answers unasked, for one because the exact step does not run here."""
+    """Fails if a packed step is chosen by default, for instance because the exact step does not run here."""
     with dpad.load(bundle.directory) as model:
         assert model.engine.name == "onnxruntime-cpu"
     steps = bundle.manifest.steps
@@ -171,7 +171,7 @@ def test_packed_steps_have_to_be_asked_for(bundle: Bundle) -> None:
 
 
 def test_a_bundle_of_nothing_else_opens(tmp_path: Path) -> None:
-    """Fails if packed weights bring full ones along, or a bundle made for them cannot be loaded without a name."""
+    """Fails if a bundle of packed weights contains the full ones, or cannot be loaded without an engine's name."""
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", weights=("int4",))
     assert set(bundle.manifest.steps) == {"float32-weights-int4"}
     with dpad.load(bundle.directory) as model:
@@ -181,7 +181,7 @@ def test_a_bundle_of_nothing_else_opens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_onnxruntime_multiplies_packed(bundle: Bundle, tmp_path: Path, weights: str) -> None:
-    """Fails if the pair of nodes no longer becomes one that takes packed weights, so that every step unpacks them."""
+    """Fails if ONNX Runtime does not fuse DequantizeLinear and MatMul, so that every step unpacks the weights."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     ort.InferenceSession(bundle.path(f"float32-weights-{weights}/step.onnx"), options)
@@ -191,7 +191,7 @@ def test_onnxruntime_multiplies_packed(bundle: Bundle, tmp_path: Path, weights: 
 
 @pytest.mark.parametrize("weights", PACKED)
 def test_the_graph_is_standard_onnx_over_the_files_bytes(bundle: Bundle, weights: str) -> None:
-    """Fails if a product is left with full weights, or the file holds weights that the graph has too."""
+    """Fails if a product uses full weights, or weights are stored in the graph too."""
     path = bundle.path(f"float32-weights-{weights}/step.onnx")
     model = onnx.load(path, load_external_data=False)
     layers = bundle.manifest.contract.layers
@@ -203,7 +203,7 @@ def test_the_graph_is_standard_onnx_over_the_files_bytes(bundle: Bundle, weights
 
 
 def test_sixteen_bit_rows_have_sixteen_bit_scales(tmp_path: Path) -> None:
-    """Fails if float16 over packed weights is out of float16's tolerance, or its scales would need a cast."""
+    """Fails if float16 with packed weights exceeds float16's tolerance, or its scales are not in float16."""
     source = write_source(tmp_path / "source")
     bundle = export(source, tmp_path / "out", dtypes=("float16",), weights=("int4", "fp8"), group=16)
     for step in bundle.manifest.steps.values():
@@ -218,14 +218,14 @@ def test_sixteen_bit_rows_have_sixteen_bit_scales(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"weights": ("int4",), "group": 128}, "96 inputs, which are no whole groups of 128; --group 32"),
+        ({"weights": ("int4",), "group": 128}, "96 inputs, which is not a multiple of the group 128; use --group 32"),
         ({"weights": ("int8",), "group": 24}, "24 inputs is not one of 16, 32"),
         ({"weights": ("int3",)}, "'int3' is not one of full, int8, int4, fp8"),
-        ({"weights": ("int4",), "dtypes": ("w8a8",)}, "w8a8 is made from full weights: add --weights full"),
+        ({"weights": ("int4",), "dtypes": ("w8a8",)}, "w8a8 needs full weights: add --weights full"),
     ],
 )
 def test_what_cannot_be_packed_is_refused_with_a_way_out(tmp_path: Path, settings: dict, said: str) -> None:
-    """Fails if an export stops in the middle, or says what is wrong but not what to do."""
+    """Fails if a setting is refused only during the export, or the error lacks the way out."""
     source = write_source(tmp_path / "source")
     with pytest.raises(errors.ExportError, match=said):
         export(source, tmp_path / "out", **settings)
@@ -233,7 +233,7 @@ def test_what_cannot_be_packed_is_refused_with_a_way_out(tmp_path: Path, setting
 
 
 def test_widths_without_any_group_are_refused(tmp_path: Path) -> None:
-    """Fails if the advice is a group that does not divide the width either."""
+    """Fails if the error suggests a group that does not divide the width."""
     source = write_source(tmp_path / "source", mlp_width=100)
     with pytest.raises(errors.ExportError, match="100 inputs.*--weights fp8"):
         export(source, tmp_path / "out", weights=("int8",))
@@ -258,7 +258,7 @@ print(peak() - before)
 
 
 def test_shards_are_packed_one_at_a_time(tmp_path: Path) -> None:
-    """Fails if an 8B checkpoint would have to fit into memory: what it takes is that of a shard and of libraries."""
+    """Fails if packing takes more memory than one shard and the libraries."""
     source = write_source(tmp_path / "source", width=512, heads=8, kv_heads=8, mlp_width=2048, layers=20, shards=20)
     sizes = [path.stat().st_size for path in source.glob("*.safetensors")]
     command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / "out")]

@@ -1,4 +1,4 @@
-"""The W8A8 step: what of it is in int8, how far it is from float32, and that it has to be asked for."""
+"""The W8A8 step: its int8 products, its error relative to float32, and that it is only used on request."""
 
 import re
 from collections import Counter
@@ -29,7 +29,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def logits(engine: Engine) -> list[np.ndarray]:
-    """Of uncached steps over random canvases."""
+    """The logits of uncached steps over random canvases."""
     found = []
     for mode, feed in random_feeds(engine.contract, engine.dtype, 2, seed=3):
         if mode == "none":
@@ -39,7 +39,7 @@ def logits(engine: Engine) -> list[np.ndarray]:
 
 
 def test_w8a8_brings_the_float32_step_and_is_not_the_default(bundle: Bundle) -> None:
-    """Fails if a user gets approximate answers without having asked for them."""
+    """Fails if the W8A8 step is chosen by default, or exported without the float32 step."""
     assert set(bundle.manifest.steps) == {"float32", "w8a8"}
     with open_engine(bundle) as engine:
         assert engine.name == "onnxruntime-cpu"
@@ -50,9 +50,9 @@ def test_w8a8_brings_the_float32_step_and_is_not_the_default(bundle: Bundle) -> 
 
 
 def test_int8_alone_says_too_little(bundle: Bundle, tmp_path: Path) -> None:
-    """Fails if who wants weights in int8 gets products of integers, or is told one of the two names only."""
+    """Fails if `int8` as a dtype is accepted, or the error does not name both options that it can mean."""
     source = bundle.directory.parent / "source"
-    told = "int8 is no dtype of a step: --dtype w8a8 is for .*, --weights int8 for "
+    told = "int8 is not a dtype of a step; use --dtype w8a8 for .* or --weights int8 for "
     with pytest.raises(errors.ExportError, match=told):
         export(source, tmp_path / "out", dtypes=("float32", "int8"))
     ran = CliRunner().invoke(main, ["export", "no-such-model", "--out", str(tmp_path / "out"), "--dtype", "int8"])
@@ -60,7 +60,7 @@ def test_int8_alone_says_too_little(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_products_with_weights_are_int8_but_the_second_of_each_mlp(bundle: Bundle) -> None:
-    """Fails if a product stays float32 by accident, or the one with outliers does not."""
+    """Fails if another product than the second of an MLP stays in float32, or that one does not."""
     graph = onnx.load(bundle.path("w8a8/step.onnx"), load_external_data=False).graph
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
     found = Counter(weights.get(node.input[1]) for node in graph.node if node.op_type.startswith("MatMul"))
@@ -69,7 +69,7 @@ def test_products_with_weights_are_int8_but_the_second_of_each_mlp(bundle: Bundl
 
 
 def test_logits_are_near_those_of_float32_and_not_the_same(bundle: Bundle) -> None:
-    """Fails if quantization breaks the model, or if its engine runs the float32 step."""
+    """Fails if the logits differ too much from float32, or not at all, as when the float32 step runs."""
     with open_engine(bundle, "onnxruntime-cpu") as exact, open_engine(bundle, NAME) as quantized:
         for wanted, have in zip(logits(exact), logits(quantized), strict=True):
             difference = np.abs(have - wanted).mean() / np.abs(wanted).mean()
@@ -77,6 +77,6 @@ def test_logits_are_near_those_of_float32_and_not_the_same(bundle: Bundle) -> No
 
 
 def test_files_may_be_read_by_whoever_may_read_the_step(bundle: Bundle) -> None:
-    """Fails if weights are left readable by their owner only, so that a service cannot open them."""
+    """Fails if only the owner can read the weights, so that a service of another user cannot."""
     folder = bundle.path("w8a8/step.onnx").parent
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1

@@ -1,4 +1,4 @@
-"""What a checkpoint brings besides weights is tried before its bundle is put in place."""
+"""An export tries a checkpoint's tokenizer, chat template and presets before the bundle is put in place."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, and beside it `out`, its bundle."""
+    """A checkpoint with its bundle, `out`, beside it."""
     folder = tmp_path_factory.mktemp("whole")
     export(write_source(folder / "source"), folder / "out")
     return folder
@@ -53,7 +53,7 @@ SILENT = {
 
 @pytest.mark.parametrize("case", [*SILENT, "empty, in the settings"])
 def test_a_template_that_loses_the_message_is_refused(tmp_path: Path, case: str) -> None:
-    """Fails if a bundle is made in which every prompt is the same, since its chat template writes no message."""
+    """Fails if a chat template that does not write the message is accepted."""
     source = write_source(tmp_path / "source", layers=1)
     if case in SILENT:
         (source / "chat_template.jinja").write_text(SILENT[case])
@@ -66,18 +66,18 @@ def test_a_template_that_loses_the_message_is_refused(tmp_path: Path, case: str)
 
 @pytest.mark.parametrize("how", ["| upper", "| trim", "| tojson", "| replace('+', 'plus')", "| wordwrap(3)"])
 def test_a_template_may_change_the_message(tmp_path: Path, how: str) -> None:
-    """Fails if a template is refused that writes the message in its own way."""
+    """Fails if a template that writes the message in a changed form is refused."""
     source = write_source(tmp_path / "source", layers=1)
     (source / "chat_template.jinja").write_text(f"user: {{{{ messages[-1]['content'] {how} }}}}")
     assert not [line for line in heard(source) if "template" in line]
 
 
 def test_a_template_may_want_a_system_turn(tmp_path: Path) -> None:
-    """Fails if a template that refuses a lone user turn stops the export, or nobody hears what prompts have to be."""
+    """Fails if a template that needs a system turn stops the export, or this is not reported."""
     source = write_source(tmp_path / "source", layers=1)
     wants = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}"
     (source / "chat_template.jinja").write_text(wants + TEMPLATE)
-    [line] = [line for line in heard(source) if "text alone is refused by the chat template" in line]
+    [line] = [line for line in heard(source) if "the chat template refuses a prompt of text alone" in line]
     assert "no system" in line and "system turn" in line
     (source / "chat_template.jinja").write_text("{{ raise_exception('not today') }}")
     with pytest.raises(errors.CheckpointError, match="not today.*--chat-template, or remove it"):
@@ -86,7 +86,7 @@ def test_a_template_may_want_a_system_turn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path, whole: Path, case: str) -> None:
-    """Fails if an export succeeds whose bundle cannot be opened or used, or does not name the file and the cause."""
+    """Fails if an export succeeds whose bundle cannot be used, or the error lacks the file or the cause."""
     name, content, said = BROKEN[case]
     source = write_source(tmp_path / "source")
     (source / name).unlink(missing_ok=True)

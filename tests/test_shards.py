@@ -1,4 +1,4 @@
-"""Which files hold the weights: those that transformers loads, whatever else lies beside them."""
+"""The weights are read from the files that transformers loads, whatever other files are there."""
 
 import json
 from collections.abc import Callable
@@ -23,22 +23,22 @@ RAW = raw_config("dream", layers=1)
 
 
 def old(directory: Path) -> None:
-    """An index and its shards, of weights that nobody wants any more."""
+    """Write an index and its shards, with old weights."""
     write_checkpoint(directory, RAW, random_weights(RAW, seed=1), shards=2)
 
 
 def new(directory: Path) -> None:
-    """The one file that counts."""
+    """Write the right weights in a single file."""
     write_checkpoint(directory, RAW, random_weights(RAW, seed=2))
 
 
 def sharded(directory: Path) -> None:
-    """The weights that count, in shards."""
+    """Write the right weights in shards."""
     write_checkpoint(directory, RAW, random_weights(RAW, seed=2), shards=2)
 
 
 def index_of(*files: str | None) -> Callable[[Path], None]:
-    """An index that gives every tensor the next of `files`, and leaves out those that get none."""
+    """Write an index that assigns the tensors to `files` in turn; a tensor whose file is None is left out."""
 
     def write(directory: Path) -> None:
         names = sorted(random_weights(RAW))
@@ -50,12 +50,12 @@ def index_of(*files: str | None) -> Callable[[Path], None]:
 
 
 def stranger(directory: Path) -> None:
-    """A file of weights that no index names."""
+    """Write a file of weights that no index names."""
     safetensors.torch.save_file({"x": torch.ones(3)}, directory / "model-00003-of-00003.safetensors")
 
 
 def folded(directory: Path) -> None:
-    """The weights lie in a folder of the same directory, and a link leads there."""
+    """Move the weights into a folder of the same directory, with a link to them."""
     (directory / "weights").mkdir()
     (directory / SINGLE).rename(directory / "weights" / SINGLE)
     (directory / SINGLE).symlink_to(f"weights/{SINGLE}")
@@ -63,14 +63,14 @@ def folded(directory: Path) -> None:
 
 FIRST, SECOND = (f"model-{shard:05}-of-00002.safetensors" for shard in (1, 2))
 
-# what is done one after the other, what is said of it
+# Changes in order, and the note about them.
 STATES: dict[str, tuple[list[Callable[[Path], None]], str]] = {
     "one file": ([new], ""),
     "shards": ([sharded], ""),
-    "one file over older shards": ([old, new], f"{SINGLE} is taken"),
-    "an index whose shards are gone": ([new, index_of("model-00001-of-00004.safetensors")], f"{SINGLE} is taken"),
-    "an index that is broken": ([new, lambda d: (d / INDEX).write_text("{") and None], f"{SINGLE} is taken"),
-    "an index that leads elsewhere": ([new, index_of("../secret.safetensors")], f"{SINGLE} is taken"),
+    "one file over older shards": ([old, new], f"{SINGLE} is used"),
+    "an index whose shards are gone": ([new, index_of("model-00001-of-00004.safetensors")], f"{SINGLE} is used"),
+    "an index that is broken": ([new, lambda d: (d / INDEX).write_text("{") and None], f"{SINGLE} is used"),
+    "an index that leads elsewhere": ([new, index_of("../secret.safetensors")], f"{SINGLE} is used"),
     "an index of the other shard": ([sharded, index_of(SECOND, FIRST)], ""),
     "an index of some tensors": ([sharded, index_of(FIRST, None, SECOND)], ""),
     "a file that no index names": ([sharded, stranger], "model-00003-of-00003.safetensors is not read"),
@@ -79,7 +79,7 @@ STATES: dict[str, tuple[list[Callable[[Path], None]], str]] = {
 
 
 def opened(directory: Path) -> Weights:
-    """The weights that a model gets."""
+    """The weights that a model would load."""
     checkpoint = Checkpoint.open(directory)
     model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, torch.float32)
     return dict(model.state_dict())
@@ -87,7 +87,7 @@ def opened(directory: Path) -> Weights:
 
 @pytest.mark.parametrize("state", STATES)
 def test_the_weights_are_those_that_transformers_loads(tmp_path: Path, state: str) -> None:
-    """Fails if other files count than for the library that wrote them, or what is left aside goes unsaid."""
+    """Fails if other files are read than by transformers, or ignored files are not reported."""
     makes, said = STATES[state]
     for make in makes:
         make(tmp_path)
@@ -104,7 +104,7 @@ def test_the_weights_are_those_that_transformers_loads(tmp_path: Path, state: st
 
 
 def test_all_shards_without_their_index(tmp_path: Path) -> None:
-    """Fails if a whole set of shards is refused, is taken without a word, or is taken where it is not the only one."""
+    """Fails if a complete set of shards without an index is refused, used without a note or used beside another."""
     sharded(tmp_path)
     (tmp_path / INDEX).unlink()
     wanted = random_weights(RAW, seed=2)
@@ -113,28 +113,28 @@ def test_all_shards_without_their_index(tmp_path: Path) -> None:
 
 
 def test_an_export_says_what_it_leaves_aside(tmp_path: Path) -> None:
-    """Fails if nobody hears of the older shards."""
+    """Fails if the export does not report the ignored shards."""
     old(tmp_path)
     new(tmp_path)
     write_tokenizer(tmp_path)
-    assert any(f"{SINGLE} is taken" in line and INDEX in line for line in heard(tmp_path))
+    assert any(f"{SINGLE} is used" in line and INDEX in line for line in heard(tmp_path))
 
 
 def test_a_matrix_of_zeros_is_said(tmp_path: Path) -> None:
-    """Fails if the part of a file that a download never reached becomes a bundle without a word."""
+    """Fails if a matrix of zeros, as in an unfinished download, is not reported."""
     weights = random_weights(RAW)
     weights["model.layers.0.mlp.up_proj.weight"].zero_()
     weights["model.layers.0.self_attn.q_proj.bias"].zero_()
-    [line] = [line for line in heard(write_checkpoint(tmp_path, RAW, weights)) if "but zeros" in line]
+    [line] = [line for line in heard(write_checkpoint(tmp_path, RAW, weights)) if "only zeros" in line]
     assert "up_proj.weight" in line and SINGLE in line
 
 
 def test_mostly_zeros_are_an_unfinished_download(tmp_path: Path) -> None:
-    """Fails if a file of which most was never fetched becomes a bundle with a warning for each tensor."""
+    """Fails if a file with mostly zeros is exported with a warning for each tensor."""
     weights = random_weights(RAW)
     for name in sorted(weights)[2:]:
         weights[name].zero_()
-    with pytest.raises(ExportError, match="matrices hold nothing but zeros.*unfinished; fetch it again"):
+    with pytest.raises(ExportError, match="matrices contain only zeros.*unfinished; fetch it again"):
         heard(write_checkpoint(tmp_path, RAW, weights))
 
 
@@ -142,7 +142,7 @@ BUFFERS = ("model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv
 
 
 def test_recomputed_buffers_are_left_out_everywhere(tmp_path: Path) -> None:
-    """Fails if a table that models compute anew stops an export or an engine, decides a dtype, or is converted."""
+    """Fails if a buffer that models compute themselves stops an export or engine, sets the dtype, or is converted."""
     weights = random_weights(RAW, dtype=torch.float16) | {name: torch.ones(16) for name in BUFFERS}
     weights |= {
         "model.embeddings.position_ids": torch.arange(16)[None],

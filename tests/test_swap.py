@@ -1,4 +1,4 @@
-"""A bundle is put in place of another: nothing that a user put there is lost, and exports do not meet each other."""
+"""Replacing a bundle: no file of a user is lost, and concurrent exports do not affect each other."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def make(whole: Bundle, out: Path, meanwhile: Callable[[], object] = lambda: None) -> Path:
-    """Put a bundle at `out` as an export does, which does something else at its end."""
+    """Put a bundle at `out` as an export does, and call `meanwhile` just before the end."""
     with writer.stage_bundle(out) as stage:
         writer.link_tree(whole.directory, stage, whole.manifest.files)
         shutil.copy(whole.directory / FILE_NAME, stage)
@@ -67,7 +67,7 @@ INTO: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture
 def deep(tmp_path: Path) -> Iterator[Path]:
-    """A directory that is removed at once: what cleans up behind the tests cannot go 1,500 folders deep."""
+    """A directory that is removed after the test, since pytest's own clean-up cannot remove 1,500 nested folders."""
     yield tmp_path
     subprocess.run(["rm", "-rf", tmp_path], check=True)
 
@@ -77,9 +77,9 @@ def deep(tmp_path: Path) -> Iterator[Path]:
 def test_what_comes_into_the_destination_meanwhile_is_not_lost(
     whole: Bundle, deep: Path, kind: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a file that is put into --out during an export is deleted, or the new bundle is lost for it.
+    """Fails if a file put into --out during an export is deleted, or the new bundle is lost because of it.
 
-    Late is between the last look and the moment in which the directories change places.
+    "Late" is between the last check and the exchange of the directories.
     """
     out = make(whole, deep / "out")
     exchange, left = swap._exchange, [lambda: INTO[kind](out)]
@@ -91,7 +91,7 @@ def test_what_comes_into_the_destination_meanwhile_is_not_lost(
 
     if when == "late":
         monkeypatch.setattr(swap, "_exchange", late)
-    with pytest.raises(errors.ExportError, match="would be lost.*is as it was, and what was made lies in .*out.new"):
+    with pytest.raises(errors.ExportError, match="would be lost.*is unchanged, and the new one is in .*out.new"):
         make(whole, out, left.pop() if when == "early" else lambda: None)
     assert sorted(path.name for path in deep.iterdir()) == ["out", "out.new"]
     Bundle.open(deep / "out.new")
@@ -101,14 +101,14 @@ def test_what_comes_into_the_destination_meanwhile_is_not_lost(
 
 
 def test_a_directory_that_appears_meanwhile_is_not_lost(whole: Bundle, tmp_path: Path) -> None:
-    """Fails if an export into a new directory replaces one that somebody made before its end; synth is the same."""
+    """Fails if an export or `synth` into a new directory replaces a directory made meanwhile."""
     out = tmp_path / "out"
 
     def appear() -> None:
         out.mkdir()
         (out / "thesis.txt").write_text("mine")
 
-    with pytest.raises(errors.ExportError, match=r"thesis.txt would be lost.*lies in .*out\.new"):
+    with pytest.raises(errors.ExportError, match=r"thesis.txt would be lost.*is in .*out\.new"):
         make(whole, out, appear)
     assert contents(out) == {"thesis.txt": b"mine"}
     Bundle.open(tmp_path / "out.new")
@@ -118,7 +118,7 @@ def test_a_directory_that_appears_meanwhile_is_not_lost(whole: Bundle, tmp_path:
 
 
 def test_a_file_written_into_the_old_bundle_after_the_swap_is_kept(whole: Bundle, tmp_path: Path) -> None:
-    """Fails if who works inside the old directory, as a shell that stands in it, loses what it writes there."""
+    """Fails if a file is lost that a process writes inside the old directory after the exchange."""
     out = make(whole, tmp_path / "out")
     inside = os.open(out, os.O_RDONLY)
     discard = swap._discard
@@ -128,7 +128,7 @@ def test_a_file_written_into_the_old_bundle_after_the_swap_is_kept(whole: Bundle
             file.write("mine")
         discard(old, names)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(errors.ExportError, match=r"lie in .*out\.old"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(errors.ExportError, match=r"are in .*out\.old"):
         patch.setattr(swap, "_discard", write_first)
         make(whole, out)
     os.close(inside)
@@ -139,7 +139,7 @@ def test_a_file_written_into_the_old_bundle_after_the_swap_is_kept(whole: Bundle
 def test_where_directories_cannot_change_places_they_are_renamed(
     whole: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a file system without an exchange loses the old bundle or what came into it."""
+    """Fails if a file system without an exchange loses the old bundle or files added to it."""
     out = make(whole, tmp_path / "out")
     monkeypatch.setattr(swap, "_exchange", lambda a, b: False)
     Bundle.open(make(whole, out))
@@ -149,7 +149,7 @@ def test_where_directories_cannot_change_places_they_are_renamed(
 
 
 def test_a_killed_swap_is_mended(whole: Bundle, tmp_path: Path) -> None:
-    """Fails if the old bundle, which a killed process had moved away, is deleted, or a file that came into it."""
+    """Fails if an old bundle that a killed process had moved away is deleted, or a file that was added to it."""
     out = make(whole, tmp_path / "out")
     left = tmp_path / ".out.stage-0123456789abcdef"
     left.mkdir()
@@ -168,7 +168,7 @@ def test_a_killed_swap_is_mended(whole: Bundle, tmp_path: Path) -> None:
 
 
 def test_two_exports_to_one_destination_both_succeed(whole: Bundle, tmp_path: Path) -> None:
-    """Fails if the one that ends first is in the other's way, or either leaves something behind."""
+    """Fails if one of two exports to one destination fails or leaves something behind."""
     out = tmp_path / "out"
 
     def other() -> None:
@@ -180,17 +180,17 @@ def test_two_exports_to_one_destination_both_succeed(whole: Bundle, tmp_path: Pa
 
 
 def test_an_export_says_where_its_bundle_is(whole: Bundle, tmp_path: Path) -> None:
-    """Fails if the whole way loses a file that came into --out, or an hour's work for it."""
+    """Fails if a full export loses a file added to --out or the new bundle, or does not say where they are."""
     out = make(whole, tmp_path / "out")
     comes = Meanwhile("check float32", lambda: (out / "notes.txt").write_text("mine"))
-    with pytest.raises(errors.ExportError, match=r"notes.txt would be lost.*what was made lies in .*out\.new"):
+    with pytest.raises(errors.ExportError, match=r"notes.txt would be lost.*the new one is in .*out\.new"):
         export_bundle(str(whole.directory.parent / "model"), out, ExportSettings(max_batch=2), comes)
     assert (out / "notes.txt").read_text() == "mine"
     assert Bundle.open(tmp_path / "out.new").manifest.contract.max_batch == 2
 
 
 def test_a_report_does_not_bring_a_bundle_back(whole: Bundle, tmp_path: Path) -> None:
-    """Fails if parity, which takes long, puts the bundle that it compared in the place of one exported meanwhile."""
+    """Fails if `dpad parity` replaces a bundle that was exported during the comparison by the older one."""
     out = make(whole, tmp_path / "out")
     old = Bundle.open(out)
     edit(out, lambda data: data.update(name="newer"))
@@ -203,7 +203,7 @@ def test_a_report_does_not_bring_a_bundle_back(whole: Bundle, tmp_path: Path) ->
 
 
 class Meanwhile(Progress):
-    """Does something once, when a task begins."""
+    """Calls a function once, when a task begins."""
 
     def __init__(self, task: str, action: Callable[[], object]) -> None:
         self._task, self._actions = task, [action]
@@ -216,10 +216,10 @@ class Meanwhile(Progress):
 
 
 def test_what_cannot_be_replaced_is_refused_before_the_work(whole: Bundle, tmp_path: Path) -> None:
-    """Fails if an export finds out at its end that a mount point cannot be renamed."""
+    """Fails if a mount point as --out is refused only at the end of the export."""
     with pytest.raises(errors.ExportError, match="mount point.*choose a directory in it"):
         make(whole, Path("/proc"))
-    with pytest.raises(errors.ExportError, match="no name of a directory"):
+    with pytest.raises(errors.ExportError, match="cannot name a directory"):
         make(whole, tmp_path / "a\0b")
     with pytest.raises(errors.ExportError, match="mount point|would be lost"):
         write_checkpoint("llada", Path("/dev/shm"), 1, 0, Progress())
@@ -227,17 +227,17 @@ def test_what_cannot_be_replaced_is_refused_before_the_work(whole: Bundle, tmp_p
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_what_was_edited_in_a_bundle_is_kept(whole: Bundle, tmp_path: Path, when: str) -> None:
-    """Fails if the chat template that somebody mended in a bundle is gone after the next export."""
+    """Fails if a chat template edited in a bundle is lost in the next export."""
     out = make(whole, tmp_path / "out")
     path = out / "tokenizer/chat_template.jinja"
 
     def mend() -> None:
-        path.unlink()  # its storage is shared
+        path.unlink()  # it may be a hard link
         path.write_text("mine")
 
     if when == "before":
         mend()
-    with pytest.warns(UserWarning, match=r"by hand lies in .*out\.old: tokenizer/chat_template\.jinja"):
+    with pytest.warns(UserWarning, match=r"by hand are in .*out\.old: tokenizer/chat_template\.jinja"):
         make(whole, out, mend if when == "meanwhile" else lambda: None)
     Bundle.open(out)
     assert path.read_text() != "mine"

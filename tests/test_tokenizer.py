@@ -1,4 +1,4 @@
-"""Dream's vocabulary files become the tokenizer that transformers makes of them."""
+"""Dream's vocabulary files give the same tokenizer as in transformers."""
 
 import json
 import random
@@ -28,7 +28,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """vocab.json, merges.txt and tokenizer_config.json as Dream's repositories have them, 600 tokens."""
+    """vocab.json, merges.txt and tokenizer_config.json as in Dream's repositories, with 600 tokens."""
     folder = tmp_path_factory.mktemp("parts")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -48,7 +48,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(parts: Path) -> tuple[Tokenizer, Qwen2Tokenizer]:
-    """This project's tokenizer and that of transformers."""
+    """This project's tokenizer and transformers' tokenizer."""
     return Tokenizer.from_str(json.dumps(from_parts(parts))), Qwen2Tokenizer.from_pretrained(parts)
 
 
@@ -61,7 +61,7 @@ def pair(parts: Path) -> tuple[Tokenizer, Qwen2Tokenizer]:
     ).map("".join)
 )
 def test_the_tokenizer_is_the_one_of_transformers(pair: tuple[Tokenizer, Qwen2Tokenizer], text: str) -> None:
-    """Fails if a text gets other ids than Qwen2's tokenizer gives it."""
+    """Fails if a text gets other ids than from Qwen2's tokenizer."""
     ours, oracle = pair
     assert ours.encode(text).ids == oracle.encode(text)
 
@@ -75,7 +75,7 @@ def _checkpoint(folder: Path, parts: Path) -> Path:
 
 
 def test_a_dream_checkpoint_takes_text(parts: Path, tmp_path: Path) -> None:
-    """Fails if a bundle of Dream's own files has no tokenizer, or its chat template is lost."""
+    """Fails if a bundle of Dream's files has no tokenizer or no chat template."""
     bundle = export(_checkpoint(tmp_path / "source", parts), tmp_path / "out")
     with dpad.load(bundle.directory) as model:
         ids = model.request("How many?").prompt_ids
@@ -88,9 +88,9 @@ def test_a_dream_checkpoint_takes_text(parts: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("merges.txt", "a b c d", "no byte-level BPE"),
-        ("vocab.json", "{", "no byte-level BPE"),
-        ("vocab.json", '{"a": 0}', "no byte-level BPE"),
+        ("merges.txt", "a b c d", "not a byte-level BPE"),
+        ("vocab.json", "{", "not a byte-level BPE"),
+        ("vocab.json", '{"a": 0}', "not a byte-level BPE"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"9999": {"content": "<x>"}}}', "the id 9999"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<x>"}}}', "added_tokens_decoder"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"600": {}}}', "added_tokens_decoder"),
@@ -98,7 +98,7 @@ def test_a_dream_checkpoint_takes_text(parts: Path, tmp_path: Path) -> None:
     ],
 )
 def test_parts_that_make_no_tokenizer(parts: Path, tmp_path: Path, file: str, text: str, said: str) -> None:
-    """Fails if broken vocabulary files surface as a traceback, or shift the ids of special tokens."""
+    """Fails if broken vocabulary files give a traceback, or change the ids of special tokens."""
     source = _checkpoint(tmp_path / "source", parts)
     (source / file).write_text(text)
     with pytest.raises(errors.CheckpointError, match=said):

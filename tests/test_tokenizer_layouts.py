@@ -1,4 +1,4 @@
-"""Every state in which checkpoints bring a tokenizer: the ids are those of transformers' AutoTokenizer."""
+"""Every layout of tokenizer files gives the ids of transformers' AutoTokenizer."""
 
 import re
 from pathlib import Path
@@ -48,7 +48,7 @@ def llada(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ids_are_those_of_transformers(dream: Checkpoint, tmp_path: Path, layout: str) -> None:
-    """Fails if a text or a rendered prompt gets other ids, or tokens another text, than transformers gives them."""
+    """Fails if ids of a text or a rendered prompt, or the text of tokens, differ from transformers."""
     source = write(tmp_path / "source", LAYOUTS[layout])
     oracle = AutoTokenizer.from_pretrained(source)
     codec = place(dream, source)
@@ -66,10 +66,10 @@ SAID = ("How many books?", " a\n", "x<|im_ start|>", "How <|mask|> many<|mask|>"
 
 @pytest.mark.parametrize("layout", ["whole", "parts of GPT-2", *PLACED])
 def test_a_chat_has_the_ids_of_transformers(dream: Checkpoint, tmp_path: Path, layout: str) -> None:
-    """Fails if a part of a prompt is encoded as if it stood elsewhere, or a special token that is said counts."""
+    """Fails if a part of a chat prompt is encoded as at another place, or a message's text becomes a special token."""
     files = LAYOUTS[layout] | {"chat_template.jinja": CHAT}
     codec = place(dream, write(tmp_path / "source", files))
-    if "tokenizer.json" in files:  # the mask, which is what messages spell, is text where it is no token
+    if "tokenizer.json" in files:  # messages contain the mask's text, which is no token in other layouts
         content = files["tokenizer.json"]
         other = {"<|mask|>": "<|no mask|>"}
         kept = [token | {"content": other.get(text := token["content"], text)} for token in content["added_tokens"]]
@@ -87,7 +87,7 @@ def test_a_chat_has_the_ids_of_transformers(dream: Checkpoint, tmp_path: Path, l
 
 
 def test_text_is_never_a_token_where_ids_are_left_out(dream: Checkpoint, tmp_path: Path) -> None:
-    """Fails if a special token that a message spells is mixed up with a word of a high id."""
+    """Fails if a special token in a message's text is confused with a word of a high id."""
     vocab = {"<unk>": 0, "How": 1, "<|mask|>": 2, "many": 4}
     own = [{"id": 0, "content": "<unk>", **FLAGS}, {"id": 2, "content": "<|mask|>", **FLAGS}]
     sections = {"pre_tokenizer": {"type": "Whitespace"}, "decoder": {"type": "Fuse"}}
@@ -121,29 +121,29 @@ CONTRADICTIONS: dict[str, tuple[Files, str]] = {
     ),
     "no id": (parts(QWEN_CLASS, added_tokens={"<new>": "x"}), "'<new>' has the id 'x'"),
     "no tokens": (whole({}) | {"added_tokens.json": []}, "added_tokens.json is not a JSON object"),
-    "own tokens that are none": (whole({}, own=[5]), "added_tokens are no list"),  # type: ignore[list-item]
+    "own tokens that are none": (whole({}, own=[5]), "added_tokens is not a list"),  # type: ignore[list-item]
     "spaces before words": (parts(QWEN_CLASS | {"add_prefix_space": True}), "add_prefix_space"),
     "half a merge": (parts(QWEN_CLASS, merges="#version: 0.2\na\n"), "line 2 of merges.txt"),
     "a merge of no token": (parts(QWEN_CLASS, merges="H \u0120many\n"), "needs the token 'H\u0120many'"),
-    "ids that are none": (parts(QWEN_CLASS) | {"vocab.json": {"a": 0.5}}, "no whole number"),
+    "ids that are none": (parts(QWEN_CLASS) | {"vocab.json": {"a": 0.5}}, "not an integer"),
     "merges cut": (
         parts(QWEN_CLASS, merges=MERGES[: MERGES.index("\n", len(MERGES) // 2)]),
         "merges.txt lacks the merge",
     ),
     "merges cut, added tokens": (
         parts(QWEN_CLASS, merges=MERGES[: MERGES.index("\n", 99)], added_tokens=IDS),
-        r"lacks the merge of .* tokens cannot be made\): it is cut off",
+        r"lacks the merge of .* tokens cannot be made\): it is truncated",
     ),
     "a merge less": (parts(QWEN_CLASS, merges=MERGES.rstrip().rpartition("\n")[0]), f"1 of {FIRST} tokens cannot"),
     "no merges": (parts(QWEN_CLASS, merges=""), "merges.txt lacks the merge"),
     "the version alone": (parts(QWEN_CLASS, merges="#version: 0.2\n"), "merges.txt lacks the merge"),
-    "one id for two words": (parts(QWEN_CLASS, merges="") | {"vocab.json": {"a": 0, "b": 0}}, "two tokens one id"),
+    "one id for two words": (parts(QWEN_CLASS, merges="") | {"vocab.json": {"a": 0, "b": 0}}, "two tokens the same id"),
 }
 
 
 @pytest.mark.parametrize("case", CONTRADICTIONS)
 def test_files_that_contradict_are_refused(dream: Checkpoint, tmp_path: Path, case: str) -> None:
-    """Fails if a token gets the row of the embedding that another file gives to another, in silence."""
+    """Fails if files that give a token different ids are accepted."""
     files, said = CONTRADICTIONS[case]
     with pytest.raises(
         (errors.CheckpointError, errors.BundleError), match=said.replace("<|", r"<\|").replace("|>", r"\|>")
@@ -158,11 +158,11 @@ NOTES: dict[str, tuple[Files, str]] = {
         | {"pad_token": None}, added_tokens=IDS), "added_tokens.json: .*and 3 more"),
     "another name": (
         parts(QWEN_CLASS | {"added_tokens_decoder": DECODER}, special_tokens_map={"eos_token": "<|im_end|>"}),
-        r"special_tokens_map.json: eos_token '<\|im_end\|>' does not count",
+        r"special_tokens_map.json: eos_token '<\|im_end\|>' is ignored",
     ),
-    "rules of the class": (whole(QWEN_CLASS), "names Qwen2Tokenizer, and tokenizer.json parts words by other rules"),
-    "another class": (whole(FAST | {"tokenizer_class": "GPTNeoXTokenizerFast"}), "GPTNeoXTokenizerFast, whose own"),
-    "split": (whole(FAST | {"split_special_tokens": True}), "split_special_tokens is not done"),
+    "rules of the class": (whole(QWEN_CLASS), "names Qwen2Tokenizer, and tokenizer.json splits words by other rules"),
+    "another class": (whole(FAST | {"tokenizer_class": "GPTNeoXTokenizerFast"}), "GPTNeoXTokenizerFast, whose rules"),
+    "split": (whole(FAST | {"split_special_tokens": True}), "split_special_tokens is ignored"),
     "clean up": (LAYOUTS["words"] | {"tokenizer_config.json": {"clean_up_tokenization_spaces": True}}, "clean_up"),
     "dropout": (whole(FAST, sections={"model": WHOLE["model"] | {"dropout": 0.5}}), "dropout 0.5"),
 }  # fmt: skip
@@ -170,7 +170,7 @@ NOTES: dict[str, tuple[Files, str]] = {
 
 @pytest.mark.parametrize("case", NOTES)
 def test_what_an_export_decides_is_said(dream: Checkpoint, tmp_path: Path, case: str) -> None:
-    """Fails if a file is left out, or followed where transformers does not, without a word."""
+    """Fails if an ignored file, or a difference to transformers, is not reported."""
     files, said = NOTES[case]
     lines: list[str] = []
     codec = place(dream, write(tmp_path / "source", files), lines.append)
@@ -179,7 +179,7 @@ def test_what_an_export_decides_is_said(dream: Checkpoint, tmp_path: Path, case:
 
 
 def test_classes_that_overrule_are_those_of_transformers() -> None:
-    """Fails if a class puts its rules over tokenizer.json without a word, or one is said to that does not."""
+    """Fails if the list of classes that override tokenizer.json differs from transformers."""
     named = {name for name in TOKENIZER_MAPPING_NAMES.values() if name} | OVERRULING
     classes = {name: tokenizer_class_from_name(name) for name in {name.removesuffix("Fast") for name in named}}
     own = {name for name, found in classes.items() if found not in (None, TokenizersBackend)}
@@ -200,15 +200,15 @@ SILENT = {
 
 @pytest.mark.parametrize("case", SILENT)
 def test_of_a_class_that_leaves_the_file_as_it_is_nothing_is_said(dream: Checkpoint, tmp_path: Path, case: str) -> None:
-    """Fails if an export warns of a difference that is none."""
+    """Fails if an export reports a difference to transformers where there is none."""
     lines: list[str] = []
     place(dream, write(tmp_path / "source", SILENT[case]), lines.append)
-    assert "own rules" not in "\n".join(lines)
+    assert "whose rules" not in "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - {"DreamTokenizer"}))
 def test_templates_know_the_tokens_of_the_class(dream: Checkpoint, tmp_path: Path, name: str) -> None:
-    """Fails if `{{ bos_token }}` or the like is another one than transformers gives a class that names none."""
+    """Fails if a default of the class, such as `{{ bos_token }}`, differs from transformers."""
     chat = "".join(f"[{{{{ {kind}_token }}}}]" for kind in ("bos", "eos", "unk", "pad", "cls", "sep", "mask"))
     source = write(tmp_path / "source", whole({"tokenizer_class": name}) | {"chat_template.jinja": chat})
     messages = [{"role": "user", "content": "a"}]
@@ -217,7 +217,7 @@ def test_templates_know_the_tokens_of_the_class(dream: Checkpoint, tmp_path: Pat
 
 
 def test_merges_may_have_blank_lines(dream: Checkpoint, tmp_path: Path) -> None:
-    """Fails if lines that mean nothing to Dream's own code stop an export, or change an id."""
+    """Fails if blank lines, which Dream's own code ignores, stop an export or change an id."""
     config = QWEN_CLASS | {"added_tokens_decoder": DECODER}
     blank = "\ufeff#version: 0.2\n\n" + MERGES.replace("\n", " \n\n", 3) + "\n\n"
     plain, other = (
@@ -237,15 +237,15 @@ OTHERS: dict[str, tuple[Files, str]] = {
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_another_tokenizer_is_named_with_the_way_out(llada: Checkpoint, tmp_path: Path, case: str) -> None:
-    """Fails if a tokenizer that is there, in another form, is passed over as if there were none."""
+    """Fails if a tokenizer in another format is treated as if there were none."""
     files, said = OTHERS[case]
     lines: list[str] = []
     with pytest.raises(errors.BundleError):
         place(llada, write(tmp_path / "source", files), lines.append)
-    assert re.search(f"token ids only.*to make one of {said}.*save_pretrained", lines[0])
+    assert re.search(f"token ids only.*to make one from {said}.*save_pretrained", lines[0])
 
 
 def test_the_family_does_not_matter_where_a_class_is_named(llada: Checkpoint, tmp_path: Path) -> None:
-    """Fails if LLaDA's checkpoints lose a tokenizer that others bring in the same files."""
+    """Fails if a LLaDA checkpoint has no tokenizer with files that give other families one."""
     source = write(tmp_path / "source", LAYOUTS["parts of GPT-2"])
     assert place(llada, source).encode(TEXTS[0]) == AutoTokenizer.from_pretrained(source).encode(TEXTS[0])

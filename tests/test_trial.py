@@ -1,4 +1,4 @@
-"""What an export tries in a process of its own, since it ends that process, never ends, or eats its memory."""
+"""Tokenizers and templates that crash, hang or exhaust memory, which an export tries in a process of its own."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def _change(folder: Path, **sections: Any) -> None:
 
 @pytest.mark.parametrize("case", ["merges without the prefix", "a token as deep as a stack", "text that doubles"])
 def test_an_export_refuses_what_the_library_aborts_on(tmp_path: Path, case: str) -> None:
-    """Fails if an export dies with the library, does not name the file, or leaves something behind."""
+    """Fails if an abort of the library ends the export, the error does not name the file, or files are left behind."""
     changes, said = HARMFUL[case]
     source = write_source(tmp_path / "source")
     _change(source, **{"added_tokens": []} | changes)
@@ -38,7 +38,7 @@ def test_an_export_refuses_what_the_library_aborts_on(tmp_path: Path, case: str)
 
 
 def test_an_abort_is_an_error_with_the_librarys_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if an allocation that fails, on which the library aborts, ends the export, or its words are lost."""
+    """Fails if the library's abort on a failed allocation ends the export, or its last message is lost."""
     write_tokenizer(tmp_path)
     _change(tmp_path, normalizer=LONGER)
     monkeypatch.setattr(trial, "MEMORY", 200 << 20)
@@ -47,32 +47,32 @@ def test_an_abort_is_an_error_with_the_librarys_last_words(tmp_path: Path, monke
 
 
 def test_what_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a chat template without end holds up an export, or outlives it."""
+    """Fails if a chat template that never ends blocks the export, or its process survives."""
     source = write_source(tmp_path / "source")
     (source / "chat_template.jinja").write_text(LOOPS)
     monkeypatch.setattr(trial, "SECONDS", 1)
     with pytest.raises(errors.CheckpointError, match="source.*template"):
         export(source, tmp_path / "out")
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # one that has ended since
+        with suppress(OSError):  # the process may have ended
             assert str(source).encode() not in path.read_bytes()
 
 
 def test_a_pattern_that_gets_stuck_is_refused(tmp_path: Path) -> None:
-    """Fails if a bundle is made whose tokenizer breaks off on a long word."""
+    """Fails if a tokenizer whose pattern fails on a long word is accepted."""
     write_tokenizer(tmp_path)
     _change(tmp_path, pre_tokenizer=SLOW)
-    with pytest.raises(errors.CheckpointError, match="tokenizer.json: it cannot take 'a.*retry-limit"):
+    with pytest.raises(errors.CheckpointError, match="tokenizer.json: it cannot encode 'a.*retry-limit"):
         try_text(tmp_path, tmp_path)
 
 
 def test_a_token_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    """Fails if a bundle is made that breaks off when a model writes one of its tokens."""
+    """Fails if a tokenizer that cannot decode one of its tokens is accepted."""
     write_tokenizer(tmp_path)
     _change(tmp_path, decoder={"type": "Strip", "content": "w", "start": 0, "stop": 9}, model=json.loads(
         '{"type": "WordLevel", "vocab": {"ww": 0, "<eos>": 1, "<mask>": 127, "<unk>": 4}, "unk_token": "<unk>"}'
     ))  # fmt: skip
-    with pytest.raises(errors.CheckpointError, match="tokenizer.json: it cannot write the token 0"):
+    with pytest.raises(errors.CheckpointError, match="tokenizer.json: it cannot decode the token 0"):
         try_text(tmp_path, tmp_path)
 
 
@@ -85,9 +85,9 @@ def test_a_token_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     ids=["as it is", "for some texts only"],
 )
 def test_what_can_be_used_passes(tmp_path: Path, sections: dict[str, Any]) -> None:
-    """Fails if the trial refuses what a service can use, or needs more than the runtime's text code.
+    """Fails if the trial refuses a usable tokenizer, or needs more than the runtime's text code.
 
-    A vocabulary of some words refuses other texts in words, which is no fault.
+    A small vocabulary may refuse other texts with an error, which is not a fault.
     """
     write_tokenizer(tmp_path)
     _change(tmp_path, **sections)
@@ -95,7 +95,7 @@ def test_what_can_be_used_passes(tmp_path: Path, sections: dict[str, Any]) -> No
 
 
 def test_the_trial_imports_neither_torch_nor_numpy(tmp_path: Path) -> None:
-    """Fails if the process of the trial starts slowly, because of what it does not need."""
+    """Fails if the trial's process imports torch or numpy, which it does not need."""
     write_tokenizer(tmp_path)
     watch = "; sys.stderr.write(' '.join(sys.modules)); sys.exit(9)"
     start = trial._START.rstrip().replace("\nserve(*arguments)", "\nserve(*arguments)" + watch)

@@ -1,7 +1,7 @@
-"""Plans without a runtime inside, opened with `tensorrt_lean`: built, chosen, opened, refused.
+"""Plans for the lean runtime, `tensorrt_lean`: building, choosing, opening and refusing them.
 
-TensorRT-RTX's builder stands in for TensorRT's, which cannot be installed here. The lean runtime is the real one: its
-classes check the simulation that runs the step, and it is asked itself to open what is no plan of its own.
+TensorRT-RTX's builder stands in for TensorRT's, which cannot be installed here. The lean runtime is real: its classes
+check the simulation that runs the step, and it must itself refuse files that are not its plans.
 """
 
 import json
@@ -47,7 +47,7 @@ directory = openings.directory
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Built by the command line."""
+    """A bundle with a lean plan, built by the command line."""
     folder = tmp_path_factory.mktemp("lean")
     options = ["--target", "tensorrt", "--version-compatible", "--lean", "--dtype", "float16", "--no-parity"]
     words = ["export", str(write_source(folder / "source")), "--out", str(folder / "out"), *options]
@@ -61,7 +61,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, **installed: str | None) -> None:
-    """Let distributions seem to be installed, or not."""
+    """Simulate installed versions of distributions; None is not installed."""
     known = found_here.library_version
     monkeypatch.setattr(
         found_here, "library_version", lambda name: installed[name] if name in installed else known(name)
@@ -70,7 +70,7 @@ def versions(monkeypatch: pytest.MonkeyPatch, **installed: str | None) -> None:
 
 @pytest.fixture
 def device(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevice]:
-    """A machine with a simulated GPU and a simulated lean runtime, of the version that built the plan."""
+    """A machine with a simulated GPU and a simulated lean runtime of the version that built the plan."""
     device, contract = HostDevice(), bundle.manifest.contract
     trt = HostTrt(device, bundle.path("float16/step.onnx"), contract, "float16", decide=deciding(bundle))
     monkeypatch.setitem(sys.modules, "tensorrt_lean", trt)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def device(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevi
 
 
 def inspected(bundle: Bundle) -> dict[str, Any]:
-    """What `dpad inspect` says of the plan."""
+    """The entry of the plan in `dpad inspect`."""
     ran = CliRunner().invoke(main, ["inspect", str(bundle.directory), "--json"])
     assert ran.exit_code == 0, ran.output
     [found] = [engine for engine in json.loads(ran.stdout)["engines"] if engine["engine"] == PLAN]
@@ -90,7 +90,7 @@ def inspected(bundle: Bundle) -> dict[str, Any]:
 
 
 def test_the_lean_runtime_opens_the_plan_without_code_of_its_own(bundle: Bundle, device: HostDevice) -> None:
-    """Fails if the full library is needed, host code is allowed for nothing, or other text comes out."""
+    """Fails if the full library is needed, host code is allowed without need, or the text differs."""
     [entry] = bundle.manifest.engines
     assert (entry.library, entry.flags, entry.file) == ("tensorrt_lean", FLAGS, f"engines/{PLAN[:14]}sm89-float16.plan")
     assert {"--lean", "--version-compatible"} <= {*bundle.manifest.provenance["arguments"]}
@@ -107,7 +107,7 @@ def test_the_lean_runtime_opens_the_plan_without_code_of_its_own(bundle: Bundle,
 
 
 def test_later_runtimes_open_it_and_others_are_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a runtime that TensorRT promises is refused, one that it does not is tried, or no way out is said."""
+    """Fails if a compatible runtime is refused, an incompatible one is tried, or the error lacks the way out."""
     entry = replace(bundle.manifest.engines[0], library_version="11.4.0.106")
     for version in ("11.4.0.106", "11.5.0.1"):
         versions(monkeypatch, **{"tensorrt-lean": version})
@@ -123,7 +123,7 @@ def test_later_runtimes_open_it_and_others_are_named(bundle: Bundle, monkeypatch
 def test_without_the_runtime_its_extra_is_named(
     bundle: Bundle, device: HostDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a user is sent to the gigabytes of the full library."""
+    """Fails if the error names the extra of the full library."""
     versions(monkeypatch, **{"tensorrt-lean": None})
     told = "tensorrt-lean is not installed (pip install '.[tensorrt-lean]' in a checkout of dpad)"
     assert inspected(bundle)["obstacle"] == told
@@ -132,13 +132,13 @@ def test_without_the_runtime_its_extra_is_named(
 
 
 def test_plans_that_it_cannot_run_are_refused(bundle: Bundle) -> None:
-    """Fails if an export makes what the lean runtime cannot open, or a plan without weights is tried."""
+    """Fails if an export makes a plan that the lean runtime cannot open, or a plan without weights is tried."""
     for recipe, words in (
         (
             EngineRecipe(("tensorrt",), (), (), flags=BuildFlags(lean=True)),
-            "--version-compatible puts .*add that option",
+            "--lean needs --version-compatible",
         ),
-        (EngineRecipe(("tensorrt",), (), (), "plugin", FLAGS), "does not say that its lean runtime runs plugins"),
+        (EngineRecipe(("tensorrt",), (), (), "plugin", FLAGS), "does not document plugins in its lean runtime"),
         (EngineRecipe(("tensorrt",), (), (), flags=replace(FLAGS, strip_weights=True)), "leave --strip-weights out"),
         (EngineRecipe(("tensorrt-rtx",), (), (), flags=FLAGS), "tensorrt-rtx: its package has no lean runtime"),
     ):
@@ -153,7 +153,7 @@ def test_plans_that_it_cannot_run_are_refused(bundle: Bundle) -> None:
 
 @pytest.fixture(scope="module")
 def lean() -> ModuleType:
-    """The real runtime."""
+    """The real lean runtime."""
     reason = "the lean runtime is not installed: pip install '.[tensorrt-lean]'"
     module: ModuleType = pytest.importorskip("tensorrt_lean", reason=reason)
     return module
@@ -162,7 +162,7 @@ def lean() -> ModuleType:
 def test_the_real_classes_have_what_is_asked_of_them(
     lean: ModuleType, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if opening, running, recording or refusing a plan calls what the lean runtime lacks or takes otherwise."""
+    """Fails if opening, running, recording or refusing a plan makes a call that the lean runtime refuses."""
     used: set[str] = set()
 
     def checked(trt: HostTrt, *arguments: Any, **settings: Any) -> Any:
@@ -198,9 +198,9 @@ assert device.closed and device.leaks() == []
 
 @pytest.mark.parametrize("what", ["garbage", "cut", "another library's"])
 def test_the_real_runtime_s_own_words_come_out(lean: ModuleType, bundle: Bundle, tmp_path: Path, what: str) -> None:
-    """Fails if a plan that cannot be opened ends the process, as the bindings do where the runtime does not start.
+    """Fails if a plan that cannot be opened crashes the process, as the bindings do if the runtime does not start.
 
-    Without a GPU that is what they say of every plan; with one, that this is none of theirs.
+    Without a GPU the message is about the runtime's start; with one it says that the file is not a plan.
     """
     plan, foreign = tmp_path / "x.plan", bundle.path(bundle.manifest.engines[0].file).read_bytes()
     plan.write_bytes({"garbage": b"garbage" * 100, "cut": foreign[:500], "another library's": foreign}[what])

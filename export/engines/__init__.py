@@ -1,1 +1,1 @@
-"""Compiled engines: what is built, and how."""
+"""Compiled engines: which ones a bundle gets, and how they are built."""

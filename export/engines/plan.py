@@ -1,4 +1,4 @@
-"""Builds a TensorRT or TensorRT-RTX plan from a traced step; the library is passed in.
+"""Builds a TensorRT or TensorRT-RTX plan from a traced step; the library is an argument.
 
     import tensorrt_rtx
     plan = build_plan(tensorrt_rtx, onnx_path, contract, "float16", "8.9", progress)
@@ -31,13 +31,17 @@ Ranges = dict[str, tuple[int, int, int]]
 
 _NO_FLAGS = BuildFlags()
 _MOST_ELEMENTS = 2**31 - 1  # of a tensor
-_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # the builder's words, once a profile
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # the builder logs this once per profile
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled engine: its bytes, in the builder's own memory (a plan is as large as its weights), and the
-    bytes of device memory that a step takes at the largest shapes, beside weights, caches and logits (0: unknown).
+    """A compiled engine.
+
+    Attributes:
+        data: its bytes, in the builder's own memory, since a copy would be as large as the weights.
+        activations: device memory in bytes of a step at the largest shapes, without weights, caches and logits
+            (0: unknown).
     """
 
     data: memoryview
@@ -47,12 +51,13 @@ class Plan:
 def profiles(contract: StepContract) -> dict[str, Ranges]:
     """Two optimisation profiles: refresh (all rows, no cache) and cached (one block).
 
-    Block length and window say what is likely; max batch and max length are the limits, but
-    for R, whose memory is that of the logits: at most a block. K is at least 1 here: engines pad an empty axis with one
-    -1. A block-causal model computes one block in every step but its first, which is the prompt and attends nothing.
+    Block length and window set the most likely sizes; max batch and max length set the limits. R is limited to one
+    block per sequence, since it sets the memory of the logits. K is at least 1, since engines pad an empty axis with
+    one -1. A block-causal model computes one block in every step except the first, which computes the prompt and reads
+    no cache.
 
-    The pool may have a slot for every token of the largest batch and the one that padding reads, as far as a tensor
-    of so many elements may be.
+    The pool has at most a slot for every token of the largest batch and one that padding reads, within the largest
+    number of elements of a tensor.
     """
     longest, block = contract.max_length, min(contract.block_length, contract.max_length)
     batch, canvas = (1, 1, contract.max_batch), (1, max(longest // 2, 1), longest)
@@ -79,12 +84,11 @@ def build_plan(
     attention: str = "native",
     decides: bool = False,
 ) -> Plan:
-    """Compile for one compute capability ("8.9"), or with TensorRT-RTX for all that it takes (`PORTABLE`).
+    """Compile for one compute capability ("8.9"), or, with TensorRT-RTX, for all that it supports (`PORTABLE`).
 
-    Raises `EngineBuildError` with the builder's own words.
-
-    `variant` is that of the step, as the manifest has it. With `attention` "plugin" the file holds plugin nodes, whose
-    plugins are registered first. `decides`: it is the program that decides, which has one profile, and no weights.
+    `variant` is the step's variant as in the manifest. With `attention` "plugin" the file holds plugin nodes, and the
+    plugins are registered before it is parsed. `decides` says that the file is decide.onnx, which has one profile and
+    no weights. Raises `EngineBuildError` with the builder's own message.
     """
     check_capability(trt, capability)
     if attention == "plugin":
@@ -95,7 +99,7 @@ def build_plan(
     logger = make_logger(trt, lambda line: activations.extend(int(size) for size in _ACTIVATIONS.findall(line)))
     try:
         builder = trt.Builder(logger)
-    except TypeError as error:  # what the bindings make of a null pointer
+    except TypeError as error:  # the bindings raise it for a null pointer
         raise EngineBuildError(f"{trt.__name__} gives no builder ({error}):\n{logger.words()}") from error
     network = builder.create_network(network_flags(trt, attention))
     parser = trt.OnnxParser(network, logger)
@@ -126,7 +130,7 @@ def build_plan(
 
 
 def check_capability(trt: ModuleType, capability: str) -> None:
-    """Raise `EngineBuildError`, naming those that it can, if the library cannot target a compute capability."""
+    """Raise `EngineBuildError`, which lists the known ones, if the library cannot target a compute capability."""
     known = [*capabilities(trt), *([PORTABLE] if hasattr(trt, "ComputeCapability") else [])]
     if capability not in known:
         here = ", ".join(known) or "none: it builds for this machine's GPU, and there is no GPU here"
@@ -148,7 +152,7 @@ def _register_plugins(trt: ModuleType, capability: str) -> None:
 
 
 def network_flags(trt: Any, attention: str) -> int:
-    """Strongly typed where that is still a choice; plugins compiled ahead of time if there are any."""
+    """Flags of a network: strongly typed, where the version has that flag, and plugins compiled ahead of time."""
     names = ["STRONGLY_TYPED", *(["PREFER_AOT_PYTHON_PLUGINS"] if attention == "plugin" else [])]
     flags = trt.NetworkDefinitionCreationFlag
     return sum(1 << int(getattr(flags, name)) for name in names if hasattr(flags, name))
@@ -171,18 +175,18 @@ def set_flags(trt: Any, config: Any, flags: BuildFlags) -> None:
 
 
 def _hint(flags: BuildFlags) -> str:
-    """The way out that the builder's own words do not name."""
+    """How to solve a failure that the builder's own message does not explain."""
     if flags.strip_weights and Machine.current().gpu is None:
-        return "\nwithout weights it needs a GPU to build, and there is none here; leave --strip-weights out"
+        return "\na build without weights needs a GPU, and there is none here; leave --strip-weights out"
     if flags.workspace is not None:
-        return f"\nif the workspace is what is short: it is limited to {flags.workspace} MiB by --workspace"
+        return f"\nthe workspace may be too small: --workspace limits it to {flags.workspace} MiB"
     return ""
 
 
 def capabilities(trt: ModuleType) -> list[str]:
     """Compute capabilities that this library can target, such as "8.9".
 
-    TensorRT-RTX targets a list of them anywhere; TensorRT only the GPU of this machine.
+    TensorRT-RTX targets a fixed list on any machine; TensorRT targets only the GPU of this machine.
     """
     if not hasattr(trt, "ComputeCapability"):
         gpu = Machine.current().gpu
@@ -192,7 +196,7 @@ def capabilities(trt: ModuleType) -> list[str]:
 
 
 def _target(trt: Any, config: Any, capability: str) -> None:
-    """Name the target; TensorRT-RTX takes none as all, and says so of its plans when it opens them."""
+    """Set the target; for `PORTABLE` none is set, which TensorRT-RTX takes as every GPU it supports."""
     if hasattr(trt, "ComputeCapability") and capability != PORTABLE:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)

@@ -1,9 +1,9 @@
-"""The step for a TensorRT plugin engine: custom nodes in place of the op's and their function bodies.
+"""The step for a TensorRT plugin engine: plugin nodes in place of the op's nodes and their function bodies.
 
     path = write_plugin_step(Path("float16/step.onnx"), splits=4)    # float16/step-plugin.onnx
 
-TensorRT looks for a function body before it looks for a plugin, so the bodies are taken out: a plugin that is missing
-is then an error, never silently the native path. The plugins take the indices themselves, and no mask.
+The function bodies are removed because TensorRT prefers them to plugins. Without them a missing plugin is an error
+instead of a silent fallback to native attention. The plugins take the indices themselves and no mask.
 """
 
 from pathlib import Path
@@ -21,14 +21,14 @@ FILE_NAME = "step-plugin.onnx"
 
 
 def write_plugin_step(step: Path, splits: int) -> Path:
-    """Write the plugin variant of `step` beside it; weights stay where the step points to.
+    """Write the plugin variant of `step` beside it; it refers to the same weight files.
 
     Args:
         step: step.onnx of a 16-bit dtype.
-        splits: most parts that the keys are split into; 1 keeps one kernel a layer.
+        splits: the largest number of parts that the keys are split into; 1 means one kernel per layer.
 
     Raises:
-        ExportError: the step does not hold the op, or `splits` is out of range.
+        ExportError: the step does not contain the op, or `splits` is out of range.
     """
     if not 1 <= splits <= MAX_SPLITS:
         raise ExportError(f"splits {splits} is outside 1 to {MAX_SPLITS}")
@@ -66,7 +66,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _plugins(node: onnx.NodeProto, indices: list[str], block: int, splits: int) -> list[onnx.NodeProto]:
-    """The nodes that stand for one op: `attend`, or `attend_parts` and `combine_parts`."""
+    """The plugin nodes that replace one op: `attend`, or `attend_parts` and `combine_parts`."""
     numbers = [scale_bits(_attributes(node)["scale"]), block]
     inputs = [*node.input[:5], *indices]
     if splits == 1:

@@ -1,10 +1,10 @@
-"""The compiled engines of a bundle: which to build, under which key, and which to keep.
+"""The compiled engines of a bundle: which to build, their keys, and which to reuse.
 
     recipe = EngineRecipe(("tensorrt-rtx",), ("float16",), ("8.9",))
     recipe.check()
     entries = build_engines(recipe, contract, stage, steps, decide, previous, progress)
 
-The key of an engine is everything that changes what it computes or where it may run; see `EngineEntry`.
+The key of an engine holds everything that changes what it computes or where it can run; see `EngineEntry`.
 """
 
 import shutil
@@ -36,9 +36,9 @@ _FALLBACK_CAPABILITY = "8.9"
 
 @dataclass(frozen=True)
 class EngineRecipe:
-    """Which engines a bundle gets: every target × step of 16 bit × compute capability, built the same way.
+    """Which engines a bundle gets: every target × 16-bit step × compute capability, all built with the same flags.
 
-    `steps` are variants as runtime/bundle/variant.py has them. `capabilities` may hold `PORTABLE`; without any, each
+    `steps` are variant names (runtime/bundle/variant.py). `capabilities` may hold `PORTABLE`; if it is empty, each
     target has its own default. `attention` is `native` (the function body) or `plugin` (the project's own kernel).
     """
 
@@ -51,7 +51,7 @@ class EngineRecipe:
     def compiled(self) -> dict[str, tuple[str, ...]]:
         """Targets that are compiled, each with the compute capabilities of its plans.
 
-        By default TensorRT-RTX has one portable plan, and TensorRT, which knows no other, one for the GPU at hand.
+        By default TensorRT-RTX gets one portable plan; TensorRT always gets one plan, for this machine's GPU.
         """
         chosen = {}
         for target in (target for target in self.targets if target != "onnx"):
@@ -61,7 +61,7 @@ class EngineRecipe:
         return chosen
 
     def check(self) -> None:
-        """Raise `ExportError`, saying why, for what a target cannot do."""
+        """Raise `ExportError`, with the reason, if a target does not support one of the options."""
         flags = self.flags
         if self.attention not in ATTENTIONS:
             raise ExportError(f"attention {self.attention!r} is not one of {', '.join(ATTENTIONS)}")
@@ -71,21 +71,21 @@ class EngineRecipe:
             )
         if flags.lean and not flags.version_compatible:
             raise ExportError(
-                "--lean leaves the runtime out that --version-compatible puts into a plan; add that option"
+                "--lean needs --version-compatible: it leaves out the runtime that this option puts into a plan"
             )
         if flags.lean and self.attention == "plugin":
             raise ExportError(
-                "TensorRT does not say that its lean runtime runs plugins; leave --lean out, or the plugin"
+                "TensorRT does not document plugins in its lean runtime; leave out --lean or --attention plugin"
             )
         if flags.strip_weights and self.attention == "plugin":
             raise ExportError(
-                "TensorRT does not say that plugins can be in a plan that is refitted; leave --strip-weights out"
+                "TensorRT does not document plugins in a plan that is refitted; leave --strip-weights out"
             )
         if flags.strip_weights and flags.version_compatible:
             raise ExportError("a version-compatible plan cannot be refitted; leave --strip-weights out")
         compiled = self.compiled()
         if not compiled and (flags != BuildFlags() or self.attention != "native" or self.capabilities):
-            raise ExportError("options of compiled engines need one: add --target tensorrt or tensorrt-rtx")
+            raise ExportError("these options are for compiled engines: add --target tensorrt or tensorrt-rtx")
         if "tensorrt-rtx" not in compiled:
             return
         for asked, why in (
@@ -113,14 +113,14 @@ def build_engines(
     previous: Bundle | None,
     progress: Progress,
 ) -> tuple[EngineEntry, ...]:
-    """Compile what `recipe` says below `stage`, and the program `decide` once for each library and capability.
+    """Compile the engines of `recipe` below `stage`, and `decide` once for each library and capability.
 
-    Says before a build how much memory it takes, and after it how long it took. An engine of `previous` with an
-    equal key is copied instead. Raises `ExportError` if a library or the memory for a build is missing,
-    `AttentionError` if the plugin's kernel has no such heads, and `EngineBuildError` if a build fails.
+    An engine of `previous` with an equal key is copied instead. `progress` reports the memory of a build before it
+    starts and its duration afterwards. Raises `ExportError` if a library or the memory for a build is missing,
+    `AttentionError` if the plugin's kernel does not support the heads, and `EngineBuildError` if a build fails.
     """
     plugin_version = ""
-    if recipe.attention == "plugin":  # an engine with another kernel inside is another engine
+    if recipe.attention == "plugin":  # the kernel is part of the engine, so it is part of the key
         from dpad.plugins.trt_face import fingerprint
 
         plugin_version = fingerprint()
@@ -151,7 +151,7 @@ def build_engines(
 
 
 def _step_to_compile(stage: Path, step: StepEntry, attention: str) -> StepEntry:
-    """The step that the engines are compiled from; the plugin's is written here."""
+    """The step that the engines are compiled from; for plugin attention it is written here."""
     if attention == "native":
         return step
     from dpad.export.engines.plugin_graph import write_plugin_step
@@ -170,7 +170,7 @@ def _import_builder(target: str) -> Any:
 def _engine_entry(
     target: str, trt: Any, stage: Path, step: StepEntry, variant: str, capability: str, shared: dict[str, Any]
 ) -> EngineEntry:
-    """The key of an engine, before it is built; `shared` are the fields that all engines of an export have."""
+    """The entry, with its key, of an engine that is not built yet; `shared` are fields common to all of an export."""
     plugin = "" if shared["attention"] == "native" else f"-{shared['attention']}"
     library = "tensorrt_lean" if shared["flags"].lean else trt.__name__
     name = f"engines/{library.replace('_', '-')}-{label(capability)}"
@@ -217,14 +217,14 @@ def _build_engine(
     target.write_bytes(plan.data)
     seconds = time.perf_counter() - began
     progress.say(
-        f"{entry.file}: {plan.data.nbytes / 1e6:.1f} MB, built in {seconds:.1f} s; on the device a step takes "
-        f"{plan.activations / 1e6:.0f} MB beside weights and caches"
+        f"{entry.file}: {plan.data.nbytes / 1e6:.1f} MB, built in {seconds:.1f} s; a step takes "
+        f"{plan.activations / 1e6:.0f} MB of device memory beside weights and caches"
     )
     return replace(entry, build_seconds=round(seconds, 3))
 
 
 def _memory(shards: list[Path]) -> int:
-    """Bytes that a build over these weights takes in TensorRT-RTX; see `forecast.building`."""
+    """Bytes of memory that TensorRT-RTX takes to build with these weights; see `forecast.building`."""
     packed = dict.fromkeys(PACKED, 0)
     for name, entry in read_headers(shards, packed=True).items():
         if (weights := name.rsplit(".", 1)[-1]) in packed:
@@ -233,7 +233,7 @@ def _memory(shards: list[Path]) -> int:
 
 
 def _require_memory(entry: EngineEntry, need: int, progress: Progress) -> None:
-    """Refuse a build that would be killed for memory; what that of TensorRT-RTX takes is known."""
+    """Report the memory `need` of a TensorRT-RTX build, and raise `ExportError` if the machine has less available."""
     if entry.target != "tensorrt-rtx" or entry.flags.strip_weights:
         return
     here = available_memory()

@@ -1,12 +1,12 @@
-"""`TimingCache`: how long each kernel took on this GPU, kept between builds of TensorRT.
+"""`TimingCache`: the times of kernels on this GPU, kept between builds of TensorRT.
 
     timings = TimingCache(trt, "9.0")
     timings.attach(config)          # before a build
     timings.save(config)            # after it
 
-One file a library, version and compute capability, in the user's cache folder. A file that
-is missing, unreadable or made elsewhere is as good as an empty one. TensorRT-RTX times
-nothing when it builds (its timing caches have done nothing since 1.2): it is left alone.
+There is one file per library, version and compute capability, in the user's cache folder. A file that is missing,
+unreadable or from another GPU counts as empty. TensorRT-RTX does not use it: it times nothing when it builds, and its
+timing caches have had no effect since 1.2.
 """
 
 from contextlib import suppress
@@ -24,12 +24,12 @@ class TimingCache:
         self._unused = trt.__name__ == "tensorrt_rtx"
 
     def attach(self, config: Any) -> None:
-        """Give the builder what earlier builds measured."""
+        """Give the builder the timings of earlier builds."""
         if not self._unused and not self._set(config, user_cache.read(self.name)):
             self._set(config, b"")
 
     def save(self, config: Any) -> None:
-        """Keep what this build measured; nothing is lost if that is not possible."""
+        """Save the timings of this build; a failure to save is ignored, since a cache is only a shortcut."""
         if self._unused:
             return
         timings = config.get_timing_cache()
@@ -38,7 +38,7 @@ class TimingCache:
 
     @staticmethod
     def _set(config: Any, data: bytes) -> bool:
-        with suppress(TypeError, ValueError, RuntimeError):  # the bindings' ways to refuse a file
+        with suppress(TypeError, ValueError, RuntimeError):  # the bindings raise these for a file they refuse
             timings = config.create_timing_cache(data)
             return timings is not None and bool(config.set_timing_cache(timings, False))
         return False

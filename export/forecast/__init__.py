@@ -1,1 +1,1 @@
-"""What an engine needs and how fast it can be, before there is one."""
+"""Predicts the memory and the speed of an engine before it is built."""

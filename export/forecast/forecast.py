@@ -1,12 +1,12 @@
-"""What a model needs and how fast a step can be, from its config.json alone: no weights, no GPU.
+"""Predicts a model's memory and the least time of a step from config.json alone, without weights or a GPU.
 
     sizes = Sizes.of(architecture, config)
     memory(sizes, "bfloat16", Load(batch=1, length=1024)).total        # bytes on the device
     floor(sizes, "bfloat16-weights-int4", GPUS["H100"], Load(1, 1024), "dual", shift=0).milliseconds
 
 Weights, caches and logits are counted as the engine allocates them. Activations and the builder's memory are fitted
-to builds of the published widths in TensorRT-RTX (benchmarks/forecast.py says how well); other builders may take
-more or less. Floors follow from data sheets: no step can be faster, and real ones are slower.
+to TensorRT-RTX builds of the published widths (benchmarks/forecast.py measures the error); other builders may take
+more or less. A floor follows from data sheets: no step can be faster, and real steps are slower.
 """
 
 from collections.abc import Mapping
@@ -25,25 +25,26 @@ from dpad.runtime.decoding.suffix import Gaussian
 from dpad.runtime.engines.gpu.graphs import MOST
 from dpad.runtime.engines.slots import ITEM_BYTES
 
-PASS_ROWS = 1200  # of a pass of several sequences, at most; see `GpuEngine`
+PASS_ROWS = 1200  # the most rows of a forward pass over several sequences; see `GpuEngine`
 MODES = ("vanilla", "none", "prefix", "dual")
-BLOCK_CAUSAL = (BLOCKS,)  # of models that are causal between blocks
-FITTED_WIDTH = 2048  # of a row: activations of models from here on are predicted well
+BLOCK_CAUSAL = (BLOCKS,)  # modes of block-causal models
+FITTED_WIDTH = 2048  # the smallest hidden size for which activations are predicted well
 _BITS = {"int8": 8, "int4": 4, "fp8": 8}
-_RECORDED = 16 * 2048  # bytes of a layer in a recording: of its kernels and their arguments; assumed, not measured
-_BUILDER = 500_000_000  # bytes that the builder takes for itself
+_RECORDED = 16 * 2048  # bytes per layer of a recording, for its kernels and arguments; assumed, not measured
+_BUILDER = 500_000_000  # bytes that the builder takes whatever the model
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of a model decides cost: numbers of weights, and the widths of its rows.
+    """The sizes of a model that decide its cost: numbers of weights, and widths of rows.
 
     Attributes:
-        weights: all of them.
-        products: those of the layers that every row is multiplied with; of matrices with `outputs` rows together.
-        head: those of the vocabulary projection, which decoded rows are multiplied with.
-        attended: width of the heads together, H · D; `heads` is H.
-        cached: keys and values of one position, in elements, all layers.
+        weights: number of all weights.
+        products: number of weights in the layers' matrices, which every row is multiplied with; these matrices have
+            `outputs` outputs in total.
+        head: number of weights of the vocabulary projection, which only decoded rows are multiplied with.
+        attended: width of all heads together, H · D; `heads` is H.
+        cached: elements of the keys and values of one position, over all layers.
     """
 
     layers: int
@@ -60,7 +61,7 @@ class Sizes:
 
     @classmethod
     def of(cls, architecture: str, config: Config) -> "Sizes":
-        """Counted on the family's own module, which has no storage here."""
+        """The sizes of a model, counted on the family's module, which is built without storage."""
         state = meta_model(architecture, config).state_dict()
         inside = {name for name, w in state.items() if w.ndim == 2 and (".blocks." in name or ".layers." in name)}
         return cls(
@@ -80,7 +81,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Load:
-    """What is decoded together: `batch` canvases of `length` tokens, prompt included, in blocks."""
+    """What is decoded together: `batch` canvases of `length` tokens each, prompt included, block by block."""
 
     batch: int
     length: int
@@ -90,9 +91,9 @@ class Load:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device of an engine exported with these limits, while one batch is decoded.
+    """Device memory, in bytes, of an engine exported with these limits, while one batch is decoded.
 
-    `parts` are those of a layer's attention that this project's plugin adds up.
+    `parts` are the partial results of a layer's attention, which this project's plugin combines.
     """
 
     weights: int
@@ -103,13 +104,13 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it; the CUDA context and the kernels come on top."""
+        """The sum; it does not include the CUDA context and the kernels."""
         return self.weights + self.caches + self.activations + self.recordings + self.parts
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Least milliseconds of a step, what bounds it (`memory` or `products`), and its rows Q and K."""
+    """The least time of a step in milliseconds, its bound (`memory` or `products`), and its numbers of rows Q and K."""
 
     milliseconds: float
     bound: str
@@ -127,52 +128,52 @@ def stored(sizes: Sizes, variant: str) -> int:
 
 
 def memory(sizes: Sizes, variant: str, load: Load, plugin: bool = False) -> Memory:
-    """What an engine takes whose limits are those of `load`; with `plugin`, one of TensorRT with this project's kernel.
+    """The memory of an engine whose limits are those of `load`; `plugin`: a TensorRT engine with this project's kernel.
 
-    A row for every token lies in its pool, and those of one pass beside it: where a step puts what it computes. Where
-    there is less memory than that, and one canvas has room, it opens with a smaller pool.
+    The pool has a slot for every token, and the new rows of one forward pass have memory of their own. On a GPU with
+    less memory an engine opens with a smaller pool, as long as one canvas fits.
     """
     item = ITEM_BYTES[rows_dtype(variant)]
     rows = load.batch * load.length
     cached = rows + min(rows, max(load.length, PASS_ROWS)) + 1
     logits = load.batch * min(load.block, load.length) * sizes.vocab_size * 4
     live = 3 * sizes.mlp_width + 2 * sizes.width + 2 * sizes.cached // sizes.layers  # elements a row, at the MLP
-    # What is recorded is run in memory of its own, which all recordings share.
+    # Recordings (CUDA graphs) have activation memory of their own, which they all share.
     recordings = min(rows, max(load.length, PASS_ROWS)) * live * item + MOST * sizes.layers * _RECORDED
     parts = _parts(sizes, rows) if plugin else 0
     return Memory(stored(sizes, variant), cached * sizes.cached * item + logits, rows * live * item, recordings, parts)
 
 
 def _parts(sizes: Sizes, rows: int) -> int:
-    """Bytes of the parts of attention over `rows` = B · Q, in float32, and their weights, on the largest GPU."""
+    """Bytes of attention's partial results over `rows` = B · Q, in float32 with their weights, on the largest GPU."""
     counts = [int(tiling.part_rows(rows * sizes.heads, PLUGIN_SPLITS, each)) for each in tiling.CAPABILITIES]
     return 4 * max(counts) * (sizes.attended // sizes.heads + 1)
 
 
 def building(weights: int, packed: Mapping[str, int]) -> int:
-    """Bytes of memory in which TensorRT-RTX makes a plan of `weights` bytes: its own copy of them, and the plan.
+    """Bytes of memory that TensorRT-RTX takes to build a plan of `weights` bytes: a copy of the weights, and the plan.
 
-    `packed` says how many weights are in which format. Some in int4 it unpacks besides, to a byte each at most, and
-    of those in int8 it stores most in 16 bit.
+    `packed` maps a format to its number of weights. The builder also unpacks some int4 weights, to at most one byte
+    each, and stores most int8 weights in 16 bit.
     """
     return 2 * (weights + packed.get("int8", 0)) + packed.get("int4", 0) + _BUILDER
 
 
 def predicted_building(sizes: Sizes, variant: str) -> int:
-    """`building` of a plan of a variant."""
+    """`building` for the plan of a variant, from the model's sizes."""
     return building(stored(sizes, variant), {weights_of(variant): sizes.products})
 
 
 def floor(sizes: Sizes, variant: str, gpu: GpuModel, load: Load, mode: str, shift: int) -> Floor:
     """The least time of a step for the block in the middle of the canvas.
 
-    The weights are read once, the attended rows of the cache too, and every product is made once. `vanilla` keeps the
-    whole suffix, `blocks` (block-causal models) none, the others what the default schedule keeps on average; a
-    refresh is a step of `none`, or one of `blocks`.
+    The step reads the weights and the attended rows of the cache once, and computes every product once. `vanilla`
+    keeps the whole suffix, `blocks` (block-causal models) none of it, and the other modes what the default schedule
+    keeps on average. A refresh costs as much as a step of `none` or `blocks`.
     """
     queries, cached = _rows(load, mode, shift)
     rows = load.batch * queries
-    looked_up = sizes.weights - sizes.products - sizes.head  # embeddings, and norms and biases, which are small
+    looked_up = sizes.weights - sizes.products - sizes.head  # embeddings; norms and biases too, which are small
     moved = stored(sizes, variant) + ITEM_BYTES[rows_dtype(variant)] * (load.batch * cached * sizes.cached - looked_up)
     work = sizes.products * rows + sizes.head * load.batch * min(load.block, load.length)
     work += 2 * sizes.layers * sizes.attended * rows * (queries + cached)
@@ -182,7 +183,7 @@ def floor(sizes: Sizes, variant: str, gpu: GpuModel, load: Load, mode: str, shif
 
 
 def _rows(load: Load, mode: str, shift: int) -> tuple[int, int]:
-    """Q and K of a step of `mode`."""
+    """The numbers of query rows Q and cache rows K of a step of `mode`."""
     start = load.length // 2 // load.block * load.block
     end = min(start + load.block, load.length)
     suffix = load.length - end

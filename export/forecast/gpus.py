@@ -1,9 +1,9 @@
-"""`GPUS`: what NVIDIA's data sheets say of the GPUs that engines are planned for.
+"""`GPUS`: figures from NVIDIA's data sheets for the GPUs that `dpad plan` knows.
 
     gpu = GPUS["H100"]
     gpu.bandwidth, gpu.products
 
-Products are those of dense 16-bit matrices summed in float32. Memory is what the driver shows.
+`products` is the rate of dense 16-bit matrix products accumulated in float32. `memory` is what the driver reports.
 """
 
 from dataclasses import dataclass

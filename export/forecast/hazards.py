@@ -1,4 +1,4 @@
-"""`hazards`: what would go wrong with an engine, each with its reason and the way out, before anything is built.
+"""`hazards`: predicts what would go wrong with an engine before it is built, with reason and solution.
 
 for line in hazards(config, sizes, "bfloat16", "bfloat16-weights-int4", [Load(1, 1024)], GPUS):
     print(line)
@@ -18,7 +18,7 @@ from dpad.runtime.bundle.variant import rows_dtype, weights_of
 from dpad.runtime.engines.machine import available_memory
 from dpad.runtime.extras import install
 
-RESERVED = 1 << 30  # bytes of a device that CUDA, kernels and whoever else is there take
+RESERVED = 1 << 30  # bytes of a device taken by CUDA, kernels and other programs
 
 
 def hazards(
@@ -30,9 +30,9 @@ def hazards(
     gpus: Mapping[str, GpuModel],
     plugin: bool = False,
 ) -> list[str]:
-    """One line each; empty if nothing is known to be in the way.
+    """One line for each problem; empty if none is known.
 
-    `stored` is the checkpoint's own dtype; `plugin`: engines are built with `--attention plugin`.
+    `stored` is the checkpoint's dtype; `plugin` says that engines are built with `--attention plugin`.
     """
     return [
         *_dtype(stored, rows_dtype(variant)),
@@ -46,7 +46,7 @@ def hazards(
 
 
 def fits(need: int, gpu: GpuModel) -> bool:
-    """Whether `need` bytes fit beside what is reserved."""
+    """Whether `need` bytes fit into the GPU's memory beside `RESERVED`."""
     return need + RESERVED <= gpu.memory << 20
 
 
@@ -55,14 +55,14 @@ def _dtype(stored: str, dtype: str) -> list[str]:
         return ["dtype float32: TensorRT's fused attention computes in 16 bit only; take --dtype bfloat16 or float16"]
     if dtype == "float16" and stored != "float16":
         return [
-            f"dtype float16: weights in {stored} may exceed 65504, which export refuses by name, and so may sums in a "
-            "step, which parity shows as infinities; bfloat16 holds them all"
+            f"dtype float16: weights in {stored} may exceed 65504, and then export stops and names the tensor; sums in "
+            "a step may exceed it too, and then parity shows infinities; bfloat16 avoids both"
         ]
     return []
 
 
 def _weights(weights: str) -> list[str]:
-    """Of plans built by benchmarks/forecast.py."""
+    """Problems of packed weights, seen in the plans that benchmarks/forecast.py builds."""
     if weights not in ("int8", "fp8"):
         return []
     larger = "stores most in 16 bit, so that a plan is 0.7 byte a weight larger, and " if weights == "int8" else ""
@@ -84,7 +84,7 @@ def _heads(config: Config, dtype: str) -> list[str]:
 
 
 def beyond_training(config: Config, lengths: list[int]) -> list[str]:
-    """One line for each of `lengths` of a canvas that the checkpoint has never seen."""
+    """One line for each of `lengths`, of canvases, that is beyond the checkpoint's trained length."""
     return [
         f"length {length}: the checkpoint was trained up to {config.max_length} tokens; take shorter canvases"
         for length in sorted(set(lengths))

@@ -1,4 +1,4 @@
-"""`LAYOUTS`: what the published repositories hold besides weights, for checkpoints made without them.
+"""`LAYOUTS`: the contents of published repositories besides weights, to make random checkpoints in the same layout.
 
     layout = LAYOUTS["llada"]
     layout.config["d_model"], layout.special[126336]
@@ -16,12 +16,12 @@ class Layout:
     """One repository's layout.
 
     Attributes:
-        config: config.json; `layers` is the key in it that says how many there are.
-        words: ids of the vocabulary, 0 to `words` - 1; the special tokens come behind it.
-        special: content of every special token by id, without a gap.
-        named: the tokens that tokenizer_config.json calls bos_token and so on.
-        parts: the vocabulary lies in vocab.json and merges.txt, not in tokenizer.json.
-        template: the embedded checkpoint that has the same chat template.
+        config: config.json; `layers` is its key for the number of layers.
+        words: size of the vocabulary without special tokens: ids 0 to `words` - 1; the special tokens follow.
+        special: text of every special token by id, without a gap.
+        named: the named tokens of tokenizer_config.json, such as bos_token.
+        parts: whether the vocabulary is in vocab.json and merges.txt instead of tokenizer.json.
+        template: the embedded checkpoint with the same chat template.
     """
 
     config: dict[str, Any]

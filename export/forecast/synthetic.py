@@ -1,11 +1,12 @@
-"""`write_checkpoint`: random weights in a published repository's layout, to size and time before a download.
+"""`write_checkpoint`: writes random weights in a published repository's layout, to measure sizes and times with.
 
     summary = write_checkpoint("llada", Path("random-llada"), layers=None, seed=0, progress=Progress())
     summary.shards, summary.size
 
-Everything that reads a real checkpoint reads this one: config.json with the authors' keys, sharded bfloat16
-safetensors with their index, tokenizer files. config.json says that it is random, bundles carry that along in
-`model_config`, and `dpad generate` warns. The vocabulary is made up: all bytes, then pairs and triples of bytes.
+Everything that reads a real checkpoint can read this one: it has config.json with the authors' keys, sharded bfloat16
+safetensors with their index, and tokenizer files. Its config.json says that the weights are random; a bundle keeps that
+in `model_config`, so that `dpad generate` can warn. The vocabulary is made up: all bytes, then pairs and triples of
+bytes.
 """
 
 import hashlib
@@ -28,12 +29,12 @@ from dpad.models.checkpoint.checkpoint import meta_model, parse_config
 from dpad.runtime.bundle.manifest import RANDOM_WEIGHTS
 from dpad.runtime.errors import ExportError
 
-_SHARD = 2_000_000_000  # bytes; what is held in memory
+_SHARD = 2_000_000_000  # bytes of a shard, which is held in memory as a whole
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written: number of weights, of shards, bytes of weights."""
+    """What was written: the number of weights, the number of shards, and the bytes of all weights."""
 
     architecture: str
     layers: int
@@ -46,11 +47,11 @@ def write_checkpoint(model: str, out: Path, layers: int | None, seed: int, progr
     """Write a random checkpoint of `model` (a key of `LAYOUTS`) to the new directory `out`.
 
     Args:
-        model: whose layout.
-        out: must not exist, or be empty; appears whole or not at all.
-        layers: how many; None is the published number. All else keeps its size.
-        seed: the same seed and layout give the same bytes, whatever `layers` is for those that are there.
-        progress: told about every shard.
+        model: name of the layout.
+        out: must not exist or be empty; it appears complete or not at all.
+        layers: number of layers; None is the published number. Everything else keeps its size.
+        seed: the same seed and layout give the same bytes; each layer's bytes do not depend on `layers`.
+        progress: reports every shard.
 
     Raises:
         ExportError: `out` is in use, or the disk has no room.
@@ -80,14 +81,14 @@ def write_checkpoint(model: str, out: Path, layers: int | None, seed: int, progr
 
 
 def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> int:
-    """One file of random tensors, all of them in memory at once; returns their bytes."""
+    """Write one file of random tensors, all of them in memory at once; returns their size in bytes."""
     tensors = {name: random_tensor(name, shape, seed) for name, shape in shapes.items()}
     save_shard(tensors, path)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """bfloat16 weights by fan-in; norms 1, biases small. A function of its arguments alone."""
+    """A bfloat16 tensor, a function of the arguments alone: weights scaled by fan-in, norms 1, biases small."""
     state = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7]))
     weight = torch.empty(shape, dtype=torch.bfloat16)
     if len(shape) == 1:
@@ -120,10 +121,10 @@ def _write_tokenizer(layout: Layout, folder: Path) -> None:
 
 
 def _vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """`size` pieces and the merges that make them: every byte, then every piece followed by every byte."""
+    """`size` tokens and the merges that make them: every byte, then every token followed by every byte."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces, merges = list(letters), []
-    for piece in pieces:  # grows as it is read
+    for piece in pieces:  # the loop appends to this list
         for letter in letters[: size - len(pieces)]:
             merges.append((piece, letter))
             pieces.append(piece + letter)

@@ -1,1 +1,1 @@
-"""A bundle against PyTorch."""
+"""Compares a bundle with PyTorch."""

@@ -1,13 +1,13 @@
-"""Parity: the engines that run here against eager PyTorch, step by step and over whole trajectories.
+"""Parity: compares the engines that run here with eager PyTorch, step by step and over whole trajectories.
 
     report = compare_bundle(bundle, progress)
     report["passed"], report["engines"][0]["steps"]["logits"]["max_abs"]
 
-Steps are compared through Polygraphy, output by output, within the tolerance of the dtype, and what is decided from
-their logits with what PyTorch decides from the same. Trajectories are compared by the token and the forward pass at
-which each position was committed: in float32 they must be equal, in 16 bit their agreement is reported. The reference
-of packed weights is PyTorch with the same weights unpacked, so tolerances stay those of the rows; what packing itself
-does to the logits is reported beside it where the bundle has the full weights too.
+Steps are compared through Polygraphy, output by output, within the tolerance of the dtype. The decisions that an engine
+takes from its logits are compared with PyTorch's decisions from the same logits. Trajectories are compared by the token
+and the forward pass at which each position was committed: in float32 they must be equal, in 16 bit their agreement is
+reported. The reference of packed weights is PyTorch with the same weights unpacked, so the tolerance depends on the
+dtype of the rows alone. The error of packing itself is reported separately, if the bundle has the full weights too.
 """
 
 from collections import OrderedDict
@@ -42,18 +42,18 @@ from dpad.runtime.engines.onnx import OnnxEngine
 from dpad.runtime.engines.select import open_engine
 from dpad.runtime.errors import EngineUnavailable, ParityError
 
-# Allowed difference of an output, as a share of its values: in float32 the largest difference
-# against the largest value; in 16 bit the mean against the mean, since one rounding that turns a
-# sharp attention score may move a single element far. W8A8 is compared with float32.
+# Allowed relative difference of an output. In float32 the largest difference is divided by the largest value. In 16 bit
+# the mean difference is divided by the mean value, since one rounding of a sharp attention score can move a single
+# element far. W8A8 is compared with float32.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "w8a8": 2e-1}
 STATISTIC = {"float32": "max", "float16": "mean", "bfloat16": "mean", "w8a8": "mean"}
 
-_UNCOMPUTED = "ONNX Runtime's CPU provider has no bfloat16; dpad parity --emulate rounds every result instead"
+_UNCOMPUTED = "ONNX Runtime's CPU provider has no bfloat16; dpad parity --emulate computes in float32 and rounds"
 _ROUNDED = "it rounds rows to float8 too, which the reference does not"
 
 TRAJECTORY_DECODERS = ("threshold", "factor", "fixed", "entropy", "margin")
 _GEN_LENGTH, _BLOCK_LENGTH = 64, 16
-_PATIENCE = 600.0  # seconds that trajectories may be predicted to take where nobody asked for them
+_PATIENCE = 600.0  # seconds; trajectories predicted to take longer run only on request
 
 
 def compare_bundle(
@@ -70,19 +70,19 @@ def compare_bundle(
 
     Args:
         bundle: an opened bundle.
-        progress: told about the work.
+        progress: reports the work.
         engines: names from `dpad inspect`; empty means all.
-        steps: random steps a mode.
-        seed: of the steps and trajectories.
-        trajectories: whether to compare whole decodes too; None: if the steps were fast enough.
-        emulate: compare steps in bfloat16 on the CPU too; see `emulation.py`.
+        steps: number of random steps per mode.
+        seed: seed of the steps and trajectories.
+        trajectories: whether to compare whole decodes too; None means yes if the steps are fast enough.
+        emulate: whether to compare steps in bfloat16 on the CPU too; see `emulation.py`.
 
     Returns:
         A JSON-ready report; `passed` is False if an engine that ran is out of tolerance, and None
-        if none could be compared here.
+        if no engine could be compared here.
 
     Raises:
-        EngineUnavailable: an engine was named that the bundle does not have or that cannot run.
+        EngineUnavailable: an engine in `engines` is not in the bundle or cannot run.
     """
     found = _comparable(bundle, emulate)
     wanted = set(engines)
@@ -110,7 +110,7 @@ def compare_bundle(
 
 
 def require_passed(report: dict[str, Any]) -> dict[str, Any]:
-    """The report itself, or `ParityError` naming what failed; that nothing could be compared here is no failure."""
+    """Return `report`, or raise `ParityError` naming the engines that failed; `passed` may be None."""
     failed = [f"{e['engine']} ({e['variant']}): {e['detail']}" for e in report["engines"] if e["status"] == "failed"]
     if failed:
         raise ParityError("parity failed:\n" + "\n".join(failed))
@@ -118,7 +118,7 @@ def require_passed(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(bundle: Bundle, emulate: bool) -> list[Candidate]:
-    """The engines of the bundle on a GPU, and every step in ONNX Runtime on the CPU."""
+    """The candidates for a comparison: the bundle's GPU engines, and every step in ONNX Runtime on the CPU."""
     found = []
     for candidate in candidates(bundle, Machine.current()):
         if "cpu" in (candidate.provider, candidate.compiled):
@@ -168,7 +168,7 @@ def _compare(
         failed.append("trajectories")
     detail = f"out of tolerance: {', '.join(failed)}" if failed else "within tolerance"
     if isinstance(engine, OnnxEngine) and _is_bfloat16(candidate):
-        detail += "; in float32, every result rounded to bfloat16"
+        detail += "; computed in float32, with every result rounded to bfloat16"
     return {
         **_header(candidate, detail),
         "status": "failed" if failed else "passed",
@@ -181,7 +181,7 @@ def _compare(
 
 
 def _seconds(engine: TorchEngine, feed: Feed) -> float:
-    """Of one step."""
+    """Measured duration of one step."""
     began = perf_counter()
     engine.run(feed)
     return perf_counter() - began
@@ -208,7 +208,7 @@ def _compile_step(bundle: Bundle, variant: str, device: str, slots: int | None) 
 def compare_steps(
     reference: StepRunner, runner: BaseRunner, contract: StepContract, feeds: list[tuple[str, Feed]], dtype: str
 ) -> dict[str, dict[str, Any]]:
-    """Measured and allowed differences of every output, over all feeds, for a step in `dtype`."""
+    """The measured and the allowed difference of every output over all feeds, for a step in `dtype`."""
     names = [spec.name for spec in contract.outputs()]
     # Relative differences of zeros are undefined; the absolute tolerance decides those.
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore", divide="ignore"):
@@ -226,7 +226,7 @@ def compare_steps(
         for name, result in iteration.items():
             kind = name.split(".")[0]
             if kind == "token_ids" and dtype != "float32":
-                continue  # two best tokens within rounding may change places; the logits bound that
+                continue  # the two best tokens may swap by rounding; the comparison of logits limits that
             start = {"max_abs": 0.0, "mean_abs": 0.0, "allowed": 0.0, "checked": STATISTIC[dtype], "passed": True}
             entry = report.setdefault(kind, start)
             entry["max_abs"] = max(entry["max_abs"], result.max_absdiff)
@@ -250,7 +250,7 @@ def _allowed(names: list[str], dtype: str, iterations: list[dict[str, Any]]) -> 
 
 
 def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: Any) -> dict[str, Any]:
-    """Whole decodes of random prompts in every mode: positions whose token and pass agree."""
+    """Decode random prompts in every mode, and count the positions where token and forward pass agree."""
     contract = reference.contract
     rng = np.random.default_rng(seed)
     block_length = contract.block_length if contract.block_causal else min(_BLOCK_LENGTH, contract.max_length // 2 or 1)
@@ -275,7 +275,7 @@ def compare_trajectories(reference: Engine, engine: Engine, seed: int, advance: 
 def _trajectory(
     engine: Engine, requests: list[Request], options: GenerationOptions
 ) -> dict[tuple[int, int], tuple[int, int]]:
-    """(request, position) -> (token, forward pass that committed it)."""
+    """Map (request, position) to (token, forward pass that committed it)."""
     return {
         (event.index, position): (token, event.nfe)
         for event in decode(engine, requests, options)

@@ -1,8 +1,8 @@
-"""What an engine decides from its own logits, compared with eager PyTorch on the same logits.
+"""Compares an engine's decisions with those that eager PyTorch takes from the same logits.
 
     compare_decisions(engine, feeds, seed=0)["passed"]
 
-Filters and bans are random, a sequence each; the logits are those of the steps.
+Filters and banned tokens are random for each sequence; the logits come from the engine's steps.
 """
 
 from itertools import product
@@ -17,17 +17,17 @@ from dpad.runtime.engines.base import Engine
 from dpad.runtime.engines.step import Sampling, StepInputs
 
 _TEMPERATURES = (0.0, 1.0)
-_ALLOWED = 1e-3  # relative: float32 adds up a vocabulary in another order
-_OTHERS = 0.01  # of the rows: a number that falls between two tokens, or a token on the edge of a filter
-_NOTHING = 1e-9  # below it a difference is none
+_ALLOWED = 1e-3  # relative difference; float32 sums over the vocabulary depend on the order
+_OTHERS = 0.01  # share of rows; a uniform number may fall between two tokens, a token on the edge of a filter
+_NOTHING = 1e-9  # added to the reference, so that differences of values near zero do not count
 
 
 def compare_decisions(engine: Engine, feeds: list[tuple[str, Feed]], seed: int) -> dict[str, Any]:
-    """Rows with another token, and the largest relative difference of each number where the token is the same."""
+    """Count the rows with another token, and measure the largest relative difference of each number in the others."""
     rng = np.random.default_rng(seed)
     rows = others = 0
     worst: dict[str, float] = {}
-    own = [feed for mode, feed in feeds if mode == "none"]  # the pool is the engine's own
+    own = [feed for mode, feed in feeds if mode == "none"]  # the other modes need a feed's cache in the pool
     for feed, temperature in product(own, _TEMPERATURES):
         canvas, gather, cached, decoded = list(feed.values())[:4]
         sampling = random_sampling(decoded.shape, engine.contract.vocab_size, temperature, rng)
@@ -44,7 +44,7 @@ def compare_decisions(engine: Engine, feeds: list[tuple[str, Feed]], seed: int) 
 
 
 def random_sampling(shape: tuple[int, ...], vocabulary: int, temperature: float, rng: np.random.Generator) -> Sampling:
-    """For [B, R] rows."""
+    """Random sampling inputs for rows of `shape` [B, R]."""
     batch = shape[0]
     return Sampling(
         uniform=rng.random(shape, dtype=np.float32),
@@ -56,7 +56,7 @@ def random_sampling(shape: tuple[int, ...], vocabulary: int, temperature: float,
 
 
 def _difference(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
-    """The largest relative difference; NaN is an infinite one, and two infinities are alike."""
+    """The largest relative difference; it is infinite for a NaN, and zero for two equal infinities."""
     with np.errstate(invalid="ignore"):
         off = np.abs(ours.astype(np.float64) - theirs) / (np.abs(theirs) + _NOTHING)
     return float(np.nan_to_num(np.where(ours == theirs, 0.0, off), nan=np.inf).max(initial=0.0))

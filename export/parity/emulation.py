@@ -1,10 +1,10 @@
-"""A step in bfloat16 as ONNX Runtime can run it on a CPU, where it has no arithmetic in bfloat16.
+"""Emulates a bfloat16 step in ONNX Runtime on a CPU, where it has no bfloat16 arithmetic.
 
     engine = emulated_engine(path, contract)      # of a bfloat16/step.onnx
 
-Every operator computes in float32 and its result is rounded to bfloat16, which is what units for bfloat16 do that
-add up in float32; attention, one operator of the graph, rounds its result only. Weights are read as they are stored.
-It is slower than a float32 step and proves the graph: its types, its casts, and how far roundings carry.
+Every operator computes in float32 and rounds its result to bfloat16, as hardware with float32 accumulation does.
+Attention is one operator, so only its result is rounded. Weights are read as they are stored. An emulated step is
+slower than a float32 step; it checks the graph's types and casts and how rounding errors grow.
 """
 
 from pathlib import Path
@@ -20,12 +20,12 @@ _MOVES = {"Gather", "GatherElements", "Identity", "Reshape", "Squeeze", "Transpo
 
 
 def emulated_engine(path: Path, contract: StepContract, decide: Path | None = None) -> OnnxEngine:
-    """ONNX Runtime on the CPU over the step in bfloat16 at `path`; the rows it takes and gives are float32 arrays."""
+    """An engine of ONNX Runtime on the CPU for the bfloat16 step at `path`; its input and output rows are float32."""
     return OnnxEngine(path, contract, "float32", model=emulated(path), decide=decide)
 
 
 def emulated(path: Path) -> bytes:
-    """The model at `path` with float32 in place of bfloat16, every result rounded, over the same external weights."""
+    """The serialized model at `path`, changed to compute in float32 and round every result; same external weights."""
     model = ir.load(path)
     graph = model.graph
     for value in graph.inputs:
@@ -51,7 +51,7 @@ def _widen(value: ir.Value) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let everyone who takes `value`, which `node` gives, take it rounded to bfloat16; the name goes with it."""
+    """Insert a rounding to bfloat16 between `value`, an output of `node`, and its users; the result takes its name."""
     narrow = ir.node("Cast", [value], attributes={"to": int(_NARROW)})
     wide = ir.node("Cast", narrow.outputs, attributes={"to": int(_WIDE)})
     narrow.outputs[0].dtype, wide.outputs[0].dtype = _NARROW, _WIDE

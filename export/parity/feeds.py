@@ -1,10 +1,10 @@
-"""Random steps for parity: one feed dict a mode, shaped as the decode loop would shape it.
+"""Random steps for parity: one feed dict per mode, with the shapes of the decode loop.
 
     for feed in random_feeds(contract, "float32", count=2, seed=0):
         feed["gather_indices"]
 
-Sequences are of unequal length, so every feed of more than one exercises the -1 padding; the pool holds random rows
-and sequences have their slots anywhere in it, so an index into the wrong one shows.
+Sequences have unequal lengths, so that every feed with two or more of them uses the -1 padding. The pool holds random
+rows, and sequences have scattered slots, so that a read from a wrong slot shows in the outputs.
 """
 
 from collections.abc import Iterator
@@ -49,12 +49,12 @@ def _feed(contract: StepContract, dtype: str, policy: str, refresh: bool, batch:
     }
     for name in contract.cache_names():
         feed[name] = _rows(rng.standard_normal(shape), dtype)
-        feed[name][0] = 0  # nobody's slot
+        feed[name][0] = 0  # slot 0 belongs to no sequence; padding reads it
     return feed
 
 
 def _rows(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
-    """`values` in `dtype`; bfloat16, which numpy lacks, as float32 that holds such values."""
+    """`values` rounded to `dtype`; for bfloat16, which numpy lacks, the array is float32."""
     return from_bits(to_bits(values.astype(np.float32))) if dtype == "bfloat16" else values.astype(dtype)
 
 

@@ -1,8 +1,8 @@
-"""What packed weights do to the logits of a model, said beside parity, which leaves it out on purpose.
+"""Measures how packed weights change a model's logits; parity reports this error but does not judge it.
 
     packing_error(bundle, "float32-weights-int4", reference, feeds)["packing"]["relative"]     # 0.11
 
-Both sides are eager PyTorch: the packed weights unpacked, and the full ones, in the same dtype.
+Both sides run in eager PyTorch in the same dtype: one with the packed weights unpacked, one with the full weights.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from dpad.runtime.bundle.variant import FULL, rows_dtype, weights_of
 
 
 def packing_error(bundle: Bundle, variant: str, packed: TorchEngine, feeds: list[tuple[str, Feed]]) -> dict[str, Any]:
-    """`packing`: mean and largest difference of logits over `feeds`, the mean also as a share of their mean size.
+    """The `logit_error` of `variant` over `feeds`, under the key `packing`.
 
-    Empty where `variant` packs nothing, or the bundle has no step of full weights in its dtype.
+    Empty if `variant` packs nothing, or if the bundle has no step with full weights in its dtype.
     """
     if weights_of(variant) == FULL or rows_dtype(variant) not in bundle.manifest.steps:
         return {}
@@ -29,7 +29,7 @@ def packing_error(bundle: Bundle, variant: str, packed: TorchEngine, feeds: list
 
 
 def logit_error(pairs: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> dict[str, float]:
-    """Of (wanted, found) logits, [B, R, V] each: `mean_abs`, `max_abs`, and `relative`, the mean over their size."""
+    """Differences of (wanted, found) logits, [B, R, V] each: `mean_abs`, `max_abs`, and `relative` to the mean size."""
     differences = [np.abs(found.astype(np.float64) - wanted) for wanted, found in pairs]
     mean = float(np.mean([difference.mean() for difference in differences]))
     return {

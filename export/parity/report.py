@@ -1,4 +1,4 @@
-"""Says a parity report in lines for people.
+"""Formats a parity report as lines of text.
 
     for line in parity_lines(report): print(line)
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def parity_lines(report: dict[str, Any]) -> Iterator[str]:
-    """One line an engine, then what was measured and what is allowed."""
+    """One line for each engine, followed by its measured and allowed differences."""
     yield f"parity with {report['reference']}:"
     for engine in report["engines"]:
         yield f"  {engine['status']:7} {engine['engine']} ({engine['variant']}): {engine['detail']}"
@@ -20,13 +20,13 @@ def parity_lines(report: dict[str, Any]) -> Iterator[str]:
             yield (f"            {name:13} largest difference {output['max_abs']:.2e}{mean}, allowed {allowed}")
         if decided := engine.get("decisions"):
             yield (
-                f"            decisions     {decided['other_tokens']} of {decided['rows']} with another token, "
+                f"            decisions     {decided['other_tokens']} of {decided['rows']} rows with another token, "
                 f"largest difference {max(decided['differences'].values()):.2e}, allowed {decided['allowed']:.2e}"
             )
         if packing := engine.get("packing"):
             yield (
-                f"            packed weights move the logits by {packing['relative']:.2%} of their size on average, "
-                f"{packing['mean_abs']:.2e}, at most {packing['max_abs']:.2e}"
+                f"            packed weights change the logits by {packing['relative']:.2%} of their size on average: "
+                f"mean {packing['mean_abs']:.2e}, largest {packing['max_abs']:.2e}"
             )
         trajectories = engine.get("trajectories", {})
         if "skipped" in trajectories:

@@ -1,4 +1,4 @@
-"""A step as Polygraphy runs it: every input given, every output returned, each run told to the progress display.
+"""Polygraphy runners of a step: they take every input, return every output, and report each run to the progress.
 
 runs = Comparator.run([StepRunner("torch", reference, advance), SessionRunner(engine, advance)], data_loader=feeds)
 """
@@ -25,28 +25,28 @@ from dpad.runtime.errors import EngineError
 
 
 class SessionRunner(OnnxrtRunner):  # type: ignore[misc]
-    """The session of an engine, fed as Polygraphy feeds sessions: no second copy of the weights."""
+    """Runs an engine's own ONNX Runtime session, so that the weights are not loaded twice."""
 
     def __init__(self, engine: OnnxEngine, advance: Advance) -> None:
         super().__init__(lambda: engine.session, name="engine")
         self._advance = advance
 
     def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, NDArray[Any]]":
-        """One step, told to `advance`."""
+        """Run one step and report it to `advance`."""
         outputs: OrderedDict[str, NDArray[Any]] = super().infer_impl(feed_dict)
         self._advance(1)
         return outputs
 
 
 class StepRunner(BaseRunner):  # type: ignore[misc]
-    """A step whose every input is given, as a Polygraphy runner; every one is told to `advance`."""
+    """A Polygraphy runner for a step function that takes every input; reports each run to `advance`."""
 
     def __init__(self, name: str, engine: TorchEngine | GpuEngine, advance: Advance) -> None:
         super().__init__(name=name)
         self._engine, self._advance = engine, advance
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        """Names, dtypes and shapes of the contract."""
+        """Names, dtypes and shapes of the inputs, from the contract."""
         metadata = TensorMetadata()
         for spec in self._engine.contract.inputs(self._engine.dtype):
             dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
@@ -54,7 +54,7 @@ class StepRunner(BaseRunner):  # type: ignore[misc]
         return metadata
 
     def infer_impl(self, feed_dict: Feed) -> "OrderedDict[str, NDArray[Any]]":
-        """One step."""
+        """Run one step."""
         names = [spec.name for spec in self._engine.contract.outputs(self._engine.dtype)]
         began = perf_counter()
         run = partial(run_plan, self._engine) if isinstance(self._engine, GpuEngine) else self._engine.run
@@ -65,10 +65,10 @@ class StepRunner(BaseRunner):  # type: ignore[misc]
 
 
 def run_plan(engine: GpuEngine, feed: Feed) -> list[NDArray[Any]]:
-    """The outputs of a step over `feed`, whose tensors [P, G, D] are the first slots of the pool, in their order.
+    """The outputs of a step over `feed`, whose caches [P, G, D] are written to the first P slots of the engine's pool.
 
-    For comparisons only: it overwrites the engine's pool, and no other thread may step meanwhile. Rows in bfloat16 are
-    float32 arrays here: numpy has no bfloat16. Slot 0 must be zero, as it is in every pool.
+    This is for comparisons only: it overwrites the pool, and no other thread may run a step at the same time. bfloat16
+    rows are float32 arrays here, since numpy has no bfloat16. Slot 0 of `feed` must be zero, as in every pool.
     """
     half, device, contract = engine.dtype == "bfloat16", engine.device, engine.contract
     canvas, gather, cached, decoded, *pool = (feed[spec.name] for spec in contract.inputs())

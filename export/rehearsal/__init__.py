@@ -1,1 +1,1 @@
-"""What is tried before a bundle is put in place."""
+"""Trials of a bundle before it is put in place."""

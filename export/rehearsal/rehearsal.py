@@ -1,9 +1,9 @@
-"""Tries what a bundle brings besides steps, before it is put in place: tokenizer, chat template and presets.
+"""Tries a bundle's tokenizer, chat template and presets before it is put in place.
 
     rehearse(checkpoint.directory, stage / "tokenizer", presets, contract, progress)
 
-It asks what a service will ask: a bundle that cannot be opened, wraps no message or refuses its own preset is no
-use, and it is the checkpoint's files that have to be mended. Text is tried in a process of its own first.
+It makes the calls that a service will make. If the tokenizer cannot be opened, a message cannot be wrapped or a preset
+is refused, the checkpoint's files must be repaired before an export. Text is tried in a process of its own first.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,10 @@ from dpad.runtime.errors import BundleError, CheckpointError, InvalidRequest
 def rehearse(
     source: Path, tokenizer: Path, presets: Mapping[str, Any], contract: StepContract, progress: Progress
 ) -> None:
-    """Use the files that were placed in `tokenizer`, if any, and every preset.
+    """Use every preset, and the files in `tokenizer` if there are any.
 
-    Raises `CheckpointError` with the cause, naming the file of the checkpoint `source`; says what prompts have to be.
+    Raises `CheckpointError` with the cause and the file of the checkpoint `source`. `progress` reports a limit on
+    prompts, such as a chat template that needs a system turn.
     """
     if tokenizer.exists():
         try_text(source, tokenizer)
@@ -37,4 +38,4 @@ def rehearse(
         try:
             resolve(read, contract, {"preset": name}).check(contract)
         except InvalidRequest as error:
-            raise CheckpointError(f"{origin}: preset {name!r}: {error}; mend it, and export again") from error
+            raise CheckpointError(f"{origin}: preset {name!r}: {error}; repair it, and export again") from error

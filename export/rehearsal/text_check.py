@@ -1,8 +1,8 @@
-"""Does with text once what a service does: opens a tokenizer, wraps a message, encodes and decodes.
+"""Makes every text call of a service once: opens a tokenizer, wraps a message, encodes and decodes.
 
     use_text(checkpoint.directory, stage / "tokenizer")     # raises CheckpointError
 
-export/rehearsal/trial.py calls it in a process of its own, so this module imports little.
+export/rehearsal/trial.py runs it in a process of its own, so this module imports little.
 """
 
 import re
@@ -14,12 +14,12 @@ from dpad.runtime.errors import BundleError, CheckpointError, DpadError, Invalid
 from dpad.runtime.text.codec import TextCodec
 
 REFUSED = "refused: "
-_SAID = 4000  # characters of an error
+_SAID = 4000  # characters of an error message that are kept
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 53 + 34?"}]
-_WRITTEN = re.compile("53.{0,40}34", re.DOTALL)  # however a template spells what is around the numbers
-_WAYS = "mend it, choose another with --chat-template, or remove it, and prompts are plain text"
-_SHOWN = 80  # characters of what a template wrote
-_RUN = 2000  # characters of one kind, in which a pattern that is slow gets stuck
+_WRITTEN = re.compile("53.{0,40}34", re.DOTALL)  # a template may change the text between the two numbers
+_WAYS = "repair it, choose another with --chat-template, or remove it for a bundle whose prompts are plain text"
+_SHOWN = 80  # characters of a template's output in an error message
+_RUN = 2000  # equal characters in a row, on which a slow pattern of a tokenizer hangs
 _KINDS = ("a", "Ab", "1", " ", "\n", "a ", "é", "漢", "!", "ab1 ", "x!", "\t\n")
 _SAMPLES = (
     "It's 12 + 345 = 357.\r\n\n\tÜber naïve e\u0301 漢字かな 한국어 עברית \U0001f600\u200d\U0001f680 \ufffd\u0344",
@@ -30,7 +30,7 @@ _SAMPLES = (
 
 
 def use_text(source: Path, tokenizer: Path) -> None:
-    """Use the files that were placed in `tokenizer`; raises `CheckpointError` naming the file of `source`."""
+    """Use the files in `tokenizer`; raises `CheckpointError`, which names the file of `source`."""
     codec = wrap_a_message(source, tokenizer)
     refused = []
     for sample in _SAMPLES:
@@ -40,8 +40,8 @@ def use_text(source: Path, tokenizer: Path) -> None:
         except InvalidRequest:  # the sample spells one of its special tokens
             continue
         except BundleError as error:
-            refused.append(f"it cannot take {sample[:20]!r}: {error}")
-            if not isinstance(error.__cause__, Exception):  # a panic: what is refused in words may be one text alone
+            refused.append(f"it cannot encode {sample[:20]!r}: {error}")
+            if not isinstance(error.__cause__, Exception):  # a Rust panic; other errors may concern one sample only
                 break
     else:
         if len(refused) < len(_SAMPLES):
@@ -50,15 +50,16 @@ def use_text(source: Path, tokenizer: Path) -> None:
         for number in range(0 if refused else codec.size + 1):
             codec.token_text(number)
     except BundleError as error:
-        refused = [f"it cannot write the token {number}: {error}"]
+        refused = [f"it cannot decode the token {number}: {error}"]
     if refused:
         raise CheckpointError(f"{source / 'tokenizer.json'}: {refused[-1]}")
 
 
 def wrap_a_message(source: Path, tokenizer: Path, say: Callable[[str], object] = str) -> TextCodec:
-    """The tokenizer, whose chat template has written a message, if there is one.
+    """Open the tokenizer, and render a message with its chat template if it has one.
 
-    Raises `CheckpointError`, also where what is written does not hold the message; says what a user has to know.
+    Raises `CheckpointError` if either fails or the rendered text lacks the message. Calls `say` if the template needs
+    a system turn.
     """
     try:
         codec = TextCodec.open(tokenizer)
@@ -76,21 +77,21 @@ def wrap_a_message(source: Path, tokenizer: Path, say: Callable[[str], object] =
         except (BundleError, InvalidRequest):
             raise CheckpointError(f"{origin}: {error}; {_WAYS}") from error
         say(
-            f"{origin}: text alone is refused by the chat template; pass chat messages with a system turn, or token "
-            f"ids ({error})"
+            f"{origin}: the chat template refuses a prompt of text alone; pass chat messages with a system turn, or "
+            f"token ids ({error})"
         )
     except BundleError as error:
         raise CheckpointError(f"{origin}: {error}; {_WAYS}") from error
     if not _WRITTEN.search(written):
         start = repr(written[:_SHOWN]) + "..." * (len(written) > _SHOWN)
         raise CheckpointError(
-            f"{origin}: the chat template does not write the user's message ({start} is all it writes); {_WAYS}"
+            f"{origin}: the chat template does not write the user's message (it writes {start}); {_WAYS}"
         )
     return codec
 
 
 def serve(source: str, tokenizer: str) -> None:
-    """What the other process does: the same, and what it raised on its standard output."""
+    """Run `use_text` in the other process, and write its error, if any, to standard output."""
     try:
         use_text(Path(source), Path(tokenizer))
     except DpadError as error:

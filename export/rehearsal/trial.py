@@ -1,11 +1,11 @@
-"""Tries text in a process of its own, since it can abort, hang or eat memory, before this process does it.
+"""Tries a tokenizer and a chat template in a process of its own, since they can abort, hang or exhaust memory.
 
     try_text(checkpoint.directory, stage / "tokenizer")     # raises CheckpointError
 
-A tokenizer.json and a chat template are read and run by libraries that were not made for files from strangers: one
-aborts the interpreter on some, both can be made to run for ever. The process has a session of its own, limits of
-time and memory, and is killed with all that it started. It imports the runtime's text code
-(text_check.py) and nothing else of this package, which takes a tenth of a second.
+The libraries that read a tokenizer.json and run a chat template are not made for untrusted files: tokenizers aborts the
+interpreter on some, and both can run forever. The process has a session of its own and limits of time and memory, and
+it is killed together with its children. It imports text_check.py and the runtime's text code only, which takes a tenth
+of a second.
 """
 
 import json
@@ -22,10 +22,10 @@ from dpad.export.rehearsal.text_check import REFUSED
 from dpad.runtime.errors import CheckpointError, ExportError
 
 SECONDS = 60  # of CPU time; the largest published tokenizer takes 5
-MEMORY = 4 << 30  # bytes of address space; the largest published tokenizer takes one
-_WALL = 5  # times the seconds of CPU time, for machines that are busy
-_OUTPUT = 1 << 20  # bytes that it may write
-_TAIL = 16_000  # bytes of what it wrote that are read
+MEMORY = 4 << 30  # bytes of address space; the largest published tokenizer takes 1 GiB
+_WALL = 5  # limit of wall time, as a multiple of SECONDS, for busy machines
+_OUTPUT = 1 << 20  # bytes that the process may write
+_TAIL = 16_000  # bytes of its output that are read
 _PACKAGE = Path(__file__).parents[2]
 _START = """
 import sys, json, resource, types
@@ -43,9 +43,10 @@ serve(*arguments)
 
 
 def try_text(source: Path, tokenizer: Path) -> None:
-    """Use the files that were placed in `tokenizer` in another process.
+    """Use the files in `tokenizer` in another process.
 
-    Raises `CheckpointError` with what it raised or what became of it, naming the file or the checkpoint `source`.
+    Raises `CheckpointError` with that process's error, or with how it ended; it names the file or the checkpoint
+    `source`.
     """
     modules = [os.path.abspath(path) for path in sys.path]
     settings = [modules, str(_PACKAGE.absolute()), SECONDS, MEMORY, _OUTPUT, [str(source), str(tokenizer)]]
@@ -62,7 +63,7 @@ def try_text(source: Path, tokenizer: Path) -> None:
 
 
 def _run(command: list[str], said: IO[bytes], errors: IO[bytes]) -> int:
-    """The exit code of a process that has ended, by itself or by its limits, with all that it started."""
+    """Run `command` until it ends or exceeds its limits, kill its children, and return its exit code."""
     quiet = {"RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false"}
     try:
         process = subprocess.Popen(  # noqa: S603
@@ -86,9 +87,9 @@ def _run(command: list[str], said: IO[bytes], errors: IO[bytes]) -> int:
 
 
 def _fate(code: int) -> str:
-    """What became of a process that did not end well."""
+    """How a process failed, as the end of a sentence, from its exit code."""
     if code in (-signal.SIGKILL, -signal.SIGXCPU):
-        return f"was not done with after {SECONDS} s, or was killed for its memory"
+        return f"took more than {SECONDS} s or was killed for its memory"
     if code < 0:
         return f"aborts the library that reads it ({signal.Signals(-code).name})"
     return f"cannot be used (exit code {code})"

@@ -1,11 +1,11 @@
-"""Packs the weights of a checkpoint's layers into few bits, one shard at a time.
+"""Packs the weights of a checkpoint's layers into int8, int4 or fp8, one shard at a time.
 
     shards = place_packed(checkpoint, stage / "float32-weights-int4", "float32", Packing("int4"), progress)
 
-Symmetric and to the nearest, without data: ONNX Runtime's quantization tools make the codes of int4 and int8, torch
-rounds to float8. How they lie in the file: models/packed.py. Embeddings, norms, biases and the vocabulary head stay
-as they are: on the embedded models the head in int4 moves the logits by a third of what all layers in int4 do, for
-7 % of their weights.
+Quantization is symmetric, rounds to nearest and needs no calibration data. ONNX Runtime's quantization tools compute
+the codes of int4 and int8; torch rounds to float8. models/packed.py describes the layout in the file. Embeddings,
+norms, biases and the vocabulary head are not packed: on the embedded models, packing the head in int4 changes the
+logits by a third as much as packing all layers does, and the head has only 7 % as many weights.
 """
 
 from dataclasses import dataclass
@@ -27,20 +27,20 @@ from dpad.models.packed import SCALE, Packed
 from dpad.runtime.bundle.variant import PACKED
 from dpad.runtime.errors import ExportError
 
-GROUPS = (16, 32, 64, 128, 256)  # that ONNX Runtime has kernels for
-_LARGEST = 448.0  # of float8 E4M3
-_SMALLEST = 2.0**-24  # scale, in any dtype: the smallest positive float16
+GROUPS = (16, 32, 64, 128, 256)  # group sizes for which ONNX Runtime has kernels
+_LARGEST = 448.0  # largest float8 E4M3
+_SMALLEST = 2.0**-24  # smallest scale in any dtype: the smallest positive float16
 
 
 @dataclass(frozen=True)
 class Packing:
-    """A format of `PACKED`. `group` inputs of an output share a scale in int4 and int8, in fp8 all of them do."""
+    """A format of `PACKED`. In int4 and int8, `group` inputs of an output share a scale; in fp8, all of them do."""
 
     format: str
     group: int = 32
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Raise `ExportError`, with the way out, if the weights of `checkpoint` cannot be packed so."""
+        """Raise `ExportError`, with the way out, if the weights of `checkpoint` cannot be packed in this format."""
         if self.format not in PACKED:
             raise ExportError(f"weights {self.format!r} are not one of {', '.join(PACKED)}")
         if self.group not in GROUPS:
@@ -51,20 +51,20 @@ class Packing:
             if self.format != "fp8" and inputs % self.group:
                 way = f"--group {fitting[-1]}" if fitting else "--weights fp8, which has no groups"
                 raise ExportError(
-                    f"tensor {name} has {inputs} inputs, which are no whole groups of {self.group}; {way}"
+                    f"tensor {name} has {inputs} inputs, which is not a multiple of the group {self.group}; use {way}"
                 )
             if self.format == "int4" and outputs % 2:
-                raise ExportError(f"tensor {name} has {outputs} outputs, and int4 packs them in pairs; --weights int8")
+                raise ExportError(f"tensor {name} has {outputs} outputs, and int4 needs pairs; use --weights int8")
 
     def pack(self, weight: torch.Tensor, dtype: torch.dtype) -> Packed:
-        """Pack `weight` [N, K], which fits (`check`); scales are rounded to `dtype`."""
+        """Pack `weight` [N, K], whose shape has passed `check`; scales are rounded to `dtype`."""
         turned = np.ascontiguousarray(weight.float().numpy().T)
         codes, scale = _PACK[self.format](turned, self.group, dtype)
         return Packed(self.format, codes, scale)
 
 
 def layer_weights(checkpoint: Checkpoint) -> list[str]:
-    """Names of the weights of all linear layers within the model's blocks: what is packed."""
+    """Names of the weights that are packed: those of all linear layers within the model's transformer blocks."""
     modules = dict(meta_model(checkpoint.architecture, checkpoint.config).named_modules())
     blocks = tuple(f"{path}." for path, module in modules.items() if isinstance(module, nn.ModuleList))
     return [
@@ -75,14 +75,14 @@ def layer_weights(checkpoint: Checkpoint) -> list[str]:
 
 
 def _int4(weight: NDArray[np.float32], group: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes [K, N / 2] and scales [K / G, N] of `weight` [K, N]: the largest of a group becomes -8."""
+    """Codes [K, N / 2] and scales [K / G, N] of `weight` [K, N]; the largest value of a group becomes -8."""
     config = DefaultWeightOnlyQuantConfig(group, is_symmetric=True, quant_format=QuantFormat.QDQ, bits=4)
     codes, scale, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
     return torch.from_numpy(codes.reshape(len(weight), -1)), _rounded(torch.from_numpy(scale), dtype)
 
 
 def _int8(weight: NDArray[np.float32], group: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes [K, N] and scales [K / G, N] of `weight` [K, N]: the largest of a group becomes ±127."""
+    """Codes [K, N] and scales [K / G, N] of `weight` [K, N]; the largest value of a group becomes ±127."""
     largest = np.abs(weight).reshape(-1, group, weight.shape[1]).max(axis=1)
     scale = _rounded(torch.from_numpy(largest) / 127, dtype)
     spread = np.repeat(scale.float().numpy(), group, axis=0)
@@ -90,14 +90,14 @@ def _int8(weight: NDArray[np.float32], group: int, dtype: torch.dtype) -> tuple[
 
 
 def _fp8(weight: NDArray[np.float32], group: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes [K, N] and scales [N] of `weight` [K, N]: the largest of an output becomes ±448."""
+    """Codes [K, N] and scales [N] of `weight` [K, N]; the largest value of an output becomes ±448."""
     values = torch.from_numpy(weight)
     scale = _rounded(values.abs().amax(dim=0) / _LARGEST, dtype)
     return (values / scale.float()).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn), scale
 
 
 def _rounded(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`scale` in `dtype`, never zero: TensorRT refuses that, and codes are quotients."""
+    """`scale` rounded to `dtype`, but never to zero, by which the codes would be divided and which TensorRT refuses."""
     return torch.where(scale.abs() < _SMALLEST, _SMALLEST, scale).to(dtype)
 
 
@@ -110,10 +110,10 @@ _PACK = {"int8": _int8, "int4": _int4, "fp8": _fp8}
 
 
 def place_packed(checkpoint: Checkpoint, folder: Path, dtype: str, packing: Packing, progress: Progress) -> list[Path]:
-    """Write the shards of `checkpoint` into `folder`, the weights of layers packed; returns the new files in order.
+    """Write the shards of `checkpoint` into `folder` with the layers' weights packed; returns the new files in order.
 
-    One shard is held at a time. Other tensors are rounded to `dtype`, but for float32, whose step casts them.
-    Raises `ExportError`, naming the tensor, for what the dtype cannot hold.
+    Memory holds one shard at a time. Other tensors are rounded to `dtype`; for float32 they are left as they are, and
+    the step casts them. Raises `ExportError`, naming the tensor, for a value that the dtype cannot hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = set(layer_weights(checkpoint))
@@ -132,7 +132,5 @@ def place_packed(checkpoint: Checkpoint, folder: Path, dtype: str, packing: Pack
                     tensors[name] = convert(name, tensor, other)
                 advance(1)
         write_shard(tensors, folder / shard.name)
-    progress.say(
-        f"{packing.format} weights: {len(chosen)} matrices, {(lost / whole) ** 0.5:.2%} off (root mean square)"
-    )
+    progress.say(f"{packing.format} weights: {len(chosen)} matrices, relative error {(lost / whole) ** 0.5:.2%} (RMS)")
     return [folder / shard.name for shard in checkpoint.shards]

@@ -1,9 +1,9 @@
-"""A traced step over packed weights: DequantizeLinear before every product with one.
+"""Adapts a traced step to packed weights: inserts a DequantizeLinear before every product with one.
 
     unpack_weights(model, read_headers(shards, packed=True))      # then trace.attach_weights for the rest
 
-The nodes are standard ONNX, and one file serves all: ONNX Runtime turns each pair of DequantizeLinear and MatMul
-into its MatMulNBits (but for fp8, which it unpacks in every step), TensorRT reads explicit quantization.
+The nodes are standard ONNX, so all engines use the same file. ONNX Runtime fuses each pair of DequantizeLinear and
+MatMul into its MatMulNBits, except for fp8, which it unpacks in every step. TensorRT reads it as explicit quantization.
 """
 
 import onnx_ir as ir
@@ -18,7 +18,7 @@ _CODES = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4, "fp8": ir.DataType
 
 
 def unpack_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
-    """Let the graph take codes and scales, at their bytes, wherever `tensors` has them in place of a weight."""
+    """Replace each weight for which `tensors` has codes and scales by those, and dequantize them in the graph."""
     graph = model.graph
     for name, weight in list(graph.initializers.items()):
         found = next((weights for weights in PACKED if f"{name}.{weights}" in tensors), None)
@@ -27,10 +27,10 @@ def unpack_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
 
 
 def _unpack(graph: ir.Graph, weight: ir.Value, weights: str, codes: TensorEntry, scale: TensorEntry) -> None:
-    """Put one DequantizeLinear, which gives [K, N], in place of the transposition of `weight` [N, K]."""
+    """Replace the Transpose of `weight` [N, K] by one DequantizeLinear, whose output is [K, N]."""
     (transpose,) = {use.node for use in weight.uses()}
     if transpose.op_type != "Transpose":
-        raise ExportError(f"the traced step takes {weight.name} in {transpose.op_type}, not as the weight of a product")
+        raise ExportError(f"the traced step uses {weight.name} in {transpose.op_type}, not as the weight of a product")
     inputs, outputs = codes.shape[0], scale.shape[-1]
     axes = {"axis": 1} if len(scale.shape) == 1 else {"axis": 0, "block_size": inputs // scale.shape[0]}
     sources = {

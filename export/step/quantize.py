@@ -1,12 +1,12 @@
-"""`quantize_step`: the float32 step again, its products with weights in int8, for CPUs.
+"""`quantize_step`: makes the W8A8 step for CPUs, in which the float32 step's products with weights are in int8.
 
     shards = quantize_step(stage / "float32", stage / "w8a8")
 
-Dynamic quantization (W8A8): a weight has one scale a column, the rows that meet it one scale a
-step; sums are int32 and leave as float32. Weights keep 7 of the 8 bits, since CPUs without VNNI
-add two products in 16 bits and would saturate. The second product of each MLP stays float32: its rows
-are products of two others, with a few values so large that one scale leaves nothing of the rest. So do
-attention, norms, embedding and caches; inputs and outputs are those of the float32 step.
+This is dynamic quantization: a weight has one scale per column, and the rows multiplied with it have one scale per
+step. Sums are int32 and are converted to float32. Weights use only 7 of the 8 bits, since CPUs without VNNI add two
+products in 16 bits and would saturate. The second product of each MLP stays in float32: its rows are elementwise
+products with a few very large values, so that one scale would round most of the others to zero. Attention, norms,
+embedding and caches stay in float32 too, and inputs and outputs are those of the float32 step.
 """
 
 import shutil
@@ -24,7 +24,7 @@ STEP = "step.onnx"
 def quantize_step(source: Path, folder: Path) -> list[Path]:
     """Write `folder`/step.onnx from the float32 step in `source`; returns its weight files.
 
-    Raises `ExportError` if ONNX Runtime's quantizer cannot.
+    Raises `ExportError` if ONNX Runtime's quantizer fails.
     """
     folder.mkdir(parents=True)
     with TemporaryDirectory(dir=folder) as scratch:
@@ -40,18 +40,18 @@ def quantize_step(source: Path, folder: Path) -> list[Path]:
                 weight_type=QuantType.QInt8,
                 use_external_data_format=True,
             )
-        except Exception as error:  # it raises whatever its parts raise
+        except Exception as error:  # the quantizer has no error type of its own
             raise ExportError(f"quantizing {source / STEP} failed: {error}") from error
     shards = sorted(path for path in folder.iterdir() if path.name != STEP)
     for shard in shards:
-        shutil.copymode(folder / STEP, shard)  # onnx leaves them to their owner only
+        shutil.copymode(folder / STEP, shard)  # onnx writes files that only their owner can read
     return shards
 
 
 def _folded(source: Path, scratch: Path) -> Path:
-    """The step in `scratch` with its weights transposed once: only constants can be quantized.
+    """Write the step into `scratch` with the Transposes of weights folded, since only constants can be quantized.
 
-    Copied first, because onnx refuses to read external data through hard links.
+    The files are copied first, because onnx refuses to read external data through hard links.
     """
     shutil.copytree(source, scratch / "float32")
     external = {
@@ -64,7 +64,7 @@ def _folded(source: Path, scratch: Path) -> Path:
 
 
 def _products_of_products(step: Path) -> list[str]:
-    """Names of the matrix products whose rows were just multiplied with others: the MLPs' second."""
+    """Names of the MatMuls whose rows come from a Mul: the second product of each MLP."""
     graph = onnx.load(step, load_external_data=False).graph
     multiplied = {node.output[0] for node in graph.node if node.op_type == "Mul"}
     return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[0] in multiplied]

@@ -1,9 +1,9 @@
-"""Shapes in a traced graph that need no arithmetic: what a reshape leaves alone is said to be left alone.
+"""Replaces computed shapes of Reshape and Expand in a traced graph by constants.
 
     settle_shapes(graph)        # while its values still have the tracer's shapes
 
-A tracer asks for every size of a shape and puts them together again, in small nodes on integers. An engine on a GPU
-runs those on the CPU. ONNX has a word for an axis that stays: 0 in Reshape, 1 in Expand.
+A tracer computes shapes with small integer nodes, one or more for each size, which a GPU engine runs on the CPU. They
+are not needed for an axis that keeps its size: ONNX writes 0 for it in Reshape and 1 in Expand.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def settle_shapes(graph: ir.Graph) -> None:
 
 
 def _reshaped(before: Sizes, after: Sizes) -> list[int] | None:
-    """0 for each leading axis that stays, -1 for one more that has no fixed size; None where there are several."""
+    """The shape for Reshape: 0 for each unchanged leading axis, -1 for one dynamic axis; None if more are dynamic."""
     kept = 0
     while kept < min(len(before), len(after)) and before[kept] == after[kept]:
         kept += 1
@@ -38,7 +38,7 @@ def _reshaped(before: Sizes, after: Sizes) -> list[int] | None:
 
 
 def _expanded(before: Sizes, after: Sizes) -> list[int] | None:
-    """1 for each axis that stays; None where one without a fixed size does not."""
+    """The shape for Expand: 1 for each unchanged axis; None if a changed axis is dynamic."""
     missing = len(after) - len(before)
     sizes = []
     for axis, size in enumerate(after):

@@ -4,8 +4,8 @@
     attach_weights(model, tensors)     # initializers now point into the safetensors
     onnx_ir.save(model, "step.onnx")
 
-The module is built and traced under fake tensors, so memory does not grow with the
-weights; the initializers become ONNX external data at the offsets of the original file.
+The module is built and traced with fake tensors, so that weights take no memory. The initializers become ONNX external
+data at the offsets of the original safetensors files.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ from dpad.runtime.errors import ExportError
 
 IR_VERSION = 11  # the first with opset 23
 
-FOLD_LIMIT = 100  # elements of a folded constant: an arange over the vocabulary stays an operator
+FOLD_LIMIT = 100  # most elements of a folded constant, so that an arange over the vocabulary stays an operator
 
-# Distinct sizes, none 0 or 1, so that the tracer never takes two axes for one.
+# Sizes are distinct, and neither 0 nor 1, so that the tracer never identifies two axes.
 _EXAMPLE = {"B": 2, "N": 46, "Q": 30, "K": 12, "R": 9, "P": 41}
 
 
 def trace_step(architecture: str, config: Config, contract: StepContract, dtype: str) -> ir.Model:
-    """The step of a family as ONNX; its weights are named as in the checkpoint and have no data."""
+    """The step of a family as ONNX; its weights have the checkpoint's names and no data."""
     onnx_face.register_schema()
     fake = FakeTensorMode()
     with fake, _default_dtype(getattr(torch, dtype)):
@@ -65,16 +65,16 @@ def trace_step(architecture: str, config: Config, contract: StepContract, dtype:
         except Exception as error:
             raise ExportError(f"tracing {architecture} failed: {error}") from error
         if program is None:
-            raise ExportError(f"tracing {architecture} gave no program")
+            raise ExportError(f"tracing {architecture} returned no program")
         return _finish(program.model, contract, dtype)
 
 
 def _finish(model: ir.Model, contract: StepContract, dtype: str) -> ir.Model:
-    """Name the weights and axes, tidy the graph, and ship the op's meaning with it."""
+    """Name the weights and axes, tidy the graph, and add the op's function body to it."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         if name.startswith("model."):  # Step.model
-            value.const_value = None  # no data: nothing can be folded into the graph
+            value.const_value = None  # fake data must not be folded into the graph
             value.name = name.removeprefix("model.")
     settle_shapes(graph)
     optimizer.optimize_ir(model, inline=False, output_size_limit=FOLD_LIMIT)
@@ -85,11 +85,11 @@ def _finish(model: ir.Model, contract: StepContract, dtype: str) -> ir.Model:
 
 
 def tidy(model: ir.Model, name: str, specs: list[TensorSpec]) -> None:
-    """Name a traced graph and its axes as the contract does, and take out what the tracer left of this machine."""
+    """Name a traced graph's values and axes as in the contract, and remove the tracer's metadata of this machine."""
     graph = model.graph
     for value, spec in zip([*graph.inputs, *graph.outputs], specs, strict=True):
         if value.name != spec.name:
-            raise ExportError(f"{name} has {value.name} where the contract has {spec.name}")
+            raise ExportError(f"{name} has the value {value.name} where the contract has {spec.name}")
         value.shape = ir.Shape(spec.axes)
     for node in graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the paths of this machine
@@ -102,9 +102,9 @@ def tidy(model: ir.Model, name: str, specs: list[TensorSpec]) -> None:
 
 
 def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
-    """Point every weight at its bytes; file names are relative to the model's folder.
+    """Make every weight external data at its place in a file; file names are relative to the model's folder.
 
-    A weight that is stored narrower than the step computes is cast in the graph: exact, and the file stays one.
+    A weight stored in a narrower dtype than the step's is cast in the graph. That is exact, and needs no second file.
     """
     for name, value in list(model.graph.initializers.items()):
         if value.const_value is not None:
@@ -121,7 +121,7 @@ def attach_weights(model: ir.Model, tensors: dict[str, TensorEntry]) -> None:
 def external(
     name: str, entry: TensorEntry, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None
 ) -> ir.Value:
-    """An initializer at the bytes of `entry`, taken as that of another `dtype` and `shape` where they are given."""
+    """An initializer over the bytes of `entry`; `dtype` and `shape`, if given, replace those of the entry."""
     dtype = dtype or ir.DataType[_IR_DTYPES[entry.dtype]]
     sizes = ir.Shape(entry.shape if shape is None else shape)
     tensor = ir.ExternalTensor(
@@ -131,13 +131,13 @@ def external(
 
 
 def cast_weight(graph: ir.Graph, weight: ir.Value, stored: ir.DataType, dtype: ir.DataType) -> None:
-    """Let the nodes that take `weight`, which is `stored` narrower, compute in `dtype`.
+    """Cast `weight`, which is `stored` in a narrower dtype, to `dtype` for the nodes that use it.
 
-    The cast comes first in the graph, and so does turning its result: ONNX Runtime, which goes from the outputs to
-    the inputs and to the last node first, then runs both just before the product, where memory is short. A lookup
-    finds its rows as they are stored and these are cast: a table is large, and few of its rows are used.
+    The Cast and the Transpose of its result are the first nodes in the graph. ONNX Runtime, which orders nodes from the
+    outputs back to the inputs, then runs both directly before the product, which keeps the peak of memory low. For a
+    Gather (the embedding) the gathered rows are cast instead of the table, which is large.
     """
-    weight.type = ir.TensorType(stored)  # another one: copies of a step share theirs
+    weight.type = ir.TensorType(stored)  # a new object: copies of a step share the old one
     uses = weight.uses()
     for lookup in [use.node for use in uses if use.node.op_type == "Gather"]:
         rows = lookup.outputs[0]
@@ -160,10 +160,10 @@ def cast_weight(graph: ir.Graph, weight: ir.Value, stored: ir.DataType, dtype: i
 
 
 def check_onnx(path: Path, weights: Iterable[Path]) -> None:
-    """onnx's checker and strict shape inference on `path`, whose external data are `weights`.
+    """Run onnx's checker and strict shape inference on `path`, whose external data are in the files `weights`.
 
-    The checker refuses hard links, which bundles are made of; it looks at the size of the
-    external files only, so it is shown sparse stand-ins of the same size.
+    The checker refuses hard links, and the weights of a bundle are hard links. It reads only the sizes of external
+    files, so it gets sparse files of the same sizes instead. Raises `ExportError`.
     """
     onnx_face.register_schema()
     with TemporaryDirectory() as scratch:
@@ -181,13 +181,13 @@ _IR_DTYPES = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 
 
 def example(spec: TensorSpec) -> torch.Tensor:
-    """Zeros of the shape that the tracer is shown."""
+    """Zeros of the example shape with which the tracer runs."""
     sizes = [axis if isinstance(axis, int) else _EXAMPLE[axis] for axis in spec.axes]
     return torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
 
 
 def _dynamic_shapes(contract: StepContract, dtype: str) -> tuple[Any, ...]:
-    # No upper bounds: the graph holds for any size, the contract's limits are the runtime's to keep.
+    # No upper bounds: the graph is valid for any size, and the runtime enforces the contract's limits.
     dims = {axis: torch.export.Dim(axis, min=low) for axis, (low, _) in contract.axis_ranges().items()}
     named = [
         {place: dims[axis] for place, axis in enumerate(spec.axes) if isinstance(axis, str)}

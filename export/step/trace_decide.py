@@ -1,4 +1,4 @@
-"""Traces `decide` to ONNX: the second program of a bundle, which has no weights and serves every step.
+"""Traces `decide` to ONNX: the second program of a bundle, which has no weights and is common to all steps.
 
 model = trace_decide(contract)
 onnx_ir.save(model, "decide.onnx")
@@ -17,35 +17,35 @@ from dpad.models.decide import decide
 from dpad.runtime.contract import StepContract, TensorSpec
 from dpad.runtime.errors import ExportError
 
-OPSET = 18  # at later ones ONNX Runtime's CUDA provider has no If, Loop, Equal or ReduceMax
+OPSET = 18  # in later opsets ONNX Runtime's CUDA provider lacks If, Loop, Equal and ReduceMax
 
 
 class _Decide(nn.Module):
-    """`decide` with the confidence of a family."""
+    """`decide` as a module, with the family's definition of confidence."""
 
     def __init__(self, tempers: bool) -> None:
         super().__init__()
         self.tempers = tempers
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The outputs of the contract from its inputs."""
+        """Compute the contract's decide outputs from its decide inputs."""
         return decide(*inputs, tempers=self.tempers)
 
 
 def trace_decide(contract: StepContract) -> ir.Model:
-    """The program that decides; raises `ExportError` if it cannot be traced."""
+    """The traced `decide`; raises `ExportError` if tracing fails."""
     inputs, outputs = tuple(contract.decide_inputs()), tuple(contract.decide_outputs())
     return _trace(inputs, outputs, contract.tempers_confidence).clone()
 
 
-@cache  # it takes seconds, and models of one vocabulary share it
+@cache  # tracing takes seconds, and models of the same vocabulary share the result
 def _trace(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], tempers: bool) -> ir.Model:
     dims = {axis: torch.export.Dim(axis, min=1) for axis in ("B", "R")}
     shapes = tuple({i: dims[axis] for i, axis in enumerate(spec.axes) if isinstance(axis, str)} for spec in inputs)
     module, examples = _Decide(tempers), tuple(example(spec) for spec in inputs)
     with quiet():
         try:
-            # Captured first: the exporter's own way of capturing asks for strides in a loop, which it cannot translate
+            # Export first: the ONNX exporter's own capture queries strides in a loop, which it cannot translate
             captured = torch.export.export(module, examples, dynamic_shapes=(shapes,))
             program = torch.onnx.export(
                 captured,
@@ -58,7 +58,7 @@ def _trace(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], temp
                 verbose=False,
             )
         except Exception as error:
-            raise ExportError(f"tracing what decides failed: {error}") from error
+            raise ExportError(f"tracing decide failed: {error}") from error
         assert program is not None
         settle_shapes(program.model.graph)
         optimizer.optimize_ir(program.model, output_size_limit=FOLD_LIMIT)

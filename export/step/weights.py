@@ -1,10 +1,10 @@
-"""Puts a checkpoint's weights into a bundle: linked, copied or converted, one shard at a time.
+"""Links, copies or converts a checkpoint's weights into a bundle, one shard at a time.
 
     shards = place_weights(checkpoint, stage / "float16", "float16", progress)
 
-Where the dtype is the checkpoint's own the shards are hard-linked, so that a bundle of a 16 GB model costs no space;
-where that is impossible they are copied. So they are for float32, which holds every value of the narrower dtypes: the
-step casts them. Another dtype rewrites them, holding one shard in memory.
+For the checkpoint's own dtype the shards are hard-linked, so that a bundle of a 16 GB model takes no additional space,
+or copied if links are not possible. The same holds for float32, since the step can cast narrower weights exactly. For
+another dtype the shards are rewritten, with one in memory at a time.
 """
 
 import os
@@ -25,7 +25,7 @@ from dpad.runtime.errors import ExportError
 
 _CHUNK = 4 << 20
 
-# Unsigned integers as wide as the dtype, and the bits that are all set in NaN and infinity only.
+# For each dtype the unsigned integer of its width, and the exponent bits, which are all set only in NaN and infinity.
 _EXPONENTS = {"float32": ("uint32", 0x7F800000), "float16": ("uint16", 0x7C00), "bfloat16": ("uint16", 0x7F80)}
 
 
@@ -47,10 +47,10 @@ def place_weights(
 
 
 def check_finite(shard: Path, progress: Progress) -> None:
-    """Raise `ExportError`, naming the tensor, if a weight is NaN or infinite: linked ones are not looked at again.
+    """Raise `ExportError`, naming the tensor, if a weight is NaN or infinite; linked shards are not checked later.
 
-    A matrix of zeros is said: so look the parts of a file that a download or a copy has not reached. Where most are,
-    the file is refused.
+    Also checks for matrices of zeros, which an unfinished download or copy leaves in a file. They are reported, and if
+    more than half of the matrices are zero, `ExportError` is raised.
     """
     entries = read_header(shard)
     empty = []
@@ -64,24 +64,24 @@ def check_finite(shard: Path, progress: Progress) -> None:
                 piece = words[start : start + _CHUNK]
                 if ((piece & exponent) == exponent).any():
                     raise ExportError(
-                        f"tensor {name} of the checkpoint holds NaN or infinity; the checkpoint is broken"
+                        f"tensor {name} of the checkpoint contains NaN or infinity; the checkpoint is damaged"
                     )
                 advance(piece.nbytes)
     matrices = sum(len(entry.shape) == 2 for entry in entries.values())
     if 2 * len(empty) > matrices > 1:
         raise ExportError(
-            f"{shard}: {len(empty)} of its {matrices} matrices hold nothing but zeros, the first is {empty[0]}: its "
+            f"{shard}: {len(empty)} of its {matrices} matrices contain only zeros, the first is {empty[0]}: its "
             "download or copy is unfinished; fetch it again"
         )
     for name in empty:
         progress.say(
-            f"tensor {name} of the checkpoint holds nothing but zeros; if the model was not trained so, "
+            f"tensor {name} of the checkpoint contains only zeros; if the model was not trained so, "
             f"{shard.name} is damaged"
         )
 
 
 def check_tied(checkpoint: Checkpoint) -> None:
-    """Raise `ExportError` if a tied head comes as a copy that is not the embedding: nobody knows which one counts."""
+    """Raise `ExportError` if the head is tied but stored as a different tensor: it is unclear which one is right."""
     family = FAMILIES[checkpoint.architecture].Model
     if not checkpoint.config.tied or family.head not in checkpoint.tensors:
         return
@@ -89,18 +89,18 @@ def check_tied(checkpoint: Checkpoint) -> None:
     for start in range(0, len(head), _CHUNK):
         if not np.array_equal(head[start : start + _CHUNK], embedding[start : start + _CHUNK]):
             raise ExportError(
-                f"config.json says that the head is tied to {family.embedding}, and {family.head} differs from it; "
-                "say there that they are not tied, or remove the tensor"
+                f"config.json says that the head is tied to {family.embedding}, but {family.head} differs from it; "
+                "untie them in config.json, or remove the tensor"
             )
 
 
 def _mapped(entry: TensorEntry, dtype: str) -> NDArray[Any]:
-    """The bytes of a tensor as an array of one axis, read when they are used."""
+    """The bytes of a tensor as a memory-mapped array of one axis."""
     return np.memmap(entry.file, dtype, "r", entry.offset, shape=(entry.length // np.dtype(dtype).itemsize,))
 
 
 def link_file(source: Path, target: Path) -> bool:
-    """Hard-link `source` (resolved: hub caches use symlinks); False where the file system cannot."""
+    """Hard-link the file that `source` resolves to (hub caches use symlinks); returns False if that fails."""
     try:
         os.link(source.resolve(), target)
     except OSError:
@@ -109,7 +109,7 @@ def link_file(source: Path, target: Path) -> bool:
 
 
 def copy_file(source: Path, target: Path, advance: Callable[[int], None]) -> None:
-    """Copy in pieces, reporting their sizes; an I/O failure is an `ExportError`."""
+    """Copy a file piece by piece, and report each size to `advance`; an I/O failure raises `ExportError`."""
     try:
         with source.open("rb") as reader, target.open("wb") as writer:
             while piece := reader.read(_CHUNK):
@@ -121,7 +121,7 @@ def copy_file(source: Path, target: Path, advance: Callable[[int], None]) -> Non
 
 
 def convert_shard(source: Path, target: Path, dtype: str, progress: Progress) -> None:
-    """Rewrite one shard in `dtype`; refuses, naming the tensor, values that it cannot hold."""
+    """Rewrite one shard in `dtype`; raises `ExportError`, naming the tensor, for a value that `dtype` cannot hold."""
     tensors: dict[str, torch.Tensor] = {}
     with progress.task(f"convert {source.name} to {dtype}", len(read_header(source))) as advance:
         for name, tensor in read_tensors(source):
@@ -131,7 +131,7 @@ def convert_shard(source: Path, target: Path, dtype: str, progress: Progress) ->
 
 
 def convert(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor` in `dtype`; raises `ExportError`, naming it, if it holds a value that the dtype cannot."""
+    """`tensor` in `dtype`; raises `ExportError`, naming the tensor, for a value that `dtype` cannot hold."""
     if tensor.dtype == dtype:
         return tensor
     converted = tensor.to(dtype)
@@ -142,15 +142,15 @@ def convert(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 
 def write_shard(tensors: dict[str, torch.Tensor], target: Path) -> None:
-    """`save_shard`, whose failure is an `ExportError`."""
+    """Call `save_shard`; a failure raises `ExportError`."""
     try:
         save_shard(tensors, target)
-    except Exception as error:  # the library raises its own and OSError
+    except Exception as error:  # safetensors raises OSError and its own errors
         raise ExportError(f"writing {target} failed: {error}") from error
 
 
 def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write one safetensors file that whoever may read new files here can read; the library's are the owner's only."""
+    """Write one safetensors file with the umask's permissions; the library's files can be read by their owner only."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, {"format": "pt"})

@@ -1,1 +1,1 @@
-"""The tokenizer of a bundle, made of what the checkpoint says of it."""
+"""Makes the tokenizer of a bundle from the checkpoint's files."""

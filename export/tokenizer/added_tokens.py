@@ -1,17 +1,17 @@
-"""The tokens that a checkpoint adds to its vocabulary, and which of them are special: said in four files.
+"""The tokens that a checkpoint adds to its vocabulary, and which of them are special. Four files declare them.
 
     declared = Declared.read(checkpoint.directory, own)     # `own`: added_tokens of its tokenizer.json
     tokens = declared.added_to(own, vocabulary)             # as a tokenizer.json holds them
 
-The rules are those by which transformers puts the files together:
+The files are merged by the rules of transformers:
 
-- `added_tokens_decoder` of tokenizer_config.json counts, also over tokenizer.json. Where there is none,
-  special_tokens_map.json counts over tokenizer_config.json, and added_tokens.json is read too.
+- `added_tokens_decoder` of tokenizer_config.json overrides tokenizer.json. If there is none,
+  special_tokens_map.json overrides tokenizer_config.json, and added_tokens.json is read too.
 - Tokens of tokenizer_config.json that tokenizer.json lacks are added: first those with an id, then the named ones
   (`eos_token`, `extra_special_tokens`, ...), which are special.
 
-It goes by them in silence. Here what contradicts is an error: a token whose id says one thing in one file and another
-in the next, or an id that the vocabulary does not leave free, would be another row of the embedding.
+transformers does not report contradictions. Here a token with two ids, or with an id that the vocabulary already uses,
+is an error, since it would select a wrong row of the embedding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,14 +32,14 @@ Token = dict[str, Any]  # an entry of added_tokens in a tokenizer.json
 
 @dataclass(frozen=True)
 class Declared:
-    """What the files beside tokenizer.json say.
+    """The tokens that the files beside tokenizer.json declare.
 
     Attributes:
-        config: tokenizer_config.json, with the named tokens of special_tokens_map.json where these count.
+        config: tokenizer_config.json, merged with special_tokens_map.json if that is used.
         source: the checkpoint's directory.
-        tokens: tokens that have an id there, sorted by it, with the file that says so.
-        named: tokens that have a name there, and are special.
-        notes: what is said there and does not count.
+        tokens: declared tokens with an id, sorted by id, each with its file.
+        named: declared tokens with a name, which are special.
+        notes: a message for each declaration that is ignored.
     """
 
     config: dict[str, Any]
@@ -50,7 +50,7 @@ class Declared:
 
     @classmethod
     def read(cls, source: Path, own: Sequence[Token] = ()) -> "Declared":
-        """Read the files of `source`; raises `CheckpointError` for what cannot be read or contradicts."""
+        """Read the files of `source`; raises `CheckpointError` if they cannot be read or contradict each other."""
         config, special, added = (_read(source / name) for name in (CONFIG, SPECIAL, ADDED))
         notes = []
         if _DECODER in config:
@@ -58,13 +58,13 @@ class Declared:
             contents = {token["content"] for token in (*tokens, *own)}
             if left_out := sorted(str(content) for content in added if content not in contents):
                 notes.append(
-                    f"{ADDED}: {left_out[0]!r} does not count: {CONFIG} has an {_DECODER} without it"
+                    f"{ADDED}: {left_out[0]!r} is ignored, since {CONFIG} has an {_DECODER} without it"
                     + (f" (and {len(left_out) - 1} more)" if left_out[1:] else "")
                 )
             for key, value in special.items():
                 if (text := content_of(value)) and text != content_of(config.get(key)) and key.endswith("_token"):
                     notes.append(
-                        f"{SPECIAL}: {key} {text!r} does not count: {CONFIG} has an {_DECODER}, and its {key} is "
+                        f"{SPECIAL}: {key} {text!r} is ignored, since {CONFIG} has an {_DECODER} and its {key} is "
                         f"{content_of(config.get(key))!r}"
                     )
             paths = [source / CONFIG] * len(tokens)
@@ -78,9 +78,10 @@ class Declared:
         return cls(config, source, tuple(pairs), tuple(_named(config)), tuple(notes))
 
     def added_to(self, own: Sequence[Token], vocabulary: Mapping[str, int]) -> list[Token]:
-        """All added tokens over a `vocabulary` and the `own` ones of its tokenizer.json, sorted by id.
+        """The declared tokens merged with `own`, the added tokens of tokenizer.json, sorted by id.
 
-        Raises `CheckpointError` for a token whose id the library, which gives the next free one, would not give it.
+        `vocabulary` maps the model's tokens to ids. The tokenizers library gives an added token the next free id;
+        raises `CheckpointError` if a declared id is another one.
         """
         tokens = {token["content"]: dict(token) for token in own}
         for token, path in self.tokens:
@@ -89,8 +90,8 @@ class Declared:
             got = vocabulary.get(content, tokens[content]["id"] if content in tokens else free)
             if got != number:
                 raise CheckpointError(
-                    f"{path} gives token {content!r} the id {number}, but the vocabulary and the tokens before it "
-                    f"make it {got}; is the vocabulary complete?"
+                    f"{path} gives token {content!r} the id {number}, but after the vocabulary and the tokens before "
+                    f"it its id is {got}; is the vocabulary complete?"
                 )
             tokens[content] = dict(token)
         for token in self.named:
@@ -101,14 +102,14 @@ class Declared:
         for content, token in tokens.items():
             if (other := holders.setdefault(token["id"], content)) != content:
                 raise CheckpointError(
-                    f"{self.source}: its tokenizer's tokens {other!r} and {content!r} have one id, {token['id']}; "
-                    "give each its own"
+                    f"{self.source}: its tokenizer's tokens {other!r} and {content!r} have the same id, "
+                    f"{token['id']}; give each its own"
                 )
         return sorted(tokens.values(), key=lambda token: int(token["id"]))
 
     @staticmethod
     def _next(tokens: Mapping[str, Token], vocabulary: Mapping[str, int]) -> int:
-        """The id that the library gives to a new token."""
+        """The id that the tokenizers library would give to a new token."""
         return max([len(vocabulary), *(int(token["id"]) + 1 for token in tokens.values())])
 
 
@@ -125,7 +126,7 @@ def _token(content: Any, number: Any, *, special: bool, told: Mapping[str, Any] 
 
 
 def _decoder(path: Path, declared: Any) -> list[Token]:
-    """Tokens of an `added_tokens_decoder`, sorted by id."""
+    """The tokens in an `added_tokens_decoder`, sorted by id."""
     try:
         tokens = [
             _token(told["content"], int(number), special=bool(told.get("special")), told=told)
@@ -137,7 +138,7 @@ def _decoder(path: Path, declared: Any) -> list[Token]:
 
 
 def _named(config: Mapping[str, Any]) -> list[Token]:
-    """The tokens that have a name (`eos_token`) or stand in a list of special ones, each once."""
+    """The tokens under a name (`eos_token`) or in a list of special tokens, without repetition."""
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
     listed = list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else []
     values = [value for key, value in config.items() if key.endswith("_token")] + listed
@@ -153,7 +154,7 @@ def _legacy(source: Path, added: Mapping[str, Any]) -> Iterator[tuple[Token, Pat
 
 
 def _compare(said: Sequence[tuple[Token, Path]]) -> None:
-    """Raise `CheckpointError` where two files give a token two ids, or what is said is no token."""
+    """Raise `CheckpointError` if two files give a token different ids, or an entry is not a token."""
     ids: dict[str, tuple[int, Path]] = {}
     for token, path in said:
         content, number = token.get("content"), token.get("id")
@@ -163,5 +164,5 @@ def _compare(said: Sequence[tuple[Token, Path]]) -> None:
         if first != number:
             raise CheckpointError(
                 f"token {content!r} has the id {first} in {where} and {number} in {path.name}; keep the file that the "
-                "model was trained with, and take the other one out"
+                "model was trained with, and remove the other one"
             )

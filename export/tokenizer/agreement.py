@@ -1,9 +1,9 @@
-"""`check_agreement`: config.json and the tokenizer mean the same tokens, and prompts are tokens of the model.
+"""`check_agreement`: checks that config.json and the tokenizer agree, and that prompts are tokens of the model.
 
     check_agreement(checkpoint, stage / "tokenizer", ends, progress)
 
-A mask id that is another model's, or a template that writes a token beyond the embedding, decodes nonsense or fails
-at the first user. What cannot be right is refused, what is doubtful is said.
+With the mask id of another model the text is nonsense, and a chat template that writes a token beyond the embedding
+fails in the first request. What cannot be right is refused; what is doubtful is reported.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +23,14 @@ from dpad.runtime.text.tokenizer_file import open_tokenizer
 
 _TEXT = "What is 53 + 34?"
 _TURNS = [{"role": role, "content": _TEXT} for role in ("system", "user", "assistant", "user")]
-_OTHER_MASKS = ("[gMASK]", "[sMASK]")  # of GLM's tokenizers: where text begins
+_OTHER_MASKS = ("[gMASK]", "[sMASK]")  # in GLM's tokenizers they begin a text and are not the mask
 _SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 
 
 def check_agreement(checkpoint: Checkpoint, folder: Path, presets: Mapping[str, Any], progress: Progress) -> None:
-    """Compare config.json with the tokenizer that was placed in `folder`, if any.
+    """Compare config.json with the tokenizer in `folder`, if there is one.
 
-    Raises `CheckpointError`, naming the token and where it is said, for what cannot be right; says what is doubtful.
+    Raises `CheckpointError`, naming the token and the file, for what cannot be right; reports what is doubtful.
     """
     if not folder.exists():
         return
@@ -39,7 +39,7 @@ def check_agreement(checkpoint: Checkpoint, folder: Path, presets: Mapping[str, 
 
 
 class _Tokens:
-    """What the tokenizer calls every id."""
+    """The texts and kinds of a tokenizer's tokens, by id, and the tokens that its settings name."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         tokenizer, _ = open_tokenizer(folder / "tokenizer.json")
@@ -59,11 +59,11 @@ class _Tokens:
                     }
 
     def check(self, ends: Sequence[int], progress: Progress) -> None:
-        """Refuse or say what contradicts; see `check_agreement`."""
+        """Refuse or report contradictions; see `check_agreement`."""
         beyond = sorted(number for number in self.names if number >= self.config.vocab_size)
         if beyond:
             progress.say(
-                f"{self.source}: {len(beyond)} of the tokenizer's tokens lie beyond the embedding's "
+                f"{self.source}: {len(beyond)} of the tokenizer's tokens are beyond the embedding's "
                 f"{self.config.vocab_size} rows, the first is {self._named(beyond[0])}; text that needs them is refused"
             )
         self._check_mask(progress)
@@ -82,11 +82,11 @@ class _Tokens:
         if other not in (None, mask):
             if self._is_mask(other) and not self._is_mask(mask):
                 raise CheckpointError(
-                    f"{self.source / ENDS} says mask_token_id {other}, {self._what(other)} of the tokenizer, and "
-                    f"{CONFIG} means {mask}, which is {self._what(mask)}; put the id into {CONFIG} that the model was "
-                    "trained with"
+                    f"{self.source / ENDS} has mask_token_id {other}, {self._what(other)} of the tokenizer, and "
+                    f"{CONFIG} has {mask}, {self._what(mask)}; put the id with which the model was trained into "
+                    f"{CONFIG}"
                 )
-            progress.say(f"{ENDS} says mask_token_id {other!r}, and {CONFIG} means {mask}, which is taken")
+            progress.say(f"{ENDS} has mask_token_id {other!r}, and {CONFIG} has {mask}, which is used")
         if self._is_mask(mask):
             return
         declared = self._id_of("mask_token")
@@ -97,9 +97,9 @@ class _Tokens:
             whose = f", whose mask is {self._named(others[0] if declared is None else declared)}"
         if declared is not None or (others and mask not in self.special):
             raise CheckpointError(
-                f"{told}{whose}; put the id there that the model was trained with, or the tokenizer beside it"
+                f"{told}{whose}; put the id with which the model was trained there, or its tokenizer beside it"
             )
-        progress.say(f"{told}{whose}; the model is taken to know it as its mask")
+        progress.say(f"{told}{whose}; it is assumed that the model was trained with it as its mask")
 
     def _check_end(self, token: int, progress: Progress) -> None:
         if token in self.special or self.names.get(token, "") in self.declared.values():
@@ -108,8 +108,8 @@ class _Tokens:
         files = f"{CONFIG} or generation_config.json"
         told = f"{files}: eos_token_id {token} is {self._what(token)} of {self.source}'s tokenizer"
         if token not in self.names and eos is not None:
-            raise CheckpointError(f"{told}, whose eos_token is {self._named(eos)}; put an id there that it knows")
-        progress.say(f"{told}; text ends wherever it comes")
+            raise CheckpointError(f"{told}, whose eos_token is {self._named(eos)}; put an id of the tokenizer there")
+        progress.say(f"{told}; text ends at it nevertheless")
 
     def _is_mask(self, token: Any) -> bool:
         text = self.names.get(token) if isinstance(token, int) else None
@@ -133,20 +133,20 @@ class _Tokens:
 
 
 def _ends(checkpoint: Checkpoint, presets: Mapping[str, Any]) -> list[int]:
-    """Every token that ends text where a preset does not say otherwise."""
+    """The tokens that end a text, if no preset other than `default` is used."""
     default = presets.get("default")
     told = default.get("eos_token_ids") if isinstance(default, Mapping) else None
     return list(told or checkpoint.eos_token_ids)
 
 
 def _check_prompts(checkpoint: Checkpoint, codec: TextCodec) -> None:
-    """A plain text and a message become tokens that every request may hold."""
+    """Raise `CheckpointError` if a plain text or a chat message becomes tokens that a request may not contain."""
     config = checkpoint.config
     ways: dict[str, Callable[[], list[int]]] = {"tokenizer.json": lambda: codec.encode(_TEXT)}
     if codec.has_chat_template:
         known = {"": _TURNS[1:2], ", with all roles": _TURNS, ", with a system": _TURNS[:2]}
         for roles, turns in known.items():
-            with suppress(InvalidRequest):  # many templates know no system's turn, some want one
+            with suppress(InvalidRequest):  # many templates refuse a system turn, some need one
                 codec.render(turns)
                 ways[f"chat template{roles}"] = partial(codec.encode_chat, turns)
     for part, encode in ways.items():
@@ -154,14 +154,14 @@ def _check_prompts(checkpoint: Checkpoint, codec: TextCodec) -> None:
             ids = encode()
         except (BundleError, InvalidRequest) as error:
             raise CheckpointError(f"{checkpoint.directory}, {part}: {error}") from error
-        told = f"{checkpoint.directory}, {part}: a first prompt holds"
+        told = f"{checkpoint.directory}, {part}: a sample prompt contains"
         if (highest := max(ids, default=0)) >= config.vocab_size:
             raise CheckpointError(
                 f"{told} {codec.token_text(highest)!r} ({highest}), and the embedding has {config.vocab_size} rows; "
-                "take the tokenizer that belongs to these weights, or weights whose embedding was resized for it"
+                "use the tokenizer that belongs to these weights, or weights whose embedding was resized for it"
             )
         if config.mask_token_id in ids:
             raise CheckpointError(
-                f"{told} the mask {codec.token_text(config.mask_token_id)!r} ({config.mask_token_id}), which is for "
-                "what is to be written; take it out"
+                f"{told} the mask {codec.token_text(config.mask_token_id)!r} ({config.mask_token_id}), which stands "
+                "for text that is not yet decoded; remove it from the prompt's template"
             )

@@ -1,14 +1,14 @@
-"""Tokenizer classes of transformers 5 that put rules of their own over a tokenizer.json, which counts here.
+"""Tokenizer classes whose own rules override tokenizer.json in transformers 5; in this project tokenizer.json counts.
 
     overrules({"tokenizer_class": "GPTNeoXTokenizerFast"}, data)     # True
 
-The rules are how a text is normalized, parted and put together again: only vocabulary and merges are then taken from
-the file. Other names, and classes that a repository brings, leave it as it is.
+The rules say how a text is normalized, split and joined again; transformers then takes only vocabulary and merges from
+tokenizer.json. Other classes, and those of a repository's own code, use tokenizer.json as it is.
 """
 
 from typing import Any
 
-# Without "Tokenizer" at the end.
+# Names without the final "Tokenizer".
 _NAMES = """
 Albert Bart Barthez Bartpho Bert BertGeneration BertJapanese Bertweet BigBird BioGpt Blenderbot BlenderbotSmall ByT5
 CLIP CTRL Camembert Canine Clvp CodeGen CodeLlama Cohere Cpm CpmAnt DPRQuestionEncoder Deberta DebertaV2 Dia
@@ -22,9 +22,9 @@ OVERRULING = frozenset(f"{name}Tokenizer" for name in _NAMES.split())
 
 
 def overrules(config: dict[str, Any], data: dict[str, Any]) -> bool:
-    """Whether the class that a tokenizer_config.json names has rules that a tokenizer.json with `data` may not have."""
+    """Whether the class in `config`, a tokenizer_config.json, may override the rules of `data`, a tokenizer.json."""
     name = str(config.get("tokenizer_class")).removesuffix("Fast")
-    if name == "LlamaTokenizer" and _by_bytes(data):  # which transformers tells by that
+    if name == "LlamaTokenizer" and _by_bytes(data):  # transformers decides by that, too
         return False
     return name in OVERRULING and not config.get("auto_map")
 

@@ -1,10 +1,10 @@
-"""Puts a checkpoint's tokenizer into a bundle: one tokenizer.json, and the settings that go with it.
+"""Writes a checkpoint's tokenizer into a bundle: one tokenizer.json and its settings files.
 
     names = place_tokenizer(checkpoint, stage / "tokenizer", progress, template="rag")
 
-tokenizer.json is taken as it is, unless the files beside it add to it (added_tokens.py); without one it is made of the
-vocabulary files (vocabulary_files.py). The tokenizers library is not asked here: what it does with files from strangers
-is tried in a process of its own (export/rehearsal/trial.py).
+tokenizer.json is copied, and the tokens that other files declare are added to it (added_tokens.py). If there is none,
+it is made from the vocabulary files (vocabulary_files.py). This module does not call the tokenizers library: untrusted
+files are tried with it in a process of its own (export/rehearsal/trial.py).
 """
 
 import json
@@ -29,10 +29,11 @@ SOURCES = (*FILES, *PARTS, ADDED)
 
 
 def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress, template: str | None = None) -> list[str]:
-    """Write the tokenizer into `folder`, with the chat template called `template`; returns the names of its files.
+    """Write the tokenizer, with the chat template named `template`, into `folder`; returns the names of its files.
 
-    Without one nothing is written, and the bundle takes token ids only. Raises `CheckpointError` for files
-    that do not make a tokenizer or contradict each other, and for a template that is not there or has to be chosen.
+    If the checkpoint has no tokenizer, nothing is written, and the bundle takes token ids only. Raises
+    `CheckpointError` if the files are not a tokenizer or contradict each other, and if the template is missing or must
+    be chosen by name.
     """
     source = checkpoint.directory
     if (source / TOKENIZER).exists():
@@ -48,7 +49,7 @@ def place_tokenizer(checkpoint: Checkpoint, folder: Path, progress: Progress, te
         rules = rules_of(declared.config, like_qwen=isinstance(checkpoint.config, qwen.Config))
         if rules is None or not all((source / name).exists() for name in PARTS):
             if template is not None:
-                raise CheckpointError(f"{source} has no tokenizer, so no chat template {template!r}; leave it out")
+                raise CheckpointError(f"{source} has no tokenizer and so no chat template {template!r}; leave it out")
             progress.say(
                 f"{source} has no tokenizer.json: the bundle will take token ids only, no text{way_out(source)}"
             )
@@ -73,7 +74,7 @@ def sources(directory: Path) -> list[Path]:
 
 
 def _place_template(source: Path, folder: Path, progress: Progress, name: str | None) -> None:
-    """Of several chat templates the one that is wanted, as the bundle's only one."""
+    """Write the chat template `name`, if there are several, as the bundle's only one."""
     try:
         templates = chat_template.read_templates(source)
         if templates.keys() - {chat_template.DEFAULT} or name is not None:
@@ -84,7 +85,7 @@ def _place_template(source: Path, folder: Path, progress: Progress, name: str | 
         raise CheckpointError(str(error)) from error
     if not templates and (source / "chat_template.json").exists():
         progress.say(
-            "chat_template.json is a processor's, which tokenizers do not read: the bundle has no chat template"
+            "chat_template.json belongs to a processor, and tokenizers ignore it: the bundle has no chat template"
         )
 
 
@@ -96,7 +97,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _write(path: Path, data: dict[str, Any]) -> str:
-    """JSON of what was read of `path`, and may be nested, or hold half characters, as nobody can write them."""
+    """`data`, read from `path`, as JSON; raises `CheckpointError` for deep nesting and for lone surrogates."""
     try:
         text = json.dumps(data, ensure_ascii=False)
         text.encode()
@@ -108,12 +109,12 @@ def _write(path: Path, data: dict[str, Any]) -> str:
 def _own(path: Path, data: dict[str, Any]) -> list[Token]:
     own = data.get("added_tokens") or []
     if not isinstance(own, list) or not all(isinstance(token, dict) for token in own):
-        raise CheckpointError(f"{path} cannot be read: its added_tokens are no list of tokens")
+        raise CheckpointError(f"{path} cannot be read: its added_tokens is not a list of tokens")
     return own
 
 
 def _vocabulary(data: dict[str, Any]) -> dict[str, int]:
-    """Ids of the tokens of the model; empty where it has another form, which the library refuses."""
+    """The vocabulary of the model in a tokenizer.json; empty if its form is unknown, which the library refuses."""
     model = data.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, dict):
@@ -123,7 +124,7 @@ def _vocabulary(data: dict[str, Any]) -> dict[str, int]:
 
 
 def _changes(data: dict[str, Any], tokens: Sequence[Token], progress: Progress) -> dict[str, Any]:
-    """The sections of a tokenizer.json that become others in the bundle."""
+    """The sections of a tokenizer.json that are different in the bundle."""
     changes: dict[str, Any] = {}
     own = {token["content"]: token for token in data.get("added_tokens") or ()}
     other = [token for token in tokens if own.get(token["content"]) != token]
@@ -137,35 +138,35 @@ def _changes(data: dict[str, Any], tokens: Sequence[Token], progress: Progress) 
     model = data.get("model")
     if isinstance(model, dict) and model.get("dropout"):
         changes["model"] = model | {"dropout": None}
-        progress.say(f"tokenizer.json: dropout {model['dropout']} of its training is left out: a text has one encoding")
+        progress.say(f"tokenizer.json: BPE dropout {model['dropout']} is removed, so that a text has one encoding")
     return changes
 
 
 def _tell_differences(source: Path, data: dict[str, Any], config: dict[str, Any], progress: Progress) -> None:
-    """Say where transformers goes by other files than tokenizer.json, and this project does not."""
+    """Report settings by which transformers would tokenize differently from tokenizer.json."""
     rules = RULES.get(str(config.get("tokenizer_class")).removesuffix("Fast"))
     if rules and _patterns(data.get("pre_tokenizer")) != _patterns(rules.pre_tokenizer):
         progress.say(
-            f"{source / CONFIG} names {rules.name}, and tokenizer.json parts words by other rules: they count here, as "
-            "in transformers 4; transformers 5 takes those of the class"
+            f"{source / CONFIG} names {rules.name}, and tokenizer.json splits words by other rules, which are used "
+            "here and in transformers 4; transformers 5 uses those of the class"
         )
     elif not rules and overrules(config, data):
         progress.say(
-            f"{source / CONFIG} names {config['tokenizer_class']}, whose own rules transformers 5 puts over "
-            "tokenizer.json; tokenizer.json counts here"
+            f"{source / CONFIG} names {config['tokenizer_class']}, whose rules override tokenizer.json in "
+            "transformers 5; tokenizer.json is used here"
         )
     if config.get("split_special_tokens"):
         progress.say(
-            f"{source / CONFIG}: split_special_tokens is not done: special tokens of a chat template count as such"
+            f"{source / CONFIG}: split_special_tokens is ignored: special tokens of a chat template are not split"
         )
     model = data.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     if config.get("clean_up_tokenization_spaces") and kind != "BPE":
-        progress.say(f"{source / CONFIG}: clean_up_tokenization_spaces is not done: text stays as it was generated")
+        progress.say(f"{source / CONFIG}: clean_up_tokenization_spaces is ignored: text stays as it was generated")
 
 
 def _patterns(section: Any) -> list[Any]:
-    """Patterns of the parts of a pre_tokenizer, in order."""
+    """The patterns of a pre_tokenizer's parts, in order."""
     parts = section.get("pretokenizers", [section]) if isinstance(section, dict) else []
     parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     return [

@@ -1,14 +1,13 @@
-"""A tokenizer.json from vocab.json and merges.txt, for checkpoints that bring no other.
+"""Makes a tokenizer.json from vocab.json and merges.txt, for checkpoints without one.
 
     data = from_parts(checkpoint.directory, rules_of(declared.config, like_qwen=True), declared)
 
-The files hold a byte-level BPE and no word of how text is parted before it: that is in the Python class that
-tokenizer_config.json names. `RULES` has those of Qwen2's and GPT-2's. Dream's repositories name a class of their own,
-which is in the repository and not run: it is a copy of Qwen2's, in the form of before transformers 5. From that one it
-differs in three things, and is followed, since the model was trained with it: blank lines in merges.txt mean nothing;
-only the first line may be the `#version`, so that merges of "#" are merges; a token that strips the spaces beside it
-still does after it was named (transformers 5 forgets that of named tokens). Spaces before words (`add_prefix_space`)
-are refused: it has none, and transformers 5 puts them into words.
+The files hold a byte-level BPE but not the rules by which text is split before it. These are in the Python class that
+tokenizer_config.json names; `RULES` holds those of Qwen2 and GPT-2. Dream's repositories name a class of their own
+code, which is not run: it is a copy of Qwen2's class from before transformers 5. The rules here follow that copy, since
+the model was trained with it. It differs from transformers 5 in three points: blank lines in merges.txt are ignored;
+only the first line can be the `#version`, so that merges of "#" are kept; a named token that strips the spaces beside
+it keeps doing so. `add_prefix_space` is refused, since the copy ignores it and transformers 5 does not.
 """
 
 from collections.abc import Sequence, Set
@@ -25,7 +24,7 @@ from dpad.runtime.text.special_tokens import content_of
 PARTS = ("vocab.json", "merges.txt")
 _OTHERS = {"tokenizer.model": "sentencepiece", "*.tiktoken": "tiktoken", "tiktoken.model": "tiktoken"}
 
-# Where Qwen2 parts text: contractions, letters with one sign before them, single digits, other signs, spaces.
+# How Qwen2 splits text: contractions, letters with one sign before them, single digits, other signs, spaces.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -33,7 +32,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Rules:
-    """What a tokenizer class does before the vocabulary, as tokenizer.json has it: normalizer, pre_tokenizer."""
+    """The rules that a tokenizer class applies before the BPE, as sections of a tokenizer.json."""
 
     name: str
     normalizer: dict[str, Any] | None
@@ -50,36 +49,36 @@ RULES = {rules.name: rules for rules in (QWEN, Rules("GPT2Tokenizer", None, _byt
 
 
 def rules_of(config: dict[str, Any], *, like_qwen: bool) -> Rules | None:
-    """The rules of the class that a tokenizer_config.json names; those of Qwen2 for models that are `like_qwen`."""
+    """The rules of the class in `config`, a tokenizer_config.json; those of Qwen2 if the model is `like_qwen`."""
     name = config.get("tokenizer_class")
     return RULES.get(str(name).removesuffix("Fast"), QWEN if like_qwen else None)
 
 
 def way_out(source: Path) -> str:
-    """What is there in place of tokenizer.json, and how to make one of it."""
+    """How to convert other tokenizer files in `source` to a tokenizer.json, as the end of a message; may be empty."""
     found = [f"{path.name} ({kind})" for pattern, kind in _OTHERS.items() for path in sorted(source.glob(pattern))]
     found += [name for name in PARTS if (source / name).exists()]
     if not found:
         return ""
     return (
-        f"; to make one of {' and '.join(dict.fromkeys(found))}, where transformers and the model's own code are "
-        f"trusted: python -c \"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{source}', "
+        f"; to make one from {' and '.join(dict.fromkeys(found))}, if you trust transformers and the model's own "
+        f"code: python -c \"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{source}', "
         f"trust_remote_code=True).save_pretrained('{source}')\""
     )
 
 
 def from_parts(source: Path, rules: Rules = QWEN, declared: Declared | None = None) -> dict[str, Any]:
-    """A tokenizer.json over the vocabulary, merges and added tokens in `source`; raises `CheckpointError`."""
+    """A tokenizer.json made from vocabulary, merges and added tokens in `source`; raises `CheckpointError`."""
     declared = declared or Declared.read(source)
     try:
         vocabulary, merges = _vocabulary(source / PARTS[0]), _merges(source / PARTS[1])
         _check_merges(vocabulary, merges)
     except (OSError, ValueError, CheckpointError) as error:
-        raise CheckpointError(f"{source}: {' and '.join(PARTS)} are no byte-level BPE: {error}") from None
+        raise CheckpointError(f"{source}: {' and '.join(PARTS)} are not a byte-level BPE: {error}") from None
     if declared.config.get("add_prefix_space"):
         raise CheckpointError(
-            f"{source / CONFIG}: add_prefix_space is on, which {rules.name} has no one meaning for; save a "
-            f"tokenizer.json with the transformers that the model was trained with{way_out(source)}"
+            f"{source / CONFIG}: add_prefix_space is on, whose effect with {rules.name} depends on the version of "
+            f"transformers; save a tokenizer.json with the version that the model was trained with{way_out(source)}"
         )
     model: dict[str, Any] = {
         "type": "BPE",
@@ -107,14 +106,14 @@ def from_parts(source: Path, rules: Rules = QWEN, declared: Declared | None = No
 def _vocabulary(path: Path) -> dict[str, int]:
     vocabulary = read_json(path)
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in vocabulary.values()):
-        raise ValueError(f"{path.name} has an id that is no whole number")
+        raise ValueError(f"{path.name} has an id that is not an integer")
     if len(set(vocabulary.values())) < len(vocabulary):
-        raise ValueError(f"{path.name} gives two tokens one id")
+        raise ValueError(f"{path.name} gives two tokens the same id")
     return vocabulary
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
-    """The merges of a merges.txt; blanks around them, blank lines and the first line's version mean nothing."""
+    """The merges in a merges.txt; blanks around them, blank lines and a version in the first line are ignored."""
     lines = read_text(path).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     merges = []
     for number, line in enumerate(lines, 1):
@@ -122,7 +121,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
         if not parts or (number == 1 and line.startswith("#version")):
             continue
         if len(parts) != 2:
-            raise ValueError(f"line {number} of {path.name} is no pair of tokens: {line[:80]!r}")
+            raise ValueError(f"line {number} of {path.name} is not a pair of tokens: {line[:80]!r}")
         merges.append((parts[0], parts[1]))
     return merges
 
@@ -131,22 +130,25 @@ def _check_merges(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]])
     for left, right in merges:
         for token in (left, right, left + right):
             if token not in vocabulary:
-                raise ValueError(f"the merge {left!r} {right!r} needs the token {token!r}, which {PARTS[0]} has not")
+                raise ValueError(f"the merge {left!r} {right!r} needs the token {token!r}, which {PARTS[0]} lacks")
 
 
 def _check_complete(source: Path, words: Set[str], merges: Sequence[tuple[str, str]]) -> None:
-    """Refuse merges that do not make every word: of a file that was cut, text becomes tokens the model hardly knows."""
+    """Raise `CheckpointError` if the merges cannot make every word.
+
+    With a truncated file, text would become tokens that the model has hardly seen.
+    """
     made = {left + right for left, right in merges}
     lacking = sorted(word for word in words if len(word) > 1 and word not in made)
     if lacking:
         raise CheckpointError(
             f"{source / PARTS[1]} lacks the merge of {lacking[0]!r} ({len(lacking)} of {len(words)} tokens cannot be "
-            f"made): it is cut off, or another model's than {PARTS[0]}; fetch both again"
+            f"made): it is truncated, or does not belong to {PARTS[0]}; fetch both again"
         )
 
 
 def _around(config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
-    """What is put around a text: the named tokens that `add_bos_token` and `add_eos_token` ask for."""
+    """The post_processor that puts the tokens of `add_bos_token` and `add_eos_token` around a text."""
 
     def pieces(name: str) -> Sequence[dict[str, Any]]:
         text = content_of(config.get(f"{name}_token"))

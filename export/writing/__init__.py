@@ -1,1 +1,1 @@
-"""A bundle on its way to its place: staged, listed, put there in one step."""
+"""Writes a bundle: stages it, lists its files, and puts it in place in one step."""

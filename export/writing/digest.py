@@ -1,11 +1,11 @@
-"""`digests`: SHA-256 of the files of an export, computed once however many names a file has.
+"""`digests`: SHA-256 of an export's files; a file with several hard links is hashed once.
 
     first, second = digests([stage / "float32/model.safetensors", stage / "float32/step.onnx"], advance)
 
-Shards are hard-linked into every step that computes from them, and a manifest is written before parity and
-after it: read each time, 16 GB would be hashed four times. A large file counts as the same while device, inode,
-size and time of change are; small ones are read again, which costs nothing. Opening a bundle never asks this:
-there every file is hashed as it lies (`runtime.bundle`).
+Shards are hard-linked into every step that uses them, and the manifest is written before and after parity, so that
+without a cache 16 GB would be hashed four times. A large file is the same if device, inode, size and change time are
+equal. Small files are always read. Opening a bundle does not use this cache: there every file is hashed
+(`runtime.bundle`).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _known: dict[_Identity, str] = {}
 
 
 def digests(paths: Sequence[Path], advance: Advance | None = None) -> list[str]:
-    """Hex digest of each file; `advance` is told about its bytes, read or not. Raises `OSError`, as of the first."""
+    """Hex digest of each file; `advance` gets the size of each, cached or not. Raises the first file's `OSError`."""
     identities = [_identity(path) for path in paths]
     unread: dict[_Identity, Path] = {}
     for identity, path in zip(identities, paths):

@@ -1,4 +1,4 @@
-"""Where a bundle comes from, and the key that says whether it must be made again.
+"""The provenance of a bundle, and the key that tells whether it is up to date.
 
     provenance = describe(source, checkpoint, settings, progress)
     provenance["key"]      # equal keys: exporting again would give the same bundle
@@ -26,9 +26,9 @@ _BUILDERS = ("tensorrt-rtx", "tensorrt")
 
 
 def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Source, hashes of its files, library versions and settings, with a key over all of them.
+    """The source, hashes of its files, library versions and settings, with a key over all of them.
 
-    Raises `CheckpointError` for a file that cannot be read, such as a directory of that name.
+    Raises `CheckpointError` for a file that cannot be read, for instance because it is a directory.
     """
     files = [checkpoint.directory / "config.json", *checkpoint.shards]
     files += tokenizer.sources(checkpoint.directory)
@@ -52,7 +52,7 @@ def describe(source: Source, checkpoint: Checkpoint, settings: dict[str, Any], p
 
 
 def code_hash() -> str:
-    """One hash over the sources that decide what an export contains."""
+    """One hash over the source files that determine the contents of an export."""
     import dpad.export
     import dpad.models
     import dpad.plugins

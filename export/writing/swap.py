@@ -1,9 +1,9 @@
-"""`put_in_place`: lets a finished directory take the place of another, of which nothing is lost that is not listed.
+"""`put_in_place`: replaces a directory by a finished one, and deletes only those files of the old one that are listed.
 
     put_in_place(stage, destination, replaceable, check)    # both raise `ExportError` for what must stay
 
-The directories change places in one step where the kernel can do that. What was there is looked through where nobody
-finds it by its name any more, and only what was seen is deleted, file by file.
+The directories are exchanged in one step if the kernel supports that. The old directory is examined after the exchange,
+when other programs cannot reach it by its name any more, and only the files seen then are deleted, one by one.
 """
 
 import ctypes
@@ -19,18 +19,20 @@ from dpad.runtime.bundle.tree import walk
 from dpad.runtime.errors import ExportError
 
 Check = Callable[[Path], object]  # raises ExportError
-Replaceable = Callable[[Path], list[str]]  # names of what may go with a directory; raises ExportError if it may not
+Replaceable = Callable[[Path], list[str]]  # names that may be deleted with a directory; raises ExportError for others
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_OLD = "old"  # beside the stage: what was at the destination
-_LONGEST = 255 - 16  # bytes of a file's name, without what is added
+_OLD = "old"  # beside the stage: the directory that was at the destination
+_LONGEST = 255 - 16  # bytes of a file's name before a suffix is added
 
 
 def put_in_place(stage: Path, destination: Path, replaceable: Replaceable, check: Check) -> None:
-    """Let `stage` be `destination`, and remove what was there, if it passes `check` and is `replaceable`.
+    """Rename `stage` to `destination`, and remove the directory that was there.
 
-    Raises `ExportError`, saying where everything is, if that may not be, cannot be, or came too late for a file.
+    Raises `ExportError`, with the places of both directories, if the old one fails `check` or `replaceable`, if a
+    rename fails, or if a file was added to the old one during the exchange. Warns if the old one has edited files,
+    which stay.
     """
     old = stage.with_name(_OLD)
     try:
@@ -46,27 +48,27 @@ def put_in_place(stage: Path, destination: Path, replaceable: Replaceable, check
         if old.exists():
             _swap(old, destination, stage)
         kept = _set_aside(stage, destination, "new")
-        raise ExportError(f"{error}; {destination} is as it was, and what was made lies in {kept}") from error
+        raise ExportError(f"{error}; {destination} is unchanged, and the new one is in {kept}") from error
     edited = sorted({name for name, _ in walk(old)} - set(names)) if old.exists() else []
     _discard(old, names)
     if (left := rescue(stage.parent, destination, replaceable)) and edited:
         warn(
-            f"{destination} is the new one; what was changed in the old one by hand lies in {left}: {edited[0]}",
+            f"{destination} is the new one; files of the old one that were edited by hand are in {left}: {edited[0]}",
             stacklevel=2,
         )
     elif left:
-        raise ExportError(f"{destination} is the new one; files that were put into the old one lie in {left}")
+        raise ExportError(f"{destination} is the new one; files that were added to the old one are in {left}")
 
 
 def rescue(folder: Path, destination: Path, replaceable: Replaceable) -> Path | None:
-    """Take out of a workspace what a killed process had moved into it, or what came too late to be seen.
+    """Move the old directory out of a workspace if a process was killed during the exchange or files were added late.
 
-    Returns where that is now, None if it is nothing.
+    Returns its new path, or None if there is nothing to move.
     """
     old = folder / _OLD
     if not old.exists():
         return None
-    if not destination.exists():  # killed between two renames
+    if not destination.exists():  # the process was killed between two renames
         os.rename(old, destination)
         return destination
     try:
@@ -77,7 +79,7 @@ def rescue(folder: Path, destination: Path, replaceable: Replaceable) -> Path | 
 
 
 def _swap(new: Path, destination: Path, old: Path) -> None:
-    """Rename `new` to `destination`, and what is there, if anything, to `old`."""
+    """Rename `new` to `destination`, after renaming `destination`, if it exists, to `old`."""
     if not destination.exists():
         os.rename(new, destination)
         return
@@ -94,7 +96,7 @@ def _swap(new: Path, destination: Path, old: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Linux renameat2 with RENAME_EXCHANGE; False where libc or the file system lacks it."""
+    """Exchange two directories with Linux's renameat2; returns False if libc or the file system lacks it."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -103,9 +105,10 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _discard(old: Path, names: list[str]) -> None:
-    """Delete what of `names`, folders before their contents, lies in `old`; anything else stays, and its folders.
+    """Delete the files and folders `names` in `old`; other files stay, with their folders.
 
-    The manifest goes last: it says what the rest is, if this is cut short.
+    `names` lists folders before their contents. The manifest is deleted last, so that after an interruption it still
+    says what the other files are.
     """
     for name in (*(name for name in reversed(names) if name != FILE_NAME), FILE_NAME):
         path = old / name
@@ -119,12 +122,12 @@ def _discard(old: Path, names: list[str]) -> None:
 
 
 def _set_aside(path: Path, destination: Path, word: str) -> Path:
-    """Rename the directory `path` to a name beside `destination` that is free, and return that."""
+    """Rename the directory `path` to a free name beside `destination`, and return the new path."""
     name, number = f"{shorten(destination.name, _LONGEST)}.{word}", 1
     while True:
         free = destination.with_name(name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):
-            free.mkdir()  # nobody else takes the name now
+            free.mkdir()  # reserves the name
             os.rename(path, free)
             return free
         number += 1

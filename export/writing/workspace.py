@@ -1,12 +1,12 @@
-"""`workspace`: a folder of one's own to build something in, beside or in the directory where it will lie.
+"""`workspace`: a temporary folder to build something in, which is removed even after its process was killed.
 
     with workspace(Path("bundles"), ".tiny.stage-") as folder:
         ...  # build below folder; what is still there at the end is removed
 
-Its name is drawn at random, and a lock in it is held while the process lives. The kernel lets go of the lock when
-the process ends, however that happens, and it counts for every process that sees the file system: those of other
-containers, where process ids may be the same, and over NFS 4 those of other machines. So who can take the lock knows
-that nobody works there any more, and removes what was left.
+Its name is random, and the process holds a lock on a file in it. The kernel releases the lock when the process ends,
+however that happens. The lock is seen by every process on the file system, including those in other containers and,
+over NFS 4, on other machines, where process ids mean nothing. A process that can take the lock therefore knows that
+the folder is abandoned, and removes it.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_LOCK = "dpad.lock"  # a folder without it is somebody else's, whatever its name
+_LOCK = "dpad.lock"  # a folder without this file is not a workspace, whatever its name
 _DRAWN = "[0-9a-f]{16}"
 _LONGEST = 255 - 16  # bytes of a file's name, without the token
 
@@ -28,10 +28,10 @@ Rescue = Callable[[Path], object]
 
 @contextmanager
 def workspace(parent: Path, prefix: str, rescue: Rescue | None = None) -> Iterator[Path]:
-    """A new folder in `parent`, whose name begins with `prefix`; raises `OSError` if there can be none.
+    """A new folder in `parent` whose name begins with `prefix`; raises `OSError` if it cannot be made.
 
-    Folders of that kind whose process has ended are removed first. `rescue` is called with each of them, and with
-    this one at its end, and takes out what must not be lost.
+    Workspaces with that prefix whose process has ended are removed first. Before a workspace is removed, this one
+    included, `rescue` is called with it to move out what must not be lost.
     """
     prefix = shorten(prefix, _LONGEST)
     _remove_left(parent, prefix, rescue)
@@ -49,23 +49,23 @@ def workspace(parent: Path, prefix: str, rescue: Rescue | None = None) -> Iterat
 
 
 def shorten(name: str, size: int) -> str:
-    """At most `size` bytes of a file's name."""
+    """A file's name cut to at most `size` bytes."""
     return os.fsdecode(os.fsencode(name)[:size])
 
 
 def _lock(folder: Path) -> int:
-    """Make the lock file of a new workspace; nobody sees it before it is locked."""
+    """Make the lock file of a new workspace; it gets its name after it is locked."""
     lock = os.open(folder / f"{_LOCK}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    with suppress(OSError):  # on a file system without locks nobody can take it, and nothing is removed
+    with suppress(OSError):  # without locks in the file system no process can take it, and nothing is removed
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.rename(folder / f"{_LOCK}.new", folder / _LOCK)
     return lock
 
 
 def _remove_left(parent: Path, prefix: str, rescue: Rescue | None) -> None:
-    """Remove the workspaces of processes that have ended; everything else stays, and stops nobody."""
+    """Remove the workspaces of processes that have ended; errors are ignored."""
     ours, left = re.compile(re.escape(prefix) + _DRAWN), []
-    with suppress(OSError), os.scandir(parent) as entries:  # a folder may be writable and not readable
+    with suppress(OSError), os.scandir(parent) as entries:  # a folder may be writable but not readable
         left = [parent / e.name for e in entries if ours.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     for folder in left:
         with suppress(OSError):
@@ -77,7 +77,7 @@ def _remove_left(parent: Path, prefix: str, rescue: Rescue | None) -> None:
 
 
 def _taken(lock: int) -> bool:
-    """Whether `lock` is a lock file that nobody held until now."""
+    """Try to take the lock on `lock`; returns whether it is a lock file and no process held it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -86,7 +86,7 @@ def _taken(lock: int) -> bool:
 
 
 def _remove(folder: Path, lock: int, rescue: Rescue | None) -> None:
-    """Remove a workspace that is locked, the lock last: what cannot be removed now is found by the next one."""
+    """Remove a locked workspace, its lock file last, so that the next process finds what cannot be removed now."""
     try:
         if rescue is not None:
             rescue(folder)
@@ -96,7 +96,7 @@ def _remove(folder: Path, lock: int, rescue: Rescue | None) -> None:
             elif path.name != _LOCK:
                 path.unlink()
     finally:
-        os.close(lock)  # before it is removed: over NFS an open file stays
+        os.close(lock)  # must be closed before it is removed: NFS keeps open files
     with suppress(OSError):
         if len(os.listdir(folder)) == 1:
             (folder / _LOCK).unlink()

@@ -5,9 +5,9 @@
         write_manifest(stage, manifest, progress)
     # bundles/tiny is now the new bundle; on an exception it is what it was before
 
-An interrupted export leaves nothing half-made: the stage lies in a hidden sibling, removed on failure and, after a
-kill, by the next export. What others put into the destination meanwhile is never lost: it is looked for before
-the two directories change places, and after. Nor is what somebody changed in a bundle's own texts by hand.
+An interrupted export leaves no partial bundle: the stage is a hidden sibling folder, which is removed on failure or,
+after a kill, by the next export. Files that other programs put into the destination meanwhile are not lost: the
+destination is searched for them before and after the exchange. Texts of a bundle that were edited by hand are kept too.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ from dpad.runtime.errors import BundleError, ExportError
 
 Listing = Mapping[str, str | None]  # files of a directory, with the SHA-256 of those that have one
 
-_TEXTS = (".json", ".jinja", ".txt")  # what people edit
+_TEXTS = (".json", ".jinja", ".txt")  # files that people edit
 _TEXT_LIMIT = 64 << 20  # bytes
 
 
 def stage_bundle(destination: Path, instead_of: Manifest | None = None) -> AbstractContextManager[Path]:
-    """`stage_directory` for a bundle, which may take the place of another bundle: of any, or of that one only."""
+    """`stage_directory` for a bundle; it may replace any other bundle, or only `instead_of` if that is given."""
 
     def check(directory: Path) -> None:
         if instead_of is not None and _manifest_of(directory) != instead_of:
-            raise ExportError(f"{destination} was replaced by another bundle meanwhile; run this again for that one")
+            raise ExportError(f"{destination} was replaced by another bundle meanwhile; run the command again for it")
 
     return stage_directory(destination, _files_of_bundle, check)
 
@@ -55,11 +55,12 @@ def stage_directory(
     listed: Callable[[Path], Listing] = lambda directory: {},
     check: Callable[[Path], object] = lambda directory: None,
 ) -> Iterator[Path]:
-    """A fresh directory that becomes `destination` when the block ends without an exception.
+    """A new directory that becomes `destination` when the block ends without an exception.
 
-    Where `destination` is a link, what it leads to is replaced, if it passes `check`. `listed` tells the files of a
-    directory that may be replaced with it, none by default. Raises `ExportError` if it holds others, at the start or
-    at the end, or if writing fails. If they come in between, what was built is kept beside it.
+    If `destination` is a link, its target is replaced. `check` raises an error if the directory there must stay.
+    `listed` returns the files of that directory that may be replaced, none by default. Raises `ExportError` if it holds
+    other files, at the start or at the end, or if writing fails. If such files appear in between, the new directory is
+    kept beside it.
     """
     destination = _resolved(destination)
     replaceable = partial(_replaceable, destination=destination, listed=listed)
@@ -84,7 +85,7 @@ def stage_directory(
 
 
 def check_replaceable(destination: Path) -> None:
-    """Raise `ExportError` now for what `stage_bundle` would refuse at its end: a directory with files of others."""
+    """Raise `ExportError` if `stage_bundle` would refuse `destination`, as for a directory with other files."""
     destination = _resolved(destination)
     if destination.exists():
         _check_movable(destination)
@@ -92,7 +93,7 @@ def check_replaceable(destination: Path) -> None:
 
 
 def write_manifest(stage: Path, manifest: Manifest, progress: Progress) -> Manifest:
-    """List every file below `stage` with size and SHA-256, and write manifest.json, synced to disk."""
+    """Add every file below `stage`, with size and SHA-256, to the manifest, and write it to disk with fsync."""
     paths = sorted(path for path in stage.rglob("*") if path.is_file() and path != stage / manifests.FILE_NAME)
     sizes = [path.stat().st_size for path in paths]
     with progress.task("hash files", sum(sizes)) as advance:
@@ -108,7 +109,7 @@ def write_manifest(stage: Path, manifest: Manifest, progress: Progress) -> Manif
 
 
 def link_tree(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Populate `target` with the files `names` of the bundle `source`, sharing storage where possible."""
+    """Hard-link, or else copy, the files `names` of the bundle `source` into `target`."""
     for name in names:
         path, copy = source / name, target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -121,14 +122,14 @@ def link_tree(source: Path, target: Path, names: Iterable[str]) -> None:
 def _resolved(destination: Path) -> Path:
     try:
         return Path(os.path.realpath(destination))
-    except ValueError as error:  # as of a name with a zero byte
-        raise ExportError(f"{str(destination)!r} is no name of a directory: {error}") from error
+    except ValueError as error:  # for example a name with a zero byte
+        raise ExportError(f"{str(destination)!r} cannot name a directory: {error}") from error
 
 
 def _check_movable(destination: Path) -> None:
-    """Raise `ExportError` for what could not be replaced at the end of all the work."""
+    """Raise `ExportError` if `destination` exists and could not be replaced at the end of the export."""
     if not destination.is_dir():
-        raise ExportError(f"{destination} exists and is no directory; choose another, or move it away")
+        raise ExportError(f"{destination} exists and is not a directory; choose another path, or move it away")
     if destination.is_mount():
         raise ExportError(f"{destination} is a mount point, which cannot be replaced; choose a directory in it")
     if not os.access(destination, os.W_OK | os.X_OK):
@@ -136,16 +137,16 @@ def _check_movable(destination: Path) -> None:
 
 
 def _replaceable(directory: Path, destination: Path, listed: Callable[[Path], Listing]) -> list[str]:
-    """Names of what may go with `directory`, folders before their contents: all but texts that were edited by hand.
+    """Names that may be deleted with `directory`, folders before their contents: all but texts edited by hand.
 
-    Raises `ExportError`, naming the first, if files would be lost with it that nobody `listed`.
+    Raises `ExportError`, naming the first, if it holds files that are not `listed`.
     """
     known = listed(directory)
     wanted = "just a bundle" if listed is _files_of_bundle else "empty"
     names = []
     if known and (directory / manifests.FILE_NAME).is_symlink():
         raise ExportError(
-            f"{destination} lies in a hub's cache, whose files are links; choose another directory, or remove it from "
+            f"{destination} is in a hub's cache, whose files are links; choose another directory, or remove it from "
             "the cache first"
         )
     try:
@@ -158,12 +159,12 @@ def _replaceable(directory: Path, destination: Path, listed: Callable[[Path], Li
             if name not in known or not _is_edited(directory / name, known[name]):
                 names.append(name)
     except OSError as error:
-        raise ExportError(f"{destination} cannot be looked through: {error}; choose another directory") from error
+        raise ExportError(f"{destination} cannot be searched: {error}; choose another directory") from error
     return names
 
 
 def _files_of_bundle(directory: Path) -> Listing:
-    """All files of a bundle, of any schema; none where manifest.json is another program's, as of web apps."""
+    """All files of a bundle of any schema; none if manifest.json is another program's, such as a web app's."""
     try:
         data = read_json(directory / manifests.FILE_NAME)
     except (OSError, ValueError):
@@ -178,7 +179,7 @@ def _files_of_bundle(directory: Path) -> Listing:
 
 
 def _is_edited(path: Path, sha256: str | None) -> bool:
-    """Whether a text of a bundle is no longer what was exported: somebody's work, and of no use in the new one."""
+    """Whether a text file of a bundle differs from its exported version, so that somebody's work would be lost."""
     if sha256 is None or path.suffix not in _TEXTS or path.stat().st_size > _TEXT_LIMIT:
         return False
     return hashlib.sha256(path.read_bytes()).hexdigest() != sha256

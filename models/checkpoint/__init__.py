@@ -1,1 +1,1 @@
-"""Checkpoint directories: which files hold what, and what is wrong with them."""
+"""Reads checkpoint directories, and explains what is wrong with a damaged one."""

@@ -3,8 +3,8 @@
     checkpoint = Checkpoint.open(Path("LLaDA-8B-Instruct"))
     checkpoint.config.layers, checkpoint.tensors["model.transformer.wte.weight"].offset
 
-Reads config.json and (sharded) safetensors, never pickle and never remote code. Opening costs the headers only: every
-tensor is known by file, offset and length, so that the exporter can point at it without reading it.
+It reads config.json and (sharded) safetensors, never pickle or remote code. Opening reads only the headers, which give
+the file, offset and length of every tensor, so that the exporter can refer to a tensor without reading it.
 """
 
 import os
@@ -32,7 +32,7 @@ from dpad.runtime.errors import CheckpointError
 Config = llada.Config | qwen.Config
 Model = llada.Model | qwen.Model
 
-# By architecture, not by model_type: LLaDA-MoE shares LLaDA's model_type.
+# The keys are architectures and not model_types, since LLaDA-MoE shares LLaDA's model_type.
 FAMILIES: dict[str, ModuleType] = {
     "LLaDAModelLM": llada,
     "DreamModel": dream,
@@ -45,9 +45,9 @@ _EXPERTS = {"LLaDAMoEModelLM": "LLaDA-MoE", "LLaDA2MoeModelLM": "LLaDA2", "SDARM
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint: every tensor the family needs is there, in one dtype, with its shape.
+    """A checked checkpoint: it has every tensor of the family, with the right shape, in one dtype.
 
-    `eos_token_ids` are all that config.json names; `notes` say what of the directory was left aside.
+    `eos_token_ids` are all that config.json names; `notes` name the files of the directory that are not used.
     """
 
     directory: Path
@@ -62,9 +62,9 @@ class Checkpoint:
 
     @classmethod
     def open(cls, directory: Path, *, own: bool = False) -> "Checkpoint":
-        """Read and check the headers; raises `CheckpointError` naming the file, key or tensor.
+        """Read and check the headers; raises `CheckpointError`, which names the file, key or tensor.
 
-        `own` is for checkpoints of this package, which an installer may have made of links.
+        `own` is for checkpoints of this package, whose files may be links made by an installer.
         """
         if not own:
             check_folder(directory)
@@ -82,7 +82,7 @@ class Checkpoint:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory; raises `CheckpointError` with what the directory is that has none."""
+    """config.json of a checkpoint directory; if it is missing, `CheckpointError` says what the directory is."""
     check_adapter(directory)
     if not os.path.exists(path := directory / CONFIG):
         told = no_config(directory) or f"is {directory} a checkpoint directory?"
@@ -99,18 +99,18 @@ def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
         why = f"{experts}, a mixture of experts, is not supported yet" if experts else "is not supported"
         raise CheckpointError(f"config.json: architectures {architectures!r}: {why} (only {', '.join(FAMILIES)})")
     _check_quantised(raw)
-    require(raw, {"transformers_weights": SINGLE})  # which transformers reads first
+    require(raw, {"transformers_weights": SINGLE})  # the file that transformers would read
     config: Config = FAMILIES[name].Config.from_json(raw)
     if config.heads % config.kv_heads:
         raise CheckpointError(f"config.json: {config.heads} heads do not divide into {config.kv_heads} key/value heads")
     if config.head_size % 2:
-        raise CheckpointError(f"config.json: head size {config.head_size} is odd, rotation pairs the halves of a head")
+        raise CheckpointError(f"config.json: head size {config.head_size} is odd, but rotation needs two equal halves")
     ends = tokens(raw, "eos_token_id")
     for key, ids in (("mask_token_id", (config.mask_token_id,)), ("eos_token_id", ends)):
         if max(ids) >= config.vocab_size:
             told = f"config.json: {key} {max(ids)} is outside the vocabulary"
             if key in assumed(raw):
-                told += f' of {config.vocab_size}, and only assumed: put "{key}" there, with the model\'s own'
+                told += f' of {config.vocab_size}; it is a default: put "{key}" with the model\'s own id there'
             raise CheckpointError(told)
     if config.mask_token_id in ends:
         raise CheckpointError(f"config.json: mask_token_id and eos_token_id are both {config.mask_token_id}")
@@ -118,14 +118,14 @@ def parse_config(raw: dict[str, Any]) -> tuple[str, Config]:
 
 
 def assumed(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that the config.json of a supported model leaves out, and what is taken for them."""
+    """Keys that the config.json of a supported model leaves out, with the values that are assumed for them."""
     (name,) = raw["architectures"]
     defaults: dict[str, Any] = getattr(FAMILIES[name], "DEFAULTS", {})
     return {key: value for key, value in defaults.items() if raw.get(key) is None}
 
 
 def _check_quantised(raw: Mapping[str, Any]) -> None:
-    """Refuse weights in formats that are not read; of bitsandbytes a config may say that it was not used."""
+    """Raise `CheckpointError` for quantised weights; a bitsandbytes section that turns itself off is accepted."""
     for key in ("quantization_config", "quantization", "compression_config"):
         given = raw.get(key)
         loads = [given.get(f"load_in_{bits}bit") for bits in (4, 8)] if isinstance(given, dict) else []
@@ -134,12 +134,12 @@ def _check_quantised(raw: Mapping[str, Any]) -> None:
         method = given.get("quant_method") if isinstance(given, dict) else None
         raise CheckpointError(
             f"config.json: {key} says that the checkpoint is quantised ({method or 'method not named'}), which is not "
-            "supported: take the one that it was made from (dpad export has --weights int8, int4 and fp8)"
+            "supported: use the original checkpoint (dpad export has --weights int8, int4 and fp8)"
         )
 
 
 def meta_model(architecture: str, config: Config) -> Model:
-    """The family's module without storage: names and shapes only."""
+    """The family's module on the meta device: names and shapes without storage."""
     try:
         with torch.device("meta"):
             model: Model = FAMILIES[architecture].Model(config)
@@ -149,22 +149,22 @@ def meta_model(architecture: str, config: Config) -> Model:
 
 
 def _unpacked(tensors: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """The weights that `tensors` make, packed ones in the shape that they are unpacked to: tried without their data."""
+    """`tensors` with each packed weight as one entry of its unpacked shape, which is found without reading data."""
     state = {name: torch.empty(e.shape, dtype=getattr(torch, e.dtype), device="meta") for name, e in tensors.items()}
     try:
         shapes = {name: (w.format, tuple(w.unpack(torch.float32).shape)) for name, w in take_packed(state).items()}
     except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"packed weights and their scales do not fit: {error}; export the bundle again") from None
+        raise CheckpointError(f"packed weights do not match their scales: {error}; export the bundle again") from None
     whole = {name: replace(tensors[f"{name}.{form}"], shape=shape) for name, (form, shape) in shapes.items()}
     for name in state:
         if tensors[name].dtype not in DTYPES.values():
-            raise CheckpointError(f"tensor {name} is {tensors[name].dtype}, and not packed; export the bundle again")
+            raise CheckpointError(f"tensor {name} is {tensors[name].dtype} but not packed; export the bundle again")
         whole[name] = tensors[name]
     return whole
 
 
 class _Cast(nn.Module):
-    """A parametrization: the weight in another dtype, made when it is used."""
+    """A parametrization that casts a weight to another dtype whenever it is used."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -175,9 +175,9 @@ class _Cast(nn.Module):
 
 
 def checked_model(architecture: str, config: Config, shards: Sequence[Path]) -> tuple[Model, dict[str, TensorEntry]]:
-    """The module without storage, and where its weights lie, packed ones in parts.
+    """The module without storage, and the places of its weights in the files; packed ones have codes and scales.
 
-    Raises `CheckpointError` for files that do not hold the weights of such a model.
+    Raises `CheckpointError` if the files do not hold the weights of such a model.
     """
     model, tensors = meta_model(architecture, config), read_headers(shards, packed=True)
     check_tensors(_unpacked(tensors), model)
@@ -185,9 +185,9 @@ def checked_model(architecture: str, config: Config, shards: Sequence[Path]) -> 
 
 
 def load_model(architecture: str, config: Config, shards: tuple[Path, ...], dtype: torch.dtype) -> Model:
-    """The module with its weights memory-mapped; what has another `dtype`, or is packed, is cast when it is used.
+    """The module with memory-mapped weights; those that are packed or not in `dtype` are converted whenever used.
 
-    Raises `CheckpointError` for files that do not hold the weights of such a model.
+    Raises `CheckpointError` if the files do not hold the weights of such a model.
     """
     model, _ = checked_model(architecture, config, shards)
     state: dict[str, torch.Tensor] = {}

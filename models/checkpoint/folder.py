@@ -1,9 +1,10 @@
-"""`check_folder`: every file that an export reads of a checkpoint directory is one of that directory.
+"""`check_folder`: checks that every file that an export reads belongs to the checkpoint directory.
 
     check_folder(Path("LLaDA-8B-Instruct"))         # raises CheckpointError, naming the file
 
-A directory may come from anyone, and what a link in it leads to ends up in a bundle. So links are followed within
-the directory and, in the hub's cache, to the blobs of the same repository, wherever the directory itself lies.
+A directory may be untrusted, and the target of a link in it would end up in a bundle. So links are followed only within
+the directory and, in the hub's cache, to the blobs of the same repository. The directory itself may be reached by
+links.
 """
 
 import os
@@ -16,7 +17,7 @@ from dpad.runtime.errors import CheckpointError
 
 CONFIG, INDEX, TEMPLATES = "config.json", ".safetensors.index.json", "additional_chat_templates"
 
-# What a checkpoint is made of: all that is downloaded, and all that is read.
+# The files of a checkpoint: no others are downloaded or read.
 FILES = (
     CONFIG,
     "generation_config.json",
@@ -35,7 +36,7 @@ FILES = (
 
 
 def check_folder(directory: Path, patterns: tuple[str, ...] = FILES) -> None:
-    """Raise `CheckpointError` for a file of `patterns` that leads elsewhere, leads nowhere, or is a mere pointer."""
+    """Raise `CheckpointError` for a file of `patterns` that is a broken link, a link out of the folder or a pointer."""
     roots = _roots(directory)
     for name in _members(directory, patterns):
         path = directory / name
@@ -46,7 +47,7 @@ def check_folder(directory: Path, patterns: tuple[str, ...] = FILES) -> None:
 
 
 def listing(directory: Path) -> list[str]:
-    """Names in `directory`, sorted; raises `CheckpointError` where that is no directory or cannot be read."""
+    """The sorted names in `directory`; raises `CheckpointError` if that is not a directory or cannot be read."""
     try:
         return sorted(os.listdir(directory))
     except (OSError, ValueError) as error:
@@ -62,7 +63,7 @@ def _members(directory: Path, patterns: tuple[str, ...]) -> Iterator[str]:
 
 
 def _roots(directory: Path) -> list[Path]:
-    """Where links may lead: the directory, and the blobs of the cache's repository that it is a snapshot of."""
+    """The folders to which links may lead: the directory and, for a snapshot in the hub's cache, its blobs."""
     real = Path(os.path.realpath(directory))
     caches = [
         folder.parent / "blobs"
@@ -77,8 +78,8 @@ def _check_link(path: Path, roots: list[Path]) -> None:
     if not os.path.exists(real):
         told = f" to {os.readlink(path)}" if path.is_symlink() else ""
         raise CheckpointError(
-            f"{path} is a link{told}, where nothing is: it was copied without what it leads to, or a download is "
-            "unfinished; copy the original with `cp -rL`, or download it again"
+            f"{path} is a broken link{told}: it was copied without its target, or a download is unfinished; copy the "
+            "original with `cp -rL`, or download it again"
         )
     if not any(real.is_relative_to(root) for root in roots):
         raise CheckpointError(

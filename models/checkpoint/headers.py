@@ -1,10 +1,10 @@
-"""Headers of safetensors files: every tensor by file, offset and length, without its data.
+"""Reads headers of safetensors files: file, offset and length of every tensor, without its data.
 
     tensors = read_headers([Path("model.safetensors")])
     tensors["model.norm.weight"].offset
 
-Buffers that a model computes by itself (`is_recomputed`) are left out, as transformers leaves them out: they may lie
-in a file, a bundle's linked ones too, and nobody counts, casts or reads them.
+Buffers that a model computes itself (`is_recomputed`) are ignored, as in transformers: a file, and a bundle's link to
+it, may contain them, but they are not counted, cast or read.
 """
 
 import json
@@ -22,9 +22,9 @@ from dpad.models.checkpoint.damage import damage
 from dpad.runtime.errors import CheckpointError
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CODES = {"I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn"}  # of packed weights, which bundles hold
+_CODES = {"I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn"}  # dtypes of packed weights, only in bundles
 
-# Tables of the rotation, of which config.json says the base; positions, and masks of older attention.
+# Tables of the rotation, whose base is in config.json; position ids; masks of older attention code.
 _RECOMPUTED = re.compile(
     r"(^|\.)((rotary_emb|rotary_embedding|rope)\.(\w*inv_freq|cos_cached|sin_cached)|position_ids|causal_mask|"
     r"masked_bias)$"
@@ -33,7 +33,7 @@ _RECOMPUTED = re.compile(
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: byte `offset` from the start of `file`, `length` bytes."""
+    """The place of one tensor: `length` bytes at byte `offset` from the start of `file`."""
 
     file: Path
     offset: int
@@ -43,12 +43,12 @@ class TensorEntry:
 
 
 def is_recomputed(name: str) -> bool:
-    """Whether a tensor is a buffer that older code saved, and every model computes anew."""
+    """Whether a tensor is a buffer that older code saved and that every model computes itself."""
     return _RECOMPUTED.search(name) is not None
 
 
 def read_headers(shards: Sequence[Path], packed: bool = False) -> dict[str, TensorEntry]:
-    """Tensors of all shards by name; raises `CheckpointError` if two shards hold the same one."""
+    """The tensors of all shards by name; raises `CheckpointError` if two shards hold the same tensor."""
     tensors: dict[str, TensorEntry] = {}
     for shard in shards:
         for name, entry in read_header(shard, packed).items():
@@ -59,9 +59,9 @@ def read_headers(shards: Sequence[Path], packed: bool = False) -> dict[str, Tens
 
 
 def read_header(path: Path, packed: bool = False) -> dict[str, TensorEntry]:
-    """Tensors of one safetensors file by name; raises `CheckpointError` on a bad or truncated file.
+    """The tensors of one safetensors file by name; raises `CheckpointError` on a bad or truncated file.
 
-    Checkpoints hold floating-point tensors only, bundles also the codes of `packed` weights.
+    Only floating-point dtypes are accepted; with `packed`, for bundles, also those of packed weights' codes.
     """
     dtypes = DTYPES | (_CODES if packed else {})
     try:
@@ -69,7 +69,7 @@ def read_header(path: Path, packed: bool = False) -> dict[str, TensorEntry]:
             pass  # the library checks that offsets, shapes and file size agree
         start, header = _header(path)
     except PermissionError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; give yourself the right to") from None
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; change its permissions") from None
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path} is not a complete safetensors file: {_why(path, error)}") from None
     entries = {}
@@ -78,12 +78,12 @@ def read_header(path: Path, packed: bool = False) -> dict[str, TensorEntry]:
             continue
         if info["dtype"] == "F64":
             raise CheckpointError(
-                f"{path}: tensor {name} is in float64; convert with model.to(torch.bfloat16), and save it again"
+                f"{path}: tensor {name} is in float64; convert it with model.to(torch.bfloat16), and save it again"
             )
         if info["dtype"] not in dtypes:
             raise CheckpointError(
                 f"{path}: tensor {name} has dtype {info['dtype']} (only {', '.join(dtypes)}); if the checkpoint is "
-                "quantised, take the one that it was made from"
+                "quantised, use the one that it was made from"
             )
         begin, end = info["data_offsets"]
         entries[name] = TensorEntry(path, start + begin, end - begin, dtypes[info["dtype"]], tuple(info["shape"]))
@@ -91,7 +91,7 @@ def read_header(path: Path, packed: bool = False) -> dict[str, TensorEntry]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a file that `read_header` took, memory-mapped."""
+    """Every tensor, memory-mapped, of a file that `read_header` accepts."""
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - not a mapping
             if not is_recomputed(name):
@@ -99,7 +99,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data begin, and the header without its remarks."""
+    """The offset of the data, and the header without `__metadata__`."""
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(size))
@@ -124,5 +124,5 @@ def _why(path: Path, error: Exception) -> str:
             if here < whole:
                 return f"{here} of its {whole} bytes are there; copy or download it again"
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error):
-        pass  # what the library said is all that is known
+        pass  # the library's message is the only explanation
     return f"{error}; copy or download it again"

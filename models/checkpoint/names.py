@@ -1,9 +1,9 @@
-"""`check_tensors`: a checkpoint holds exactly the tensors of its model, or it is said what it holds instead.
+"""`check_tensors`: checks that a checkpoint holds exactly its model's tensors, and explains other names.
 
     check_tensors(read_headers(shards), meta_model(architecture, config))
 
-Trainers save a model within what they wrapped it in, unmerged adapters or quantised weights: each has names of its
-own, and its own way out.
+Trainers may save a model inside a wrapper, with unmerged adapters, or quantised. Each of these changes the names in its
+own way and has its own solution.
 """
 
 import re
@@ -14,7 +14,7 @@ from dpad.models import llada, qwen
 from dpad.models.checkpoint.headers import TensorEntry
 from dpad.runtime.errors import CheckpointError
 
-# Parts of names that wrappers put in front of a module's own, and who does.
+# Parts that wrappers add to the names of a module -> the wrapper.
 _WRAPPERS = {
     "base_model.model": "PEFT",
     "base_layer": "PEFT",
@@ -35,7 +35,7 @@ _QUANTISED = re.compile(
 def check_tensors(tensors: Mapping[str, TensorEntry], model: llada.Model | qwen.Model) -> None:
     """Raise `CheckpointError` unless `tensors` are exactly those of `model`, in name and shape.
 
-    A tied head may be there as a copy too, as some published files have it. It is never read; an export compares it.
+    Some published files also hold a tied head as a copy. It is never read; an export compares it with the embedding.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tied and model.head in tensors:
@@ -49,7 +49,7 @@ def check_tensors(tensors: Mapping[str, TensorEntry], model: llada.Model | qwen.
             raise CheckpointError(f"{len(names)} {kind} tensors, the first is {min(names)}; {told}")
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
-            empty = "; ZeRO-3 leaves such where it does not gather: run zero_to_fp32.py" * (0 in tensors[name].shape)
+            empty = "; ZeRO-3 saves empty tensors unless it gathers: run zero_to_fp32.py" * (0 in tensors[name].shape)
             if not empty and name in (model.embedding, model.head) and tensors[name].shape[1:] == shape[1:]:
                 empty = (
                     f"; if the embedding was resized, set {model.rows_key} to {tensors[name].shape[0]} in config.json"
@@ -58,7 +58,7 @@ def check_tensors(tensors: Mapping[str, TensorEntry], model: llada.Model | qwen.
 
 
 def common_dtype(tensors: Mapping[str, TensorEntry]) -> str:
-    """The dtype of all `tensors`; raises `CheckpointError`, naming one that has another than most."""
+    """The dtype of all `tensors`; if there are several, raises `CheckpointError` naming a tensor of a rarer one."""
     found = Counter(entry.dtype for entry in tensors.values()).most_common()
     if len(found) > 1:
         rare = found[-1][0]
@@ -72,17 +72,17 @@ def common_dtype(tensors: Mapping[str, TensorEntry]) -> str:
 
 
 def _known(wanted: Iterable[str], tensors: Mapping[str, TensorEntry]) -> str:
-    """What the names tell, and the way out."""
+    """What wrote the tensors, by their names, and the way out; empty if that is unknown."""
     names = sorted(tensors)
     if found := next(filter(_ADAPTER.search, names), ""):
         return (
-            f"{found} is of an adapter that is not merged into its base: save what merge_and_unload() of PEFT returns, "
-            "and export that"
+            f"{found} belongs to an adapter that is not merged into its base: save the result of PEFT's "
+            "merge_and_unload(), and export that"
         )
     if found := next(filter(_QUANTISED.search, names), ""):
-        return f"{found} is of a quantised checkpoint, which is not supported: take the one that it was made from"
+        return f"{found} belongs to a quantised checkpoint, which is not supported: use the one that it was made from"
     if found := next((name for name in names if "_flat_param" in name), ""):
-        return f"{found} is of FSDP, flattened: save the full state, as with state_dict_type FULL_STATE_DICT"
+        return f"{found} is a flattened tensor of FSDP: save the full state (state_dict_type FULL_STATE_DICT)"
     wanted = frozenset(wanted)
     for name in names:
         if (parts := _PART.findall(name)) and _PART.sub("", name) in wanted:
@@ -96,12 +96,12 @@ def _known(wanted: Iterable[str], tensors: Mapping[str, TensorEntry]) -> str:
 
 
 def _moved(wanted: frozenset[str], names: list[str]) -> str:
-    """Names that are right but for a prefix that they have, or lack."""
+    """A message if the names are right except for an additional or a missing prefix; else empty."""
     for name in names:
         parts = name.split(".")
         for cut in range(1, len(parts)):
             if (rest := ".".join(parts[cut:])) in wanted:
-                return f"{name} has the prefix {name.removesuffix(rest)!r} that the model has not: rename the tensors"
+                return f"{name} has the prefix {name.removesuffix(rest)!r}, which the model lacks: rename the tensors"
     inner = {".".join(name.split(".")[cut:]): name for name in wanted for cut in range(1, name.count(".") - 1)}
     for name in names:
         if name in inner:
@@ -113,4 +113,4 @@ def _moved(wanted: frozenset[str], names: list[str]) -> str:
 def _head(model: llada.Model | qwen.Model, missing: set[str], unexpected: set[str]) -> str:
     if missing != {model.head} or unexpected:
         return ""
-    return f"if the head is tied to {model.embedding}, config.json has to say so; else the checkpoint lacks its head"
+    return f"if the head is tied to {model.embedding}, config.json must say so; otherwise the checkpoint lacks its head"

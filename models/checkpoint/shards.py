@@ -1,9 +1,9 @@
-"""`find_weights`: which files of a checkpoint directory hold its weights, and what is wrong where none do.
+"""`find_weights`: finds the files with a checkpoint's weights, and explains what is wrong if there are none.
 
     weights = find_weights(Path("LLaDA-8B-Instruct"))
-    weights.shards, weights.notes           # the files in order, and what their user should hear
+    weights.shards, weights.notes           # the files in order, and notes for the user
 
-The choice is transformers': model.safetensors goes before an index and its shards, whichever is older.
+The choice is that of transformers: model.safetensors has priority over an index and its shards, even if it is older.
 """
 
 import os
@@ -22,7 +22,7 @@ _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 
 @dataclass(frozen=True)
 class Weights:
-    """The safetensors files that count, in order, and notes about those that do not."""
+    """The safetensors files that are used, in order, and notes about those that are not."""
 
     shards: tuple[Path, ...]
     notes: tuple[str, ...]
@@ -34,21 +34,21 @@ def find_shards(directory: Path) -> list[Path]:
 
 
 def find_weights(directory: Path) -> Weights:
-    """The files that transformers would load; raises `CheckpointError` with what is there instead."""
+    """The files that transformers would load; if there are none, `CheckpointError` says what is there instead."""
     here = [name for name in listing(directory) if os.path.isfile(directory / name)]
     notes = []
     if SINGLE in here:
         names = [SINGLE]
         if INDEX in here:
             notes.append(
-                f"{SINGLE} is taken, as transformers takes it, and the shards that {INDEX} names are not read; remove "
-                "what is older"
+                f"{SINGLE} is used, as in transformers, and the shards that {INDEX} names are not read; remove what is "
+                "older"
             )
     elif INDEX in here:
         names = _indexed(directory, here)
     else:
         names = _whole_set(directory, here)
-        notes.append(f"{INDEX} is missing, and all {len(names)} shards are there: they are taken")
+        notes.append(f"{INDEX} is missing, but all {len(names)} shards are there: they are used")
     for name in names:
         if kind := next((kind for kind in UNFINISHED if f"{name}{kind}" in here and kind == ".aria2"), ""):
             raise CheckpointError(f"{directory / name} is an unfinished download: {name}{kind} is there; finish it")
@@ -60,7 +60,7 @@ def find_weights(directory: Path) -> Weights:
 
 
 def _indexed(directory: Path, here: list[str]) -> list[str]:
-    """Names of the shards in the index, all of which are there."""
+    """Names of the shards in the index; raises `CheckpointError` if one is missing."""
     index = directory / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -70,7 +70,7 @@ def _indexed(directory: Path, here: list[str]) -> list[str]:
         if Path(name).name != name:
             raise CheckpointError(f"{index}: shard {name!r} is not a plain file name")
         if not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: shard {name!r} is no safetensors file; convert the checkpoint to it")
+            raise CheckpointError(f"{index}: shard {name!r} is not safetensors; convert the checkpoint to safetensors")
     if missing := [name for name in names if name not in here]:
         raise CheckpointError(f"{directory / missing[0]} is missing, {_why_missing(directory, here, names, missing)}")
     return names
@@ -86,7 +86,7 @@ def _why_missing(directory: Path, here: list[str], names: list[str], missing: li
 
 
 def _whole_set(directory: Path, here: list[str]) -> list[str]:
-    """The one set of shards that is complete, where no file says which ones count."""
+    """The only complete set of shards in a directory without an index; raises `CheckpointError` if there is none."""
     sets: dict[str, list[str]] = {}
     for name in here:
         if match := _SHARD.fullmatch(name):

@@ -1,1 +1,1 @@
-"""The step that PyTorch compiles, as a program of the engine on a GPU."""
+"""The step compiled by PyTorch, as a program of the GPU engine."""

@@ -1,4 +1,4 @@
-"""`TorchDevice`: `Device` over PyTorch alone, on the first GPU or on a CPU.
+"""`TorchDevice`: implements `Device` with PyTorch alone, on the first GPU or on a CPU.
 
     device = TorchDevice("cuda")
     address = device.alloc(1 << 20)
@@ -6,8 +6,8 @@
     with device.running():                                    # PyTorch's own kernels go to the device's stream
         ...
 
-A CPU runs the same code, but for recordings. Memory comes from PyTorch's allocator, so that what it caches and what is
-allocated here never compete.
+A CPU runs the same code, but has no recordings. Memory comes from PyTorch's allocator, so that it does not compete with
+the memory that PyTorch caches.
 """
 
 import ctypes
@@ -26,14 +26,14 @@ from dpad.runtime.engines.machine import available_memory
 from dpad.runtime.errors import DpadError, EngineError, EngineUnavailable
 from dpad.runtime.show import told
 
-_WIDEST = (torch.complex128, torch.int64, torch.int32, torch.int16, torch.uint8)  # elements that rows are copied in
+_WIDEST = (torch.complex128, torch.int64, torch.int32, torch.int16, torch.uint8)  # dtypes to copy rows in, widest first
 
 
 class TorchDevice(Device):
     """One GPU, or the CPU, and a stream of its own; `Device` says what its methods do."""
 
     def __init__(self, kind: str) -> None:
-        """`kind` is "cuda" or "cpu"; raises `EngineUnavailable` where PyTorch sees no GPU."""
+        """`kind` is "cuda" or "cpu"; raises `EngineUnavailable` for "cuda" if PyTorch sees no GPU."""
         if kind == "cuda" and not torch.cuda.is_available():
             raise EngineUnavailable("PyTorch sees no CUDA device here; use engine torch-cpu, which runs on the CPU")
         self.device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
@@ -42,29 +42,29 @@ class TorchDevice(Device):
         self._starts: list[int] = []  # addresses in order
         self._stream: Any = torch.cuda.Stream(self.device) if kind == "cuda" else None  # type: ignore[no-untyped-call]
         self.stream = int(self._stream.cuda_stream) if self._stream else 0
-        self._memory = torch.cuda.graph_pool_handle() if kind == "cuda" else None  # that all recordings share
+        self._memory = torch.cuda.graph_pool_handle() if kind == "cuda" else None  # shared by all recordings
         self._recording: Any = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What PyTorch is asked for goes to this stream; what fails is an `EngineError` in PyTorch's words."""
+        """Run PyTorch operations on this device's stream; a failure raises `EngineError` with PyTorch's message."""
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 yield
         except DpadError:
             raise
-        except Exception as error:  # compilers have trees of their own
+        except Exception as error:  # compilers have error classes of their own
             raise EngineError(f"PyTorch: {told(error)}") from error
 
     def tensor(self, address: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor over memory that `alloc` gave, and that must outlive it.
+        """A tensor over memory from `alloc`, which must outlive the tensor.
 
-        It has a storage of its own: a compiler takes two views of one storage for one tensor, and where one of them is
-        written, compiles for the offsets that it saw.
+        Every tensor has a storage of its own. If two views shared one and one of them was written, a compiler would
+        compile for the exact offsets of these views.
         """
         size = prod(shape) * dtype.itemsize
         start = self._starts[bisect_right(self._starts, address) - 1]
-        assert 0 <= address - start <= self._areas[start].numel() - size, f"{address} is not within what was allocated"
+        assert 0 <= address - start <= self._areas[start].numel() - size, f"{address} is outside the allocated memory"
         return _over(address, size, self.device).view(dtype).view(shape)
 
     def make_current(self) -> None:
@@ -78,7 +78,7 @@ class TorchDevice(Device):
         return int(torch.cuda.mem_get_info(self.device)[0]) + cached
 
     def alloc(self, size: int) -> int:
-        """Memory of PyTorch's allocator, which says in its own words that there is none left."""
+        """Allocate with PyTorch's allocator; if memory is short, the error has its message."""
         with self.running():
             area = _empty(size + ALIGNMENT, self.device)
         area = area[-area.data_ptr() % ALIGNMENT :]
@@ -132,7 +132,7 @@ class TorchDevice(Device):
                 self._stream.synchronize()
 
     def begin_capture(self) -> None:
-        """Capture by PyTorch's own recorder; only this thread's unsafe calls would spoil it."""
+        """Start PyTorch's own capture; unsafe calls of other threads do not disturb it."""
         if self._stream is None:
             raise EngineError("a CPU records no CUDA graphs")
         with self.running():
@@ -154,7 +154,7 @@ class TorchDevice(Device):
             graph.reset()
 
     def close(self) -> None:
-        """Nothing of the stream is left; memory that PyTorch caches goes back to the GPU."""
+        """Wait for the stream, drop all memory, and return PyTorch's cached memory to the GPU."""
         self.synchronise()
         self._areas.clear()
         self._starts.clear()
@@ -164,7 +164,7 @@ class TorchDevice(Device):
 
 
 class _CudaArray:
-    """Bytes on a GPU, as other libraries hand them over."""
+    """Bytes on a GPU, as an object with `__cuda_array_interface__`."""
 
     def __init__(self, address: int, size: int) -> None:
         self.__cuda_array_interface__ = {
@@ -177,14 +177,14 @@ class _CudaArray:
 
 
 def _over(address: int, size: int, device: torch.device) -> torch.Tensor:
-    """The bytes at `address`."""
+    """The `size` bytes at `address` as a tensor."""
     if device.type == "cuda":
         return torch.as_tensor(_CudaArray(address, size), device=device)
     return torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
 
 
 def _empty(size: int, device: torch.device) -> torch.Tensor:
-    """Bytes; on a CPU they take no memory until they are written, which PyTorch's own may."""
+    """A tensor of bytes; on a CPU it comes from numpy, so that pages take no memory until they are written."""
     if device.type != "cpu":
         return torch.empty(size, dtype=torch.uint8, device=device)
     return torch.from_numpy(np.zeros(size, dtype=np.uint8))

@@ -1,10 +1,10 @@
-"""`open_compiled`: a bundle's step compiled by PyTorch, as an engine.
+"""`open_compiled`: opens an engine that runs a bundle's step compiled by PyTorch.
 
     engine = open_compiled(bundle)                       # on the first GPU, in bfloat16 or float16
-    engine = open_compiled(bundle, "float32", "cpu")     # the same by Inductor's C++ backend: to check the former
+    engine = open_compiled(bundle, "float32", "cpu")     # the same with Inductor's C++ backend, for tests
 
-What is compiled is kept in the user's cache folder, or where TORCHINDUCTOR_CACHE_DIR says, and read from there the
-next time. Nothing is compiled before the first step, or `engine.warm_up`.
+Compiled code is kept in the user's cache folder, or in TORCHINDUCTOR_CACHE_DIR, and reused the next time. Nothing is
+compiled before the first step or `engine.warm_up`.
 """
 
 import os
@@ -28,7 +28,7 @@ from dpad.runtime.errors import EngineUnavailable
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _PREFERRED = {"cuda": ("bfloat16", "float16"), "cpu": ("float32",)}
-_COMPILERS = {"cuda": ("gcc", "clang", "cc"), "cpu": ("g++", "clang++", "c++")}  # of kernels' launchers; of all
+_COMPILERS = {"cuda": ("gcc", "clang", "cc"), "cpu": ("g++", "clang++", "c++")}  # for kernels' launchers; for all code
 
 
 def open_compiled(
@@ -44,24 +44,24 @@ def open_compiled(
 
     Args:
         bundle: a checked bundle.
-        variant: of a step in the bundle. Default: bfloat16, or else float16, on a GPU; float32 on a CPU.
+        variant: variant of a step in the bundle. Default: bfloat16, or else float16, on a GPU; float32 on a CPU.
         device: "cuda" or "cpu".
-        slots: of the pool, see `pool_size`.
-        compiled: False runs the same code uncompiled, slowly: to compare the two.
-        cuda_graphs: record steps on a GPU.
+        slots: size of the pool, see `pool_size`.
+        compiled: False runs the same code uncompiled and slowly, for comparison.
+        cuda_graphs: whether to record steps on a GPU.
 
     Raises:
-        InvalidRequest: `slots` is no size that memory has room for.
-        EngineUnavailable: there is no GPU, no compiler, or no such step with weights that PyTorch reads.
+        InvalidRequest: `slots` is not a size, or memory has no room for it.
+        EngineUnavailable: there is no GPU, no compiler, or no such step with weights that PyTorch can read.
     """
     if compiled:
         _require_compiler(device)
         _keep_compiled()
-    steps = {name: step for name, step in bundle.manifest.steps.items() if name != DYNAMIC}  # ONNX Runtime's own
+    steps = {name: step for name, step in bundle.manifest.steps.items() if name != DYNAMIC}  # only for ONNX Runtime
     variant = variant or next((name for name in _PREFERRED[device] if name in steps), _PREFERRED[device][0])
     if variant not in steps:
         raise EngineUnavailable(
-            f"{bundle.directory} has no step {variant} with weights that PyTorch reads; export it with --dtype "
+            f"{bundle.directory} has no step {variant} with weights that PyTorch can read; export it with --dtype "
             f"{rows_dtype(variant)}"
         )
     contract, rows = bundle.manifest.contract, rows_dtype(variant)
@@ -71,7 +71,7 @@ def open_compiled(
         opened.callback(place.close)
         place.make_current()
         architecture, config = parse_config(bundle.manifest.model_config)
-        with place.running():  # its stream finds the weights complete, and memory that is short is told
+        with place.running():  # orders the copies before the steps; a lack of memory raises EngineError
             model = load_merged(architecture, config, shards, getattr(torch, rows), place.device)
         step, decide = TorchProgram(model, contract, rows, place, compiled), TorchDecide(contract, place)
         opened.callback(step.close)
@@ -80,27 +80,27 @@ def open_compiled(
 
 
 def _require_compiler(device: str) -> None:
-    """Raise `EngineUnavailable` without a compiler: on a GPU, Triton compiles how each of its kernels is launched."""
+    """Raise `EngineUnavailable` if there is no compiler; on a GPU Triton needs one for its kernels' launchers."""
     own = os.environ.get("CC" if device == "cuda" else "CXX")
     names = (own,) if own else _COMPILERS[device]
     if not any(shutil.which(name) for name in names):
         raise EngineUnavailable(
-            f"engine torch-{device} compiles its step, and finds no compiler ({' or '.join(names)}): install one, "
-            "such as with apt-get install g++"
+            f"engine torch-{device} compiles its step and finds no compiler ({' or '.join(names)}): install one, for "
+            "example with apt-get install g++"
         )
     if device == "cuda" and not Path(sysconfig.get_path("include"), "Python.h").exists():
         raise EngineUnavailable(
-            f"engine torch-{device} needs Python.h, which Triton's launchers include: install Python's headers, such "
-            "as with apt-get install python3-dev"
+            f"engine torch-{device} needs Python.h, which Triton's launchers include: install Python's headers, for "
+            "example with apt-get install python3-dev"
         )
 
 
 def _keep_compiled() -> None:
-    """Let Inductor keep what it compiles in the user's cache folder, unless it was told where, or may not write there.
+    """Let Inductor cache in the user's cache folder, unless another one is set or this one cannot be written.
 
     Its own default is a temporary folder, which it also writes into the environment.
     """
-    with suppress(OSError, RuntimeError, KeyError):  # there is no home folder, or no name of the user
+    with suppress(OSError, RuntimeError, KeyError):  # there is no home folder, or no user name
         if _CACHE in os.environ and os.environ[_CACHE] != default_cache_dir():
             return
         folder = user_cache.folder() / "inductor"

@@ -1,10 +1,10 @@
-"""`TorchProgram` and `TorchDecide`: a step in regions, and what decides from its logits, as an engine's programs.
+"""`TorchProgram` and `TorchDecide`: a step compiled in regions, and `decide` on its logits, as an engine's programs.
 
     program = TorchProgram(model, contract, "bfloat16", TorchDevice("cuda"))
     program.bind(StepShape(profile=0, B=1, R=32, ...), addresses).queue()
 
-A run is made of views of the engine's memory. Attention is called between the regions, through the op: the kernel on
-a GPU, the definition on a CPU.
+A run works on views of the engine's memory. Between the regions it calls the attention op, which is the Triton kernel
+on a GPU and the reference definition on a CPU.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from dpad.runtime.engines.gpu.step_shape import StepShape
 
 
 class TorchProgram(Program):
-    """The step of one model. Both profiles are the same code: they are told apart as a plan's are."""
+    """The step of one model. It has the two profiles of a plan, which run the same code here."""
 
     def __init__(
         self, model: Model, contract: StepContract, dtype: str, device: TorchDevice, compiled: bool = True
@@ -36,18 +36,18 @@ class TorchProgram(Program):
         self._regions: Regions | None = Regions(model, compiled)
 
     def bind(self, shape: StepShape, addresses: Mapping[str, int], *, own: bool = False) -> Run:
-        """A run with views of its own, which hold for good in any case."""
+        """A run with views of its own; it stays valid whether `own` is set or not."""
         assert self._regions is not None, "the program is closed"
         views = _views(self._device, (*self.inputs, *self.outputs), shape, addresses)
         return _Step(self._device, self._regions, self._block, views)
 
     def close(self) -> None:
-        """Let go of the weights; runs that are left hold them."""
+        """Release the weights, except for those that runs still hold."""
         self._regions = None
 
 
 class _Step(Run):
-    """A step over `views` of all tensors of the contract, in its order."""
+    """A step over `views` of all the contract's tensors, in the contract's order."""
 
     def __init__(self, device: TorchDevice, regions: Regions, block: int, views: list[Tensor]) -> None:
         self._device, self._regions, self._block = device, regions, block
@@ -67,7 +67,7 @@ class _Step(Run):
             self._regions.last(x.index_select(0, rows), attended.index_select(0, rows), *self._answers)
 
     def _layers(self) -> tuple[Tensor, Tensor]:
-        """Rows before the last region, and what they attended to."""
+        """The inputs of the last region: hidden rows [M, C], and the last attention's result [M, H, D]."""
         positions = self._gather.clamp(min=0)
         ids = self._canvas.gather(1, positions)
         x, query, cos, sin = self._regions.first(ids.flatten(), positions.flatten(), *self._new_rows[:2])
@@ -78,7 +78,7 @@ class _Step(Run):
         return x, self._attended(last, query)
 
     def _attended(self, layer: int, query: Tensor) -> Tensor:
-        """What the rows of `query` [M, H, D] attend to in a layer, in the same shape."""
+        """The result of a layer's attention for `query` [M, H, D], in the same shape."""
         new, pool = (tensors[2 * layer : 2 * layer + 2] for tensors in (self._new, self._pool))
         query = query.view(*self._gather.shape, *query.shape[1:])
         scale = query.shape[-1] ** -0.5
@@ -87,10 +87,10 @@ class _Step(Run):
 
 
 class TorchDecide(Program):
-    """`decide` as it is written: it asks between its parts whether anybody filters, which no recording can.
+    """`decide`, uncompiled and without recordings, since it branches on whether a row has a filter.
 
-    That costs the launches of its operations, in steps where tokens are drawn or filtered. A form without questions
-    would rank every row and halve every threshold to its end, also where nobody asks for it.
+    The price is the launch overhead of its operations in steps that draw or filter tokens. A form without branches
+    would rank every row and search every threshold to the end even if no row has a filter.
     """
 
     def __init__(self, contract: StepContract, device: TorchDevice) -> None:
@@ -101,12 +101,12 @@ class TorchDecide(Program):
         self._device, self._tempers = device, contract.tempers_confidence
 
     def bind(self, shape: StepShape, addresses: Mapping[str, int], *, own: bool = False) -> Run:
-        """A run with views of its own, which hold for good in any case."""
+        """A run with views of its own; it stays valid whether `own` is set or not."""
         given, found = (_views(self._device, specs, shape, addresses) for specs in (self.inputs, self.outputs))
         return _Decision(self._device, given, found, self._tempers)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the program holds nothing."""
 
 
 class _Decision(Run):

@@ -1,15 +1,14 @@
-"""`Regions`: a step cut at attention, each piece compiled once by Inductor and used for every layer.
+"""`Regions`: a step cut at attention; Inductor compiles each piece once and every layer uses it.
 
     regions = Regions(model, compiled=True)
     x, query, cos, sin = regions.first(ids, positions, new_key, new_value)
     x, query = regions.between(0, x, attended, cos, sin, new_key, new_value)
     regions.last(x, attended, token_ids, odds, logits)
 
-A region ends where the next attention begins, so that nothing which Inductor could fuse lies on two sides of a cut:
-`between` is the end of one layer and the beginning of the next. All tensors have the rows of a step as their first
-axis, M = B · Q or the decoded ones, and that is the only size which may differ from call to call. The layers' weights
-are arguments, so three graphs serve a model of any depth. New keys and values, and what a step answers, are
-written into tensors of the caller.
+A region ends where the next attention begins: `between` is the end of one layer and the beginning of the next. So no
+cut separates operations that Inductor could fuse. The first axis of all tensors is the rows of a step, M = B · Q or the
+decoded ones, and only its size differs between calls. The layers' weights are arguments, so that three graphs are
+enough for a model of any depth. New keys and values and the results of a step are written into tensors of the caller.
 """
 
 import warnings
@@ -32,7 +31,7 @@ class Regions:
     """The three regions of one model. Symbols as in `StepContract`; H query heads, C `config.width`."""
 
     def __init__(self, model: Model, compiled: bool) -> None:
-        """Without `compiled` they run as they are written: to compare the two."""
+        """Without `compiled` the regions run uncompiled, for comparison."""
         self._model, self._layers = model, model.blocks
         made = _compiled if compiled else _as_written
         self._first, self._between, self._last = made(_first), made(_between), made(_last)
@@ -40,11 +39,11 @@ class Regions:
     def first(
         self, ids: Tensor, positions: Tensor, new_key: Tensor, new_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Up to the first attention.
+        """Everything before the first attention.
 
         Args:
-            ids, positions: int64 [M], tokens and where they stand.
-            new_key, new_value: [M, G, D], which are written.
+            ids, positions: int64 [M], tokens and their canvas positions.
+            new_key, new_value: [M, G, D], outputs that are written.
 
         Returns:
             Rows [M, C], query [M, H, D], and the rotation's cos and sin, float32 [M, 1, D/2].
@@ -56,20 +55,20 @@ class Regions:
     def between(
         self, layer: int, x: Tensor, attended: Tensor, cos: Tensor, sin: Tensor, new_key: Tensor, new_value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """From the attention of `layer` to the next one's: `attended` [M, H, D] to the next query [M, H, D].
+        """Everything between the attention of `layer`, whose result is `attended` [M, H, D], and the next one.
 
-        Others as in `first`; returns rows and query.
+        The other tensors are as in `first`; returns rows [M, C] and the next query [M, H, D].
         """
         layers = self._layers[layer], self._layers[layer + 1]
         rows: tuple[Tensor, Tensor] = self._between(*layers, x, attended, cos, sin, new_key, new_value)
         return rows
 
     def last(self, x: Tensor, attended: Tensor, token_ids: Tensor, odds: Tensor, logits: Tensor) -> None:
-        """From the last attention to the answer, for the decoded rows alone.
+        """Everything after the last attention, for the decoded rows alone.
 
         Args:
             x, attended: [R, C] and [R, H, D].
-            token_ids, odds, logits: int64 [R], float32 [R] and [R, V], which are written.
+            token_ids, odds, logits: int64 [R], float32 [R] and [R, V], outputs that are written.
         """
         self._last(self._model, self._layers[-1], x, attended, token_ids, odds, logits)
 
@@ -100,14 +99,14 @@ def _last(
     model: Model, layer: Layer, x: Tensor, attended: Tensor, token_ids: Tensor, odds: Tensor, logits: Tensor
 ) -> None:
     found = model.logits(_after(layer, x, attended))
-    tokens = argmax(found).squeeze(-1)  # in parts: Inductor leaves each row of a plain one to one program of a GPU
+    tokens = argmax(found).squeeze(-1)  # Inductor gives each row of torch.argmax to one GPU block only
     token_ids.copy_(tokens)
     odds.copy_(odds_against(found, tokens))
     logits.copy_(found)
 
 
 def _before(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, new_key: Tensor, new_value: Tensor) -> Tensor:
-    """`layer.before`, its keys and values written where they are to be; the query."""
+    """Call `layer.before`, write its key and value into `new_key` and `new_value`, and return the query."""
     query, key, value = layer.before(x, cos, sin)
     new_key.copy_(key)
     new_value.copy_(value)
@@ -115,10 +114,10 @@ def _before(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, new_key: Tensor, 
 
 
 def _after(layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-    """`layer.after`, on rows with an axis of one before them.
+    """Call `layer.after` on rows with an additional first axis of size 1.
 
-    Inductor adds a residual to a matrix product within the product, which costs a copy of the rows; on three axes it
-    adds it in the kernel of the norm that follows, which reads them anyway.
+    On two axes Inductor adds the residual within the matrix product, which costs a copy of the rows. On three axes it
+    adds the residual in the kernel of the following norm, which reads the rows anyway.
     """
     return layer.after(x[None], attended[None])[0]
 
@@ -128,15 +127,15 @@ def _as_written(region: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled(region: Callable[..., Any]) -> Callable[..., Any]:
-    """`region` as one graph, whatever the number of rows.
+    """`region` compiled as one graph for any number of rows.
 
-    Dynamo keeps what it compiled by the code object, and counts how often it compiled one: a copy of its own keeps the
-    models of a process apart. Sizes that differ between two models must not become dynamic, so only rows are.
+    Dynamo caches compiled code by code object and limits the number of compilations of each, so every model gets a copy
+    of the code object. Only the number of rows is dynamic; sizes that differ between models are not.
     """
     assert isinstance(region, FunctionType)
     own = FunctionType(region.__code__.replace(), region.__globals__, region.__name__)
     compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=False)
-    ready: set[bool] = set()  # a graph for one row is another one
+    ready: set[bool] = set()  # one row needs a graph of its own
 
     def call(*arguments: Any) -> Any:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
@@ -146,7 +145,7 @@ def _compiled(region: Callable[..., Any]) -> Callable[..., Any]:
         if several in ready:
             return compiled(*arguments)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's about itself, which somebody may have made errors
+            warnings.simplefilter("ignore")  # PyTorch warns of its own code; callers may turn that into errors
             found = compiled(*arguments)
         ready.add(several)
         return found

@@ -1,11 +1,11 @@
-"""`load_merged`: a model for serving, its weights on the device and merged where layers share their rows.
+"""`load_merged`: loads a model for serving, with its weights on the device and layers on the same rows merged.
 
     model = load_merged(architecture, config, shards, torch.bfloat16, torch.device("cuda"))
 
-Each weight goes from the mapped file to its place, which is part of a larger one where products are merged: the device
-holds the model and the tensor that is on its way, and no second copy. From mapped memory to a GPU it is the driver
-that copies, over page-locked memory of its own: as other servers load, and without buffers of ours. A CPU goes on
-using the mapped file for what is not merged.
+Each weight is copied from the mapped file to its place, which is a part of a larger tensor if products are merged. So
+the device holds the model and the tensor that is being copied, but no second copy of the model. The driver copies from
+mapped memory to a GPU through page-locked memory of its own, so that no buffers are needed here. A CPU uses the mapped
+file directly for weights that are not merged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +27,9 @@ from dpad.runtime.bundle.variant import PACKED
 def load_merged(
     architecture: str, config: Config, shards: Sequence[Path], dtype: torch.dtype, device: torch.device
 ) -> Model:
-    """The module with its weights in `dtype`, packed ones as they are, on `device`.
+    """The module on `device` with its weights in `dtype`; packed weights stay packed.
 
-    Raises `CheckpointError` for files that do not hold the weights of such a model.
+    Raises `CheckpointError` if the files do not hold the weights of such a model.
     """
     model, entries = checked_model(architecture, config, shards)
     with ExitStack() as opened:
@@ -41,7 +41,7 @@ def load_merged(
 
 
 class _Weights:
-    """Tensors of a checkpoint by name, brought to the device."""
+    """The tensors of a checkpoint by name, copied to the device on request."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class _Weights:
         self._entries, self._read, self._dtype, self._device = entries, read, dtype, device
 
     def tensor(self, *names: str, dtype: torch.dtype | None = None, dim: int = 0) -> Tensor:
-        """One tensor, or several side by side along `dim`, in the dtype of the rows or another."""
+        """One tensor, or several concatenated along `dim`, in `dtype` or else in the dtype of the rows."""
         dtype = dtype or self._dtype
         if len(names) == 1:
             return self._read(*names).to(self._device).to(dtype)
@@ -66,7 +66,7 @@ class _Weights:
         return whole
 
     def product(self, *paths: str) -> nn.Module:
-        """The product of the linear layers `paths`, as one."""
+        """One product for the linear layers `paths`."""
         names = [f"{path}.weight" for path in paths]
         biases = [f"{path}.bias" for path in paths]
         bias = self.tensor(*biases) if biases[0] in self._entries else None
@@ -87,7 +87,7 @@ class _Weights:
 
 
 def _fill(model: Model, weights: _Weights) -> None:
-    """Put the weights where they belong, and products in the place of linear layers."""
+    """Load the weights into `model`, and replace its linear layers by products."""
     paths = {module: path for path, module in model.named_modules()}
     for module, path in list(paths.items()):
         for name, together in list(vars(module).items()):

@@ -1,1 +1,1 @@
-"""How the embedded models are trained: their text, their objective, one script for both families."""
+"""Training of the embedded models: text, objective, and one script for both families."""

@@ -2,7 +2,7 @@
 
 python -m dpad.models.training tiny --out runs/tiny --steps 9000
 python -m dpad.models.training tiny --out runs/tiny --steps 9000 --resume
-python -m dpad.models.training tiny --out runs/more --steps 4000 --start runs/tiny     # teach it further
+python -m dpad.models.training tiny --out runs/more --steps 4000 --start runs/tiny     # train it further
 """
 
 import os
@@ -32,7 +32,7 @@ def special_tokens(settings: dict[str, Any]) -> list[str]:
 
 
 def export(trainer: Trainer, source: Path, out: Path) -> None:
-    """Write the checkpoint directory: the mean weights in float32, tokenizer, configuration and chat template."""
+    """Write the checkpoint directory: averaged weights in float32, tokenizer, configuration and chat template."""
     for name in FIXED:
         shutil.copyfile(source / name, out / name)
     trainer.data.text.tokenizer.save(str(out / "tokenizer.json"))
@@ -42,8 +42,8 @@ def export(trainer: Trainer, source: Path, out: Path) -> None:
 
 
 def train(trainer: Trainer, out: Path, steps: int) -> None:
-    """Run to `steps`, saving every 500 steps, at the end, and when interrupted."""
-    begun, spent = trainer.step, trainer.seconds  # of earlier runs, which may have been slower
+    """Train up to `steps`; save every 500 steps, at the end, and when interrupted."""
+    begun, spent = trainer.step, trainer.seconds  # steps and time of earlier runs, whose speed may differ
     try:
         while trainer.step < steps:
             trainer.update(trainer.step / steps)
@@ -68,9 +68,9 @@ def train(trainer: Trainer, out: Path, steps: int) -> None:
 @click.option(
     "--start",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Checkpoint directory to begin with; the run then is one for weights that were trained before.",
+    help="Checkpoint directory to start from; the run then uses the recipe for further training.",
 )
-@click.option("--resume", is_flag=True, help="Go on from OUT/training.pt.")
+@click.option("--resume", is_flag=True, help="Continue from OUT/training.pt.")
 def main(
     model: str,
     out: Path,
@@ -82,7 +82,7 @@ def main(
     start: Path | None,
     resume: bool,
 ) -> None:
-    """Train an embedded MODEL; measure it with `dpad export` and `dpad eval`."""
+    """Train an embedded MODEL; evaluate it with `dpad export` and `dpad eval`."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     source = SHIPPED / model

@@ -1,14 +1,14 @@
-"""Training batches: the rows that take part, which of them are masked, and what each weighs in the loss.
+"""Training batches: the rows of each sample, which of them are masked, and their weights in the loss.
 
-The objective is LLaDA's supervised one (arXiv 2502.09992, section 2.3): of an answer of n tokens, which
-counts the EOS that fill the canvas, l are masked, l uniform in 1 to n, the prompt never; the cross entropy
-of the masked tokens is weighted 1/l. That is the form of its appendix, of lower variance than masking each
-token with probability t. `views` draws what of an example counts as prompt and as answer.
+The objective is LLaDA's supervised one (arXiv 2502.09992, section 2.3). An answer has n tokens, including the EOS that
+fill the canvas. Of these, l are masked, with l uniform in 1 to n; prompt tokens never are. The cross entropy of the
+masked tokens is weighted by 1/l. This form, from the paper's appendix, has a lower variance than masking each token
+with probability t. `views` draws which part of an example is prompt and which is answer.
 
-Which l tokens are masked is uniform on part of the samples, and on the others roughly the last ones, as
-when a decoder works from left to right (`SPREADS`); there the masks that it would decide next weigh most.
+In some samples the l masked tokens are drawn uniformly. In the others they are roughly the last ones, as when a decoder
+works from left to right (`SPREADS`), and the masks that it would decide next have the largest weights.
 
-All of it is a function of seed and place, so that a resumed run goes on as if never stopped.
+Every batch is a function of the seed and its place, so that a resumed run continues exactly.
 """
 
 import random
@@ -22,15 +22,15 @@ from dpad.models.training.recipe import Phase, Recipe
 from dpad.models.training.views import CANVAS, ENDINGS, WIDTHS, View, draw_view
 from dpad.models.training.vocabulary import Text
 
-SPREADS = (1e6, 64.0, 16.0, 4.0)  # tokens by which the order of masking may differ from right to left
-STOP = 0.1  # of an answer's weight in a next-token step, more on its first EOS: a long answer has but one
-NEXT = 6.0  # masks that weigh most where they come from the right: those that a decoder decides next
-FAR = 0.3  # what the masks far from those weigh: a decoder may fill them too, so it must know when not to
+SPREADS = (1e6, 64.0, 16.0, 4.0)  # tokens by which the order of masking may deviate from right-to-left
+STOP = 0.1  # extra weight of the first EOS in a next-token step, as a share of the answer's weight
+NEXT = 6.0  # number of masks with the largest weights in right-to-left masking: those that a decoder decides next
+FAR = 0.3  # weight of masks far from these: a decoder may fill them too, and must learn when not to
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that take part: ids (after masking), positions, targets int64 [B, R], weight float32 [B, R]."""
+    """The rows of a batch: ids (after masking), positions and targets int64 [B, R], weight float32 [B, R]."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -39,7 +39,7 @@ class Batch:
 
 
 class Data:
-    """An endless sequence of batches; `pool` and `place` say where it stands, and may be set."""
+    """An endless sequence of batches; `pool` and `place` are its current place, and may be set."""
 
     def __init__(self, recipe: Recipe, text: Text) -> None:
         self.recipe, self.text = recipe, text
@@ -47,7 +47,7 @@ class Data:
         self._drawn = lru_cache(maxsize=1)(self._draw)
 
     def _draw(self, index: int, phase: Phase) -> list[tuple[int, list[View]]]:
-        """Pool `index`: views grouped by the rows they take, as (width, views)."""
+        """The batches of pool `index`: views of equal width, as (width in rows, views)."""
         rng = random.Random(f"pool {self.recipe.seed} {index} {phase}")
         groups: dict[int, list[View]] = {width: [] for width in WIDTHS}
         for _ in range(self.recipe.pool):
@@ -63,7 +63,7 @@ class Data:
         return batches
 
     def batch(self, phase: Phase = "all", causal: bool = False) -> Batch:
-        """The next batch of a phase; if `causal`, of clean rows whose every token is a target."""
+        """The next batch of a phase; if `causal`, its rows are not masked and every token is a target."""
         batches = self._drawn(self.pool, phase)
         width, views = batches[self.place % len(batches)]
         rng = random.Random(f"batch {self.recipe.seed} {self.pool} {self.place}")
@@ -77,7 +77,7 @@ class Data:
         if causal:
             weight = inside + STOP * inside.sum(1, keepdim=True) * (positions == stop)
             return Batch(targets, positions, targets, weight / weight.sum())
-        strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=state)  # low variance of the loss
+        strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=state)  # stratified: lower variance
         count = (strata[:, None] / len(rows) * inside.sum(1, keepdim=True)).ceil().clamp(min=1)
         late = torch.tensor([[v.decision - rng.randint(0, 5) if rng.random() < ENDINGS else CANVAS * 2] for v in views])
         ending = (inside & (positions >= late)).sum(1, keepdim=True)
@@ -88,7 +88,7 @@ class Data:
         count = count.where(~alone, inside.sum(1, keepdim=True))
         order = (noise - positions).where(inside, torch.inf).argsort(1).argsort(1)
         masked = (order < count) & inside
-        behind = (count - 1 - order) / NEXT  # how many masks lie before it, if they come from the right
+        behind = (count - 1 - order) / NEXT  # number of masks before it in right-to-left masking
         weight = masked * torch.where(spread < SPREADS[0], torch.exp(-behind.clamp(min=0)) + FAR, 1.0)
         past = positions - torch.tensor([[view.decision] for view in views])
         near = torch.where(inside & (past >= 0), torch.exp(-past / NEXT), 0.0)
@@ -98,8 +98,11 @@ class Data:
         return Batch(torch.where(masked | (positions >= end), self.text.mask, targets), positions, targets, weight)
 
     def _row(self, view: View, width: int, causal: bool, rng: random.Random) -> tuple[torch.Tensor, ...]:
-        """One sample: positions and tokens int64 [width]; where the region that may be masked begins, the answer
-        stops, and the region ends."""
+        """One sample: positions and tokens, int64 [width] each, and three bounds, int64 [1] each.
+
+        The bounds are the positions where the region that may be masked begins, where the answer ends, and where the
+        region ends.
+        """
         whole = torch.full((view.prompt + CANVAS,), self.text.eos)
         whole[: len(view.tokens)] = torch.tensor(view.tokens)[: len(whole)]
         positions = torch.arange(width)
@@ -115,7 +118,7 @@ class Data:
 
 
 def _thinned(near: int, length: int, rows: int, rng: random.Random) -> torch.Tensor:
-    """Positions int64 [rows]: all before `near`, the others drawn from those behind it, mostly close ones."""
+    """Positions int64 [rows]: all before `near`, and others drawn from those after it, mostly close ones."""
     length = rng.randint(rows, max(rows, length))
     distance = (torch.arange(length) - near) / max(1, length - near)
     chance = torch.exp(-0.5 * (4 * distance) ** 2) + 0.02

@@ -4,10 +4,10 @@
     question, answer = sample(rng, "train")
     problems = heldout(seed=1, count=100)
 
-Every answer follows from its question, so a small model can learn it. The split is made by numbers:
-the numbers of a question, in order, are hashed, and one hash in sixteen is held out. No question of
-one split can occur in the other, whatever names and things it speaks of. Of the held-out problems
-half are told in a form that training does not see either (`problems.Forms`).
+Every answer follows from its question, so that a small model can learn it. Questions are split by their numbers: the
+numbers of a question, in order, are hashed, and one hash in sixteen is held out. So no question of one split can occur
+in the other, even with other names and things. Half of the held-out problems also have a form that does not occur in
+training (`problems.Forms`).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from dpad.models.training.routines import LONG, SHORT
 
 Split = Literal["train", "heldout"]
 KINDS = (*PROBLEMS, *LONG, *SHORT)
-BRIEF = 240  # characters of an answer that is simple
+BRIEF = 240  # most characters of a simple answer
 WEIGHTS = {"story": 40, "groups": 14, "daily": 11, "compare": 15, "shopping": 12}
 WEIGHTS |= {"count": 24, "numbered": 16, "weeks": 14, "counts": 14, "lists": 8, "crossing": 14, "find": 4, "until": 4}
 WEIGHTS |= {"down": 20, "sums": 2, "table": 2, "arithmetic": 24, "several": 8, "instruction": 16}
@@ -28,17 +28,17 @@ STOPS = {kind: 0.3 * weight for kind, weight in WEIGHTS.items()}
 STOPS |= {"count": 20, "counts": 28, "crossing": 16, "down": 30, "numbered": 14, "lists": 12, "weeks": 18}
 STOPS |= {"until": 20, "find": 20}
 SHOTS = (0,) * 12 + (1, 1, 1, 2, 3, 4)  # worked examples before a word problem
-PLAIN = 0.6  # share of problems without examples that are asked bare, not as `Question: ... Answer:`
+PLAIN = 0.6  # share of zero-shot problems without the form `Question: ... Answer:`
 
 
 def is_heldout(question: str) -> bool:
-    """Whether the question's numbers, in order, fall in the held-out sixteenth; without numbers never."""
+    """Whether the question's numbers, in order, fall in the held-out sixteenth; False without numbers."""
     numbers = re.findall(r"\d+", question)
     return bool(numbers) and hashlib.sha256(" ".join(numbers).encode()).digest()[0] < 16
 
 
 def sample(rng: random.Random, split: Split, kind: str | None = None) -> Example:
-    """One example of the split, of the named kind or of one drawn by `WEIGHTS`."""
+    """One example of the split; its kind is `kind`, or else drawn by `WEIGHTS`."""
     kind = kind or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     forms = Forms(rng, heldout=split == "heldout" and rng.random() < 0.5)
     while True:
@@ -48,21 +48,21 @@ def sample(rng: random.Random, split: Split, kind: str | None = None) -> Example
 
 
 def heldout(seed: int, count: int, kinds: tuple[str, ...] = tuple(PROBLEMS)) -> list[Example]:
-    """`count` held-out examples, the kinds in turn; by default word problems with a `####` line."""
+    """`count` held-out examples that alternate between `kinds`; by default word problems with a `####` line."""
     rng = random.Random(seed)
     return [sample(rng, "heldout", kinds[i % len(kinds)]) for i in range(count)]
 
 
 def few_shot(shots: list[Example], question: str) -> str:
-    """The prompt of a question after worked examples, laid out as lm-evaluation-harness lays out GSM8K."""
+    """A prompt with worked examples before the question, in the layout of GSM8K in lm-evaluation-harness."""
     told = [f"Question: {shot.question}\nAnswer: {shot.answer}" for shot in shots]
     return "\n\n".join([*told, f"Question: {question}\nAnswer:"])
 
 
 def turn(rng: random.Random, simple: bool = False, stops: bool = False) -> Example:
-    """One training example as the model sees it: a word problem may follow worked ones, unless `simple`.
+    """One training example as the model sees it: unless `simple`, a word problem may follow worked ones.
 
-    With `stops` most examples are about where an answer ends.
+    With `stops` most examples teach where an answer ends.
     """
     weights = STOPS if stops else WEIGHTS
     kind = rng.choices(KINDS, [weights[kind] for kind in KINDS])[0]

@@ -1,9 +1,9 @@
-"""What the tables of an embedded model say of numbers, each of which is one token.
+"""Initial rows of numbers in the embedding and the head of an embedded model, where each number is one token.
 
-A table of a thousand rows, each learned alone, needs many examples of every number. Rows that begin as waves of the
-value, in the embedding and in the head, make sums and successors rotations; in the embedding they stay so. In the head
-they do not: every step moves the rows that it met, each its own way. There the rows are kept to directions that
-numbers share, so that what is learned of one holds for others.
+A thousand rows that are learned independently need many examples of every number. So the rows start as waves of the
+value, with which sums and successors are rotations. In the embedding this structure survives training. In the head it
+would not, since every step moves only the rows of its own numbers. There the rows are restricted to directions that
+numbers share, so that what one number learns also holds for others.
 """
 
 import torch
@@ -13,7 +13,7 @@ PERIODS = (2.0, 4.0, 5.0, 10.0, 20.0, 25.0, 50.0, 100.0, 200.0, 250.0, 500.0, 10
 
 
 def waves(values: list[int], width: int, state: torch.Generator) -> torch.Tensor:
-    """float32 [values, width] of about unit variance: cosine and sine of each value at `PERIODS`, turned at random."""
+    """Cosine and sine of each value at `PERIODS`, randomly rotated: float32 [values, width], about unit variance."""
     angles = _angles(torch.tensor(values), PERIODS)
     turn: torch.Tensor = torch.linalg.qr(torch.randn(width, 2 * len(PERIODS), generator=state))[0]
     turned: torch.Tensor = torch.cat([angles.cos(), angles.sin()], dim=1) @ turn.T * (width / len(PERIODS)) ** 0.5
@@ -21,9 +21,9 @@ def waves(values: list[int], width: int, state: torch.Generator) -> torch.Tensor
 
 
 def shared_directions(values: list[int]) -> torch.Tensor:
-    """Orthonormal float32 [values, directions] of what numbers share: the last two digits, the hundreds, slow waves.
+    """Orthonormal float32 [values, directions]: the last two digits, the hundreds and slow waves, which numbers share.
 
-    With them 358 takes a row of what 58 and 300 have.
+    In this space the row of 358 combines what 58 and 300 have learned.
     """
     numbers = torch.tensor(values)
     angles = _angles(numbers, tuple(period for period in PERIODS if period > 100))
@@ -34,5 +34,5 @@ def shared_directions(values: list[int]) -> torch.Tensor:
 
 
 def _angles(values: torch.Tensor, periods: tuple[float, ...]) -> torch.Tensor:
-    """float32 [values, periods]: where each value is in each period."""
+    """float32 [values, periods]: the phase of each value in each period."""
     return 2 * torch.pi * values[:, None] / torch.tensor(periods)

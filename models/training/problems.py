@@ -1,7 +1,7 @@
-"""Word problems of two to four steps, answered line by line and ended by `#### n`.
+"""Word problems of two to four steps, whose answers have one line per step and end with `#### n`.
 
-A problem is told in one of several forms: an opening and a question. One pair of them a kind is
-held out of training, so that a model can be measured on a form that it has not met whole.
+A problem has one of several forms, each a pair of an opening and a question. One pair of each kind is held out of
+training, so that a model can be measured on a combination that it has not seen.
 """
 
 import random
@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 
 class Example(NamedTuple):
-    """One pair for the chat template: the user's turn and the assistant's."""
+    """A user's turn and the assistant's answer, for the chat template."""
 
     question: str
     answer: str
 
 
 class Forms(NamedTuple):
-    """Draws the form of a problem: any pair but the held-out one, or the held-out one only."""
+    """Draws the form of a problem: any pair except the held-out one, or only the held-out one."""
 
     rng: random.Random
     heldout: bool
 
     def pick(self, openings: Sequence[str], questions: Sequence[str]) -> tuple[str, str]:
-        """An opening and a question; the last of both together are the held-out form."""
+        """An opening and a question; the last opening with the last question is the held-out form."""
         last = (openings[-1], questions[-1])
         if self.heldout:
             return last
@@ -49,18 +49,18 @@ def person(rng: random.Random) -> tuple[str, str]:
 
 
 def move(rng: random.Random, total: int) -> int:
-    """A signed change of 1 to 15 that leaves the total within 1 and `MOST`."""
+    """A signed change of size 1 to 15 that keeps the total between 1 and `MOST`."""
     gain = total < 4 or (total <= MOST - 15 and rng.random() < 0.5)
     return rng.randint(1, 15) if gain else -rng.randint(1, min(15, total - 1))
 
 
 def sum_of(total: int, change: int) -> str:
-    """`12 + 5 = 17` or `12 - 5 = 7`."""
+    """A sum as text: `12 + 5 = 17` or `12 - 5 = 7`."""
     return f"{total} {'+' if change > 0 else '-'} {abs(change)} = {total + change}"
 
 
 def _events(rng: random.Random, total: int, count: int, pronoun: str, later: bool) -> tuple[list[str], list[int]]:
-    """Sentences that change a total, and the signed changes; `later` if something went before."""
+    """Sentences that change a total, and the signed changes; `later` if they follow another sentence."""
     told, changes = [], []
     for index in range(count):
         change = move(rng, total)
@@ -73,7 +73,7 @@ def _events(rng: random.Random, total: int, count: int, pronoun: str, later: boo
 
 
 def _worked(name: str, thing: str, total: int, changes: list[int]) -> list[str]:
-    """One line a change, and the final line."""
+    """The answer: one line for each change, and the final line."""
     lines = []
     for change in changes:
         lines.append(f"{name} has {sum_of(total, change)} {thing}.")

@@ -1,4 +1,4 @@
-"""Outputs that follow a rule, up to 900 tokens long, bare sums, and short everyday requests."""
+"""Training examples besides word problems: rule-based outputs of up to 900 tokens, sums, and everyday requests."""
 
 import math
 import random
@@ -24,22 +24,22 @@ FACTS = {
 
 
 def _terms(rng: random.Random, least: int, most: int) -> int:
-    """A number of terms, its logarithm uniform, so that short outputs are as common as long ones."""
+    """A number of terms with a uniform logarithm, so that short outputs are as common as long ones."""
     return round(math.exp(rng.uniform(math.log(least), math.log(most))))
 
 
 def count(rng: random.Random, least: int = 4, most: int = 300, small: float = 0.6) -> Example:
-    """Counting up or down, by ones or by a step, in a row or one number a line; two tokens a term."""
+    """Counting up or down, by one or by a larger step, in one line or one number per line; two tokens per term."""
     step = rng.choice((1, 1, 1, 1, 2, 5, 10))
     terms = min(_terms(rng, least, most), 999 // step)
     low = rng.randint(0 if step > 1 else 1, 999 - step * (terms - 1))
-    if rng.random() < small:  # numbers that people ask for
+    if rng.random() < small:  # small numbers, as in requests of people
         low = rng.randint(1, min(20, 999 - step * (terms - 1)))
     return _counted(rng, low, step, terms)
 
 
 def crossing(rng: random.Random) -> Example:
-    """Counting past a hundred, part of the time to a number that ends like one or more before it."""
+    """Counting past a hundred; the last number sometimes has the same final digits as earlier ones."""
     step = rng.choice((1, 1, 2, 5, 10, 10))
     if rng.random() < 0.3:
         apart = 100 * rng.choice((1, 1, 2, 3))
@@ -49,14 +49,14 @@ def crossing(rng: random.Random) -> Example:
 
 
 def counting_down(rng: random.Random) -> Example:
-    """Counting down, anywhere and by any step: of all long outputs the hardest."""
+    """Counting down from any number by any step, which is the hardest of the long outputs."""
     step = rng.choice((1, 1, 2, 5, 10))
     terms = min(_terms(rng, 3, 300), 999 // step)
     return _counted(rng, rng.randint(1, 999 - step * (terms - 1)), step, terms, down=1.0)
 
 
 def _counted(rng: random.Random, low: int, step: int, terms: int, down: float = 0.2) -> Example:
-    """Counting through `terms` numbers from `low` up, or with probability `down` down to it."""
+    """Counting through `terms` numbers up from `low` or, with probability `down`, down to it."""
     numbers = [low + step * i for i in range(terms)]
     downward = rng.random() < down
     if downward:
@@ -77,10 +77,10 @@ def _span(rng: random.Random, least: int, most: int, highest: int) -> tuple[int,
 
 
 def numbered(rng: random.Random, least: int = 3, most: int = 190, highest: int = 190) -> Example:
-    """A numbered list of one word; four tokens a line.
+    """A numbered list of one word; four tokens per line.
 
-    Where a list begins is part of many questions, so that every number is the last of some list in either split:
-    a question of one number is held out by this number alone, and what ends there could only be learned by heart.
+    Many questions also name the first number. A question with only one number is held out by that number alone, so the
+    model would never see a list that ends there. With two numbers, every number ends lists in both splits.
     """
     (first, last), thing = _span(rng, least, most, highest), rng.choice(THINGS)
     asked = f"from {first} to {last}" if first > 1 or rng.random() < 0.5 else f"{last} times"
@@ -89,7 +89,7 @@ def numbered(rng: random.Random, least: int = 3, most: int = 190, highest: int =
 
 
 def weeks(rng: random.Random) -> Example:
-    """The days of so many weeks, one week a line; 18 tokens a line."""
+    """The days of several weeks, one week per line; 18 tokens per line."""
     first, last = _span(rng, 2, 50, 50)
     asked = f"weeks {first} to {last}" if first > 1 or rng.random() < 0.5 else f"{last} weeks"
     lines = [f"Week {i}: {WEEK}" for i in range(first, last + 1)]
@@ -97,7 +97,7 @@ def weeks(rng: random.Random) -> Example:
 
 
 def sums(rng: random.Random) -> Example:
-    """Repeated addition; 7 tokens a line."""
+    """Repeated addition; 7 tokens per line."""
     k = rng.randint(2, 9)
     terms = rng.randint(3, 14)
     start = rng.randint(1, max(1, min(20, MOST - k * terms)))
@@ -106,14 +106,14 @@ def sums(rng: random.Random) -> Example:
 
 
 def table(rng: random.Random) -> Example:
-    """A times table; 7 tokens a line."""
+    """A times table; 7 tokens per line."""
     k, terms = rng.randint(2, 9), rng.randint(3, 10)
     lines = [f"{i} * {k} = {i * k}" for i in range(1, terms + 1)]
     return Example(f"Write the times table of {k} up to {terms}.", "\n".join(lines))
 
 
 def arithmetic(rng: random.Random) -> Example:
-    """A bare sum of one to four terms after the first, or a product."""
+    """A sum of two to five terms, or a product, without a story."""
     if rng.random() < 0.15:
         a, b = rng.randint(2, 9), rng.randint(2, 9)
         return Example(f"What is {a} * {b}?", f"{a} * {b} = {a * b}.\n#### {a * b}")
@@ -121,7 +121,7 @@ def arithmetic(rng: random.Random) -> Example:
     terms, lines = [str(total)], []
     for _ in range(rng.choice((1, 2, 2, 3, 4))):
         change = move(rng, total)
-        if rng.random() < 0.3:  # two larger numbers, as when amounts are put together
+        if rng.random() < 0.3:  # two larger numbers, as in sums of amounts
             change = rng.randint(1, max(1, MOST - total)) if rng.random() < 0.5 else -rng.randint(0, total - 1)
             change = change or 1
         terms.append(f"{'+' if change > 0 else '-'} {abs(change)}")
@@ -132,7 +132,7 @@ def arithmetic(rng: random.Random) -> Example:
 
 
 def several(rng: random.Random) -> Example:
-    """Independent sums and products, one a line; of all kinds the most results a token."""
+    """Independent sums and products, one per line; this kind has the most results per token."""
     lines = []
     for _ in range(_terms(rng, 2, 12)):
         a, b = rng.randint(1, MOST), rng.randint(1, 12)
@@ -150,7 +150,7 @@ def several(rng: random.Random) -> Example:
 
 
 def _around(rng: random.Random) -> tuple[int, list[int]]:
-    """A number, and several among which it may be, some close to it or alike in some digits, some more than once."""
+    """A number and a list that may contain it; some in the list are close to it or share digits, some are repeated."""
     most = rng.choice((MOST, 999))
     wanted, other = rng.randint(1, most), rng.randint(1, most)
     steps = (1, 2, 10, *(100 * rng.randint(1, 9) for _ in range(6 if most > MOST else 0)))
@@ -161,9 +161,9 @@ def _around(rng: random.Random) -> tuple[int, list[int]]:
 
 
 def find(rng: random.Random) -> Example:
-    """Which of several numbers is the one asked for; three tokens a number.
+    """Say for each of several numbers whether it is the wanted one; three tokens per number.
 
-    The comparison by which counting knows where to stop, made for every number and not once an answer.
+    Counting needs the same comparison to stop. Here it is trained at every number, not once per answer.
     """
     wanted, numbers = _around(rng)
     told = [f"{number} {'yes' if number == wanted else 'no'}" for number in numbers]
@@ -171,7 +171,7 @@ def find(rng: random.Random) -> Example:
 
 
 def until(rng: random.Random) -> Example:
-    """Several numbers up to the first that is the one asked for; it ends as counting does."""
+    """Repeat several numbers up to the wanted one; this ends by the same decision as counting."""
     wanted, numbers = _around(rng)
     numbers = [*numbers, wanted, *numbers[::-1]][: rng.choice((8, 16))]
     numbers += [wanted] * (wanted not in numbers)
@@ -180,7 +180,7 @@ def until(rng: random.Random) -> Example:
 
 
 def instruction(rng: random.Random) -> Example:
-    """Short everyday requests; most have no numbers and so are in the training split only."""
+    """Short everyday requests; most have no numbers and so occur only in the training split."""
     form = rng.randrange(7)
     if form == 0:
         name = rng.choice(HE + SHE)
@@ -214,7 +214,7 @@ SHORT: dict[str, Callable[[random.Random], Example]] = {
     "find": find,
     "until": until,
     "instruction": instruction,
-    "counts": lambda rng: count(rng, 2, 12, small=0.1),  # where to stop is most of what these teach
+    "counts": lambda rng: count(rng, 2, 12, small=0.1),  # these mainly teach where to stop
     "lists": lambda rng: numbered(rng, 2, 40, rng.choice((40, 110, 190))),
     "crossing": crossing,
     "down": counting_down,

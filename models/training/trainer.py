@@ -1,4 +1,4 @@
-"""The training loop: model, optimizers, clock, and the file that an interrupted run goes on from."""
+"""The training loop: model, optimizers, clock, and the file from which an interrupted run continues."""
 
 import os
 import time
@@ -26,20 +26,20 @@ HEADS = ("transformer.ff_out.weight", "lm_head.weight")
 
 
 def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Full attention of the rows [B, R, H, D] over themselves; key and value may have fewer heads."""
+    """Full attention of rows [B, R, H, D] over themselves; key and value may have fewer heads."""
     rows = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return F.scaled_dot_product_attention(*rows, enable_gqa=query.shape[2] != key.shape[2]).transpose(1, 2)
 
 
 def attend_causally(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """As `attend`, each row over itself and those before it."""
+    """Causal attention: each row attends itself and the rows before it; shapes as in `attend`."""
     rows = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     grouped = query.shape[2] != key.shape[2]
     return F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=grouped).transpose(1, 2)
 
 
 def attend_in_streams(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """As `attend_causally` for the first half of the rows; the second half are masks, one a position.
+    """Causal attention for the first half of the rows; the second half are masks, one per position.
 
     A mask attends itself and the rows of the first half before its position: block diffusion
     (arXiv 2503.09573) in blocks of one token, all of them in one pass.
@@ -57,10 +57,10 @@ def attend_in_streams(layer: int, query: torch.Tensor, key: torch.Tensor, value:
 
 
 def initialise(model: Model, seed: int, numbers: Mapping[int, int]) -> None:
-    """Weights by fan-in, residual outputs smaller; embeddings too large to be blurred early; biases 0.
+    """Initialise weights by fan-in, residual outputs smaller, embeddings larger, so that they stay distinct; biases 0.
 
-    The rows of `numbers` (token -> value), in the embedding and in the head, begin as waves of the value:
-    sums and successors are rotations of them, which is less to learn than a table.
+    The rows of `numbers` (token -> value) in the embedding and the head start as waves of the value. Sums and
+    successors are rotations of waves, which are easier to learn than a table.
     """
     state = torch.Generator().manual_seed(seed)
     residual = ("attn_out.weight", "blocks.ff_out.weight", "o_proj.weight", "down_proj.weight")
@@ -73,7 +73,7 @@ def initialise(model: Model, seed: int, numbers: Mapping[int, int]) -> None:
             )
         elif name.endswith("bias"):
             torch.nn.init.zeros_(weight)
-    tokens, own = torch.tensor(list(numbers)), 0.3  # what each number has apart from the waves
+    tokens, own = torch.tensor(list(numbers)), 0.3  # share of each row that is independent of the waves
     turned = waves(list(numbers.values()), model.config.width, state)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -88,7 +88,7 @@ def shifted(model: Model) -> bool:
 
 
 def loss_of(model: Model, batch: Batch, causal: bool = False) -> torch.Tensor:
-    """The weighted cross entropy of a batch, a scalar; logits only of rows that weigh something."""
+    """The weighted cross entropy of a batch, a scalar; logits are computed only for rows with a weight."""
     if causal and not shifted(model):
         batch = _streams(batch, model.config.mask_token_id)
     attention = attend if not causal else attend_causally if shifted(model) else attend_in_streams
@@ -109,17 +109,17 @@ def loss_of(model: Model, batch: Batch, causal: bool = False) -> torch.Tensor:
 
 
 def _streams(batch: Batch, mask: int) -> Batch:
-    """Every row once as it is and once as a mask, which alone is a target."""
+    """A batch with every row twice: as it is, and as a mask; only the masks are targets."""
     twice = torch.cat([batch.positions, batch.positions], dim=1), torch.cat([batch.targets, batch.targets], dim=1)
     ids = torch.cat([batch.ids, torch.full_like(batch.ids, mask)], dim=1)
     return Batch(ids, *twice, torch.cat([torch.zeros_like(batch.weight), batch.weight], dim=1))
 
 
 class Trainer:
-    """Model, optimizers, clock, and `average`, the moving mean of the weights, which is what a run is for.
+    """Model, optimizers, clock, and `average`, the moving average of the weights, which is the result of a run.
 
-    Matrices of the layers go to Muon, all else to AdamW. After every step the head's rows of numbers are brought back
-    to what `numbers.shared_directions` can say.
+    Muon updates the layers' matrices, and AdamW everything else. After every step the head's rows of numbers are
+    projected on `numbers.shared_directions`.
     """
 
     CLOCK = ("step", "rows", "seconds", "loss")
@@ -132,7 +132,7 @@ class Trainer:
         self._share(self._head)
         self.average = AveragedModel(model, multi_avg_fn=self._approach)
         if compiled:
-            torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # else wide rows, which come late, stay eager
+            torch._dynamo.config.recompile_limit = 4 * len(WIDTHS)  # else wide samples, which come late, run eagerly
             model.compile(dynamic=False)
         inside = {n: w for n, w in model.named_parameters() if w.ndim == 2 and (".blocks." in n or ".layers." in n)}
         rest = [w for n, w in model.named_parameters() if n not in inside]
@@ -143,7 +143,7 @@ class Trainer:
         self.step, self.rows, self.seconds, self.loss = 0, 0, 0.0, 0.0
 
     def update(self, progress: float) -> None:
-        """One step at `progress` in [0, 1) of the run."""
+        """Run one training step at `progress` in [0, 1) of the run."""
         begun, recipe = time.monotonic(), self.recipe
         causal = recipe.is_causal(self.step, progress)
         batch = self.data.batch(recipe.phase(progress), causal)
@@ -155,7 +155,7 @@ class Trainer:
         if self._head.grad is not None:
             self._share(self._head.grad)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        torch.set_num_threads(1)  # the matrices are small: several threads take twice the time
+        torch.set_num_threads(1)  # with several threads the optimizers' small matrices take twice the time
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * share
@@ -170,16 +170,16 @@ class Trainer:
 
     @torch.no_grad()
     def _share(self, table: torch.Tensor) -> None:
-        """Project the numbers' rows of the head, or of its gradient, on the directions that numbers share."""
+        """Project the rows of numbers in the head, or in its gradient, on the directions that numbers share."""
         table[self._numbers] = self._shared @ (self._shared.T @ table[self._numbers])
 
     def _approach(self, mean: Tensors, weights: Tensors, steps: torch.Tensor | int) -> None:
-        """Move the mean towards the weights, `steps` behind the first; faster where there were few."""
+        """Move the average towards the weights after `steps` steps; it moves faster at the beginning."""
         decay = min(self.recipe.average, (1 + int(steps)) / (10 + int(steps)))
         torch._foreach_lerp_(mean, weights, 1 - decay)
 
     def save(self, path: Path) -> None:
-        """Write everything needed to go on to `path`, all or nothing."""
+        """Write everything that is needed to continue to `path`, atomically."""
         state: dict[str, Any] = {"model": self.model.state_dict(), "data": (self.data.pool, self.data.place)}
         state["average"] = self.average.state_dict()
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
@@ -188,9 +188,9 @@ class Trainer:
         os.replace(path.with_suffix(".part"), path)
 
     def load(self, path: Path) -> None:
-        """Go on from `path`; masks follow from the place in the data, so no other state is needed."""
+        """Continue from `path`; the place in the data determines the masks, so no random state is needed."""
         if not path.exists():
-            raise CheckpointError(f"{path}: nothing to resume; start without --resume")
+            raise CheckpointError(f"{path} does not exist, so there is nothing to resume; start without --resume")
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])

@@ -1,19 +1,20 @@
-"""What of an example a training step shows, what of it may be masked, and which decision it is about.
+"""Views: the part of an example that a training step shows, the part that may be masked, and the decision to learn.
 
-What counts as prompt and as answer varies, so that the states of a decode by blocks are met in training:
+The boundary between prompt and answer varies, so that training covers the states of block-wise decoding:
 
-    whole      the answer may be masked
-    rest       the answer's beginning, of any length, belongs to the prompt
-    block      the blocks before a block belong to the prompt, all behind it is masked and weighs nothing
-    ending     likewise, all of a block's tokens behind some place; among them is the one where the answer ends, or
-               where a line of it does, and it weighs much, as do those behind it, which a decoder must not fill first
+    whole      any token of the answer may be masked
+    rest       a beginning of the answer, of any length, belongs to the prompt
+    block      the blocks before one block belong to the prompt; all tokens after it are masked, without weight
+    ending     as in `block`, but all tokens of the block from some place on are masked. Among them is the end of the
+               answer or of one of its lines. It has a large weight, and so have the tokens after it, which a decoder
+               must not fill first
 
-On half of the samples the rows behind a block are thinned as DPad thins them (arXiv 2508.14148), with positions kept.
-On part of them the answer's beginning is not shown either, but for its last tokens, positions kept likewise: what
-follows from the question and the last line can then be learned far from the question at the price of a short sample.
+In half of the samples the rows after a block are thinned as in DPad (arXiv 2508.14148); they keep their positions. In
+some samples the answer's beginning is left out except for its last tokens, and positions are kept too. So the model
+learns far from the question what follows from the question and the last line, with a short sample.
 
-How many rows follow those shown is drawn without a look at the answer: rows just wide enough for it would tell
-where it ends, and a model that reads this off stops early where a decoder shows little, and late where it shows all.
+The number of rows after the shown ones does not depend on the answer's length. If it did, the model would learn the
+answer's end from the width, and would stop early or late with a decoder, whose width means nothing.
 """
 
 import random
@@ -23,22 +24,22 @@ from dpad.models.training.recipe import Phase, Recipe
 from dpad.models.training.vocabulary import Text
 
 BLOCK = 32
-CANVAS = 1024  # tokens that an answer and its EOS may fill
-WIDTHS = (64, 96, 160, 256, 448, 1056)  # rows of a sample; few shapes compile once and repeat
-ENDINGS = 0.25  # share of the ordered samples, and of the blocks, that are taken around `View.decision`
+CANVAS = 1024  # tokens of an answer and the EOS after it
+WIDTHS = (64, 96, 160, 256, 448, 1056)  # rows of a sample; few widths, since each is compiled
+ENDINGS = 0.25  # share of the right-to-left samples, and of the blocks, that are placed at `View.decision`
 MASKINGS = ("whole", "rest", "block", "ending")
-RECALLED = (48, 64, 96)  # tokens shown before what may be masked, where an answer's beginning is not
-AHEAD = 0.7  # share of the endings that are asked for before all that leads to them is there
-FORGOTTEN = 0.85  # share of the samples whose answer's beginning is not shown, of those that have begun so far
-SEEN = (32, 64, 96, 160, 256, 448, 1024)  # rows from the first that may be masked, whatever the answer's length
+RECALLED = (48, 64, 96)  # tokens shown before the first that may be masked, if the answer's beginning is left out
+AHEAD = 0.7  # share of the endings in which some tokens before the end are masked too
+FORGOTTEN = 0.85  # share of the samples, if the prompt includes enough of the answer, that leave out its beginning
+SEEN = (32, 64, 96, 160, 256, 448, 1024)  # least rows from the first that may be masked; see the last paragraph above
 
 
 class View(NamedTuple):
     """An example as a step shows it; places are in tokens from its start.
 
-    `tokens` are prompt and answer, and EOS follow. The answer's first `forgotten` are not shown. Those from `begin` up
-    to `end` may be masked; from `thinned` on rows are thinned (None: nowhere). `decision` is where the answer ends, or
-    where it might have: at the end of one of its lines; if `alone`, it weighs as much as all else.
+    `tokens` are prompt and answer; EOS follow them. The first `forgotten` tokens of the answer are left out. Tokens
+    from `begin` up to `end` may be masked; rows from `thinned` on are thinned (None: none are). `decision` is the end
+    of the answer or of one of its lines; if `alone`, it has a large weight in the loss.
     """
 
     tokens: list[int]
@@ -51,7 +52,7 @@ class View(NamedTuple):
     alone: bool
 
     def width(self, recipe: Recipe, rng: random.Random) -> int:
-        """How many rows to show, one of `WIDTHS`."""
+        """The number of rows to show, one of `WIDTHS`."""
         needed = min(self.begin - self.forgotten + rng.choices(SEEN, recipe.seen)[0], WIDTHS[-1])
         return min(width for width in WIDTHS if width >= needed)
 
@@ -59,7 +60,7 @@ class View(NamedTuple):
 def draw_view(
     prompt: list[int], answer: list[int], text: Text, recipe: Recipe, phase: Phase, rng: random.Random
 ) -> View:
-    """What of an example may be masked, drawn from `MASKINGS`; all of the answer in the simple phase."""
+    """Draw a view of an example; its masking is one of `MASKINGS`, and `whole` in the simple phase."""
     begin = asked = len(prompt)
     decision = _decision(answer, text, rng)
     shares = recipe.endings if phase == "stops" else recipe.maskings
@@ -81,9 +82,9 @@ def draw_view(
 
 
 def _decision(answer: list[int], text: Text, rng: random.Random) -> int:
-    """Where the answer ends; more often where a line of it does, or an item if it has no lines.
+    """The place, in tokens, of the answer's end or, more often, of the end of a line (or of an item without lines).
 
-    Among these, late ones and those that end as the answer does are drawn more often: 98 where 198 is the last.
+    Late lines, and lines with the same last digits as the answer (98 if 198 is the last), are drawn more often.
     """
     separator = next((token for token in text.separators if token in answer), None)
     if separator is None or rng.random() < 0.4:

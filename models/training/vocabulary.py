@@ -15,7 +15,7 @@ PIECES = r"\p{N}{1,3}| ?\p{L}+|\n+|[^\p{L}\p{N}\n]+"
 
 
 def build_tokenizer(seed: int, special: list[str]) -> Tokenizer:
-    """Learned from the corpus; `special` tokens have the first ids; any text encodes."""
+    """A tokenizer trained on the corpus; `special` tokens have the first ids, and every text can be encoded."""
     rng = random.Random(f"tokenizer {seed}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -31,19 +31,19 @@ def build_tokenizer(seed: int, special: list[str]) -> Tokenizer:
         special_tokens=[AddedToken(token, special=True) for token in special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    numbers = [" ".join(map(str, range(1000)))] * 1000  # each is a token
+    numbers = [" ".join(map(str, range(1000)))] * 1000  # frequent enough that each becomes one token
     turns = [text for _ in range(10000) for text in turn(rng)]
     tokenizer.train_from_iterator(numbers + turns, trainer)
     return tokenizer
 
 
 def number_values(tokenizer: Tokenizer) -> dict[int, int]:
-    """Token id -> value of every token that is a number, leading zeros included."""
+    """Map the id of every token that is a number, also with leading zeros, to its value."""
     return {index: int(text) for text, index in sorted(tokenizer.get_vocab().items()) if text.isdecimal()}
 
 
 class Text:
-    """A checkpoint directory's tokenizer and chat template together: questions to ids, ids to answers."""
+    """A checkpoint directory's tokenizer and chat template: encodes questions and answers."""
 
     def __init__(self, tokenizer: Tokenizer, directory: Path) -> None:
         self.tokenizer = tokenizer
@@ -60,12 +60,12 @@ class Text:
         return index
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens in the text are recognised."""
+        """Token ids of a text, in which special tokens are recognised."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def prompt(self, question: str) -> list[int]:
-        """Ids of the rendered chat of one user turn, up to where the answer begins."""
+        """Token ids of the chat template with one user turn, up to the beginning of the answer."""
         chat = [{"role": "user", "content": question}]
         bos = self._settings.get("bos_token", "")
         return self.encode(self._template.render(messages=chat, bos_token=bos, add_generation_prompt=True))
