@@ -1,11 +1,12 @@
-"""This checkout against another one, decode by decode in turn: seconds a sample, and milliseconds of a step.
+"""Compares this checkout with another one, decode by decode: seconds per sample and milliseconds per step.
 
     git worktree add /tmp/before COMMIT
     python benchmarks/ab.py --before /tmp/before --out docs/benchmarks/ab.json
 
-Each side is a process that exports a bundle with its own package and keeps it open; both decode the same prompts by the
-rungs of `ladder`, and take turns at every one of them, so the machine's drift is the same for both. `step` is the
-time inside the engine over the passes. Goal: no rung slower than before, in the median of the ratios.
+Each side is a process that exports a bundle with its own package and keeps it open. Both decode the same prompts with
+the rungs of `ladder` and take turns at every decode, so that drift of the machine affects both alike. `step` is the
+time inside the engine divided by the number of passes. Goal: in the median of the ratios, no rung is slower than
+before.
 """
 
 import json
@@ -27,7 +28,7 @@ from ladder import RUNGS
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("before", "after")
-GOAL = 1.02  # a ratio of two equals comes out that far from 1
+GOAL = 1.02  # the ratio of two equal checkouts may be this far from 1
 
 Decoded = dict[str, Any]
 
@@ -39,7 +40,7 @@ class Side:
         self._process = python(checkout, str(HERE / "ab_side.py"), str(bundle), str(threads))
 
     def decode(self, prompt: str, options: dict[str, Any]) -> Decoded:
-        """What one decode took and gave."""
+        """Run one decode; returns its times and its result."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"prompt": prompt, "options": options}) + "\n")
         self._process.stdin.flush()
@@ -55,7 +56,7 @@ class Side:
 
 
 def python(checkout: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Python, which finds the package of `checkout`; its errors are shown."""
+    """Start a Python process that imports the package of `checkout`; its standard error is shown."""
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
     command = [sys.executable, *arguments]
     return subprocess.Popen(  # noqa: S603
@@ -65,7 +66,7 @@ def python(checkout: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def sides(before: Path, after: Path, model: str, threads: int) -> Iterator[dict[str, Side]]:
-    """Both sides, each over a bundle that its own package exported."""
+    """Both sides, each with a bundle that its own package exported."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         found = {}
         for name, checkout in zip(SIDES, (before, after)):
@@ -81,13 +82,13 @@ def sides(before: Path, after: Path, model: str, threads: int) -> Iterator[dict[
 
 
 def options_of(rung: dict[str, Any], length: int) -> dict[str, Any]:
-    """A rung of the ladder as keyword arguments, but for the schedule, which is what `Gaussian` is made of, or None."""
+    """The keyword arguments of a rung of the ladder; `schedule` is the arguments of `Gaussian`, or None."""
     thin = {"k": 3.0, "scale": 1.6, "window": min(256, length)} if rung.get("thin") else None
     return {"cache": "none", **rung, "gen_length": length, "thin": thin}
 
 
 def compared(runs: dict[str, list[Decoded]]) -> dict[str, Any]:
-    """Ratios of one rung, after over before, decode by decode."""
+    """The ratios of one rung, after over before, for each decode."""
     before, after = runs["before"], runs["after"]
 
     def ratio(above: list[float], below: list[float]) -> dict[str, Any]:

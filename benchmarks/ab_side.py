@@ -1,8 +1,8 @@
-"""One side of `ab.py`: opens a bundle with the package of its own checkout and decodes what it is told, line by line.
+"""One side of `ab.py`: opens a bundle with the package of its own checkout, and runs one decode for each line of input.
 
     PYTHONPATH=CHECKOUT/src python benchmarks/ab_side.py BUNDLE THREADS
 
-It uses what has been public for long, so that one file serves both sides.
+It uses only old parts of the public interface, so that the same file works with both checkouts.
 """
 
 import json
@@ -13,7 +13,7 @@ import dpad
 
 
 def main() -> None:
-    """A line of JSON in is one decode; a line of JSON out is what it took and gave."""
+    """Read a line of JSON for each decode, and write a line of JSON with its times and result."""
     directory, threads = sys.argv[1:]
     with dpad.load(directory, engine="onnxruntime-cpu", threads=int(threads)) as model:
         for line in sys.stdin:

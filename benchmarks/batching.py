@@ -1,15 +1,15 @@
-"""What a pass costs by its shape, and requests of unequal length together against one by one.
+"""Measures the cost of a forward pass by its shape, and unequal requests decoded together and one by one.
 
     python benchmarks/batching.py --out docs/benchmarks/batching.json
 
-Steps of B sequences, Q query rows and K attended slots each are timed, and fixed + row · B · Q + slot · B · K is
-fitted to them: `pass_rows` = fixed / row is what `Engine.pass_rows` says, and row / slot how many slots weigh as much
-as a row.
+Steps of B sequences with Q query rows and K attended slots each are timed, and fixed + row · B · Q + slot · B · K is
+fitted to the times. `pass_rows` = fixed / row is the value for `Engine.pass_rows`; row / slot is the number of slots
+that cost as much as a row.
 
-Then the same word problems, behind 0 to 4 worked examples in turn, are decoded with so many running together; 1 is
-one by one. Each number is tried with the engine's own `pass_rows` and with others: 0 puts only equals together, a
-million all that fit. Ways take turns in one process. A request must get the tokens that it gets alone; the exit status
-is 1 if one token differs.
+Then word problems with 0 to 4 worked examples are decoded with several numbers of requests running together; 1 means
+one by one. Each number is tried with the engine's own `pass_rows` and with others: with 0 only sequences of equal shape
+share a pass, with a million all that fit do. The variants take turns in one process. Every request must get the tokens
+that it gets alone; the exit status is 1 if one token differs.
 """
 
 import random
@@ -37,11 +37,11 @@ from dpad.runtime.engines.step import StepInputs
 SHOTS = 5  # 0 to 4 worked examples, in turn
 ENGINE = "onnxruntime-cpu"
 QUERIES, CACHED = (16, 32, 64, 128, 256), (0, 256, 1024)
-PAUSE = 0.01  # seconds, until the last contender's threads sleep
+PAUSE = 0.01  # seconds until the threads of the previous contender sleep
 
 
 def prompts(count: int, seed: int) -> list[str]:
-    """Held-out word problems behind 0 to 4 worked examples of the training split."""
+    """Held-out word problems after 0 to 4 worked examples of the training split."""
     rng = random.Random(seed)
     kinds = list(PROBLEMS)
     return [
@@ -51,7 +51,7 @@ def prompts(count: int, seed: int) -> list[str]:
 
 
 class Padding(measure.Watched):
-    """Counts rows of steps: all that were computed, and those that stood for a token of a canvas."""
+    """Counts the rows of steps: all computed rows, and those that are not padding."""
 
     def __init__(self, engine: Engine, pass_rows: int) -> None:
         super().__init__(engine, self._count)
@@ -65,7 +65,7 @@ class Padding(measure.Watched):
         self.sequences += len(inputs.canvas)
 
     def facts(self) -> dict[str, float]:
-        """Passes, sequences a pass, and the share of query rows that only pad."""
+        """The number of passes, the sequences per pass, and the share of query rows that are padding."""
         return {
             "passes": self.passes,
             "sequences_a_pass": measure.digits(self.sequences / self.passes),
@@ -79,7 +79,7 @@ Decoded = tuple[float, list[Sequence], dict[str, float]]
 def decode(
     engine: Engine, requests: list[dpad.Request], options: GenerationOptions, running: int, pass_rows: int
 ) -> Decoded:
-    """Seconds, the finished sequences and what the passes were, with `running` of the requests together."""
+    """Decode with `running` requests together; returns seconds, finished sequences and facts about the passes."""
     watched = Padding(engine, pass_rows)
     sequences = [Sequence(request, options, engine.contract, index) for index, request in enumerate(requests)]
     began = time.perf_counter()
@@ -93,12 +93,12 @@ def decode(
 
 
 def mismatches(results: list[Sequence], alone: list[Sequence]) -> int:
-    """Canvas tokens that differ."""
+    """The number of canvas tokens that differ."""
     return sum(int((one.canvas != other.canvas).sum()) for one, other in zip(results, alone, strict=True))
 
 
 def step_of(engine: Engine, batch: int, queries: int, cached: int) -> StepInputs:
-    """A step whose sequences attend `cached` slots each."""
+    """The inputs of a step whose sequences attend `cached` slots each."""
     rng, contract = np.random.default_rng(0), engine.contract
     length, rows = queries + cached, min(queries, contract.block_length)
     slots = 1 + np.arange(batch * cached).reshape(batch, cached)
@@ -111,7 +111,7 @@ def step_of(engine: Engine, batch: int, queries: int, cached: int) -> StepInputs
 
 
 def steps(engine: Engine, batches: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of a step of every shape that the pool and the contract hold."""
+    """Milliseconds of a step for every shape that fits the pool and the contract."""
     shapes = {
         f"{batch} {queries} {cached}": measure.timed(partial(engine.step, step_of(engine, *shape)), 3, PAUSE)
         for shape in product(batches, QUERIES, CACHED)
@@ -127,7 +127,7 @@ def steps(engine: Engine, batches: tuple[int, ...], rounds: int) -> list[dict[st
 
 
 def fit(found: list[dict[str, Any]]) -> dict[str, float]:
-    """Milliseconds of fixed + row · B · Q + slot · B · K, by least squares of the relative error; none is below 0."""
+    """Fit fixed + row · B · Q + slot · B · K, in milliseconds and not negative, by least squares of relative errors."""
     shapes = np.array([(1, one["batch"] * one["queries"], one["batch"] * one["cached"]) for one in found], dtype=float)
     taken = np.array([one["step_ms"]["median"] for one in found])
     weighed, used = shapes / taken[:, None], [0, 1, 2]
@@ -147,14 +147,14 @@ def fit(found: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def ways(own: int, sizes: tuple[int, ...], widths: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(running together, pass_rows): one by one, then every size with the engine's own and with each other width."""
+    """(running together, pass_rows) of all variants: one by one, then every size with each value of pass_rows."""
     return [(1, own), *product((size for size in sizes if size > 1), dict.fromkeys((own, *widths)))]
 
 
 def together(
     engine: Engine, requests: list[dpad.Request], options: GenerationOptions, tried: list[tuple[int, int]], rounds: int
 ) -> list[dict[str, Any]]:
-    """Every way to decode the same requests, in turn; the first is one by one."""
+    """Measure all variants in turn on the same requests; the first variant is one by one."""
     calls = {f"{size} {width}": partial(decode, engine, requests, options, size, width) for size, width in tried}
     measure.say(f"{len(requests)} requests in {len(calls)} ways, {rounds + 1} rounds")
     found = measure.interleaved(calls, rounds)
@@ -183,9 +183,9 @@ def together(
 @click.option("--size", "sizes", multiple=True, type=click.IntRange(1), default=(2, 4, 8, 16), show_default=True)
 @click.option("--width", "widths", multiple=True, type=int, default=(0, 64, 10**6), show_default=True)
 @click.option("--requests", "count", default=16, show_default=True, type=click.IntRange(1))
-@click.option("--gen-length", default=128, show_default=True, help="New tokens of each canvas.")
+@click.option("--gen-length", default=128, show_default=True, help="New tokens per request.")
 @click.option("--cache", default="prefix", show_default=True, type=click.Choice(CACHES))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the prompts and the dropout.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of prompts and dropout.")
 @measure.threads_option
 @measure.rounds_option
 @measure.out_option

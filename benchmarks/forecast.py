@@ -1,14 +1,14 @@
-"""What `dpad plan` predicts of plans, against plans that TensorRT-RTX builds here.
+"""Compares the predictions of `dpad plan` with plans that TensorRT-RTX builds here.
 
     python benchmarks/forecast.py --work /tmp/forecast --out docs/benchmarks/forecast.json
 
-One layer of each published layout at full width, with random weights, in bfloat16: activations do not grow with the
-layers, and what a build takes grows with the weights alone. A point is a model and the limits of the engine. Then more
-layers with packed weights, whose codes the builder may unpack. The builder itself says what activations it plans;
-`build_mib` is the most memory of the building process that is not mapped from files. Ratios are prediction over
-measurement.
+It builds one layer of each published layout at full width, with random bfloat16 weights. One layer is enough, since
+activations do not grow with the number of layers, and the memory of a build grows with the weights alone. A point is a
+model with the limits of an engine. More layers follow with packed weights, whose codes the builder may unpack.
+Activations are those that the builder reports; `build_mib` is the peak memory of the building process that is not
+mapped from files. Ratios are prediction over measurement.
 
-`--work` needs room for 12 GB, which is removed at the end.
+`--work` needs 12 GB of disk space, which is freed at the end.
 """
 
 import shutil
@@ -30,7 +30,7 @@ CAPABILITY, DTYPE = "8.9", "bfloat16"
 
 
 def prepare(model: str, weights: str, layers: int, work: Path) -> None:
-    """A bundle of `layers` layers in `work`/bundle."""
+    """Export a bundle of `layers` layers to `work`/bundle."""
     from dpad.export.forecast.synthetic import write_checkpoint
     from dpad.export.pipeline import export_bundle
     from dpad.export.progress import Progress
@@ -43,7 +43,7 @@ def prepare(model: str, weights: str, layers: int, work: Path) -> None:
 
 
 def built(directory: Path, batch: int, length: int) -> dict[str, Any]:
-    """Builds a plan with these limits; what it takes, and what was predicted."""
+    """Build a plan with these limits; returns the measured and the predicted memory."""
     import tensorrt_rtx
 
     from dpad.export.engines.plan import build_plan
@@ -71,7 +71,7 @@ def built(directory: Path, batch: int, length: int) -> dict[str, Any]:
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="New directory for the bundles.")
 @measure.out_option
 def main(work: Path, out: Path | None) -> None:
-    """Compare `dpad plan` with builds."""
+    """Compare the predictions of `dpad plan` with builds."""
     work.mkdir(parents=True)
     results = []
     bundles = [(model, FULL, 1, LIMITS) for model in MODELS]

@@ -1,19 +1,19 @@
-"""A checkpoint of full size, made with random weights, through export, parity and a build: seconds, memory of each.
+"""Measures export, parity and a build of a full-size checkpoint with random weights: time and memory of each stage.
 
     python benchmarks/full_size.py --model llada --work /tmp/full --out docs/benchmarks/full_size.json
     python benchmarks/full_size.py --model llada --stage plan_int4 --work /tmp/full --out docs/benchmarks/full_size.json
 
-Every stage runs in a fresh process, one after the other, and does what its command does: `dpad synth MODEL`,
-`dpad export` in the checkpoint's own bfloat16, the same with a float32 step over the same files, which a CPU can
-run, `dpad parity --steps 2 --engine onnxruntime-cpu`, and `dpad export --weights int4 --target tensorrt-rtx` for
-compute capability 8.9. `seconds` are split by task, as the commands report them; `reading` of them go to hashing the
-shards and to looking for NaN in them, which follow the disk. `peak_mib` is the largest resident memory of the process,
-and counts pages of mapped weights, which the system may take back; `own_mib` is the largest amount that is not mapped
-from files, sampled ten times a second.
+The stages run one after the other, each in a fresh process. Each does what a command does: `dpad synth MODEL`; `dpad
+export` in the checkpoint's own bfloat16; the same with a float32 step over the same files, which a CPU can run; `dpad
+parity --steps 2 --engine onnxruntime-cpu`; and `dpad export --weights int4 --target tensorrt-rtx` for compute
+capability 8.9. `seconds` are split by task, as in the commands' reports; `reading` is the part for hashing the shards
+and checking them for NaN, which depends on the disk. `peak_mib` is the largest resident memory of the process, with
+pages of mapped weights, which the system can reclaim; `own_mib` is the largest memory that is not mapped from files,
+sampled ten times a second.
 
-`--work` needs room for the checkpoint (16 GB), which the bundle links, and for 10 GB of packed weights and plan. All is
-removed at the end. Models and stages that `--out` holds already stay there, if they were measured on the same machine
-with the same libraries.
+`--work` needs disk space for the checkpoint (16 GB), which the bundle links, and for 10 GB of packed weights and plan.
+Everything is removed at the end. Models and stages in `--out` are kept if they were measured on the same machine with
+the same libraries.
 """
 
 import json
@@ -33,18 +33,18 @@ from dpad.export.forecast.layouts import LAYOUTS
 from dpad.export.progress import Advance, Progress
 
 STAGES = ("export", "export_float32", "parity", "plan_int4")
-GOALS = {"seconds": 60, "peak_mib": 1536}  # of the export, without `reading`
+GOALS = {"seconds": 60, "peak_mib": 1536}  # for the export, without `reading`
 
 
 class Stopwatch(Progress):
-    """Seconds of every task; shards count together."""
+    """Measures the seconds of every task; those of all shards are added."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
-        """Measured from begin to end, those within it included."""
+        """Measure a task from its begin to its end, with the tasks inside it."""
         began = time.perf_counter()
         yield lambda amount: None
         name = re.sub(r"\S+\.safetensors", "shards", description)
@@ -53,7 +53,7 @@ class Stopwatch(Progress):
 
 
 def synthesise(watch: Stopwatch, model: str, layers: int | None, work: Path) -> dict[str, Any]:
-    """`dpad synth`."""
+    """Do what `dpad synth` does."""
     from dpad.export.forecast.synthetic import write_checkpoint
 
     summary = write_checkpoint(model, work / "checkpoint", layers, 0, watch)
@@ -61,7 +61,7 @@ def synthesise(watch: Stopwatch, model: str, layers: int | None, work: Path) -> 
 
 
 def export(watch: Stopwatch, work: Path, dtypes: tuple[str, ...]) -> dict[str, Any]:
-    """`dpad export`, without parity."""
+    """Do what `dpad export` does, without parity."""
     from dpad.export.pipeline import export_bundle
     from dpad.export.settings import ExportSettings
 
@@ -72,7 +72,7 @@ def export(watch: Stopwatch, work: Path, dtypes: tuple[str, ...]) -> dict[str, A
 
 
 def parity(watch: Stopwatch, work: Path, steps: int) -> dict[str, Any]:
-    """`dpad parity`, without whole decodes."""
+    """Do what `dpad parity` does, without whole decodes."""
     from dpad.export.parity.compare import compare_bundle, require_passed
     from dpad.runtime.bundle.bundle import Bundle
 
@@ -83,7 +83,7 @@ def parity(watch: Stopwatch, work: Path, steps: int) -> dict[str, Any]:
 
 
 def plan_int4(watch: Stopwatch, work: Path) -> dict[str, Any]:
-    """`dpad export` to a TensorRT-RTX plan with int4 weights, without parity."""
+    """Export a TensorRT-RTX plan with int4 weights, without parity."""
     from dpad.export.pipeline import export_bundle
     from dpad.export.settings import ExportSettings
 
@@ -101,7 +101,7 @@ def plan_int4(watch: Stopwatch, work: Path) -> dict[str, Any]:
 
 
 def staged(stage: Any) -> dict[str, Any]:
-    """What `stage` tells, with its seconds and the memory of this process."""
+    """Run `stage`; returns its results with its seconds and the memory of this process."""
     watch = Stopwatch()
     with measure.OwnPeak() as own:
         began = time.perf_counter()
@@ -120,7 +120,7 @@ def staged(stage: Any) -> dict[str, Any]:
 
 @click.command(cls=measure.Benchmark)
 @click.option("--model", default="llada", show_default=True, type=click.Choice(tuple(LAYOUTS)), help="Whose layout.")
-@click.option("--layers", type=click.IntRange(1), help="Fewer than the published number.")
+@click.option("--layers", type=click.IntRange(1), help="Number of layers, fewer than published.")
 @click.option("--steps", default=2, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
 @click.option("--stage", "wanted", multiple=True, type=click.Choice(STAGES), help="Only these, after synth [all].")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="New directory for checkpoint and bundle.")
@@ -144,7 +144,7 @@ def main(model: str, layers: int | None, steps: int, wanted: tuple[str, ...], wo
         for name in ("synth", *(name for name in STAGES if name in wanted or not wanted)):
             measure.say(f"{name} {model}")
             facts = measure.in_child(staged, runs[name])
-            if name != "synth" or not wanted:  # it was measured already
+            if name != "synth" or not wanted:  # with --stage, synth was measured by an earlier call
                 stages[name] = facts
             measure.say(f"{name}: {facts['seconds']} s, peak {facts['peak_mib']} MiB, {facts['own_mib']} MiB its own")
             measure.store(document, out)
@@ -158,7 +158,7 @@ def main(model: str, layers: int | None, steps: int, wanted: tuple[str, ...], wo
 
 
 def kept(out: Path | None, machine: dict[str, Any]) -> dict[str, Any]:
-    """The models that `out` holds already, measured on this machine: each takes a call of its own."""
+    """The models in `out` that were measured on this machine, since each model is measured by a call of its own."""
     if out is None or not out.exists():
         return {}
     before = json.loads(out.read_text("utf-8"))

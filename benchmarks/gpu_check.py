@@ -1,12 +1,12 @@
-"""Proves and measures on a GPU what cannot be proven without one; installs nothing.
+"""Tests and measures everything that needs a GPU; installs nothing.
 
     make gpu-check                     # everything; results in docs/benchmarks/gpu-check-<device>.md and .json
     make gpu-check GROUP=8b            # one group: tiny, start, 8b or packed, each in at most 200 s
 
-Groups can be run in separate calls, on other days too: their documents are put together where code, device and driver
-are the same; `--merge` does only that, without a GPU. A part or an engine whose library is missing is skipped, with its
-reason; one that crashes, is wrong, or was asked for by name and skipped is a failure, and the exit status 1. Runs from
-a checkout, with torch and triton as they are. The last line of standard output is one JSON document.
+Groups can be run in separate calls, also on different days: their documents are merged if code, device and driver are
+equal; `--merge` only merges them and needs no GPU. A part or an engine whose library is missing is skipped, with the
+reason. It is a failure, with exit status 1, if one crashes, is wrong, or was requested by name and skipped. It runs
+from a checkout with the installed torch and triton. The last line of standard output is one JSON document.
 """
 
 import json
@@ -29,19 +29,21 @@ from gpu.sizes import FULL, REHEARSAL
 from gpu.store import ROOT, Place, code, commit, failures, places
 from gpu.worker import Here, Worker
 
-_RESERVE = 5.0  # seconds at the end that no part gets
+_RESERVE = 5.0  # seconds at the end that are not given to a part
 _NAMES = [part.name for group in GROUPS.values() for part in group.parts]
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=ROOT / "docs" / "benchmarks")
-@click.option("--group", "groups", multiple=True, type=click.Choice(list(GROUPS)), help="Only this; may be repeated.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(dict.fromkeys(_NAMES)), help="Only this part.")
-@click.option("--engine", "engines", multiple=True, help="Only this engine, which must run.")
-@click.option("--commit", "named", help="What is measured; default: what git says of this checkout.")
+@click.option(
+    "--group", "groups", multiple=True, type=click.Choice(list(GROUPS)), help="Run only this group; repeat for several."
+)
+@click.option("--part", "parts", multiple=True, type=click.Choice(dict.fromkeys(_NAMES)), help="Run only this part.")
+@click.option("--engine", "engines", multiple=True, help="Try only this engine, which must run.")
+@click.option("--commit", "named", help="Name of the measured commit. Default: `git describe` of this checkout.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Build in this folder, and keep it.")
-@click.option("--merge", is_flag=True, help="Measure nothing: only put together what is in --out.")
-@click.option("--rehearse", is_flag=True, help="Small sizes on this machine's CPU: the figures mean nothing.")
+@click.option("--merge", is_flag=True, help="Measure nothing; only merge the documents in --out.")
+@click.option("--rehearse", is_flag=True, help="Use small sizes on this machine's CPU; the numbers mean nothing.")
 def main(
     out: Path,
     groups: tuple[str, ...],
@@ -78,7 +80,7 @@ def main(
 
 
 def _written(place: Place) -> dict[str, Any]:
-    """Write the page over all that belongs together, and print it and its document."""
+    """Write the page of all merged documents, and print it and its document."""
     from gpu.report import markdown
 
     merged = place.merged(tuple(GROUPS))
@@ -90,7 +92,7 @@ def _written(place: Place) -> dict[str, Any]:
 
 
 def _device(rehearse: bool) -> dict[str, Any]:
-    """What is measured on; refuses a machine without a GPU."""
+    """The identity of the device; refuses a machine without a GPU."""
     try:
         import torch
     except ImportError as error:
@@ -103,26 +105,28 @@ def _device(rehearse: bool) -> dict[str, Any]:
 
 
 def _chosen(groups: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, list[Part]]:
-    """The parts to run by group, as their names ask for it."""
+    """The parts to run, by group, from the requested groups and parts."""
     chosen = {name: list(group.parts) for name, group in GROUPS.items() if not groups or name in groups}
     if parts:
         chosen = {name: [part for part in own if part.name in parts] for name, own in chosen.items()}
     if unknown := set(parts) - {part.name for own in chosen.values() for part in own}:
-        raise click.UsageError(f"{', '.join(sorted(unknown))}: no part of the groups that were asked for")
+        raise click.UsageError(f"{', '.join(sorted(unknown))}: not in the requested groups")
     return {name: own for name, own in chosen.items() if own}
 
 
 def run(
     worker: Here, parts: list[Part], asked: bool, limit: float, keep: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
-    """The document of a group: every part, most important first; what there is no time for says so.
+    """Run the parts of a group, the most important first; returns the group's document.
+
+    A part for which there is not enough time is skipped.
 
     Args:
-        worker: runs them.
-        parts: of one group.
-        asked: they were named, so that one which is skipped is a failure.
-        limit: seconds, of which a reserve is kept.
-        keep: called with the document after every part: a run that is ended from outside leaves what it measured.
+        worker: runs the parts.
+        parts: the parts of one group.
+        asked: whether they were requested by name, so that skipping one is a failure.
+        limit: seconds for all parts and a reserve.
+        keep: called with the document after every part, so that an interrupted run leaves its results.
     """
     began, found = time.monotonic(), dict[str, Any]()
     document = {"measured": datetime.now(UTC).date().isoformat(), "seconds": 0.0, "parts": found}

@@ -1,17 +1,16 @@
-"""End to end: from the published decoder in eager PyTorch to everything together, one cause at a time.
+"""End to end: the speed-up from the published decoder in eager PyTorch to the whole project, one cause at a time.
 
     python benchmarks/ladder.py --length 1024 --shots 1 --samples 5 --out docs/benchmarks/ladder.json
 
-Every rung of the ladder decodes the same held-out word problems on executors that take turns:
-`published` (benchmarks/published.py: eager, logits of every row, as the authors run it), `torch` (this
-project's step, eager), `onnxruntime` and, where the bundle has it, the same in w8a8. All of them
-keep the same suffix positions, so their passes can be compared one by one; w8a8 may choose other tokens, so
-only its milliseconds a pass can. A chain of ratios then tells what the whole is made of: blocks that early
-termination saves, passes that parallel decoding saves, rows that DPad and the cache save in a pass,
-and what the engine adds.
+Every rung of the ladder decodes the same held-out word problems on executors that take turns: `published`
+(benchmarks/published.py: eager, logits of every row, as the authors run it), `torch` (this project's step, eager),
+`onnxruntime` and, if the bundle has it, ONNX Runtime in w8a8. All keep the same suffix positions, so their passes can
+be compared one by one. w8a8 may choose other tokens, so only its milliseconds per pass are compared. A chain of ratios
+splits the total speed-up by cause: blocks saved by early termination, passes saved by parallel decoding, rows per pass
+saved by DPad and the cache, and the engine.
 
-Vanilla decodes are long and their length is fixed, so few are timed (`--vanilla-samples`). Accuracy is
-strict match over `--accuracy` held-out problems, in ONNX Runtime.
+Vanilla decodes are long and have a fixed length, so few are timed (`--vanilla-samples`). Accuracy is strict match over
+`--accuracy` held-out problems, in ONNX Runtime.
 """
 
 import json
@@ -32,7 +31,7 @@ from dpad.runtime.decoding.suffix import SuffixSchedule
 from published import Settings, decode
 
 BLOCK = 32
-EXECUTORS = ("published", "torch", "onnxruntime")  # of the same arithmetic
+EXECUTORS = ("published", "torch", "onnxruntime")  # executors with the same arithmetic
 W8A8 = "onnxruntime-w8a8"
 GOALS = {"total": 61.4, "engine": 4.0}
 
@@ -55,7 +54,7 @@ EXTEND = "parallel + DPad + extend"
 
 @dataclass
 class Run:
-    """What the decodes of one rung on one executor took and gave."""
+    """Times and results of the decodes of one rung on one executor."""
 
     seconds: list[float] = field(default_factory=list)
     nfe: list[int] = field(default_factory=list)
@@ -71,11 +70,11 @@ class Run:
         self.canvases.append(generated)
 
     def pace(self) -> list[float]:
-        """Milliseconds a pass of each decode."""
+        """Milliseconds per pass of each decode."""
         return [1e3 * s / n for s, n in zip(self.seconds, self.nfe)]
 
     def facts(self) -> dict[str, Any]:
-        """Seconds, passes, tokens and milliseconds a pass."""
+        """Seconds, passes, tokens, and milliseconds per pass."""
         return {
             "samples": len(self.seconds),
             "seconds": measure.spread(self.seconds),
@@ -87,7 +86,7 @@ class Run:
 
 
 class Ladder:
-    """The executors over one bundle, and how a rung is run on each of them."""
+    """The executors for one bundle; runs a rung on each of them."""
 
     def __init__(self, directory: Path, threads: int, preset: dpad.Gaussian) -> None:
         bundle = dpad.Bundle.open(directory)
@@ -101,12 +100,12 @@ class Ladder:
         self.contract, self.preset = bundle.manifest.contract, preset
 
     def schedule(self, rung: dict[str, Any], length: int) -> SuffixSchedule:
-        """The suffix of a rung: thinned by the preset, or whole."""
+        """The schedule of a rung: the preset's suffix dropout, or the whole suffix."""
         window = min(self.preset.window or 256, length)
         return dpad.Gaussian(self.preset.k, self.preset.scale, window) if rung.get("thin") else dpad.Full()
 
     def kept(self, schedule: SuffixSchedule, prompt: int, length: int) -> list[list[int]]:
-        """The canvas positions that `schedule` keeps for each block, with seed 0, as the runtime draws them."""
+        """The canvas positions that the runtime keeps for each block with `schedule` and seed 0."""
         ends = [prompt + (block + 1) * BLOCK for block in range(length // BLOCK)]
         return [
             (end + schedule.keep(block, prompt + length - end, length, np.random.default_rng((0, block, 0)))).tolist()
@@ -139,10 +138,10 @@ class Ladder:
 
 
 def climb(ladder: Ladder, length: int, shots: int, samples: int, vanilla: int, seed: int) -> dict[str, dict[str, Run]]:
-    """Time every rung on every executor over the same problems, in turn."""
+    """Time every rung on every executor with the same problems; executors take turns."""
     runs: dict[str, dict[str, Run]] = {name: {executor: Run() for executor in ladder.executors} for name in RUNGS}
     turns = [(name, executor) for name in RUNGS for executor in ladder.executors]
-    turns = [turn for turn in turns if turn != (EXTEND, "published")]  # this project's own
+    turns = [turn for turn in turns if turn != (EXTEND, "published")]  # `extend` is not published
     prompts = [list(ladder.fast.request(one.prompt).prompt_ids) for one in problems(samples, shots, seed).samples]
     for executor in ladder.executors:
         ladder.run(executor, BEST_PUBLISHED, prompts[0], length)  # warms up
@@ -158,7 +157,7 @@ def climb(ladder: Ladder, length: int, shots: int, samples: int, vanilla: int, s
 
 
 def accuracy(ladder: Ladder, length: int, shots: int, count: int, seed: int) -> dict[str, float]:
-    """Strict match of every rung but vanilla, whose text is that of early stop; and of everything in w8a8."""
+    """Strict match of every rung, and of everything in w8a8; vanilla is left out, since early stop writes its text."""
     if not count:
         return {}
     task = problems(count, shots, seed + 1)
@@ -178,7 +177,7 @@ def accuracy(ladder: Ladder, length: int, shots: int, count: int, seed: int) -> 
 
 
 def chain(runs: dict[str, dict[str, Run]]) -> dict[str, float]:
-    """What the whole speed-up is made of: ratios of seconds, of the same samples, whose product is the total."""
+    """Split the total speed-up into ratios of seconds on the same samples, whose product is the total."""
 
     def seconds(name: str, executor: str) -> float:
         return float(np.median(runs[name][executor].seconds[: len(runs["vanilla"]["published"].seconds)]))
@@ -225,7 +224,7 @@ def cell(runs: dict[str, dict[str, Run]], right: dict[str, float]) -> dict[str, 
 
 
 def differing(executors: dict[str, Run]) -> int:
-    """Generated tokens of the faster executors that are not those of the first, the published decoder."""
+    """The number of generated tokens in which executors differ from the first one, the published decoder."""
     first, *others = [executors[name].canvases for name in EXECUTORS if executors[name].canvases]
     return sum(a != b for other in others for ours, theirs in zip(first, other) for a, b in zip(ours, theirs))
 
@@ -234,14 +233,16 @@ def differing(executors: dict[str, Run]) -> int:
 @measure.own_bundle
 @click.option("--length", "lengths", multiple=True, type=int, default=(256, 512, 1024), show_default=True)
 @click.option("--shots", multiple=True, type=click.IntRange(0), default=(0, 1, 4), show_default=True)
-@click.option("--samples", default=5, show_default=True, type=click.IntRange(1), help="Timed problems a cell.")
-@click.option("--vanilla-samples", default=1, show_default=True, type=click.IntRange(1), help="Of them, for vanilla.")
+@click.option("--samples", default=5, show_default=True, type=click.IntRange(1), help="Timed problems per cell.")
+@click.option(
+    "--vanilla-samples", default=1, show_default=True, type=click.IntRange(1), help="Timed problems of vanilla."
+)
 @click.option("--accuracy", "count", default=50, show_default=True, type=click.IntRange(0), help="Problems a cell.")
-@click.option("--k", default=3.0, show_default=True, help="Of the suffix dropout.")
-@click.option("--scale", default=1.6, show_default=True, help="Of the suffix dropout.")
-@click.option("--window", default=256, show_default=True, help="Of the suffix dropout.")
+@click.option("--k", default=3.0, show_default=True, help="k of the suffix dropout.")
+@click.option("--scale", default=1.6, show_default=True, help="Scale of the suffix dropout.")
+@click.option("--window", default=256, show_default=True, help="Window of the suffix dropout.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Keep the cells that --out holds; after a stop, or to add some.")
+@click.option("--resume", is_flag=True, help="Keep the cells in --out: continue a stopped run, or add cells.")
 @measure.threads_option
 @measure.out_option
 def main(
@@ -260,7 +261,7 @@ def main(
     threads: int,
     out: Path | None,
 ) -> None:
-    """Measure every decoder and executor end to end, at each --length and number of --shots."""
+    """Measure every decoder and executor end to end, for each --length and number of --shots."""
     preset = dpad.Gaussian(k, scale, window)
     with measure.bundle_for(bundle, model, max_batch=1, max_length=4096, w8a8=True) as directory:
         ladder = Ladder(directory, threads, preset)
@@ -277,7 +278,7 @@ def main(
         if resume and out is not None and out.exists():
             before = json.loads(out.read_text("utf-8"))
             if before | {"cells": []} != document:
-                raise click.ClickException(f"{out} was measured otherwise; leave out --resume to replace it")
+                raise click.ClickException(f"{out} was measured with other settings; leave out --resume to replace it")
             document["cells"] = before["cells"]
         have = {(found["length"], found["shots"]) for found in document["cells"]}
         for length in lengths:

@@ -1,12 +1,12 @@
-"""Share of a decode that is not spent inside `Engine.step`.
+"""Measures the share of a decode that is spent outside `Engine.step`.
 
     python benchmarks/loop_overhead.py --bundle bundles/tiny
 
-Cache modes, and ways to choose tokens, take turns. Goal: at most 5 % of a step of the embedded model in the median, and
-15 % with temperature, filters or the orders that need more than the likeliest token. The same decode with its outputs
-replayed, so that no step sweeps the processor's caches, says how much of that is work. `loop` is what
-`Timings.loop` and `Timings.wait` say of a request that is alone; `outside` is all of the call but its text's tokens and
-the steps, with the hand-over between threads.
+Cache modes and decoders take turns. Goal: at most 5 % of a step of the embedded model in the median, and 15 % with
+temperature, filters, or orders that need more than the likeliest token. The same decode is also run with replayed
+outputs; without steps that evict the processor's caches, this measures the loop's own work. `loop` is `Timings.loop`
+and `Timings.wait` of a request that is alone. `outside` is the whole call without tokenization and steps; it includes
+the hand-over between threads.
 """
 
 import time
@@ -35,7 +35,7 @@ WAYS |= {name: {"cache": "prefix", **setting} for name, setting in SAMPLING.item
 
 
 class Replay(measure.Watched):
-    """Keeps the outputs of a decode, and after `rewind` gives them again without running the engine."""
+    """Keeps the outputs of a decode, and after `rewind` returns them again without running the engine."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -43,11 +43,11 @@ class Replay(measure.Watched):
         self._turn: int | None = None
 
     def rewind(self) -> None:
-        """Begin, or begin again, to replay."""
+        """Start the replay from the beginning."""
         self._turn = 0
 
     def _step(self, inputs: StepInputs) -> StepOutputs:
-        """The engine's outputs, or those of the same step of the kept decode."""
+        """The engine's outputs, or in a replay those of the same step of the kept decode."""
         if self._turn is None:
             self._kept.append(super()._step(inputs))
             return self._kept[-1]
@@ -56,7 +56,7 @@ class Replay(measure.Watched):
 
 
 class Taken(NamedTuple):
-    """Seconds of one decode: inside the engine, by its own account in the loop, and outside the engine; its passes."""
+    """Seconds of one decode inside the engine, in the loop by its own timings, and outside the engine; its passes."""
 
     inside: float
     loop: float
@@ -65,7 +65,7 @@ class Taken(NamedTuple):
 
 
 def decode(model: dpad.DiffusionModel, engine: measure.Watched, way: str, gen_length: int) -> Taken:
-    """One decode by `model`, whose engine is `engine`."""
+    """Time one decode with `model`, whose engine is `engine`."""
     options: dict[str, Any] = {"decoder": "fixed", "early_termination": False, "gen_length": gen_length, **WAYS[way]}
     inside, began = engine.seconds, time.perf_counter()
     result = model.generate("Count from 3 to 9.", **options)
@@ -75,7 +75,7 @@ def decode(model: dpad.DiffusionModel, engine: measure.Watched, way: str, gen_le
 
 
 def alone(model: dpad.DiffusionModel, way: str, gen_length: int, rounds: int) -> list[float]:
-    """Microseconds a step outside the engine, in each of `rounds` decodes whose outputs are replayed."""
+    """Microseconds per step outside the engine, in each of `rounds` decodes with replayed outputs."""
     replay = Replay(model.engine)
     again: Callable[[], Taken] = partial(decode, measure.over(model, replay), replay, way, gen_length)
     again()
@@ -88,7 +88,7 @@ def alone(model: dpad.DiffusionModel, way: str, gen_length: int, rounds: int) ->
 
 
 def measured(model: dpad.DiffusionModel, threads: int, rounds: int, gen_length: int) -> list[dict[str, Any]]:
-    """Each way: milliseconds a step, and the seconds around the steps, also as a share of those inside."""
+    """For each way: milliseconds per step, and the time outside the steps, also as a share of that inside."""
     engine = measure.Watched(model.engine)
     watched = measure.over(model, engine)
     found = measure.interleaved({way: partial(decode, watched, engine, way, gen_length) for way in WAYS}, rounds)
@@ -115,7 +115,7 @@ def measured(model: dpad.DiffusionModel, threads: int, rounds: int, gen_length: 
 
 @click.command(cls=measure.Benchmark)
 @measure.bundle_option
-@click.option("--gen-length", default=128, show_default=True, help="New tokens, one committed a step.")
+@click.option("--gen-length", default=128, show_default=True, help="New tokens; each step commits one.")
 @click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, measure.CORES), show_default=True)
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(1), help="Decodes of each way.")
 @measure.out_option

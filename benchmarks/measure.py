@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, spreads, memory, the bundle to measure, and the JSON at the end.
+"""Common parts of the benchmarks: timing in turns, spreads, memory, the bundle, and the JSON document at the end.
 
 seconds = interleaved({"step": timed(step), "floor": timed(floor)}, rounds=15)
 spread(seconds["step"]), paired(seconds["step"], seconds["floor"])
@@ -38,26 +38,30 @@ _LIBRARIES = ("dpad", "numpy", "onnxruntime", "torch", "tokenizers")
 
 out_option = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the JSON here.")
 bundle_option = click.option(
-    "--bundle", type=click.Path(path_type=Path), default="bundles/tiny", show_default=True, help="What to measure."
+    "--bundle", type=click.Path(path_type=Path), default="bundles/tiny", show_default=True, help="Bundle to measure."
 )
-threads_option = click.option("--threads", type=click.IntRange(1), default=CORES, show_default=True, help="Of the CPU.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), default=CORES, show_default=True, help="CPU threads."
+)
 rounds_option = click.option(
     "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timed rounds, after one to warm up."
 )
 
 
 def own_bundle(command: Decorated) -> Decorated:
-    """Options `--bundle` and `--model` of a benchmark that needs limits of its own; see `bundle_for`."""
+    """Add `--bundle` and `--model` to a benchmark that needs a bundle with its own limits; see `bundle_for`."""
     model = click.option("--model", default="tiny", show_default=True, help="Checkpoint to export, as `dpad export`.")
-    bundle = click.option("--bundle", type=click.Path(path_type=Path), help="Measure this; default: export --model.")
+    bundle = click.option(
+        "--bundle", type=click.Path(path_type=Path), help="Bundle to measure. Default: export --model."
+    )
     return bundle(model(command))
 
 
 class Benchmark(click.Command):
-    """A command that tells this project's errors in one line."""
+    """A command that reports this project's errors in one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it; a `DpadError` becomes a message and exit status 1."""
+        """Run the command; a `DpadError` becomes a message and exit status 1."""
         try:
             return super().invoke(ctx)
         except DpadError as error:
@@ -65,9 +69,9 @@ class Benchmark(click.Command):
 
 
 def interleaved(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each call returned in each round: all take turns, and every round another one begins.
+    """Call all `calls` in turn in each round, starting with another one each time; returns their results by name.
 
-    One more round comes before them, to warm up; its results are dropped.
+    An additional first round is for warm-up; its results are dropped.
     """
     names = list(calls)
     results: dict[str, list[T]] = {name: [] for name in names}
@@ -81,10 +85,10 @@ def interleaved(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, 
 
 
 def timed(call: Callable[[], object], repeat: int = 1, pause: float = 0.0) -> Callable[[], float]:
-    """A call that gives the seconds of `call`: the median of `repeat` in a row, after `pause` idle seconds.
+    """A function that returns the seconds of `call`: the median of `repeat` runs, after `pause` idle seconds.
 
-    ONNX Runtime's threads spin for a while after a run. A pause lets those of the last contender
-    go to sleep, so that they do not take the cores of the next.
+    ONNX Runtime's threads spin for a while after a run. During the pause those of the previous contender go to sleep,
+    so that they do not use the cores of the next one.
     """
 
     def run() -> float:
@@ -100,25 +104,25 @@ def timed(call: Callable[[], object], repeat: int = 1, pause: float = 0.0) -> Ca
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles, to four digits, in the unit of `values`."""
+    """Median and quartiles with four significant digits, in the unit of `values`."""
     q1, middle, q3 = (digits(value) for value in np.percentile(values, (25, 50, 75)))
     return {"median": middle, "q1": q1, "q3": q3}
 
 
 def paired(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Spread of the ratios of two contenders, taken round by round: slow drift of the machine cancels out."""
+    """Spread of the ratios of two contenders in each round, in which slow drift of the machine cancels out."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def digits(value: float) -> float:
-    """Four significant digits."""
+    """`value` rounded to four significant digits."""
     return float(f"{value:.4g}")
 
 
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes.
 
-    From /proc, because `ru_maxrss` of a new process begins at the peak of the one that started it.
+    It is read from /proc, because `ru_maxrss` of a new process starts at the peak of its parent.
     """
     return _status("VmHWM")
 
@@ -129,7 +133,7 @@ def own_memory() -> int:
 
 
 class OwnPeak:
-    """A context; `bytes` is then the largest `own_memory` while it lasted, looked at ten times a second."""
+    """A context that samples `own_memory` ten times a second; afterwards `bytes` is the largest value."""
 
     def __init__(self) -> None:
         self.bytes, self._over = 0, threading.Event()
@@ -170,10 +174,10 @@ def in_child(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) 
 
 
 class Watched(Engine):
-    """An engine that shows the inputs of every step to `see` before it runs the step.
+    """An engine that calls `see` with the inputs of every step before it runs the step.
 
     Attributes:
-        seconds: inside `Engine.step` so far.
+        seconds: time inside `Engine.step` so far.
     """
 
     def __init__(self, engine: Engine, see: Callable[[StepInputs], object] = lambda inputs: None) -> None:
@@ -184,7 +188,7 @@ class Watched(Engine):
         self._engine, self._see = engine, see
 
     def step(self, inputs: StepInputs) -> StepOutputs:
-        """That of the engine, watched."""
+        """Run the engine's step, after `see` and with its time measured."""
         self._see(inputs)
         began = time.perf_counter()
         outputs = self._step(inputs)
@@ -195,12 +199,12 @@ class Watched(Engine):
         return self._engine.step(inputs)
 
     def padded(self, axis: str, size: int) -> int:
-        """That of the engine."""
+        """The padded size of the watched engine."""
         return self._engine.padded(axis, size)
 
 
 def over(model: DiffusionModel, engine: Engine) -> DiffusionModel:
-    """The same tokenizer and presets over another engine."""
+    """A model with the tokenizer and presets of `model` and another engine."""
     return DiffusionModel(engine, model.codec if model.has_tokenizer else None, model.presets)
 
 
@@ -208,7 +212,7 @@ def over(model: DiffusionModel, engine: Engine) -> DiffusionModel:
 def bundle_for(
     bundle: Path | None, model: str, max_batch: int, max_length: int, *, w8a8: bool = False
 ) -> Iterator[Path]:
-    """`bundle`, or a float32 (and w8a8) export of `model` with these limits that lasts as long as the context."""
+    """`bundle`, or else a temporary float32 (and w8a8) export of `model` with these limits."""
     if bundle is not None:
         yield bundle
         return
@@ -224,7 +228,7 @@ def bundle_for(
 
 
 def model_facts(*directories: Path) -> dict[str, Any]:
-    """What these bundles hold: the names of their models, and SHA-256 of the files of weights they were made from."""
+    """The names of these bundles' models, and SHA-256 of the weight files from which they were made."""
     manifests = [Bundle.open(directory, hashes=False).manifest for directory in directories]
     files = {one.name: one.provenance["source_files"].items() for one in manifests}
     hashes = {name: {file: sha for file, sha in found if file.endswith(_WEIGHTS)} for name, found in files.items()}
@@ -232,12 +236,12 @@ def model_facts(*directories: Path) -> dict[str, Any]:
 
 
 def shipped(model: str) -> dict[str, str]:
-    """SHA-256 of the files of weights of an embedded model as it ships now; empty for any other model."""
+    """SHA-256 of the current weight files of an embedded model; empty for any other model."""
     return {file.name: sha256(file) for file in sorted((_MODELS / model).glob(f"*{_WEIGHTS}"))}
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, platform and the versions of what is measured."""
+    """Processor, cores, platform and library versions."""
     return {
         "cpu": _cpu(),
         "cores": CORES,
@@ -257,18 +261,18 @@ def _cpu() -> str:
 
 
 def publish(document: dict[str, Any], out: Path | None) -> None:
-    """Print `document` as the last line, and write it to `out` for people to read."""
+    """Print `document` as the last line, and write it, indented, to `out`."""
     store(document, out)
     click.echo(json.dumps(document))
 
 
 def store(document: dict[str, Any], out: Path | None) -> None:
-    """Write `document` to `out`; a long benchmark does so after every part, so that a stop leaves the others."""
+    """Write `document` to `out`; long benchmarks do so after every part, so that a stopped run leaves its results."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def say(message: str) -> None:
-    """One line of progress on standard error."""
+    """Print one line of progress to standard error."""
     click.echo(message, err=True)

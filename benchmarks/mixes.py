@@ -1,14 +1,14 @@
-"""Random mixes of requests together, token for token against each of them alone.
+"""Decodes random mixes of requests together, and compares every token with each request alone.
 
     python benchmarks/mixes.py --mixes 1000 --out docs/benchmarks/mixes.json
 
-Every option of every request is drawn: decoder, threshold, factor, steps, pace, cache, schedule, temperature, filters,
-seed, lengths of prompt, blocks and infill, ends of the text. A mix arrives at random passes, with a random number of
-requests that may run at a time, and a random willingness of the scheduler to pad (`Engine.pass_rows`), so that unlike
-sequences share passes more often than any one engine would have it. Float32 in ONNX Runtime, one of the embedded
-models or a small random block-causal one at a time. Each request must get the tokens, in the passes, it gets alone;
-what differs is listed from its first differing pass on, with the confidences on both sides, for a tie that
-rounding turns is told by them. The exit status is 1 if anything differs.
+Every option of every request is random: decoder, threshold, factor, steps, pace, cache, schedule, temperature, filters,
+seed, lengths of prompt, blocks and infill, and ends of text. The requests of a mix arrive at random passes; the number
+of requests that may run together is random, and so is `Engine.pass_rows`, so that unequal sequences share passes more
+often than with any real engine. It runs in float32 in ONNX Runtime, with the embedded models and with a small random
+block-causal one. Each request must get the same tokens in the same passes as alone. A difference is reported from its
+first pass on with the confidences of both sides, which show whether rounding changed a tie. The exit status is 1 if
+anything differs.
 """
 
 import sys
@@ -36,22 +36,22 @@ from dpad.runtime.decoding.sequence import Sequence
 from dpad.runtime.engines.base import Engine
 
 MODELS = ("tiny", "tiny-dream", "block-causal")
-MOST = 8  # requests of a mix
-WILLING = (0, 12, 64, 300, 10**6)  # pass_rows
+MOST = 8  # most requests of a mix
+WILLING = (0, 12, 64, 300, 10**6)  # values of pass_rows
 LENGTH = 512
 
 Asked = tuple[Request, GenerationOptions]
 
 
 class Decoded(NamedTuple):
-    """A finished sequence and what each of its passes committed."""
+    """A finished sequence and the commits of each of its passes."""
 
     sequence: Sequence
     events: list[StepEvent]
 
 
 def draw_options(rng: np.random.Generator, contract: StepContract) -> GenerationOptions:
-    """Any options that the contract serves."""
+    """Random options that the contract supports."""
     fixed = defaults(contract)
     length = int(fixed.get("block_length", rng.choice((4, 8, 16, 32))))
     blocks = int(rng.integers(1, 5))
@@ -80,7 +80,7 @@ def draw_options(rng: np.random.Generator, contract: StepContract) -> Generation
 
 
 def draw_schedule(rng: np.random.Generator, length: int) -> dpad.SuffixSchedule:
-    """The whole suffix, or one thinned in one way or another."""
+    """A random schedule; it may keep the whole suffix."""
     window = int(rng.integers(1, length + 1))
     count = int(rng.integers(0, window + 1))
     gaussian = dpad.Gaussian(float(rng.uniform(0.5, 5)), float(rng.uniform(0.5, 3)), window)
@@ -89,7 +89,7 @@ def draw_schedule(rng: np.random.Generator, length: int) -> dpad.SuffixSchedule:
 
 
 def draw_request(rng: np.random.Generator, contract: StepContract, texts: list[tuple[int, ...]]) -> Request:
-    """One of `texts`, or random tokens; sometimes with a text behind."""
+    """A request with one of `texts` or random tokens as its prompt, sometimes with a suffix text."""
     tokens = np.setdiff1d(np.arange(contract.vocab_size), [contract.mask_token_id, contract.eos_token_id])
 
     def some(most: int) -> tuple[int, ...]:
@@ -101,20 +101,20 @@ def draw_request(rng: np.random.Generator, contract: StepContract, texts: list[t
 
 
 def draw_mix(rng: np.random.Generator, contract: StepContract, texts: list[tuple[int, ...]]) -> list[Asked]:
-    """2 to 8 requests."""
+    """A mix of 2 to 8 requests."""
     count = int(rng.integers(2, MOST + 1))
     return [(draw_request(rng, contract, texts), draw_options(rng, contract)) for _ in range(count)]
 
 
 def alone(engine: Engine, asked: Asked) -> Decoded:
-    """One request, decoded by itself."""
+    """Decode one request alone."""
     asked[1].check(engine.contract)
     sequence = Sequence(*asked, engine.contract)
     return Decoded(sequence, [event for _, event in run(engine, [sequence])])
 
 
 def together(engine: Engine, mix: list[Asked], rng: np.random.Generator) -> tuple[list[Decoded], int]:
-    """All of them, arriving at random passes; and the passes."""
+    """Decode a mix whose requests arrive at random passes; returns the results and the number of passes."""
     watched = measure.Watched(engine)
     watched.pass_rows = int(rng.choice(WILLING))
     scheduler = Scheduler(watched, int(rng.integers(2, MOST + 1)))
@@ -133,7 +133,7 @@ def together(engine: Engine, mix: list[Asked], rng: np.random.Generator) -> tupl
 
 
 def difference(one: Decoded, other: Decoded) -> dict[str, Any] | None:
-    """The first pass in which two decodes differ, None if none does."""
+    """The first pass in which two decodes differ, or None."""
     for number, pair in enumerate(zip_longest(one.events, other.events)):
         told = [
             {int(p): (int(t), float(c)) for p, t, c in zip(event.positions, event.tokens, event.confidences)}
@@ -147,7 +147,7 @@ def difference(one: Decoded, other: Decoded) -> dict[str, Any] | None:
 
 
 def compare(engine: Engine, texts: list[tuple[int, ...]], mixes: int, seed: int) -> dict[str, Any]:
-    """Decode `mixes` of them both ways."""
+    """Decode `mixes` random mixes together and alone; returns the differences."""
     counts = dict.fromkeys(("requests", "tokens", "passes_alone", "passes_together", "differing_tokens"), 0)
     differences = []
     for number in range(mixes):
@@ -170,7 +170,7 @@ def compare(engine: Engine, texts: list[tuple[int, ...]], mixes: int, seed: int)
 
 @contextmanager
 def opened(model: str, threads: int) -> Iterator[tuple[Path, dpad.DiffusionModel]]:
-    """A bundle of the model, or of a small random checkpoint that is causal between blocks."""
+    """A bundle of `model`, which may be a small random block-causal checkpoint, and its opened model."""
     with tempfile.TemporaryDirectory() as folder:
         source = model
         if model == "block-causal":
@@ -181,7 +181,9 @@ def opened(model: str, threads: int) -> Iterator[tuple[Path, dpad.DiffusionModel
 
 
 @click.command(cls=measure.Benchmark)
-@click.option("--mixes", default=1000, show_default=True, type=click.IntRange(1), help="Of all models together.")
+@click.option(
+    "--mixes", default=1000, show_default=True, type=click.IntRange(1), help="Number of mixes, over all models."
+)
 @click.option("--model", "models", multiple=True, type=click.Choice(MODELS), default=MODELS, show_default=True)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @measure.threads_option

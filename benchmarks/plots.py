@@ -1,4 +1,4 @@
-"""Figures of the benchmarks' JSON files, 800 pixels wide, the same bytes for the same numbers.
+"""Draws figures from the benchmarks' JSON files, 800 pixels wide; equal numbers give identical files.
 
 python benchmarks/plots.py docs/benchmarks
 """
@@ -17,7 +17,7 @@ import measure
 
 Document = dict[str, Any]
 
-# Okabe and Ito's colours, told apart by all kinds of sight; markers and dashes tell them apart without colour.
+# Okabe and Ito's colours, which the colour-blind can distinguish; markers and dashes work without colour.
 STYLES: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 5}
     for colour, marker, dashes in (
@@ -41,12 +41,12 @@ def panels(title: str, document: Document, rows: int, columns: int, height: floa
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 thread`, `2 threads`."""
+    """A count with its noun: `1 thread`, `2 threads`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def line(axes: Axes, style: int, name: str, x: Sequence[float], spreads: Sequence[Document]) -> None:
-    """Medians joined by a line, with the quartiles as bars."""
+    """Draw medians joined by a line, with the quartiles as error bars."""
     middle = [entry["median"] for entry in spreads]
     down = [entry["median"] - entry["q1"] for entry in spreads]
     up = [entry["q3"] - entry["median"] for entry in spreads]
@@ -54,7 +54,7 @@ def line(axes: Axes, style: int, name: str, x: Sequence[float], spreads: Sequenc
 
 
 def ticks(axes: Axes, values: Sequence[int], label: str) -> None:
-    """A logarithmic x axis marked at `values`, which are powers of two apart, and a light grid."""
+    """Make the x axis logarithmic with ticks at `values`, and draw a light grid."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -65,7 +65,7 @@ def ticks(axes: Axes, values: Sequence[int], label: str) -> None:
 
 
 def log_values(axes: Axes, label: str) -> None:
-    """A logarithmic y axis in plain numbers."""
+    """Make the y axis logarithmic, with labels as plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -74,7 +74,7 @@ def log_values(axes: Axes, label: str) -> None:
 
 
 def step_floor(document: Document) -> dict[str, Figure]:
-    """Step and floors in milliseconds, and the step over each floor; a column a number of threads."""
+    """Step and floors in milliseconds, and the step over each floor; one column for each number of threads."""
     threads = sorted({found["threads"] for found in document["results"]})
     figure, grid = panels("A step without cache, and its matrix products alone", document, 2, len(threads), 6.4)
     for column, count in enumerate(threads):
@@ -98,7 +98,7 @@ def step_floor(document: Document) -> dict[str, Figure]:
 
 
 def batching(document: Document) -> dict[str, Figure]:
-    """Throughput of requests that run together, and what of their work is padding, by what padding may cost."""
+    """Throughput of requests that run together, and their share of padding, for each `pass_rows`."""
     figure, [(speed, waste)] = panels("Requests of unequal length together", document, 1, 2, 3.9)
     one, *others = document["ways"]
     for style, width in enumerate(dict.fromkeys(way["pass_rows"] for way in others)):
@@ -116,7 +116,7 @@ def batching(document: Document) -> dict[str, Figure]:
 
 
 def ladder(document: Document) -> dict[str, Figure]:
-    """Seconds a sample of every rung on every executor, at the longest length and one shot where it was measured."""
+    """Seconds per sample of every rung on every executor, at the longest length, with one shot if that was measured."""
     cell = max(document["cells"], key=lambda cell: (cell["length"], cell["shots"] == 1))
     document = document | {"engine": f"{cell['length']} tokens, {cell['shots']}-shot", "dtype": "float32"}
     names = list(cell["rungs"])
@@ -141,7 +141,7 @@ def ladder(document: Document) -> dict[str, Figure]:
 
 
 def sweep(document: Document) -> dict[str, Figure]:
-    """Score against speed of every setting, a panel a task; the preset has a ring."""
+    """Score and speed of every setting, with one panel for each task; a ring marks the preset."""
     figure, [panes] = panels("Suffix dropout and threshold", document, 1, len(document["tasks"]), 4.4)
     for axes, (name, task) in zip(panes, document["tasks"].items()):
         thresholds = sorted({point["threshold"] for point in task["points"]})
@@ -166,7 +166,7 @@ def _scores(points: Sequence[Document]) -> tuple[list[float], list[float]]:
     return [point["seconds_total"] for point in points], [point["score"] for point in points]
 
 
-# By the name of the benchmark: its document -> figures by file name.
+# Name of a benchmark -> function from its document to figures by file name.
 PLOTS: dict[str, Callable[[Document], dict[str, Figure]]] = {
     "ladder": ladder,
     "sweep": sweep,
@@ -178,7 +178,7 @@ PLOTS: dict[str, Callable[[Document], dict[str, Figure]]] = {
 @click.command(cls=measure.Benchmark)
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(directory: Path) -> None:
-    """Draw the figures of every JSON file of a benchmark in DIRECTORY, beside it."""
+    """Draw the figures of every benchmark's JSON file in DIRECTORY, beside that file."""
     for name, draw in PLOTS.items():
         path = directory / f"{name}.json"
         if not path.exists():

@@ -1,11 +1,11 @@
-"""Every precision of the step: bytes of its weights, what it does to the logits, and to the answers.
+"""Measures every precision of the step: bytes of its weights, error of its logits, and accuracy of its answers.
 
     python benchmarks/precision.py --out docs/benchmarks/precision.json
 
-Logits are compared with those of the float32 step in ONNX Runtime over the random steps of `dpad parity`, the same
-for all. Accuracy is the share of held-out word problems that are answered right. bfloat16, which ONNX Runtime's CPU
-cannot compute in, runs in eager PyTorch. Then, in PyTorch: how the error of packed weights depends on the group that
-shares a scale, and what packing the vocabulary head alone would do, which `dpad export` does not.
+Logits are compared with those of the float32 step in ONNX Runtime, on the same random steps as in `dpad parity`.
+Accuracy is the share of held-out word problems with a right answer. bfloat16, which ONNX Runtime does not support on a
+CPU, runs in eager PyTorch. Two more measurements in PyTorch are the error of packed weights by group size, and the
+error of packing the vocabulary head alone, which `dpad export` does not do.
 """
 
 import tempfile
@@ -40,20 +40,24 @@ from dpad.runtime.engines.onnx_session import open_session
 
 DTYPES = ("float32", "float16", "bfloat16", DYNAMIC)
 VARIANTS = (*DTYPES, *(variant_name("float32", weights) for weights in PACKED))
-GROUPS = {"int8": (16, 32, 64), "int4": (16, 32, 64), "fp8": (32,)}  # that divide the embedded models' widths
+GROUPS = {
+    "int8": (16, 32, 64),
+    "int4": (16, 32, 64),
+    "fp8": (32,),
+}  # group sizes that divide the embedded models' widths
 
 Outputs = list[tuple[NDArray[np.int64], NDArray[np.float32]]]  # token ids [B, R] and logits [B, R, V] of each step
 
 
 def onnx_outputs(bundle: Bundle, variant: str, count: int, seed: int, threads: int) -> Outputs:
-    """Of random steps in ONNX Runtime."""
+    """Outputs of random steps in ONNX Runtime."""
     session = open_session(bundle.path(bundle.manifest.steps[variant].onnx), "cpu", threads)
     feeds = random_feeds(bundle.manifest.contract, rows_dtype(variant), count, seed)
     return [tuple(session.run(["token_ids", "logits"], feed)) for _, feed in feeds]
 
 
 def torch_outputs(engine: TorchEngine, feeds: list[tuple[str, Feed]]) -> Outputs:
-    """Of `feeds` in eager PyTorch."""
+    """Outputs of `feeds` in eager PyTorch."""
     names = [spec.name for spec in engine.contract.outputs()]
     token_ids, logits = names.index("token_ids"), names.index("logits")
     return [(outputs[token_ids], outputs[logits]) for outputs in (engine.run(feed) for _, feed in feeds)]
@@ -69,7 +73,7 @@ def compared(wanted: Outputs, found: Outputs) -> dict[str, Any]:
 
 
 def answers(model: dpad.DiffusionModel, engine: Engine, limit: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Share of `limit` held-out problems that `engine` answers right, and its mean number of forward passes."""
+    """The share of `limit` held-out problems that `engine` answers right, and the mean number of forward passes."""
     model, task = measure.over(model, engine), problems(limit)
     with Journal.open(None, {}) as journal:
         records = evaluate(task.samples, generate_answers(model, task, model.options(**options)), journal)
@@ -112,7 +116,7 @@ def choices(checkpoint: Checkpoint, bundle: Bundle, steps: int, seed: int) -> li
 def precisions(
     name: str, folder: Path, limit: int, steps: int, options: dict[str, Any], threads: int, seed: int
 ) -> dict[str, Any]:
-    """Everything about one model."""
+    """All measurements of one model."""
     settings = ExportSettings(dtypes=DTYPES, weights=(FULL, *PACKED))
     bundle = export_bundle(name, folder / "bundle", settings, TerminalProgress())[0]
     fit_threads(bundle)
@@ -151,8 +155,8 @@ def _engine(bundle: Bundle, variant: str, threads: int) -> Engine:
 )
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1), help="Word problems of each step.")
 @click.option("--steps", default=4, show_default=True, type=click.IntRange(1), help="Random steps of each mode.")
-@click.option("--gen-length", default=96, show_default=True, help="New tokens of each canvas.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the random steps.")
+@click.option("--gen-length", default=96, show_default=True, help="New tokens per problem.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the random steps.")
 @measure.threads_option
 @measure.out_option
 def main(

@@ -1,13 +1,13 @@
-"""The published decoders in eager PyTorch, step for step as their authors run them: the baseline.
+"""The baseline: the published decoders in eager PyTorch, with the same steps as the authors' code.
 
     decoded = decode(model, prompt, Settings(gen_length=1024, mask=5, eos=1))
     decoded.canvas, decoded.nfe
 
-One forward pass computes the logits of every row it is given, their softmax is taken in float64 over
-the whole vocabulary, and confident tokens are counted one by one; batch size 1, no ONNX, no engine of
-this project. `cache="prefix"` is Fast-dLLM's prefix cache (arXiv 2505.22618) and `kept` are the suffix
-positions that DPad leaves in each block (arXiv 2508.14148), so that two decoders can be held to the
-same passes. For models that predict a mask in its own row (LLaDA).
+A forward pass computes the logits of every row, the softmax is computed in float64 over the whole vocabulary, and
+confident tokens are counted one by one. Batch size is 1, without ONNX or this project's engines. `cache="prefix"` is
+Fast-dLLM's prefix cache (arXiv 2505.22618), and `kept` are the suffix positions that DPad keeps for each block
+(arXiv 2508.14148), so that two decoders can have the same passes. This is for models that predict a mask in its own row
+(LLaDA).
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ Past = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a decode is made of. `threshold` None decides `block_length / steps a block` tokens a pass."""
+    """Settings of a decode. Without `threshold` a pass commits `block_length` / (steps per block) tokens."""
 
     gen_length: int
     mask: int
     eos: int
     block_length: int = 32
-    steps: int | None = None  # over all blocks; None is one token a pass
+    steps: int | None = None  # over all blocks; None is one token per pass
     threshold: float | None = None
     cache: str = "none"  # or "prefix", "dual"
-    kept: Sequence[Sequence[int]] | None = None  # canvas positions a block; None keeps the whole suffix
+    kept: Sequence[Sequence[int]] | None = None  # canvas positions for each block; None keeps the whole suffix
     early_stop: bool = True
 
 
@@ -44,7 +44,7 @@ class Decoded:
 
 
 class Forward:
-    """A pass over rows [1, Q] at their positions; keys and values of earlier rows may be put before them."""
+    """A forward pass over rows [1, Q] at their positions, optionally after cached keys and values of earlier rows."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -52,7 +52,7 @@ class Forward:
     def __call__(
         self, ids: torch.Tensor, positions: torch.Tensor, past: Past | None = None
     ) -> tuple[torch.Tensor, Past]:
-        """Logits [1, Q, V] of every row, and the rows' own keys and values a layer."""
+        """Logits [1, Q, V] of every row, and the rows' keys and values of each layer."""
         made: Past = []
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class Forward:
 
 @torch.inference_mode()
 def decode(model: Any, prompt: Sequence[int], settings: Settings) -> Decoded:
-    """Fill the canvas behind `prompt`, block by block."""
+    """Fill the canvas after `prompt`, block by block."""
     forward, nfe = Forward(model), 0
     canvas = torch.full((1, len(prompt) + settings.gen_length), settings.mask)
     canvas[0, : len(prompt)] = torch.tensor(prompt)
@@ -85,7 +85,7 @@ def decode(model: Any, prompt: Sequence[int], settings: Settings) -> Decoded:
 
 
 def _block(forward: Forward, canvas: torch.Tensor, rows: torch.Tensor, start: int, end: int, settings: Settings) -> int:
-    """Decode canvas positions [start, end) with the rows that take part; the number of passes."""
+    """Decode canvas positions [start, end) with `rows`, the positions that take part; returns the number of passes."""
     steps = (settings.steps or settings.gen_length) // (settings.gen_length // settings.block_length)
     base, extra = divmod(end - start, steps)
     past: Past | None = None
@@ -109,7 +109,7 @@ def _block(forward: Forward, canvas: torch.Tensor, rows: torch.Tensor, start: in
 def _commit(
     canvas: torch.Tensor, logits: torch.Tensor, block: slice, offset: int, count: int, settings: Settings
 ) -> None:
-    """Decide masks of `block`, whose first row is row `offset` of the logits."""
+    """Commit masks of `block`, whose first row is row `offset` of the logits."""
     best = logits.argmax(dim=-1)
     probability = F.softmax(logits.to(torch.float64), dim=-1).gather(-1, best[..., None])[..., 0]
     rows = slice(offset, offset + block.stop - block.start)

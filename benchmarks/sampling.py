@@ -1,11 +1,11 @@
-"""Milliseconds that the second program takes beside a step, at the vocabularies of full-size models.
+"""Measures the time of `decide`, the second program, at the vocabulary sizes of full-size models.
 
     python benchmarks/sampling.py
 
-Greedy decoding by threshold, factor or fixed steps takes what the step itself decides. A temperature, filters and
-Dream's orders run `decide`, which has every logit of every masked row before it; here in ONNX Runtime, as on a CPU
-it is. Logits are made up: a bell curve of the spread that language models have, and in each row twenty tokens that
-stand out of it, in some rows one of them by far.
+Greedy decoding by threshold, factor or fixed steps uses the decisions of the step itself. Temperature, filters and
+Dream's orders run `decide`, which reads every logit of every masked row; here it runs in ONNX Runtime on the CPU. The
+logits are artificial: normally distributed with the spread of language models, with twenty larger values in each row
+and in some rows a much larger one.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ Feed = dict[str, NDArray[Any]]
 
 
 def logits_of(rows: int, vocabulary: int, seed: int) -> NDArray[np.float32]:
-    """[1, rows, vocabulary], of one sequence."""
+    """Artificial logits [1, rows, vocabulary] of one sequence."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0.0, 2.5, (1, rows, vocabulary)).astype(np.float32)
     for row in logits[0]:
@@ -52,7 +52,7 @@ def logits_of(rows: int, vocabulary: int, seed: int) -> NDArray[np.float32]:
 def feed(
     logits: NDArray[np.float32], *, temperature: float = 0, top_k: float = 0, top_p: float = 1, banned: float = -1
 ) -> Feed:
-    """Inputs of `decide` for one sequence."""
+    """The inputs of `decide` for one sequence."""
     return {
         "logits": logits,
         "uniform": np.random.default_rng(0).random(logits.shape[:2], dtype=np.float32),
@@ -64,7 +64,7 @@ def feed(
 
 
 def program(contract: StepContract, threads: int) -> Callable[[Feed], list[NDArray[Any]]]:
-    """The second program of `contract` in ONNX Runtime."""
+    """The program `decide` of `contract` in ONNX Runtime."""
     with tempfile.TemporaryDirectory() as folder:
         ir.save(trace_decide(contract), Path(folder) / "decide.onnx")
         session = open_session(Path(folder) / "decide.onnx", "cpu", threads)
@@ -72,12 +72,12 @@ def program(contract: StepContract, threads: int) -> Callable[[Feed], list[NDArr
 
 
 @click.command(cls=measure.Benchmark)
-@click.option("--rows", type=click.IntRange(1), default=32, show_default=True, help="Masks of the block.")
+@click.option("--rows", type=click.IntRange(1), default=32, show_default=True, help="Masked rows.")
 @measure.threads_option
 @measure.rounds_option
 @measure.out_option
 def main(rows: int, threads: int, rounds: int, out: Path | None) -> None:
-    """Measure what decides."""
+    """Measure `decide`."""
     results = []
     for family, changes in FAMILIES.items():
         contract = StepContract(**LLADA | {"max_batch": 1} | changes)

@@ -1,17 +1,18 @@
-"""The scheduler: its passes against a perfect packing, the longest wait of a short request, and its own time a pass.
+"""Measures the scheduler: its passes compared with a perfect packing, waits of short requests, and its own time.
 
     python benchmarks/scheduling.py --bundle bundles/tiny --out docs/benchmarks/scheduling.json
 
-Passes: 16 requests that arrive at random, passes of 8. Decodes are recorded one by one (word problems and long outputs
-of the bundle; and of LLaDA-8B's shapes, with random decisions), then scheduled again and again over an engine that
-answers at once: what a decode asks for does not depend on who shares its passes. A load of 1 is requests that keep
-passes of 8 full while they arrive; at load `inf` all come at once. The perfect packing knows all lengths, and takes
-any shapes together. `gpu` is an engine whose passes cost 300 rows more than their own (`Engine.pass_rows`), `cpu` one
-where padding is all waste. Goal: at most 1.15 times the perfect packing, in the median, on a GPU.
+Passes: 16 requests arrive at random, and a pass takes at most 8. Decodes are recorded one by one (word problems and
+long outputs of the bundle, and LLaDA-8B's shapes with random decisions). They are then scheduled repeatedly over an
+engine that answers at once; this is possible because the shapes of a decode do not depend on other sequences in its
+passes. At load 1 requests arrive just fast enough to fill passes of 8; at load `inf` all arrive at once. The perfect
+packing knows all lengths and lets any shapes share a pass. `gpu` is an engine whose passes have a fixed cost of 300
+rows (`Engine.pass_rows`); in `cpu` there is no fixed cost, so padding only wastes time. Goal: on `gpu`, at most 1.15
+times the perfect packing, in the median.
 
-Waits: of short requests beside long ones, in passes, and in seconds of a model of 20 us a query row.
+Waits: waits of short requests beside long ones, in passes, and in seconds for a model with 20 us per query row.
 
-Host: microseconds of a pass with the contract of LLaDA-8B around an engine that answers at once.
+Host: microseconds per pass with LLaDA-8B's contract and an engine that answers at once.
 """
 
 import time
@@ -37,8 +38,8 @@ from simulation import LENGTH, NullEngine, Trace, perfect, record, simulate
 GOAL = 1.15
 REQUESTS, LIMIT = 16, 8
 LOADS = (0.5, 1.0, 2.0, float("inf"))
-ENGINES = {"gpu": 300, "cpu": 0}  # pass_rows: of GpuEngine, and where a row costs a row
-OWN = scheduler.RUNNING * LIMIT  # sequences that run at a time, unless told otherwise
+ENGINES = {"gpu": 300, "cpu": 0}  # pass_rows of GpuEngine, and of an engine without fixed cost
+OWN = scheduler.RUNNING * LIMIT  # the scheduler's default number of sequences that run together
 RUNNING = tuple(dict.fromkeys((LIMIT, OWN, 8 * LIMIT)))
 TOGETHER = (1, 8, 32)
 HOST: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ HOST: dict[str, dict[str, Any]] = {
 
 
 def tiny_traces(model: dpad.DiffusionModel, count: int) -> dict[str, list[Trace]]:
-    """Of `count` word problems and half as many long outputs: in one way, and in several."""
+    """Recorded decodes of `count` word problems and half as many long outputs, with one setting and with several."""
     asked = [one for shots in range(4) for one in problems(-(-count // 4), shots, shots).samples]
     requests = [model.request(one.prompt) for one in [*asked, *long(count // 2).samples]]
     ways = [model.options(gen_length=256, cache=cache) for cache in CACHES]
@@ -60,7 +61,7 @@ def tiny_traces(model: dpad.DiffusionModel, count: int) -> dict[str, list[Trace]
 
 
 def large_traces(count: int) -> list[Trace]:
-    """Of LLaDA-8B's shapes: prompts of 60 to 760 tokens, up to 8 blocks of some 15 passes."""
+    """Decodes with LLaDA-8B's shapes: prompts of 60 to 760 tokens, up to 8 blocks of about 15 passes."""
     engine, rng = NullEngine(1, 0, end=0.01), np.random.default_rng(0)
     options = GenerationOptions(gen_length=256)
     prompts = rng.integers(60, LENGTH - 260, count)
@@ -70,7 +71,7 @@ def large_traces(count: int) -> list[Trace]:
 def packed(
     traces: list[Trace], load: float, pass_rows: int, running: int, seeds: int
 ) -> tuple[list[float], list[int], list[float]]:
-    """Of each seed: passes over those of the perfect packing, passes, and modelled seconds."""
+    """For each seed: passes over those of the perfect packing, passes, and modelled seconds."""
     ratios, counts, seconds = [], [], []
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
@@ -85,7 +86,7 @@ def packed(
 
 
 def passes(workloads: dict[str, list[Trace]], seeds: int) -> list[dict[str, Any]]:
-    """Every workload, load, engine and limit of running sequences."""
+    """Results for every workload, load, engine and limit of running sequences."""
     found = []
     for name, traces in workloads.items():
         for load in LOADS:
@@ -100,7 +101,7 @@ def passes(workloads: dict[str, list[Trace]], seeds: int) -> list[dict[str, Any]
 
 
 def waits(traces: list[Trace], seeds: int) -> list[dict[str, Any]]:
-    """The longest wait of short requests beside long ones, by how many run at a time."""
+    """The longest wait of short requests beside long ones, by the number that run together."""
     lengths = [len(trace) for trace in traces]
     order = np.argsort(lengths)
     short, lasting = [traces[i] for i in order[: len(order) // 4]], [traces[i] for i in order[-len(order) // 4 :]]
@@ -128,7 +129,7 @@ def waits(traces: list[Trace], seeds: int) -> list[dict[str, Any]]:
 
 
 def host(settings: dict[str, dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
-    """Microseconds of a pass outside the engine's own step, by how many sequences run together."""
+    """Microseconds per pass outside the engine's step, by the number of sequences that run together."""
     calls = {f"{count} {name}": partial(loop, count, settings[name]) for count in TOGETHER for name in settings}
     found = []
     for name, runs in measure.interleaved(calls, rounds).items():
@@ -141,7 +142,7 @@ def host(settings: dict[str, dict[str, Any]], rounds: int) -> list[dict[str, Any
 
 
 def loop(count: int, setting: dict[str, Any], most: int = 400) -> tuple[float, float, float]:
-    """Microseconds of a pass, of those inside `Engine.step`, and sequences of a pass; `count` run together."""
+    """Microseconds per pass in total and inside `Engine.step`, and sequences per pass, with `count` together."""
     engine = measure.Watched(NullEngine(count, ENGINES["gpu"]))
     runner = scheduler.Scheduler(engine)
     options = GenerationOptions(gen_length=512, **setting)
@@ -157,7 +158,7 @@ def loop(count: int, setting: dict[str, Any], most: int = 400) -> tuple[float, f
 
 
 def judged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The goal by workload and load, with the scheduler's own limit of running sequences."""
+    """The verdict on the goal by workload and load, with the scheduler's default limit of running sequences."""
     own = [one for one in found if one["engine"] == "gpu" and one["max_running"] == OWN]
     return [
         {"workload": one["workload"], "load": one["load"], "ratio": one["ratio"], "met": one["ratio"]["median"] <= GOAL}
@@ -167,7 +168,7 @@ def judged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @click.command(cls=measure.Benchmark)
 @measure.bundle_option
-@click.option("--decodes", default=48, show_default=True, type=click.IntRange(4), help="Recorded, to draw from.")
+@click.option("--decodes", default=48, show_default=True, type=click.IntRange(4), help="Number of recorded decodes.")
 @click.option("--seeds", default=40, show_default=True, type=click.IntRange(1), help="Random arrivals.")
 @measure.threads_option
 @measure.rounds_option

@@ -1,4 +1,4 @@
-"""The sections of results.md: the document of one benchmark as tables to read.
+"""The sections of results.md: formats the document of each benchmark as tables.
 
 sections.ladder(document)
 """
@@ -18,19 +18,19 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def middle(entry: Document | None, unit: str = "") -> str:
-    """`1.25 (1.2 to 1.3)`: median and quartiles; nothing where it was not measured."""
+    """Median and quartiles, as `1.25 (1.2 to 1.3)`; empty if not measured."""
     if entry is None:
         return ""
     return f"{entry['median']:g}{unit} ({entry['q1']:g} to {entry['q3']:g})"
 
 
 def share(value: float | None) -> str:
-    """Percent; nothing where it was not measured."""
+    """A share as percent; empty if not measured."""
     return "" if value is None else f"{100 * value:.3g} %"
 
 
 def ladder(document: Document) -> str:
-    """Seconds of every rung and executor, what the total is made of, and what engines add."""
+    """Seconds of every rung and executor, the total speed-up by cause, and the gain by engines."""
     parts = []
     for cell in document["cells"]:
         executors = [name for name, facts in cell["rungs"]["vanilla"].items() if isinstance(facts, dict)]
@@ -56,7 +56,7 @@ def ladder(document: Document) -> str:
 
 
 def sweep(document: Document) -> str:
-    """Every setting of each task; the recommended one in bold."""
+    """Every setting of each task, with the recommended one in bold."""
     parts = []
     for name, task in document["tasks"].items():
         rows = []
@@ -71,7 +71,7 @@ def sweep(document: Document) -> str:
 
 
 def step_floor(document: Document) -> str:
-    """Each step and its floors."""
+    """The time of each step and of its floors."""
     floors = list(document["results"][0]["floors"])
     head = ["threads", "cache", "rows", "cached rows", "step, ms", *(f"over {floor}" for floor in floors)]
     rows = []
@@ -83,7 +83,7 @@ def step_floor(document: Document) -> str:
 
 
 def batching(document: Document) -> str:
-    """What steps cost, and every way to run requests together."""
+    """The cost of steps, and every way to run requests together."""
     fit = document["fit"]
     told = (
         f"A step takes {fit['fixed_ms']:g} ms, {fit['row_us']:g} us a query row and {fit['slot_us']:g} us an attended "
@@ -100,7 +100,7 @@ def batching(document: Document) -> str:
 
 
 def scheduling(document: Document) -> str:
-    """Passes against a perfect packing, waits, and the host's time."""
+    """Passes compared with a perfect packing, waits, and the host's time."""
     head = ["decodes", "load", "engine", "running at most", "passes", "over perfect", "worst", "modelled s"]
     rows = []
     for one in document["passes"]:
@@ -124,7 +124,7 @@ def scheduling(document: Document) -> str:
 
 
 def mixes(document: Document) -> str:
-    """What was compared, and what differed."""
+    """The number of compared requests, and the differences."""
     keys = ("model", "mixes", "requests", "tokens", "passes_alone", "passes_together", "differing_tokens")
     rows = [[one[key] for key in keys] for one in document["results"]]
     parts = [table([key.replace("_", " ") for key in keys], rows)]
@@ -136,7 +136,7 @@ def mixes(document: Document) -> str:
 
 
 def ab(document: Document) -> str:
-    """Every rung of every cell, after over before."""
+    """The ratios, after over before, of every rung in every cell."""
     rows = []
     for cell in document["cells"]:
         for name, rung in cell["rungs"].items():
@@ -149,7 +149,7 @@ def ab(document: Document) -> str:
 
 
 def loop_overhead(document: Document) -> str:
-    """Every cache mode and way to choose."""
+    """The overhead of every cache mode and way to choose tokens."""
     rows = []
     for found in document["results"]:
         shares = [share(found["overhead"]["median"]), share(found["overhead_worst"])]
@@ -160,7 +160,7 @@ def loop_overhead(document: Document) -> str:
 
 
 def sampling(document: Document) -> str:
-    """Every way to choose beside the vocabularies."""
+    """The time of every way to choose tokens, by vocabulary size."""
     found = {(one["setting"], one["family"]): middle(one["decide_ms"]) for one in document["results"]}
     sizes = {one["family"]: f"{one['family']}, {one['vocabulary']} tokens" for one in document["results"]}
     rows = [[name, *(found[name, family] for family in sizes)] for name in dict.fromkeys(name for name, _ in found)]
@@ -168,18 +168,18 @@ def sampling(document: Document) -> str:
 
 
 def off_by(logits: Document) -> list[str]:
-    """How far logits are from those of float32: as a share, in the mean, at most; and tokens that stay the same."""
+    """Errors of logits relative to float32: relative, mean and largest; and the share of equal tokens."""
     sizes = [f"{logits[name]:g}" for name in ("mean_abs", "max_abs")]
     return [share(logits["relative"]), *sizes, share(logits["same_token"])]
 
 
 def precision(document: Document) -> str:
-    """Every precision of each model, then the choices behind the packed ones."""
+    """Every precision of each model, then the measurements behind the choices for packed weights."""
     parts = []
     for model in document["models"]:
         rows = []
         for row in model["precisions"]:
-            error = row["standard_error"]  # none of a single problem
+            error = row["standard_error"]  # None for a single problem
             right = share(row["strict_match"]) + ("" if error is None else f" ± {100 * error:.1f}")
             size = f"{row['weights_bytes'] / 1e6:.2f}"
             rows.append([row["step"], row["engine"], size, *off_by(row["logits"]), right, row["nfe"]])
@@ -194,7 +194,7 @@ def precision(document: Document) -> str:
 
 
 def full_size(document: Document) -> str:
-    """Every model's stages."""
+    """The stages of every model."""
     parts = []
     for name, model in document["models"].items():
         rows = []
@@ -216,7 +216,7 @@ def full_size(document: Document) -> str:
 
 
 def forecast(document: Document) -> str:
-    """Every build."""
+    """Measured and predicted memory of every build."""
     rows = []
     for found in document["results"]:
         pairs = [

@@ -1,11 +1,11 @@
-"""What `scheduling.py` runs in place of a model: engines that answer at once, and decodes that were recorded.
+"""Stand-ins for a model in `scheduling.py`: an engine that answers at once, and recorded decodes.
 
     traces = record(engine, [(request, options), ...])
     simulate(NullEngine(8, pass_rows=300), traces, arrivals, running=16).passes
     perfect([len(trace) for trace in traces], arrivals, limit=8)
 
-A recorded decode asks for the same shapes in the same order whoever shares its passes, so one recording serves every
-simulation. Arrivals are told in passes.
+A decode needs the same shapes in the same order whatever other sequences share its passes, so one recording is valid
+for every simulation. Arrivals are counted in passes.
 """
 
 from collections.abc import Sequence as Several
@@ -41,14 +41,14 @@ LLADA: dict[str, Any] = {  # LLaDA-8B
     "window": 256,
     "tempers_confidence": False,
 }
-ROW_SECONDS = 20e-6  # of LLaDA-8B in bfloat16 on an H100, where products bound
-_SURE, _UNSURE = 0.01, 5.0  # odds against a token
+ROW_SECONDS = 20e-6  # per query row of LLaDA-8B in bfloat16 on an H100, where products are the bound
+_SURE, _UNSURE = 0.01, 5.0  # odds against a confident token and against another one
 _NUMBERS = np.arange(LENGTH)
 _CANVAS = np.zeros(LENGTH, dtype=np.int64)
 
 
 class NullEngine(Engine):
-    """Answers at once with random decisions: a token is sure with probability `sure`, and EOS with `end`."""
+    """Answers at once with random decisions; a token is confident with probability `sure`, and EOS with `end`."""
 
     name, dtype = "null", "bfloat16"
 
@@ -74,7 +74,7 @@ class NullEngine(Engine):
 
 
 class Pass(NamedTuple):
-    """What one decode asked of one pass: whether it began a block, query rows and attended slots."""
+    """The needs of a decode in one pass: whether it starts a block, query rows, and attended slots."""
 
     refresh: bool
     queries: int
@@ -85,7 +85,7 @@ Trace = list[Pass]
 
 
 class _Recorder(Sequence):
-    """A sequence that keeps what it asked for in `trace`."""
+    """A sequence that records its passes in `trace`."""
 
     def part(self) -> Part:
         part = super().part()
@@ -96,7 +96,7 @@ class _Recorder(Sequence):
 
 
 def record(engine: Engine, decodes: Several[tuple[Request, GenerationOptions]]) -> list[Trace]:
-    """The passes of each decode, run alone."""
+    """Run each decode alone, and return its passes."""
     traces = []
     for request, options in decodes:
         sequence = _Recorder(request, options, engine.contract)
@@ -107,7 +107,7 @@ def record(engine: Engine, decodes: Several[tuple[Request, GenerationOptions]]) 
 
 
 class Wait(NamedTuple):
-    """Passes that ran without a decode that was ready for one, and seconds by the measure of `ROW_SECONDS`."""
+    """The wait of a ready decode: the passes that ran without it, and their seconds by `ROW_SECONDS`."""
 
     passes: int = 0
     seconds: float = 0.0
@@ -117,9 +117,9 @@ class Recorded(Scheduled):
     """A recorded decode in a simulation.
 
     Attributes:
-        arrival: the pass before which it comes.
-        queued: before its first pass.
-        longest: between two of its passes, at most.
+        arrival: the pass before which it arrives.
+        queued: the wait before its first pass.
+        longest: the longest wait between two of its passes.
     """
 
     need = 0
@@ -129,20 +129,20 @@ class Recorded(Scheduled):
         self.ready = self.queued = self.longest = Wait()
 
     def join(self, slots: NDArray[np.int64]) -> None:
-        """Nothing is kept."""
+        """Do nothing: a recorded decode needs no slots."""
 
     def part(self) -> Part:
-        """Of its next recorded pass."""
+        """The part for its next recorded pass."""
         return Part(_view(self.trace[self.done]), _CANVAS, _NUMBERS[:1])
 
     def take(self, answer: Answer) -> object:
-        """Go on."""
+        """Continue with the next recorded pass."""
         self.done += 1
         self.finished = self.done == len(self.trace)
         return answer
 
     def ran(self, began: Wait, ended: Wait) -> None:
-        """A pass that began and ended at these counts of passes and seconds had it among its sequences."""
+        """Note that it took part in a pass that began and ended at these counts of passes and seconds."""
         wait = Wait(began.passes - self.ready.passes, began.seconds - self.ready.seconds)
         self.ready = ended
         if self.done == 1:
@@ -162,7 +162,7 @@ def _view(asked: Pass) -> View:
 
 @dataclass
 class Simulated:
-    """Passes, their seconds by the measure of `ROW_SECONDS`, and the decodes in the order of their arrival."""
+    """The number of passes, their seconds by `ROW_SECONDS`, and the decodes in the order of arrival."""
 
     passes: int
     seconds: float
@@ -170,7 +170,7 @@ class Simulated:
 
 
 def simulate(engine: NullEngine, traces: Several[Trace], arrivals: Several[float], running: int | None) -> Simulated:
-    """Run `traces`, each from the pass of its arrival on; passes in which nothing would run are not counted."""
+    """Run `traces`, each from its arrival on; passes without any sequence are not counted."""
     scheduler = Scheduler(engine, running)
     decodes = sorted(map(Recorded, traces, arrivals), key=lambda decode: decode.arrival)
     coming, now, idle = decodes[::-1], Wait(), 0
@@ -190,9 +190,10 @@ def simulate(engine: NullEngine, traces: Several[Trace], arrivals: Several[float
 
 
 def perfect(lengths: Several[int], arrivals: Several[float], limit: int) -> int:
-    """Passes of a packing that knows all lengths: each takes the `limit` decodes that are there with most left to do.
+    """The passes of a perfect packing, which knows all lengths and lets any shapes share a pass.
 
-    Any shapes share a pass. Where nothing is there, it waits for the next arrival.
+    Each pass takes those `limit` of the decodes that have arrived which have the most passes left. If there is none, it
+    waits for the next arrival.
     """
     left, arrived = np.array(lengths), np.array(arrivals)
     clock = passes = 0

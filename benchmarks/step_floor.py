@@ -1,12 +1,11 @@
-"""Time of one step against its floor: the model's matrix products alone, timed in the same run.
+"""Compares the time of a step with its floor: the model's matrix products alone, timed in the same run.
 
     python benchmarks/step_floor.py --bundle bundles/tiny
 
-A step over Q query rows must multiply Q rows by every weight matrix, and its decoded rows by the
-vocabulary head. The floor does that and nothing else: no norms, no rotation, no softmax, no
-gathering, one product a matrix. It is run by ONNX Runtime with the session options of the engine,
-and by torch; a second floor of each also has the two products of attention. The step is timed
-around `Engine.step`, its checks and copies included.
+A step must multiply its Q query rows by every weight matrix, and its decoded rows by the vocabulary head. The floor
+does only that, with one product per matrix: no norms, rotation, softmax or gathering. It runs in ONNX Runtime with the
+engine's session options, and in torch; a second floor of each adds the two products of attention. The time of a step is
+that of `Engine.step`, with its checks and copies.
 
 Goal: at 128 rows a step takes at most 1.5 times its matrix products in ONNX Runtime.
 """
@@ -33,7 +32,7 @@ from dpad.runtime.engines.onnx_session import open_session
 from dpad.runtime.engines.step import StepInputs
 
 GOAL_ROWS, GOAL_RATIO = 128, 1.5
-PAUSE = 0.02  # seconds, until the last contender's threads sleep
+PAUSE = 0.02  # seconds until the threads of the previous contender sleep
 
 Array = NDArray[np.float32]
 Call = Callable[[], object]
@@ -41,7 +40,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """A step of `rows` query rows of which `decoded` are decoded, over `cached` rows of the cache."""
+    """A step with `rows` query rows, of which `decoded` are decoded, that attends `cached` rows of the cache."""
 
     rows: int
     decoded: int
@@ -50,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Products:
-    """Matrix products `left @ right -> out` in order, by name; `weights` and `inputs` hold what is given."""
+    """Matrix products `left @ right -> out` by name, in order; `weights` and `inputs` are the given arrays."""
 
     weights: dict[str, Array]
     inputs: dict[str, Array]
@@ -58,7 +57,7 @@ class Products:
 
 
 def products(config: Config, case: Case, attention: bool) -> Products:
-    """Those of one step, chained where the shapes allow; random numbers of variance 1."""
+    """The products of one step, chained if the shapes allow it, with random numbers of variance 1."""
     rng = np.random.default_rng(0)
 
     def random(*shape: int) -> Array:
@@ -75,7 +74,7 @@ def products(config: Config, case: Case, attention: bool) -> Products:
             weight, target = f"{left} to {out} {i}", f"x {i + 1}" if out == "next x" else f"{out} {i}"
             found.weights[weight] = random(inner, outer) / np.float32(inner**0.5)
             found.steps.append((f"{left} {i}", weight, target))
-        if attention:  # heads that share keys are rows of one product
+        if attention:  # heads with the same keys are rows of one product
             found.inputs[f"queries {i}"] = random(config.kv_heads, grouped, config.head_size)
             found.inputs[f"keys {i}"] = random(config.kv_heads, config.head_size, attended)
             found.inputs[f"values {i}"] = random(config.kv_heads, attended, config.head_size)
@@ -87,7 +86,7 @@ def products(config: Config, case: Case, attention: bool) -> Products:
 
 
 def onnx_call(work: Products, threads: int) -> Call:
-    """Run them in ONNX Runtime; returns the arrays by name of every product that no other one reads."""
+    """A call of the products in ONNX Runtime, which returns by name the results that no other product reads."""
     read = {left for left, _, _ in work.steps}
     results = [out for _, _, out in work.steps if out not in read]
     graph = helper.make_graph(
@@ -98,7 +97,7 @@ def onnx_call(work: Products, threads: int) -> Call:
         [numpy_helper.from_array(array, name) for name, array in work.weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
-    model.ir_version = 11  # the newest that this ONNX Runtime is sure to read
+    model.ir_version = 11  # a version that every supported ONNX Runtime can read
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, Path(folder) / "products.onnx")
         session = open_session(Path(folder) / "products.onnx", "cpu", threads)
@@ -116,7 +115,7 @@ def onnx_call(work: Products, threads: int) -> Call:
 
 
 def torch_call(work: Products) -> Call:
-    """Run them in torch, into buffers that every layer uses again; returns the buffers by name of the last use."""
+    """A call of the products in torch, with buffers that layers share; it returns buffers by name of their last use."""
     values = {name: torch.from_numpy(array) for name, array in (work.weights | work.inputs).items()}
     buffers: dict[str, torch.Tensor] = {}
     calls = []
@@ -135,7 +134,7 @@ def torch_call(work: Products) -> Call:
 
 
 def step_call(engine: Engine, case: Case) -> Call:
-    """The step itself; what it reads from the pool is written once, before."""
+    """A call of the step; the rows that it reads from the pool are written before."""
     length = case.cached + case.rows
     canvas = np.random.default_rng(0).integers(engine.contract.vocab_size, size=(1, length))
     positions, nothing = np.arange(length)[None], np.empty((1, 0), dtype=np.int64)
@@ -146,7 +145,7 @@ def step_call(engine: Engine, case: Case) -> Call:
 
 
 def measured(engine: Engine, config: Config, case: Case, threads: int, rounds: int, repeat: int) -> dict[str, Any]:
-    """One case: milliseconds of the step and of each floor, and the step over each floor."""
+    """Measure one case: milliseconds of the step and of each floor, and the step over each floor."""
     plain, whole = products(config, case, attention=False), products(config, case, attention=True)
     calls = {
         "step": step_call(engine, case),
@@ -172,7 +171,7 @@ def measured(engine: Engine, config: Config, case: Case, threads: int, rounds: i
 
 
 def verdict(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The goal, and by number of threads whether it is met; empty where 128 rows were not measured."""
+    """The goal, and whether it is met for each number of threads; empty if 128 rows were not measured."""
     at_goal = [found for found in results if found["rows"] == GOAL_ROWS and found["cache"] == "none"]
     ratios = {str(found["threads"]): found["floors"]["onnxruntime"]["ratio"]["median"] for found in at_goal}
     met = {threads: ratio <= GOAL_RATIO for threads, ratio in ratios.items()}
@@ -185,7 +184,13 @@ def verdict(results: list[dict[str, Any]]) -> dict[str, Any]:
 @click.option("--cached", default=300, show_default=True, type=click.IntRange(1), help="Cached rows of the dual step.")
 @click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, measure.CORES), show_default=True)
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(1), help="Turns of each contender.")
-@click.option("--repeat", default=10, show_default=True, type=click.IntRange(1), help="Runs a turn; the median counts.")
+@click.option(
+    "--repeat",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Runs per turn, of which the median is used.",
+)
 @measure.out_option
 def main(
     bundle: Path, rows: tuple[int, ...], cached: int, threads: tuple[int, ...], rounds: int, repeat: int, out: Path

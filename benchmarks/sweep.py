@@ -1,11 +1,10 @@
-"""Quality against speed over DPad's window, k and scale, and the confidence threshold; a preset for each task.
+"""Measures quality and speed over DPad's window, k, scale and the confidence threshold; finds a preset for each task.
 
     python benchmarks/sweep.py --out docs/benchmarks/sweep.json
 
-Every setting decodes the same held-out samples in ONNX Runtime, with the settings taking turns sample by
-sample. A task's preset is the fastest setting whose score is no more than one point below that of the
-whole suffix at the published threshold of 0.9; where several settings are within 2 % of the fastest, the
-one of them that keeps the most of the suffix.
+Every setting decodes the same held-out samples in ONNX Runtime, and settings take turns at every sample. A task's
+preset is the fastest setting whose score is at most one point below that of the whole suffix at the published threshold
+of 0.9. If several settings are within 2 % of the fastest, it is the one of them that keeps the most of the suffix.
 """
 
 import json
@@ -25,14 +24,14 @@ from dpad.runtime.cache import CACHES
 THRESHOLDS = (0.7, 0.8, 0.9, 0.95)
 WINDOWS, DROPOUTS = (32, 64, 128, 256), ((3.0, 1.6), (3.0, 2.3), (4.0, 2.0), (4.0, 1.0))  # (k, scale)
 PUBLISHED = 0.9
-WITHIN = 0.01  # of the score of the whole suffix: the goal
+WITHIN = 0.01  # the goal: the preset's score may be this much below that of the whole suffix
 METRICS = {"problems": "strict_match", "long": "exact_match"}
 LENGTHS = {"problems": 256, "long": 1024}
 
 
 @dataclass
 class Setting:
-    """One point of the sweep and what it gave; `schedule` None keeps the whole suffix."""
+    """One setting of the sweep and its results; `schedule` None keeps the whole suffix."""
 
     threshold: float
     schedule: dpad.Gaussian | None
@@ -47,7 +46,7 @@ class Setting:
 
     @property
     def kept(self) -> float:
-        """Suffix positions that survive behind a block, about: scale · window / 2k of a Gaussian."""
+        """About the number of suffix positions kept after a block: scale · window / 2k for a Gaussian."""
         return self.schedule.probabilities(10**6, 10**6).clip(max=1).sum() if self.schedule else float("inf")
 
     def facts(self) -> dict[str, Any]:
@@ -64,13 +63,13 @@ class Setting:
 
 
 def settings(thresholds: tuple[float, ...], windows: tuple[int, ...]) -> list[Setting]:
-    """The whole suffix and every dropout, at every threshold."""
+    """All settings: the whole suffix and every dropout, at every threshold."""
     dropouts = [dpad.Gaussian(k, scale, window) for window, (k, scale) in product(windows, DROPOUTS)]
     return [Setting(threshold, schedule) for threshold in thresholds for schedule in (None, *dropouts)]
 
 
 def run(model: dpad.DiffusionModel, task: Task, points: list[Setting], cache: str) -> None:
-    """Decode every sample with every setting, in turn."""
+    """Decode every sample with every setting; settings take turns."""
     length, metric = LENGTHS[task.name], METRICS[task.name]
     model.generate(task.samples[0].prompt, gen_length=length, cache=cache)  # warms up
     for index, sample in enumerate(task.samples):
@@ -96,9 +95,9 @@ def preset(points: list[Setting]) -> Setting:
 
 
 def stored(tasks: dict[str, Any], cache: str) -> dict[str, Any]:
-    """What was recommended as a checkpoint's presets.json, under the names of the tasks of which anything was right.
+    """The recommended presets as a checkpoint's presets.json, by task; tasks without a right answer are left out.
 
-    None is `default`: what is best for short answers is not for long ones.
+    There is no `default`, since the best settings for short answers and for long ones differ.
     """
     presets = {}
     for name, task in tasks.items():
@@ -115,13 +114,13 @@ def stored(tasks: dict[str, Any], cache: str) -> dict[str, Any]:
 @click.command(cls=measure.Benchmark)
 @measure.own_bundle
 @click.option("--problems", "problem_count", default=60, show_default=True, type=click.IntRange(1))
-@click.option("--shots", default=1, show_default=True, type=click.IntRange(0), help="Worked examples of a problem.")
+@click.option("--shots", default=1, show_default=True, type=click.IntRange(0), help="Worked examples before a problem.")
 @click.option("--long", "long_count", default=20, show_default=True, type=click.IntRange(0))
 @click.option("--threshold", "thresholds", multiple=True, type=float, default=THRESHOLDS, show_default=True)
 @click.option("--window", "windows", multiple=True, type=int, default=WINDOWS, show_default=True)
 @click.option("--cache", default="dual", show_default=True, type=click.Choice(CACHES))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--presets", "store", type=click.Path(path_type=Path), help="Write the presets here, for a checkpoint.")
+@click.option("--presets", "store", type=click.Path(path_type=Path), help="Write the presets to this file.")
 @measure.threads_option
 @measure.out_option
 def main(
@@ -140,7 +139,7 @@ def main(
 ) -> None:
     """Sweep the suffix dropout and the threshold on word problems and long outputs."""
     if PUBLISHED not in thresholds:
-        raise click.UsageError(f"the preset is judged at --threshold {PUBLISHED}; leave it in")
+        raise click.UsageError(f"--threshold must include {PUBLISHED}, at which the preset is judged")
     tasks = [problems(problem_count, shots, seed), *([long(long_count, seed)] if long_count else [])]
     found = {}
     with measure.bundle_for(bundle, model, max_batch=1, max_length=2048) as directory:

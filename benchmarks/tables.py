@@ -1,10 +1,10 @@
-"""The benchmarks' JSON files as tables to read, with the goals and whether they were met.
+"""Formats the benchmarks' JSON files as tables, with the goals and whether they were met.
 
 python benchmarks/tables.py docs/benchmarks
 
-Writes results.md beside the documents, and serving.md of the server's; every number in them is one of theirs, and where
-the weights measured are not those that an embedded model ships with now, results.md says so. Why goals were missed is
-written by hand, in misses.json: reason -> goals, which are refused if they were met.
+It writes results.md, and serving.md for the server, beside the documents; every number comes from a document. If a
+document was measured with other weights than the embedded model has now, results.md says so. The reasons of missed
+goals are written by hand in misses.json (reason -> goals); a reason for a goal that was met is an error.
 """
 
 import json
@@ -38,7 +38,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
 
 
 def goals(documents: dict[str, Document]) -> list[tuple[str, str, bool]]:
-    """Each goal of what was measured: what it asks, what was found, whether it was met."""
+    """For each measured goal: its text, the measured value, and whether it was met."""
     found: list[tuple[str, str, bool]] = []
     for cell in documents.get("ladder", {}).get("cells", ()):
         at, wanted = f"{cell['length']} tokens, {cell['shots']}-shot", documents["ladder"]["goals"]
@@ -85,14 +85,14 @@ def goals(documents: dict[str, Document]) -> list[tuple[str, str, bool]]:
 
 
 def earlier(document: Document) -> str:
-    """`tiny and tiny-dream`: those of its embedded models whose weights are others now; nothing if there are none."""
+    """Its embedded models whose weights have changed since, such as `tiny and tiny-dream`; empty if there are none."""
     measured, names = document.get("weights_sha256", {}), document["model"].split(" and ")
     now = {name: measure.shipped(name) for name in names}
     return " and ".join(name for name in names if now[name] and measured.get(name) != now[name])
 
 
 def judged(rows: list[tuple[str, str, bool]], reasons: dict[str, list[str]]) -> str:
-    """The goals as a table, reasons of those missed as notes; a reason of a goal that was met is a `ClickException`."""
+    """The goals as a table, with reasons for missed ones as notes; a reason for a met goal is a `ClickException`."""
     missed = {told for told, _, met in rows if not met}
     notes = {goal: number for number, goals in enumerate(reasons.values(), 1) for goal in goals}
     if idle := sorted(notes.keys() - missed):
@@ -106,7 +106,7 @@ def judged(rows: list[tuple[str, str, bool]], reasons: dict[str, list[str]]) -> 
 
 
 def report(documents: dict[str, Document], reasons: dict[str, list[str]]) -> str:
-    """All tables as one Markdown page; for `reasons` see `judged`."""
+    """All tables as one Markdown page; see `judged` for `reasons`."""
     old = {name: models for name, document in documents.items() if (models := earlier(document))}
     parts = ["# Results", "Made by `make bench`; how each number is measured: [README.md](README.md)."]
     rows = goals(documents)

@@ -1,1 +1,1 @@
-"""The parts of `make gpu-check`, one file each."""
+"""The parts of `make gpu-check`."""

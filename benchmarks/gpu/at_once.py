@@ -1,4 +1,4 @@
-"""Concurrent requests over the large model: tokens a second of all of them and of each, against one request alone."""
+"""Concurrent requests to the large model: tokens per second in total and per request, compared with one request."""
 
 from statistics import median
 from time import perf_counter
@@ -11,7 +11,7 @@ from gpu.sizes import PER_PASS
 
 
 def measure(session: Session) -> dict[str, Any]:
-    """By number of requests that are sent together, each with a prompt of its own."""
+    """Results by number of concurrent requests, each of which has its own prompt."""
     sizes, model = session.setup.sizes, start.model_of(session)
     options: dict[str, Any] = {
         "gen_length": sizes.at_once_new,
@@ -27,7 +27,7 @@ def measure(session: Session) -> dict[str, Any]:
             rows[str(count)] = {"skipped": "out of time"}
             continue
         prompts = [prompt_of(sizes, seed) for seed in range(count)]
-        for _ in range(2):  # the first records the shapes
+        for _ in range(2):  # the first run records the shapes
             began = perf_counter()
             generations = model.generate_batch(prompts, **options)
             seconds = perf_counter() - began

@@ -1,4 +1,4 @@
-"""The attention kernel as parts of gpu-check: gpu.kernels and gpu.ptx, their sizes and what of them is a failure."""
+"""The parts of gpu-check for the attention kernel: run gpu.kernels and gpu.ptx and decide what is a failure."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from gpu import device, kernels
 from gpu.session import Session
 from gpu.timing import DEVICE
 
-_SPEED = 40.0  # seconds of the kernel against PyTorch's attention
+_SPEED = 40.0  # seconds for comparing the kernel's speed with PyTorch's attention
 
 
 @contextmanager
 def substituted(module: ModuleType, **values: Any) -> Iterator[None]:
-    """Meanwhile `module` has other `values`."""
+    """Replace constants of `module` by `values` within the context."""
     before = {name: getattr(module, name) for name in values}
     try:
         for name, value in values.items():
@@ -26,7 +26,7 @@ def substituted(module: ModuleType, **values: Any) -> Iterator[None]:
 
 
 def correctness(session: Session) -> dict[str, Any]:
-    """The kernel against the definition."""
+    """Compare the kernel with the reference definition."""
     with substituted(kernels, **session.setup.sizes.kernels):
         found = kernels.correctness()
     failures = [f"the kernel is wrong at {failure}" for failure in found["failures"][:3]]
@@ -36,7 +36,7 @@ def correctness(session: Session) -> dict[str, Any]:
 
 
 def ptx(session: Session) -> dict[str, Any]:
-    """What the plugins prescribe, launched by the driver alone."""
+    """Launch the plugins' PTX with the CUDA driver alone."""
     if DEVICE == "cpu":
         return {"skipped": "the CUDA driver has no device"}
     from gpu import ptx as launches
@@ -47,14 +47,14 @@ def ptx(session: Session) -> dict[str, Any]:
 
 
 def speed(session: Session) -> dict[str, Any]:
-    """The kernel against PyTorch's attention."""
+    """Compare the kernel's speed with PyTorch's attention."""
     bandwidth = session.ceiling("read_tb_s")
     with substituted(kernels, **session.setup.sizes.kernels):
         return {"rows": kernels.speed(bandwidth, min(session.left() - 5, _SPEED))}
 
 
 def sweep(session: Session) -> dict[str, Any]:
-    """Every tile and number of splits at a few shapes."""
+    """Time every tile size and number of splits at a few shapes."""
     seconds = min(session.left() - 5, session.setup.sizes.sweep)
     with substituted(kernels, **session.setup.sizes.kernels):
         return {"rows": kernels.sweep(device.identity()["compute_capability"], seconds)}

@@ -1,7 +1,7 @@
-"""Whole decodes of the embedded model: the eager engine over the kernel, and every other engine that runs here.
+"""Whole decodes of the embedded model with the eager engine and every other engine that runs here.
 
-Prompts are word problems that the model solves, so that it is sure of its tokens: rounding that turns a near tie of
-random text turns none of theirs, and an engine that writes another token is wrong.
+The prompts are word problems that the model solves, so that it is confident of its tokens. Rounding can change a near
+tie in random text but not these tokens, so an engine that writes another token is wrong.
 """
 
 import traceback
@@ -30,15 +30,15 @@ PROMPTS = (
     "What is 53 + 34?",
     "Tom has 6 books. Emma has 4 fewer books than Tom. How many books do they have together?",
 )
-# Cache modes, and one that needs the program behind the step.
+# The cache modes, and a decoder that needs the program `decide`.
 MODES: dict[str, dict[str, Any]] = {name: {"cache": name} for name in CACHES}
 MODES["dual, by entropy"] = {"cache": "dual", "decoder": "entropy"}
-_KEPT = 40.0  # seconds that the parts behind the engines get
+_KEPT = 40.0  # seconds that are left for the parts after the engines
 LEAST = {FULL: 0.99, "int8": 0.99, "int4": 0.99, "fp8": 0.9}  # share of equal tokens; fp8 rounds rows too
 
 
 def canvases(engine: Engine, prompts: list[list[int]], new: int, mode: str) -> tuple[np.ndarray[Any, Any], float]:
-    """All tokens of unequal prompts that run together, and milliseconds a step inside the engine."""
+    """Decode unequal prompts together; returns all tokens, and milliseconds per step inside the engine."""
     options = GenerationOptions(gen_length=new, early_termination=False, **MODES[mode])
     options.check(engine.contract)
     sequences = [Sequence(Request(tuple(prompt)), options, engine.contract) for prompt in prompts]
@@ -47,13 +47,13 @@ def canvases(engine: Engine, prompts: list[list[int]], new: int, mode: str) -> t
 
 
 def prompts(session: Session) -> list[list[int]]:
-    """The prompts in tokens."""
+    """The prompts as token ids."""
     codec = TextCodec.open(resolve("tiny").directory)
     return [codec.encode_chat([{"role": "user", "content": text}]) for text in PROMPTS]
 
 
 def eager(session: Session) -> dict[str, Any]:
-    """Decodes through the kernel in float32 and 16 bit: share of tokens equal to float32 on the CPU."""
+    """Decode with the eager engine on the GPU in float32 and 16 bit; counts the tokens equal to float32 on the CPU."""
     failures = Failures()
     expected = _decodes(session, eager_engine("cpu", torch.float32))
     engines: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def eager(session: Session) -> dict[str, Any]:
 
 
 def compiled(session: Session) -> dict[str, Any]:
-    """Every engine of a bundle of the embedded model: its decodes, or why it cannot run here."""
+    """Decode with every engine of a bundle of the embedded model, or say why it cannot run here."""
     failures, expected = Failures(), {}
     engines: dict[str, Any] = {}
     for entry in entries(session):
@@ -84,7 +84,7 @@ def compiled(session: Session) -> dict[str, Any]:
 
 
 def placement(session: Session) -> dict[str, Any]:
-    """Where ONNX Runtime runs the nodes of the step."""
+    """Check on which device ONNX Runtime runs the nodes of the step."""
     from gpu.placement import check
 
     return check(session, session.once(tiny_bundle))
@@ -107,7 +107,7 @@ def _tried(session: Session, entry: Entry, expected: dict[str, Any]) -> dict[str
 
 
 def _compared(session: Session, engine: Engine, expected: dict[str, Any]) -> dict[str, Any]:
-    """By mode the share of tokens that are those expected, and milliseconds a step."""
+    """For each mode the share of tokens that are as expected, and milliseconds per step."""
     modes = {}
     for mode in MODES:
         tokens, step_ms = canvases(engine, session.once(prompts), session.setup.sizes.tiny_new, mode)
@@ -116,7 +116,7 @@ def _compared(session: Session, engine: Engine, expected: dict[str, Any]) -> dic
 
 
 def _judge(failures: Failures, name: str, found: dict[str, Any], least: float) -> None:
-    """An engine that crashed is a failure, and so is one that writes other tokens."""
+    """Add a failure if the engine crashed or writes other tokens."""
     failures.unless("error" not in found, f"{name} failed: {found.get('error')}")
     for mode, result in found.get("modes", {}).items():
         failures.unless(

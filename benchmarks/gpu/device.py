@@ -1,4 +1,4 @@
-"""What the GPU is, and what it can do at most: the ceilings that results are held against."""
+"""Identifies the GPU, and measures its peak bandwidth and product rate, to which results are compared."""
 
 import platform
 import subprocess
@@ -24,14 +24,14 @@ LIBRARIES = (
 
 
 def identity() -> dict[str, Any]:
-    """Name, driver and facts of the device, and versions of the libraries."""
+    """Name, driver and properties of the device, and versions of the libraries."""
     versions: dict[str, str | None] = {}
     for name in LIBRARIES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    versions["torch"] = str(torch.__version__)  # with its build, which the distribution's version lacks
+    versions["torch"] = str(torch.__version__)  # includes the build, unlike the package's version
     return {**_facts(), "python": platform.python_version(), "versions": versions}
 
 
@@ -60,9 +60,10 @@ def _driver() -> str | None:
 
 
 def ceilings(session: Session) -> dict[str, Any]:
-    """Measured here: memory bandwidth by reading (a maximum, and a product with a vector), copying, and products.
+    """Measured peaks of this device: bandwidth of reading and of copying, and the rate of matrix products.
 
-    `read_tb_s` is the better of the two ways to read: what floors are made of. A copy reads and writes.
+    Reading is measured in two ways, by a maximum and by a product with a vector; `read_tb_s` is the better one, from
+    which floors are computed. A copy counts both its read and its written bytes.
     """
     sizes, half = session.setup.sizes, torch.bfloat16
     large = torch.ones(sizes.read // 4, dtype=torch.float32, device=DEVICE)

@@ -1,8 +1,8 @@
-"""End to end over the large model: the published loop against every engine, at the same passes.
+"""Whole decodes of the large model: compares every engine with the published loop, with equal passes.
 
-The published loop runs over the eager model on the same device (benchmarks/published.py). All decode four tokens a
-pass and keep the same suffix positions, so that they take the same number of passes of about the same shapes; the
-baseline of the last row decodes one token a pass and drops nothing, and is stopped after `VANILLA` passes.
+The published loop runs the eager model on the same device (benchmarks/published.py). All decoders commit four tokens
+per pass and keep the same suffix positions, so that they have the same number of passes with about the same shapes. The
+baseline in the last row commits one token per pass, drops nothing, and is stopped after `VANILLA` passes.
 """
 
 import traceback
@@ -32,7 +32,7 @@ _OPENS = 60.0  # seconds that opening another engine may take
 
 
 def measure(session: Session) -> dict[str, Any]:
-    """Milliseconds a pass and tokens a second by decoder; the compiled engine and the published loop come first."""
+    """Milliseconds per pass and tokens per second by decoder; the compiled engine and the published loop run first."""
     sizes, model = session.setup.sizes, start.model_of(session)
     eager = session.once(eager_of)
     found: dict[str, Any] = {}
@@ -54,18 +54,18 @@ def measure(session: Session) -> dict[str, Any]:
 
 
 def schedule(new: int) -> SuffixSchedule:
-    """DPad's, in a window that fits so many new tokens."""
+    """DPad's schedule with a window that fits `new` tokens."""
     return Gaussian(3, 1.6, min(256, new))
 
 
 def prompt_of(sizes: Sizes, seed: int = 0) -> list[int]:
-    """Random tokens of the text part of the vocabulary."""
+    """A prompt of random tokens, none of them special."""
     ids = np.random.default_rng(seed).integers(10, 120, size=sizes.prompt)
     return [int(token) for token in ids]
 
 
 def own(model: dpad.DiffusionModel, sizes: Sizes, cache: str, *, again: bool = True) -> dict[str, Any]:
-    """One decode through a model, after one that records its shapes."""
+    """Time one decode with `model`, after a first one that records its shapes."""
     options: dict[str, Any] = {
         "gen_length": sizes.new,
         "decoder": "fixed",
@@ -84,7 +84,7 @@ def own(model: dpad.DiffusionModel, sizes: Sizes, cache: str, *, again: bool = T
 
 
 def published(net: Any, sizes: Sizes, cache: str) -> dict[str, Any]:
-    """The published loop with DPad at the same passes."""
+    """Time the published loop with DPad and equal passes."""
     settings = Settings(
         sizes.new,
         net.config.mask_token_id,
@@ -98,7 +98,7 @@ def published(net: Any, sizes: Sizes, cache: str) -> dict[str, Any]:
 
 
 def vanilla(net: Any, sizes: Sizes) -> dict[str, Any]:
-    """The published loop as it began: the whole canvas in every pass, one token a pass; the last blocks of it."""
+    """Time the published loop without cache and dropout, at one token per pass, over the first `VANILLA` passes."""
     new = min(VANILLA, sizes.new)
     prompt = [*prompt_of(sizes), *prompt_of(sizes, seed=1)][: sizes.canvas - new]
     settings = Settings(new, net.config.mask_token_id, net.config.eos_token_id, early_stop=False)
@@ -118,7 +118,7 @@ def _published(net: Any, prompt: list[int], settings: Settings) -> dict[str, Any
 
 
 def _kept(sizes: Sizes) -> list[list[int]]:
-    """Canvas positions behind each block that the schedule keeps."""
+    """The canvas positions after each block that the schedule keeps."""
     ends = [sizes.prompt + (block + 1) * BLOCK for block in range(sizes.new // BLOCK)]
     chosen = schedule(sizes.new)
     return [
@@ -128,7 +128,7 @@ def _kept(sizes: Sizes) -> list[list[int]]:
 
 
 def _others(session: Session, tried: str) -> dict[str, Any]:
-    """Every other engine of the bundle that runs here, while there is time; the others with what is in their way."""
+    """Results of the bundle's other engines while there is time; for those that do not run here, the obstacle."""
     found: dict[str, Any] = {}
     for candidate in candidates(session.once(bundle_of), Machine.current()):
         if candidate.name == tried or "cpu" in candidate.name or not session.wants(candidate.name):

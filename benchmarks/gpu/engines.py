@@ -1,4 +1,4 @@
-"""The engines that gpu-check tries: over the embedded model, and why one of them does not run here.
+"""The engines of the embedded model that gpu-check tries, with the reason if one does not run here.
 
 for entry in entries(session):
     entry.name, entry.obstacle, entry.expected
@@ -33,7 +33,7 @@ from gpu.session import Session
 from gpu.timing import DEVICE
 from gpu.worker import told
 
-_PLANS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # target, how, and the settings for that
+_PLANS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # target, name of the settings, settings
     ("tensorrt", "native", {}),
     ("tensorrt", "plugin", {"attention": "plugin"}),
     ("tensorrt", "lean", {"flags": BuildFlags(version_compatible=True, lean=True)}),
@@ -44,14 +44,14 @@ _SLOTS = 4096
 
 @dataclass(frozen=True)
 class Entry:
-    """An engine over a step of the bundle.
+    """An engine for a step of the bundle.
 
     Attributes:
-        name: with the step's variant.
-        obstacle: why it does not run here; None if nothing is in its way.
-        expected: whether it has to run: its library is here and takes this device, or it was asked for.
-        weights: how those of the layers are stored: what it computes differs from the checkpoint by that.
-        open: opens it.
+        name: name of the engine with the step's variant.
+        obstacle: why it does not run here; None if it does.
+        expected: whether it must run, because its library is installed and supports this device, or it was requested.
+        weights: format of the layers' weights, from which differences to the checkpoint follow.
+        open: opens the engine.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Entry:
 
 
 def eager_engine(device: str, dtype: torch.dtype) -> TorchEngine:
-    """The eager engine over the embedded checkpoint."""
+    """The eager engine of the embedded checkpoint."""
     checkpoint = Checkpoint.open(resolve("tiny").directory, own=True)
     model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, dtype).to(device)
     contract = make_contract(checkpoint, ExportSettings().resolved(checkpoint))
@@ -70,7 +70,7 @@ def eager_engine(device: str, dtype: torch.dtype) -> TorchEngine:
 
 
 def reference(bundle: Bundle, weights: str) -> TorchEngine:
-    """Float32 on the CPU over the weights of a step that stores them in the format `weights`."""
+    """The eager engine in float32 on the CPU, for the bundle's weights in the format `weights`."""
     variant = next(name for name in bundle.manifest.steps if weights_of(name) == weights)
     architecture, config = parse_config(bundle.manifest.model_config)
     shards = tuple(bundle.path(name) for name in bundle.manifest.steps[variant].weights)
@@ -79,14 +79,14 @@ def reference(bundle: Bundle, weights: str) -> TorchEngine:
 
 
 def tiny_bundle(session: Session) -> Bundle:
-    """The embedded model with every step that an engine here may want."""
+    """A bundle of the embedded model with every step that an engine here may need."""
     sizes = session.setup.sizes
     settings = ExportSettings(("onnx",), sizes.dtypes, weights=sizes.tiny_weights, max_length=sizes.tiny_length)
     return export_bundle("tiny", session.setup.folder / "tiny", settings, Progress())[0]
 
 
 def entries(session: Session) -> Iterator[Entry]:
-    """Every engine that a GPU may run, with what is in the way: full weights first, and what PyTorch compiles first."""
+    """Every engine for a GPU, with its obstacle if any: full weights before packed ones, PyTorch's engine first."""
     bundle, asked = session.once(tiny_bundle), bool(session.setup.engines)
     own = [*_compiled(session, bundle), *_candidates(bundle)]
     whole, packed = ([entry for entry in own if (entry.weights == FULL) is kind] for kind in (True, False))
@@ -96,7 +96,7 @@ def entries(session: Session) -> Iterator[Entry]:
 
 
 def _compiled(session: Session, bundle: Bundle) -> Iterator[Entry]:
-    """The step that PyTorch compiles: full weights in every dtype, packed ones in the first."""
+    """The engines compiled by PyTorch: full weights in every dtype, packed weights in the first dtype."""
     first, *others = session.setup.sizes.dtypes
     packed = session.setup.sizes.tiny_weights[1:]
     for weights, dtype in [(FULL, first), *((FULL, other) for other in others), *((form, first) for form in packed)]:
@@ -110,7 +110,7 @@ def _compiled(session: Session, bundle: Bundle) -> Iterator[Entry]:
 
 
 def _candidates(bundle: Bundle) -> Iterator[Entry]:
-    """What the bundle itself names: plans, and ONNX Runtime on the device."""
+    """The engines that the bundle lists: plans, and ONNX Runtime on the device."""
     others = ("torch-", "onnxruntime-cpu" if DEVICE == "cuda" else "onnxruntime-cuda")
     for candidate in candidates(bundle, Machine.current()):
         if candidate.name.startswith(others):
@@ -127,7 +127,7 @@ def _candidates(bundle: Bundle) -> Iterator[Entry]:
 
 
 def _plans(session: Session) -> Iterator[Entry]:
-    """Plans, each in a bundle of its own: a builder that fails is in nobody's way."""
+    """Plans, each in a bundle of its own, so that a builder that fails does not affect other engines."""
     for target, how, chosen in _PLANS:
         name, module = f"{target} {how}", target.replace("-", "_")
         if find_spec(module) is None or DEVICE == "cpu":
@@ -145,7 +145,7 @@ def _plans(session: Session) -> Iterator[Entry]:
 
 
 def _expected(name: str) -> bool:
-    """Whether an engine with an obstacle should run all the same: its library is installed and takes this device."""
+    """Whether an engine should run despite its obstacle: its library is installed and supports this device."""
     if name.startswith("onnxruntime-cuda"):
         return library_version("onnxruntime-gpu") is not None
     if name.startswith("tensorrt-lean"):
@@ -157,7 +157,7 @@ def _expected(name: str) -> bool:
 
 
 def _asked(plan: Path) -> str:
-    """What TensorRT-RTX's runtime itself says of a plan that does not fit: whether it takes this device at all."""
+    """The verdict of TensorRT-RTX's own runtime on a plan that does not fit this device."""
     import tensorrt_rtx
 
     runtime = tensorrt_rtx.Runtime(tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR))

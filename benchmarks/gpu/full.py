@@ -1,4 +1,4 @@
-"""The large model of gpu-check: random weights in LLaDA-8B's layout, drawn on the GPU, and exported the normal way.
+"""The large model of gpu-check: random weights in LLaDA-8B's layout, drawn on the GPU and exported as usual.
 
 bundle = session.once(bundle_of)
 """
@@ -25,12 +25,12 @@ from gpu.timing import DEVICE
 
 
 def make_bundle(session: Session) -> dict[str, Any]:
-    """Seconds and bytes of the checkpoint, and of its export with full weights."""
+    """Make the checkpoint and its bundle with full weights; returns seconds and bytes of both."""
     return _make(session, "bundle", session.setup.sizes.full)
 
 
 def make_packed(session: Session) -> dict[str, Any]:
-    """The same with packed weights, which the device packs."""
+    """Make the checkpoint and its bundle with packed weights, which are packed on the device."""
     return _make(session, "packed", session.setup.sizes.packed)
 
 
@@ -54,7 +54,7 @@ def _make(session: Session, name: str, weights: tuple[str, ...]) -> dict[str, An
 
 
 def checkpoint(session: Session) -> str:
-    """What `dpad export` is given: the folder of a random checkpoint, written if it is not there, or a model's name."""
+    """The MODEL to export: the folder of a random checkpoint, written if it does not exist, or a model's name."""
     model, folder = session.setup.sizes.model, session.setup.folder / "checkpoint"
     if model not in LAYOUTS:
         return model
@@ -65,7 +65,7 @@ def checkpoint(session: Session) -> str:
 
 
 def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """As `dpad synth` draws it, by fan-in, on the device: other numbers of the same distribution, in seconds."""
+    """A random tensor as `dpad synth` draws it, but on the device: other numbers from the same distribution."""
     state = torch.Generator(DEVICE).manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7]))
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
@@ -75,7 +75,7 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def bundle_of(session: Session) -> Bundle:
-    """The bundle with full weights; made now where no part has made it."""
+    """The bundle with full weights; it is made now if no earlier part has made it."""
     return _opened(session, "bundle", make_bundle)
 
 

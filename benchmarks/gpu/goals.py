@@ -1,9 +1,9 @@
-"""The goals of a GPU, held against what was measured: met, missed, or not measured.
+"""The goals on a GPU, and whether the measurements meet them: met, missed, or not measured.
 
     for goal in goals(merged):
         goal.text, goal.verdict, goal.found
 
-They are of an H100, batch 1, LLaDA-8B's shape; on another device the numbers are shown all the same.
+The goals are for an H100, batch 1 and LLaDA-8B's shape; on other devices the numbers are shown too.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Parts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Goal:
-    """A goal, whether it is met (None: not measured), and what was found."""
+    """A goal, whether it is met (None: not measured), and the measured value."""
 
     text: str
     met: bool | None
@@ -23,12 +23,12 @@ class Goal:
 
     @property
     def verdict(self) -> str:
-        """In a word or two."""
+        """`met`, `missed` or `not measured`, for the page."""
         return "not measured" if self.met is None else "met" if self.met else "missed"
 
 
 def goals(merged: dict[str, Any]) -> list[Goal]:
-    """All of them, by the parts of a merged document."""
+    """All goals, judged by the parts of a merged document."""
     parts = {name: part for group in merged["groups"].values() for name, part in group["parts"].items()}
     return [_goal(text, check, parts) for text, check in _GOALS.items()]
 
@@ -36,7 +36,7 @@ def goals(merged: dict[str, Any]) -> list[Goal]:
 def _goal(text: str, check: Callable[[Parts], tuple[bool, str]], parts: Parts) -> Goal:
     try:
         met, found = check(parts)
-    except (KeyError, ValueError):  # the part, or what the goal asks of it, was not measured
+    except (KeyError, ValueError):  # the part, or the goal's value in it, was not measured
         return Goal(text, None, "")
     return Goal(text, met, found)
 

@@ -1,4 +1,4 @@
-"""The attention kernel on a GPU: right, and how fast against PyTorch's own attention."""
+"""The attention kernel on a GPU: its correctness, and its speed compared with PyTorch's own attention."""
 
 import itertools
 import time
@@ -30,10 +30,10 @@ SWEPT = (
     ("dream-7b", 32, 8192),
 )
 SPLITS = (1, 2, 3, 4, 6, 8, 16)
-SECONDS = 30.0  # of random cases, compiling included
-CASES = 500  # of them, at least
+SECONDS = 30.0  # time for random cases, compiling included
+CASES = 500  # least number of random cases
 LIMITS = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # relative RMS error
-GOALS = {"over_sdpa": 1.0, "over_gather_sdpa": 1.6}  # of every shape of `speed`, on an H100
+GOALS = {"over_sdpa": 1.0, "over_gather_sdpa": 1.6}  # for every shape of `speed`, on an H100
 
 Inputs = list[torch.Tensor]
 
@@ -41,7 +41,7 @@ Inputs = list[torch.Tensor]
 def make_inputs(
     rows: int, cached: int, heads: int, kv_heads: int, size: int, dtype: torch.dtype, batch: int = 1, pads: bool = False
 ) -> Inputs:
-    """Random rows; slots in ascending order with gaps, as a retained prefix and suffix have."""
+    """Random inputs of the op; slots ascend with gaps, like those of a kept prefix and suffix."""
     slots = cached + cached // 4 + 1
     shapes = [(batch, rows, heads, size)] + [(batch, rows, kv_heads, size)] * 2 + [(slots, kv_heads, size)] * 2
     floats = [torch.randn(shape, dtype=dtype, device=DEVICE) for shape in shapes]
@@ -54,19 +54,19 @@ def make_inputs(
 
 
 def relative_error(out: torch.Tensor, want: torch.Tensor) -> float:
-    """Root mean square of the difference over that of the expected; NaN shows as NaN."""
+    """Root mean square of the difference divided by that of `want`; a NaN in either gives NaN."""
     return float((out.float() - want.float()).square().mean().sqrt() / want.float().square().mean().sqrt())
 
 
 def correctness() -> dict[str, Any]:
-    """Every variant at random shapes against the definition in float32, for at most `SECONDS`.
+    """Compare every variant at random shapes with the float32 definition, for at most `SECONDS`.
 
-    Outputs and pool slots that nobody names are NaN beforehand. `wanted` cases are meant to be compared: as many a
-    variant, at least `CASES` together.
+    Outputs, and pool slots that no index names, are NaN before the call. `wanted` is the intended number of cases: the
+    same number for each variant, at least `CASES` in total.
     """
     torch.manual_seed(0)
     variants = shipped(gpu(torch.device(DEVICE))[0])
-    if DEVICE == "cpu":  # Triton's interpreter multiplies bfloat16 as if its bits were integers
+    if DEVICE == "cpu":  # Triton's interpreter multiplies bfloat16 as integers
         variants = [variant for variant in variants if variant.dtype == torch.float16]
     each = -(-CASES // len(variants))
     worst, failures, cases = {str(dtype): 0.0 for dtype in LIMITS}, list[dict[str, Any]](), 0
@@ -81,7 +81,7 @@ def correctness() -> dict[str, Any]:
 
 
 def _cases(variants: list[Variant], each: int, end: float) -> Iterator[tuple[Variant, Case]]:
-    """So many of every variant, as their code is ready; no more after `end`."""
+    """`each` random cases of every variant, in the order in which their code is ready, until the time `end`."""
     rng, rows, cached = Random(0), max(QUERIES) * 5 // 4, max(CACHED) // 4
     heads = (*((heads, kv_heads) for heads, kv_heads, _ in MODELS.values()), (8, 2))
     with closing(ready(variants)) as compiled:
@@ -108,7 +108,7 @@ def _error(variant: Variant, case: Case) -> float:
 
 
 def gathered(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values that a kernel without gathering would be given: [B, G, K + Q, D]."""
+    """Gathered keys and values, as an attention without gathering needs them: [B, G, K + Q, D] each."""
     _, key, value, key_cache, value_cache, chosen, _ = inputs
     keys = torch.cat([key_cache[chosen], key], 1)
     values = torch.cat([value_cache[chosen], value], 1)
@@ -116,13 +116,13 @@ def gathered(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sdpa(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
-    """PyTorch's attention, without a mask so that its fastest backend may run."""
+    """PyTorch's attention without a mask, so that its fastest backend can run."""
     grouped = query.shape[2] != keys.shape[1]
     return F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, scale=scale, enable_gqa=grouped)
 
 
 def speed(bandwidth: float, seconds: float) -> list[dict[str, Any]]:
-    """Kernel, SDPA on gathered keys, and gather + SDPA, each against `bandwidth` in TB/s; for about `seconds`."""
+    """Time the kernel, SDPA on gathered keys, and gather + SDPA, for about `seconds`; `bandwidth` is in TB/s."""
     rows, end = [], time.monotonic() + seconds
     for model, queries, cached in itertools.product(MODELS, QUERIES, CACHED):
         if time.monotonic() > end:
@@ -165,7 +165,7 @@ def _speed(model: str, queries: int, cached: int, bandwidth: float) -> dict[str,
 
 
 def sweep(capability: str, seconds: float) -> list[dict[str, Any]]:
-    """Every tile and number of splits at a few shapes: is the choice the fastest? And what adding parts up takes."""
+    """Time every tile and number of splits at a few shapes, to compare with the chosen ones, and time `combine`."""
     rows, end = [], time.monotonic() + seconds
     for model, queries, cached in SWEPT:
         heads, kv_heads, size = MODELS[model]
@@ -194,7 +194,7 @@ def sweep(capability: str, seconds: float) -> list[dict[str, Any]]:
 
 
 def _combine(queries: int, heads: int, size: int) -> dict[int, float]:
-    """Microseconds in which so many parts are added up."""
+    """Microseconds of combining partial results, by their number."""
     found = {}
     for splits in (2, 4, 8):
         partial = torch.randn((splits, 1, queries, heads, size), device=DEVICE)

@@ -1,7 +1,7 @@
-"""`place_packed`: what the exporter packs on the CPU in minutes, packed on the device in seconds.
+"""`place_packed`: packs weights on the device in seconds, for which the exporter takes minutes on the CPU.
 
-The format is models/packed.py's and every code is within one of the exporter's; see export/step/pack.py for what it
-means. Only for weights that nobody reads: those of a random checkpoint.
+The format is that of models/packed.py. Codes differ from the exporter's (export/step/pack.py) by at most one, so this
+is only for random checkpoints.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from dpad.models.checkpoint.headers import read_tensors
 from dpad.models.packed import SCALE
 from gpu.timing import DEVICE
 
-_LARGEST = 448.0  # of float8 E4M3
+_LARGEST = 448.0  # largest float8 E4M3
 
 
 def place_packed(checkpoint: Checkpoint, folder: Path, dtype: str, packing: Packing, progress: Progress) -> list[Path]:
-    """Write the shards of `checkpoint` into `folder`, the weights of layers packed; returns the new files in order."""
+    """Write the shards of `checkpoint` into `folder` with packed layer weights; returns the new files in order."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen, rows = set(layer_weights(checkpoint)), getattr(torch, dtype)
     other = getattr(torch, checkpoint.dtype if dtype == "float32" else dtype)

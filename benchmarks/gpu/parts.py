@@ -1,10 +1,10 @@
-"""`GROUPS`: what gpu-check measures, in groups that can be run on their own, each in at most 200 s.
+"""`GROUPS`: the parts of gpu-check, in groups that can be run separately, each in at most 200 s.
 
     for part in GROUPS["tiny"].parts:
         part.name, part.run
 
-Within a group the most important part comes first. A part names the function that does it: its file is imported in
-the process that runs it, and no other part minds what that file lacks.
+Within a group the most important part comes first. A part names its function, whose file is imported only in the
+process that runs it, so that a library missing there does not affect other parts.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Part:
     """One part.
 
     Attributes:
-        name, title: in the document, and above its section of the page.
-        run: "module:function", called with a `Session`; gives a document, in which `failures` are sentences.
-        needs: seconds without which it is not begun.
-        fresh: begin in a process of its own.
+        name, title: its key in the document, and the title of its section on the page.
+        run: "module:function", called with a `Session`; returns a document, whose `failures` are sentences.
+        needs: seconds; with less time left it is not started.
+        fresh: whether it starts in a new process.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Where ONNX Runtime runs the nodes of a step: all of them must be on the GPU.
+"""Checks that ONNX Runtime runs all nodes of a step on the GPU.
 
-A node for which its CUDA provider has no kernel is put on the CPU without a word, and every step then copies and waits.
-A session that may not fall back to the CPU refuses such a model and names the node.
+It silently assigns a node to the CPU if its CUDA provider lacks a kernel, and then every step copies and waits. A
+session that may not fall back to the CPU refuses such a model and names the node.
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ _OPENS = 10.0  # seconds that opening a session may take
 
 
 def check(session: Session, bundle: Bundle) -> dict[str, Any]:
-    """Every step of `bundle`, and the program that decides: "on the GPU", or what stands in the way.
+    """For every step of `bundle` and for `decide`: "on the GPU", or the error.
 
-    A step with packed weights may need the CPU, which is told and is no failure.
+    A step with packed weights may need the CPU; this is reported but is not a failure.
     """
     import onnxruntime
 
@@ -38,7 +38,7 @@ def check(session: Session, bundle: Bundle) -> dict[str, Any]:
         try:
             onnxruntime.InferenceSession(bundle.path(file), options, providers=[_PROVIDER])
             models[name] = "on the GPU"
-        except Exception as error:  # ONNX Runtime raises its own kinds
+        except Exception as error:  # ONNX Runtime has error classes of its own
             models[name] = told(error)
             failures.unless(is_quantized(name), f"{name} does not run on the GPU alone: {told(error)}")
     return {"models": models, "failures": failures.told}

@@ -1,6 +1,6 @@
-"""The large model with packed weights: start, memory, a step against products in its format, and a decode.
+"""The large model with packed weights: start, memory, a step compared with its products alone, and a decode.
 
-The numbers stand beside those of full weights, which the group 8b measures.
+The group 8b measures the same numbers with full weights.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from gpu.step import CACHED, Steps, modes, products, widths
 
 
 def fp8(session: Session) -> dict[str, Any]:
-    """Weights in float8, an output each with its scale; rows are rounded to float8 too, for products of float8."""
+    """float8 weights with a scale per output; rows are rounded to float8 too, so that products are in float8."""
     return _measure(session, "fp8", ("fp8",))
 
 
 def int4(session: Session) -> dict[str, Any]:
-    """Weights in four bits, a scale for every 32 inputs of an output."""
+    """4-bit weights with a scale for every 32 inputs of an output."""
     return _measure(session, "int4", ())
 
 

@@ -1,8 +1,7 @@
-"""Launches what the TensorRT plugins prescribe through the CUDA driver alone, as an engine does.
+"""Launches the TensorRT plugins' kernels with the CUDA driver alone, as an engine does.
 
-PTX, grid, shared memory, integers and the order of the arguments are what the plugins' own
-launch functions return; only the symbolic sizes are simulated (tests/plugin_api.py). Nothing
-of Triton's launcher takes part. Needs cuda-bindings.
+PTX, grid, shared memory, integers and the order of arguments come from the plugins' own launch functions; only symbolic
+sizes are simulated (tests/plugin_api.py). Triton's launcher is not used. Needs cuda-bindings.
 """
 
 import ctypes
@@ -24,7 +23,7 @@ _TORCH = {name: dtype for dtype, name in _TRT.items()}
 
 
 def correctness(capability: str) -> dict[str, Any]:
-    """Every tactic, in one launch and in parts, both dtypes, against the definition."""
+    """Compare every tactic, in one launch and in parts and in both dtypes, with the reference definition."""
     if DEVICE == "cuda":
         torch.zeros(1, device=DEVICE)  # makes the context current
     module, api = simulated_tensorrt()
@@ -44,7 +43,7 @@ def correctness(capability: str) -> dict[str, Any]:
 
 
 def _attend(plugins: dict[str, Plugin], inputs: Inputs, scale: float, tactic: int, splits: int) -> torch.Tensor:
-    """The op by its plugins, as a network would hold them."""
+    """Compute the op with its plugins, arranged as in a network."""
     rows = [*inputs[:5], inputs[5].int(), inputs[6].int()]
     bits = tiling.scale_bits(scale)
     fixed = [[2, 3]] * 3 + [[1, 2]] * 2 + [[], []]
@@ -57,7 +56,7 @@ def _attend(plugins: dict[str, Plugin], inputs: Inputs, scale: float, tactic: in
 def _run(
     plugin: Plugin, inputs: list[torch.Tensor], fixed: list[list[int]], numbers: list[int], tactic: int
 ) -> list[torch.Tensor]:
-    """Launch one plugin into poisoned outputs of the shapes that it declares."""
+    """Launch one plugin; its outputs have the shapes that it declares and are NaN before the launch."""
     described = describe([list(tensor.shape) for tensor in inputs], fixed, [_TRT[tensor.dtype] for tensor in inputs])
     launch = launch_of(plugin, described, np.array(numbers, dtype=np.int32), tactic)
     outputs = [
@@ -68,7 +67,7 @@ def _run(
 
 
 def _launch(launch: dict[str, Any], inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-    """Inputs, 32-bit integers, outputs: all that TensorRT passes."""
+    """Launch a kernel with the arguments that TensorRT passes: inputs, 32-bit integers, outputs."""
     from cuda.bindings import driver
 
     module = _checked(driver.cuModuleLoadData(launch["ptx"].encode() + b"\0"))

@@ -1,7 +1,7 @@
-"""A recorded step against the same step launched eagerly, in every bucket; and both against float32 on the CPU.
+"""Compares recorded steps with the same steps launched eagerly, in every bucket, and both with float32 on the CPU.
 
-Each shape is stepped until it is replayed. What a recording gives must be what its kernels give when they are launched
-one by one, to the last bit of a token and a logit; steps of one sequence are also held against the reference.
+Each shape runs until a recording is replayed. Tokens and logits of a recording must be bit-identical to those of an
+eager launch; steps of one sequence are also compared with the reference.
 """
 
 import itertools
@@ -21,7 +21,7 @@ LIMIT = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}  # relative RMS err
 
 
 def recordings(session: Session) -> dict[str, Any]:
-    """Every engine on a GPU that records steps: shapes compared, those that differ, and the error of the logits."""
+    """For every GPU engine that records steps: the shapes compared, those that differ, and the error of the logits."""
     failures, engines = Failures(), dict[str, Any]()
     found = [entry for entry in entries(session) if entry.obstacle is None and entry.weights == "full"]
     for place, entry in enumerate(found):
@@ -34,7 +34,7 @@ def recordings(session: Session) -> dict[str, Any]:
 
 
 def sizes(engine: Engine, axis: str, longest: int) -> list[int]:
-    """The buckets of an axis."""
+    """The bucket sizes of an axis up to `longest`."""
     return sorted({min(engine.padded(axis, size), longest) for size in range(1, longest + 1)})
 
 
@@ -69,7 +69,7 @@ def _reference(session: Session) -> TorchEngine:
 
 
 class _Checker:
-    """Compares step by step; both engines hold the keys and values of one long sequence in the same slots."""
+    """Compares single steps; both engines have the keys and values of one long sequence in the same slots."""
 
     def __init__(self, engine: Any, expected: TorchEngine) -> None:
         self._engine, self._expected = engine, expected
@@ -83,7 +83,7 @@ class _Checker:
             each.step(filling)
 
     def check(self, batch: int, queries: int, cached: int) -> None:
-        """One shape: launched eagerly, then until it is replayed."""
+        """Check one shape: launch it eagerly, then run it until a recording is replayed."""
         inputs, engine = self._inputs(batch, queries, cached), self._engine
         with engine.eagerly():
             eager = engine.step(inputs)

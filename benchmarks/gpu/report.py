@@ -8,7 +8,7 @@ from gpu.tables import lines, precisions, table
 
 
 def markdown(merged: dict[str, Any]) -> str:
-    """One page over a merged document; parts that did not run say why."""
+    """The page of a merged document; parts that did not run have the reason."""
     page = [
         f"# {merged['device']}",
         "",

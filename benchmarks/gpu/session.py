@@ -1,9 +1,9 @@
-"""`Session`: what the parts of gpu-check that run in one process share.
+"""`Session`: state shared by the parts of gpu-check that run in one process.
 
-    engine = session.once(open_eager)       # opened by the first part that wants it
+    engine = session.once(open_eager)       # opened by the first part that needs it
     session.left()                          # seconds
 
-Importing this file imports nothing heavy: a part that times a start begins in a process that knows no torch.
+This file imports nothing heavy, since a part that times a start needs a process that has not imported torch.
 """
 
 import time
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same in every process: sizes, engines asked for by name, and a folder for what is built."""
+    """Settings of every process: sizes, engines requested by name, and a folder for built files."""
 
     folder: Path
     sizes: Sizes = FULL
@@ -28,7 +28,7 @@ class Setup:
 
 
 class Session:
-    """Attributes: `setup`, and `found`, the results of the parts that ran before, by name."""
+    """State of a process. Attributes: `setup`, and `found`, the results of earlier parts by name."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -38,31 +38,31 @@ class Session:
         self._end = time.monotonic()
 
     def begin(self, seconds: float, found: dict[str, Any]) -> None:
-        """Another part begins, which has `seconds`."""
+        """Start another part, which has `seconds`."""
         self.found, self._end = found, time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds that the part has left."""
+        """Seconds that are left for the part."""
         return self._end - time.monotonic()
 
     def once(self, make: Callable[["Session"], T]) -> T:
-        """What `make` makes of this session, made once."""
+        """The result of `make(self)`, which is computed once."""
         if make not in self._made:
             self._made[make] = make(self)
         made: T = self._made[make]
         return made
 
     def forget(self, make: Callable[["Session"], Any]) -> None:
-        """Let go of what `make` made."""
+        """Drop the result of `make`."""
         self._made.pop(make, None)
 
     def wants(self, engine: str) -> bool:
-        """Whether `engine` is to be tried: all are, unless some were asked for by name, or by how it begins."""
+        """Whether to try `engine`; if engines were requested by name or prefix, only those are tried."""
         asked = self.setup.engines
         return not asked or any(begins(name, engine) for name in asked)
 
     def ceiling(self, name: str) -> float:
-        """A number of the part `ceilings`, which is measured now if it has not been."""
+        """A number of the part `ceilings`, which runs now if it has not run yet."""
         from gpu import device
 
         found: dict[str, float] = self.found.get("ceilings") or self.once(device.ceilings)
@@ -70,17 +70,17 @@ class Session:
 
 
 def begins(name: str, engine: str) -> bool:
-    """Whether `engine` is called `name`, or that and more."""
+    """Whether the name of `engine` is `name` or starts with it and a separator."""
     return engine == name or engine.startswith((f"{name}-", f"{name} "))
 
 
 @dataclass
 class Failures:
-    """What a part found wrong, in sentences."""
+    """The failures of a part, as sentences."""
 
     told: list[str] = field(default_factory=list)
 
     def unless(self, fine: bool, what: str) -> None:
-        """Remember `what`, unless all is fine."""
+        """Add the failure `what` unless `fine`."""
         if not fine:
             self.told.append(what)

@@ -1,6 +1,7 @@
-"""Where the time of a step goes: its kernels by group, from PyTorch's profiler over replays of a recorded step.
+"""The time of a step by groups of kernels, from PyTorch's profiler over replays of a recorded step.
 
-A kernel that runs once a step is no layer's: embedding, head and decisions. The others are told apart by name.
+A kernel that runs once per step does not belong to a layer but to embedding, head or decisions. The others are grouped
+by name.
 """
 
 import re
@@ -23,13 +24,13 @@ GROUPS = (
 REST = "norm, rotation, elementwise"
 ONCE = "embedding, head and decisions"
 _STEPS = 5
-_FEW = 3  # a kernel that runs fewer times a step than a model has layers is no layer's
+_FEW = 3  # a kernel with at most this many runs per step does not belong to a layer
 
-Kernel = tuple[str, float, float]  # name, times a step, microseconds a step
+Kernel = tuple[str, float, float]  # name, runs per step, microseconds per step
 
 
 def measure(session: Session) -> dict[str, Any]:
-    """By cache mode: microseconds of each group, and the longest kernels."""
+    """For each cache mode the microseconds of each group, and the longest kernels."""
     model = start.model_of(session)
     steps, found = Steps(model.engine, session.setup.sizes), {}
     for mode in ("prefix", "dual"):
@@ -40,7 +41,7 @@ def measure(session: Session) -> dict[str, Any]:
 
 
 def grouped(kernels: list[Kernel]) -> dict[str, float]:
-    """Microseconds of a step by group."""
+    """Microseconds per step of each group."""
     sums = dict.fromkeys([*(name for name, _ in GROUPS), REST, ONCE], 0.0)
     for name, times, microseconds in kernels:
         sums[group_of(name, times)] += microseconds
@@ -48,7 +49,7 @@ def grouped(kernels: list[Kernel]) -> dict[str, float]:
 
 
 def group_of(name: str, times: float) -> str:
-    """The group of a kernel that runs `times` a step."""
+    """The group of a kernel with `times` runs per step."""
     found = next((group for group, pattern in GROUPS if pattern.search(name)), REST)
     return ONCE if times < _FEW and found != "copies" else found
 

@@ -1,37 +1,37 @@
-"""`Sizes`: how large the things are that gpu-check measures; small ones for a rehearsal on a CPU.
+"""`Sizes`: the sizes for gpu-check, and small ones for a rehearsal on a CPU.
 
 FULL.prompt, FULL.canvas
-REHEARSAL       # the same code in seconds, whose figures mean nothing
+REHEARSAL       # runs the same code in seconds; its numbers mean nothing
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-# Spelled out: this file imports nothing of dpad, whose import is timed.
-_EVERY, _SOME = ("full", "int8", "int4", "fp8"), ("full", "fp8")  # a CPU takes seconds for a step in int4
+# Literal names, since this file must not import dpad, whose import is timed.
+_EVERY, _SOME = ("full", "int8", "int4", "fp8"), ("full", "fp8")  # on a CPU an int4 step takes seconds
 
 
-PER_PASS = 4  # tokens that a pass of the large model decides
+PER_PASS = 4  # tokens that a pass of the large model commits
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes by part.
+    """Sizes of all parts.
 
     Attributes:
-        limit: seconds of a group; with imports before it and the page behind it, 200.
-        engine: that runs the large model.
-        model: what the large model is: a layout of `dpad synth`, or an embedded checkpoint.
-        dtype: of its step; `full`, `packed`: how the two bundles of it store weights; `longest`: their canvas.
-        prompt, new, kept: tokens of its prompt, new tokens, and suffix tokens that DPad leaves beside a block.
+        limit: seconds of a group; with imports before it and the page after it, these become 200.
+        engine: engine of the large model.
+        model: the large model, a layout of `dpad synth` or an embedded checkpoint.
+        dtype: dtype of its step; `full`, `packed`: formats of weights in its two bundles; `longest`: their canvas.
+        prompt, new, kept: numbers of prompt tokens, new tokens, and suffix tokens that DPad keeps.
         at_once: numbers of concurrent requests; `at_once_new`: new tokens of each.
-        batch: sequences that a step of it may have.
+        batch: most sequences of its step.
         read: bytes that the ceilings read; `product`: rows and columns of the matrices that they multiply.
-        tiny_new: new tokens of the embedded model's decodes; `tiny_weights`, `tiny_length`: how its bundle stores
-            weights, and the longest canvas of it.
-        dtypes: of its steps.
-        rounds: of a timed step; `sweep`: seconds of the tiles that are tried.
-        kernels: constants of gpu.kernels, where others than its own are wanted.
+        tiny_new: new tokens of the embedded model's decodes; `tiny_weights`, `tiny_length`: formats of weights, and
+            the longest canvas, of its bundle.
+        dtypes: dtypes of the embedded model's steps.
+        rounds: rounds of a timed step; `sweep`: seconds for trying tiles.
+        kernels: values that replace constants of gpu.kernels.
     """
 
     limit: float = 190.0
@@ -59,12 +59,12 @@ class Sizes:
 
     @property
     def canvas(self) -> int:
-        """Tokens of the large model's canvas."""
+        """The number of tokens of the large model's canvas."""
         return self.prompt + self.new
 
     @property
     def passes(self) -> int:
-        """Passes of the large model's decodes."""
+        """The number of passes of the large model's decodes."""
         return self.new // PER_PASS
 
 

@@ -1,8 +1,8 @@
-"""From `dpad.load` to the first token in a fresh process, by phase: nothing cached, and everything cached.
+"""The time from `dpad.load` to the first token in a fresh process, by phase, with empty and with full caches.
 
-Cold: the bundle is out of the page cache, and no compiled code is kept from before. Warm: a second process finds the
-weights in the page cache and compiled code in the user's cache folder. Importing this file imports nothing of dpad.
-The model that `cold` opened serves the parts behind it.
+Cold: the bundle is not in the page cache, and there is no compiled code. Warm: a second process finds the weights in
+the page cache and compiled code in the user's cache folder. This file does not import dpad. Later parts use the model
+that `cold` opened.
 """
 
 import os
@@ -13,32 +13,32 @@ from typing import Any
 
 from gpu.session import Session
 
-# Where dpad, PyTorch, Triton and CUDA keep compiled code; each gets a folder of its own below the work folder.
+# Variables for the folders where dpad, PyTorch, Triton and CUDA keep compiled code; each gets a new folder here.
 _CACHES = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
 
 
 def cold(session: Session) -> dict[str, Any]:
-    """Nothing cached."""
+    """Measure a start with empty caches."""
     shutil.rmtree(session.setup.folder / "cache", ignore_errors=True)
     dropped = drop(session.setup.folder / "bundle")
     return {"dropped_gb": dropped / 1e9, **_start(session, "bundle")}
 
 
 def warm(session: Session) -> dict[str, Any]:
-    """The bundle in the page cache, compiled code kept by an earlier process."""
+    """Measure a start with the bundle in the page cache and code that an earlier process compiled."""
     if not (session.setup.folder / "cache").exists():
         return {"skipped": "no earlier process has compiled anything; run the part cold before it"}
     return _start(session, "bundle")
 
 
 def drop(folder: Path) -> int:
-    """Take the files below `folder` out of the page cache; their bytes."""
+    """Remove the files below `folder` from the page cache; returns their size in bytes."""
     size = 0
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(handle)  # pages that are not written yet stay
+                os.fsync(handle)  # unwritten pages would stay in the cache
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(handle)
@@ -47,14 +47,14 @@ def drop(folder: Path) -> int:
 
 
 def own_caches(folder: Path) -> None:
-    """Keep compiled code below `folder`; to be called before anything that compiles is imported."""
+    """Keep compiled code below `folder`; must be called before any library that compiles is imported."""
     (folder / "cache").mkdir(parents=True, exist_ok=True)
     for name in _CACHES:
         os.environ[name] = str(folder / "cache" / name.lower())
 
 
 def model_of(session: Session) -> Any:
-    """The `DiffusionModel` over the bundle; opened now where no part has timed that."""
+    """The `DiffusionModel` of the bundle; it is opened now if no earlier part has opened it."""
     return session.once(_opened)["model"]
 
 
@@ -74,10 +74,10 @@ def _start(session: Session, name: str) -> dict[str, Any]:
 
 
 def load(session: Session, name: str, engine: str) -> dict[str, Any]:
-    """Open the bundle and write a first token, timed by phase; the model among what is found.
+    """Open the bundle and decode a first token, timed by phase; the result includes the model.
 
-    The phases are those of `dpad.load`: it imports, hashes, opens the engine (weights to the device, compiled code made
-    or found), and warms up. What is called first is the same as what `dpad.load` calls.
+    The phases are those of `dpad.load`: imports, hashing, opening the engine (copying weights to the device, compiling
+    code or finding it), and warm-up. The calls are those of `dpad.load`, in the same order.
     """
     sizes, phases = session.setup.sizes, dict[str, float]()
     own_caches(session.setup.folder)
@@ -121,7 +121,7 @@ def load(session: Session, name: str, engine: str) -> dict[str, Any]:
 
 
 def _warm_up(model: Any, bundle: Any) -> None:
-    """As `dpad.load` does unless it is told not to."""
+    """Warm up as `dpad.load` does by default."""
     from dpad._load import WARM_SECONDS
     from dpad.runtime.decoding.likely import likely_rows
 
@@ -129,7 +129,7 @@ def _warm_up(model: Any, bundle: Any) -> None:
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes of the device that are in use, by anybody, and that this process has allocated as tensors."""
+    """Bytes of device memory that are in use by all processes, and that this process has allocated as tensors."""
     import torch
 
     if not torch.cuda.is_available():
@@ -142,7 +142,7 @@ def _memory() -> tuple[int, int]:
 def _account(
     model: Any, bundle: Any, engine: str, opened: tuple[int, int], recorded: tuple[int, int]
 ) -> dict[str, float]:
-    """What of the device's memory is weights, pool and recordings; the rest is context, code and workspaces."""
+    """Device memory of weights, pool and recordings; the rest is context, code and workspaces."""
     from dpad.runtime.bundle.variant import suffix
     from dpad.runtime.engines.slots import slot_bytes
 

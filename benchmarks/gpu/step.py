@@ -1,8 +1,8 @@
-"""One step of the large model in each cache mode, in its engine, against its matrix products alone.
+"""Compares a step of the large model, in each cache mode, with its matrix products alone.
 
-The products are those that the step makes (q/k/v and gate/up merged), as one CUDA graph over weights of their own:
-what is left to gain is all that a step takes longer. The floor reads every weight, and every cached key and value, once
-at the bandwidth that reading was measured to have, or makes every product at the measured peak, whichever is longer.
+The products are those of the step (q/k/v and gate/up merged), in one CUDA graph with weights of its own; the difference
+to the step's time is the most that could still be gained. The floor is the longer of two times: reading every weight
+and every cached key and value once at the measured bandwidth, and computing every product at the measured peak rate.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ from gpu.sizes import Sizes
 from gpu.timing import DEVICE, Call, interleaved
 
 BLOCK = 32
-CACHED = ("prefix", "dual")  # the modes whose steps attend a cache
-OFF = 0.2  # relative RMS error of the logits: 32 layers of random weights round more than a trained model's
+CACHED = ("prefix", "dual")  # modes whose steps attend a cache
+OFF = 0.2  # relative RMS error of the logits; larger than for a trained model, since the weights are random
 
 
 @dataclass(frozen=True)
 class Widths:
-    """What the products of a model are made of."""
+    """The sizes of a model that determine its products."""
 
     layers: int
     width: int
@@ -41,7 +41,7 @@ class Widths:
     vocabulary: int
 
     def products(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of the products of a layer, merged."""
+        """(outputs, inputs) of the merged products of a layer."""
         return [
             (self.heads_width + 2 * self.kv_width, self.width),
             (self.width, self.heads_width),
@@ -51,7 +51,7 @@ class Widths:
 
 
 def widths(config: Any) -> Widths:
-    """Those of a model's config."""
+    """The widths in a model's config."""
     kv_width = config.kv_heads * config.head_size
     return Widths(
         config.layers, config.width, config.heads * config.head_size, kv_width, config.mlp_width, config.vocab_size
@@ -74,7 +74,7 @@ def modes(sizes: Sizes) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any,
 
 
 class Steps:
-    """The steps of `modes` over one engine, whose pool holds the canvas in slots of its own."""
+    """The steps of `modes` with one engine; the canvas has slots of its own in the engine's pool."""
 
     def __init__(self, engine: Engine, sizes: Sizes) -> None:
         self.engine, self._sizes = engine, sizes
@@ -90,7 +90,7 @@ class Steps:
         engine.step(StepInputs(self._canvas, everything, nothing, everything[:, :BLOCK], slots[None]))
 
     def run(self, mode: str, *, logits: bool = False) -> StepOutputs:
-        """One step, padded as the scheduler pads it."""
+        """Run one step, padded as by the scheduler."""
         queries, cached = modes(self._sizes)[mode]
         rows = int(np.flatnonzero(queries == self._sizes.prompt)[0]) + np.arange(BLOCK)
         inputs = StepInputs(
@@ -107,7 +107,7 @@ class Steps:
         return np.concatenate([values, np.full(size - len(values), -1)]).astype(np.int64)[None]
 
     def milliseconds(self, mode: str) -> float:
-        """Median of a step as a scheduler sees it: its inputs on the host, its decisions back there."""
+        """Median time of a step as the scheduler sees it, from inputs on the host to decisions on the host."""
         seconds = []
         for _ in range(self._sizes.rounds + 5):
             began = perf_counter()
@@ -116,12 +116,12 @@ class Steps:
         return 1e3 * median(seconds[5:])
 
     def close(self) -> None:
-        """Give the slots back."""
+        """Release the slots."""
         self.engine.slots.give(self._slots)
 
 
 def eager_of(session: Session) -> TorchEngine:
-    """The eager engine on the device over the bundle's weights: what others are compared with, and the baseline's."""
+    """The eager engine on the device with the bundle's weights, for the comparison and for the baseline."""
     name = "eager" if DEVICE == "cpu" else "eager-cuda"
     slots = session.setup.sizes.canvas + 2
     opened = dpad.load(session.once(bundle_of).directory, engine=name, slots=slots, verify_hashes=False, warm=False)
@@ -131,7 +131,7 @@ def eager_of(session: Session) -> TorchEngine:
 
 
 def measure(session: Session) -> dict[str, Any]:
-    """Milliseconds of a step by mode, and of its products alone."""
+    """Milliseconds of a step for each mode, and of its products alone."""
     model, eager = start.model_of(session), session.once(eager_of)
     sizes, shape = session.setup.sizes, widths(eager.program.model.config)
     own, other = Steps(model.engine, sizes), Steps(eager, sizes)
@@ -176,7 +176,7 @@ def _relative(found: StepOutputs, expected: StepOutputs) -> float:
 
 
 def floor_ms(shape: Widths, queries: int, cached: int, session: Session) -> float:
-    """Milliseconds that no step in 16 bit can beat, by the measured ceilings."""
+    """The least milliseconds of a 16-bit step, by the measured ceilings."""
     layer = sum(outputs * inputs for outputs, inputs in shape.products())
     head = shape.vocabulary * shape.width
     moved = 2 * (shape.layers * (layer + 2 * shape.kv_width * cached) + head)
@@ -189,7 +189,7 @@ def floor_ms(shape: Widths, queries: int, cached: int, session: Session) -> floa
 def products(
     shape: Widths, rows: list[int], kinds: tuple[str, ...] = ("merged", "apart")
 ) -> dict[int, dict[str, float]]:
-    """Milliseconds of all products of a step by its number of rows: merged, one a matrix, or in "fp8"."""
+    """Milliseconds of all products of a step, by number of rows and by kind: merged, apart (one per matrix), or fp8."""
     found: dict[int, dict[str, float]] = {count: {} for count in rows}
     with torch.inference_mode():
         for kind in kinds:
@@ -204,7 +204,7 @@ def products(
 
 
 def _weights(shape: Widths, kind: str) -> list[torch.Tensor]:
-    """Random weights of every product of a step, the head's last."""
+    """Random weights for every product of a step; the head's are last."""
     sizes = shape.products()
     if kind == "apart":
         (_, width), out, (gate, _), down = sizes

@@ -1,11 +1,11 @@
-"""The documents of gpu-check on disk: one a group and device, and one page over all of them.
+"""The documents of gpu-check on disk: one for each group and device, and one page for all groups of a device.
 
     place = Place(out, identity)
     place.check("tiny", parts)          # before anything is measured
     place.keep("tiny", document)
     place.merged()
 
-What was measured of other code or on another device is never put together; the page says that it is there.
+Measurements of different code or devices are never merged; the page mentions them.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ import click
 
 ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = ("plugins", "runtime", "models", "export", "src/dpad", "benchmarks/gpu")
-_SAME = ("device", "driver", "code")  # of an identity, without which documents do not belong together
+_SAME = ("device", "driver", "code")  # fields of an identity that must be equal for documents to be merged
 
 
 def commit() -> str | None:
-    """What `git describe` says of this checkout; None where there is no repository."""
+    """The output of `git describe` for this checkout; None without a repository."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
@@ -33,7 +33,7 @@ def commit() -> str | None:
 
 
 def code() -> str:
-    """The first digits of a hash over the sources of package and measurements: the same code, with or without git."""
+    """The first digits of a hash over the sources of package and benchmarks, which identifies code without git."""
     sources = hashlib.sha256()
     for folder in _SOURCES:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -42,7 +42,7 @@ def code() -> str:
 
 
 def failures(parts: dict[str, Any]) -> list[str]:
-    """What crashed, what is wrong, and what was skipped though it was asked for, in sentences."""
+    """The failures of all parts as sentences: crashes, wrong results, and parts that were requested but skipped."""
     told = []
     for name, part in parts.items():
         told += [f"{name}: {part['error']}"] if "error" in part else []
@@ -52,18 +52,18 @@ def failures(parts: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, and what is being measured: `identity` has the fields of `_SAME`, commit and versions."""
+    """A folder, and the `identity` of the code and device, which has the fields of `_SAME`, commit and versions."""
 
     out: Path
     identity: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """Of the page and the documents, without what tells them apart."""
+        """The common part of the file names of page and documents."""
         return "gpu-check-" + "-".join(self.identity["device"].lower().split())
 
     def check(self, group: str, parts: tuple[str, ...]) -> None:
-        """Refuse to measure some parts of a group into a document of other code or another driver."""
+        """Raise an error if only some parts of a group would be measured into a document of other code or driver."""
         kept = self._read(group)
         if parts and kept and (told := self._other(kept)):
             raise click.ClickException(
@@ -71,7 +71,7 @@ class Place:
             )
 
     def keep(self, group: str, document: dict[str, Any]) -> None:
-        """Write the document of a group, with the parts that an earlier run of the same code measured and this not."""
+        """Write the document of a group; parts that only an earlier run of the same code measured are kept."""
         kept = self._read(group)
         earlier = kept["parts"] if kept and not self._other(kept) else {}
         whole = {"identity": self.identity, **document, "parts": {**earlier, **document["parts"]}}
@@ -79,7 +79,7 @@ class Place:
         self._path(group).write_text(json.dumps(whole, indent=1) + "\n")
 
     def merged(self, groups: tuple[str, ...]) -> dict[str, Any]:
-        """The documents of `groups` that belong together, and a sentence about each that does not."""
+        """Merge the documents of `groups` with this identity, and add a sentence about each of the others."""
         found = {group: kept for group in groups if (kept := self._read(group))}
         others = {group: told for group, kept in found.items() if (told := self._other(kept))}
         own = {group: kept for group, kept in found.items() if group not in others}
@@ -102,14 +102,14 @@ class Place:
         return kept
 
     def _other(self, kept: dict[str, Any]) -> str | None:
-        """What of a kept document is not of this code, device and driver; None if all is."""
+        """How a kept document's code, device or driver differs from this identity; None if they are equal."""
         differing = [key for key in _SAME if kept["identity"][key] != self.identity[key]]
         told = [f"{key} {kept['identity'][key]}, not {self.identity[key]}" for key in differing]
         return f"at commit {kept['identity']['commit']}: {'; '.join(told)}" if told else None
 
 
 def places(out: Path, groups: tuple[str, ...]) -> list[Place]:
-    """A place for every device of which documents are in `out`, each as the newest of its documents says."""
+    """A place for every device with documents in `out`, with the identity of its newest document."""
     newest: dict[str, tuple[str, Place]] = {}
     for group in groups:
         for path in out.glob(f"gpu-check-*-{group}.json"):

@@ -1,4 +1,4 @@
-"""Tables of the page, one a part: what each measured as lines of Markdown."""
+"""The tables of the page: the results of each part as lines of Markdown."""
 
 from collections.abc import Callable
 from typing import Any
@@ -207,7 +207,7 @@ def _precision(part: dict[str, Any]) -> Lines:
 
 
 def precisions(merged: dict[str, Any]) -> Lines:
-    """The large model in 16 bit and with packed weights: memory, start, step and pass."""
+    """A table that compares the large model in 16 bit and with packed weights: memory, start, step and pass."""
     parts = {name: part for group in merged["groups"].values() for name, part in group["parts"].items()}
     full, decoders = parts.get("step", {}), parts.get("end_to_end", {}).get("decoders", {})
     own = {mode: decoders.get(f"{full.get('engine')} {mode}", {}) for mode in ("prefix", "dual")}

@@ -1,10 +1,10 @@
-"""Times GPU work: each contender is a CUDA graph over fresh data, and contenders take turns.
+"""Times GPU work: each contender is a CUDA graph on fresh data, and contenders take turns.
 
     times = interleaved({"kernel": [call, ...], "sdpa": [call, ...]}, rounds=15)
     times["kernel"].median_us
 
-A graph holds one call a data set; the sets together are larger than the L2 cache, so every
-call reads its data from memory, as a layer of a model does. Launch overhead is not in it.
+A graph has one call for each data set. Together the sets are larger than the L2 cache, so that every call reads its
+data from memory, like a layer of a model. The times do not include launch overhead.
 """
 
 import os
@@ -17,12 +17,12 @@ import torch
 
 Call = Callable[[], object]
 
-DEVICE = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")  # a CPU serves to try the code
+DEVICE = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")  # a CPU is for rehearsals
 
 
 @dataclass(frozen=True)
 class Times:
-    """Microseconds of one call: median over the rounds, and the fastest and slowest round."""
+    """Microseconds of one call: median, least and most over the rounds."""
 
     median_us: float
     low_us: float
@@ -30,7 +30,7 @@ class Times:
 
 
 def capture(calls: Sequence[Call]) -> Call:
-    """Replays one graph of all `calls`, warmed up first; launches them where there are no graphs."""
+    """A call that replays one graph of all `calls`, after a warm-up; without CUDA graphs it launches them."""
     if DEVICE == "cpu":
         return _one_by_one(calls)
     side = torch.cuda.Stream()
@@ -47,7 +47,7 @@ def capture(calls: Sequence[Call]) -> Call:
 
 
 def interleaved(contenders: Mapping[str, Sequence[Call]], rounds: int = 15, *, graphs: bool = True) -> dict[str, Times]:
-    """Time a call of every contender; `graphs` False launches them one by one from Python."""
+    """Time a call of every contender; without `graphs` the calls are launched one by one from Python."""
     runs: dict[str, Call] = {}
     for name, calls in contenders.items():
         runs[name] = capture(calls) if graphs else _one_by_one(calls)
@@ -55,13 +55,13 @@ def interleaved(contenders: Mapping[str, Sequence[Call]], rounds: int = 15, *, g
     for index in range(rounds + 2):
         for name, run in runs.items():
             elapsed = timed(run) / len(contenders[name])
-            if index >= 2:  # clocks and caches settle first
+            if index >= 2:  # the first rounds warm up clocks and caches
                 seconds[name].append(elapsed * 1e6)
     return {name: Times(median(values), min(values), max(values)) for name, values in seconds.items()}
 
 
 def timed(run: Call) -> float:
-    """Seconds on the device."""
+    """Seconds of `run` on the device."""
     if DEVICE == "cpu":
         began = perf_counter()
         run()
@@ -75,7 +75,7 @@ def timed(run: Call) -> float:
 
 
 def data_sets(size: int) -> int:
-    """How many sets of `size` bytes exceed the L2 cache four times; 2 to 64."""
+    """The number of sets of `size` bytes, 2 to 64, that together are four times as large as the L2 cache."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size if DEVICE == "cuda" else 1
     return max(2, min(64, -(-4 * cache // max(size, 1))))
 

@@ -1,10 +1,10 @@
-"""Every variant of the attention kernel that ships, and compiling them beside each other.
+"""All shipped variants of the attention kernel, compiled in parallel.
 
-    for variant in ready(shipped("9.0")):      # each as soon as its code lies in Triton's cache
+    for variant in ready(shipped("9.0")):      # each as soon as its code is in Triton's cache
         case = variant.draw(random.Random(0))
 
-Compiling takes seconds a variant and running it milliseconds: many shapes are tried with few variants, and processes
-compile the next ones meanwhile.
+A variant takes seconds to compile and milliseconds to run. So each compiled variant is tried with many shapes while
+other processes compile the next ones.
 """
 
 import os
@@ -24,7 +24,7 @@ from gpu.timing import DEVICE
 
 @dataclass(frozen=True)
 class Case:
-    """One call: sizes as in the op, query heads a key/value head (`group`), and over how many splits."""
+    """One call: sizes as in the op, query heads per key/value head (`group`), and the number of splits."""
 
     rows: int
     cached: int
@@ -38,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compiled into a kernel; `partial` for several splits, `causal` for blocks."""
+    """The constants compiled into a kernel; `partial` is for several splits, `causal` for blocks."""
 
     dtype: torch.dtype
     size: int
@@ -47,7 +47,7 @@ class Variant:
     causal: bool
 
     def draw(self, rng: Random, rows: int, cached: int, heads: tuple[tuple[int, int], ...]) -> Case:
-        """A call of this variant with at most so many rows and cached rows, and (query, key/value) `heads` as given."""
+        """A random call of this variant: at most `rows` and `cached` rows, and one of `heads` (query, key/value)."""
         query_heads, kv_heads = rng.choice(heads)
         return Case(
             rows=rng.randint(1, rows),
@@ -62,13 +62,13 @@ class Variant:
 
 
 def shipped(capability: str) -> list[Variant]:
-    """All that a launcher or a plugin may choose on GPUs of a compute capability."""
+    """All variants that a launcher or a plugin can choose on GPUs of a compute capability."""
     dtypes, flags = (torch.bfloat16, torch.float16), (False, True)
     return [Variant(*of) for of in product(dtypes, tiling.HEAD_SIZES, tiling.tiles(capability), flags, flags)]
 
 
 def ready(variants: list[Variant]) -> Generator[Variant]:
-    """Each as soon as it is compiled; Triton's interpreter has nothing to compile."""
+    """The variants in the order in which they are compiled; Triton's interpreter compiles nothing."""
     if DEVICE == "cpu":
         yield from variants
         return
@@ -84,7 +84,7 @@ def ready(variants: list[Variant]) -> Generator[Variant]:
 
 
 def _launch(variant: Variant) -> None:
-    """Launch it once, and with it every variant of `combine` that it may need: their code is then kept on disk."""
+    """Launch a variant, and every variant of `combine` that it may need, once, so that their code is cached on disk."""
     from dpad.plugins.launch import attend_rows
     from gpu.kernels import make_inputs
 

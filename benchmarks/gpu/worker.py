@@ -1,10 +1,10 @@
-"""`Worker`: runs parts in a process of its own, so that none takes the others with it.
+"""`Worker`: runs parts in a process of its own, so that a crash does not end the other parts.
 
     with Worker(setup) as worker:
         result = worker.run("gpu.decode:eager", seconds=30, found={})
 
-A part that crashes the process, spoils the GPU's context or never ends is told as its error; the next part begins in a
-fresh process. `Here` runs them in this process instead, for a rehearsal.
+If a part crashes the process, breaks the GPU's context or does not end, this is reported as its error, and the next
+part starts in a fresh process. `Here` runs parts in this process, for a rehearsal.
 """
 
 import traceback
@@ -16,23 +16,23 @@ from typing import Any, Self
 
 from gpu.session import Session, Setup
 
-_OWN = ("dpad", "gpu")  # modules whose absence is a mistake, and no missing library
-_GRACE = 5.0  # seconds beyond its own that a part gets before its process is killed
+_OWN = ("dpad", "gpu")  # if these modules are missing, it is an error and not a missing library
+_GRACE = 5.0  # seconds after a part's own time until its process is killed
 
 
 class Here:
-    """Parts in this process, one after another."""
+    """Runs parts in this process, one after another."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._session = Session(setup)
 
     def run(self, part: str, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
-        """The result of `part`, "module:function", which has `seconds`."""
+        """Run `part`, "module:function", which has `seconds`; returns its result."""
         return run_part(self._session, part, seconds, found)
 
     def close(self) -> None:
-        """Close what the parts opened; the next one begins with nothing."""
+        """Close everything that the parts opened."""
         self._session.opened.close()
         self._session = Session(self._setup)
 
@@ -46,14 +46,14 @@ class Here:
 
 
 class Worker(Here):
-    """Parts in another process, which is begun when the first of them comes."""
+    """Runs parts in another process, which starts with the first of them."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._process: Any = None
 
     def run(self, part: str, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
-        """As `Here.run`; a process that dies or does not answer is an error of the part."""
+        """Run `part` as `Here.run` does; if the process dies or does not answer, that is the part's error."""
         if self._process is None:
             self._begin()
         self._pipe.send((part, seconds, found))
@@ -81,7 +81,7 @@ class Worker(Here):
         return {"error": why}
 
     def close(self) -> None:
-        """End the process; the next part begins in another one."""
+        """End the process; the next part starts another one."""
         if self._process is None:
             return
         try:
@@ -107,7 +107,7 @@ def _serve(pipe: Connection, setup: Setup) -> None:
 
 
 def run_part(session: Session, part: str, seconds: float, found: dict[str, Any]) -> dict[str, Any]:
-    """The result of a part: a document, why it was skipped, or what went wrong."""
+    """Run a part; returns its document, or why it was skipped, or its error."""
     session.begin(seconds, found)
     module, _, function = part.partition(":")
     try:
@@ -121,5 +121,5 @@ def run_part(session: Session, part: str, seconds: float, found: dict[str, Any])
 
 
 def told(error: Exception) -> str:
-    """An error in a sentence or two; the whole of it is on standard error."""
+    """An error in one line, cut to 600 characters; the traceback is on standard error."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]
