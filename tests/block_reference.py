@@ -1,10 +1,10 @@
-"""The oracle of the block-causal families: transformers' model with the whole block-causal mask, and no cache.
+"""The reference of the block-causal families: transformers' model with the whole block-causal mask and no cache.
 
     result = expected("sdar", options, prompt)
     result.tokens, result.nfe, result.committed[position] -> pass
 
-The whole canvas is computed in every pass, with a mask in which position i sees position j if j's block is not
-behind i's. The runtime never builds that mask: it computes block after block and says which slots are seen.
+Every pass computes the whole canvas, with a mask in which position i attends position j if j's block is not after i's.
+The runtime never builds that mask: it computes block after block and names the slots to attend.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from reference import Result, Rules, choose, fixed_budget
 
 from dpad.runtime.decoding.options import GenerationOptions
 
-LENGTH = {"sdar": 4, "fast_dllm": 8}  # of a block
+LENGTH = {"sdar": 4, "fast_dllm": 8}  # tokens of a block
 SHIFT = {"sdar": 0, "fast_dllm": 1}
 
 Forward = Callable[[list[int]], torch.Tensor]  # canvas [N] -> logits [N, V]
 
 
 def block_causal_mask(length: int, block: int) -> torch.Tensor:
-    """[1, 1, N, N], 0 where a row may see a column, else far below every score."""
+    """An additive mask [1, 1, N, N]: 0 where a row may attend a column, else a number far below every score."""
     blocks = torch.arange(length) // block
     seen = blocks[:, None] >= blocks[None, :]
     return torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
 
 
 def forward_with(raw: dict[str, Any], weights: Weights) -> Forward:
-    """The peer that holds `weights`, with the whole mask."""
+    """The peer with `weights`, called with the whole mask."""
     model, block = peer_model(raw, weights), raw.get("block_size") or raw["bd_size"]
 
     def forward(canvas: list[int]) -> torch.Tensor:
@@ -52,10 +52,10 @@ def forward_of(family: str, sharpness: float = 4.0) -> Forward:
 
 
 def decode(forward: Forward, prompt: tuple[int, ...], rules: Rules) -> Result:
-    """Block after block, aligned at multiples of the block length; the passes are those of the authors' code.
+    """Decode block after block, aligned at multiples of the block length, with the passes of the authors' code.
 
-    Before a block is decoded, the finished blocks that were not computed with their final tokens yet take one pass:
-    those of the prompt together. With shift 1 the last row of the last of them decides the block's first token.
+    Before a block is decoded, one pass computes the finished blocks whose final keys and values are missing: all of the
+    prompt's blocks, then one block each time. With shift 1 its last row decides the next block's first token.
     """
     canvas = [*prompt, *[rules.mask] * rules.gen_length]
     result, length = Result(canvas), rules.block_length
@@ -89,7 +89,7 @@ def decide(logits: torch.Tensor, masked: list[int], result: Result, rules: Rules
 
 
 def rules_of(family: str, options: GenerationOptions, eos: int = EOS) -> Rules:
-    """`options` as the oracle takes them."""
+    """`options` as rules of the reference."""
     return Rules(
         gen_length=options.gen_length,
         block_length=options.block_length,
@@ -108,5 +108,5 @@ def rules_of(family: str, options: GenerationOptions, eos: int = EOS) -> Rules:
 
 @cache
 def expected(family: str, options: GenerationOptions, prompt: tuple[int, ...], eos: int = EOS) -> Result:
-    """The oracle's answer."""
+    """The reference's result."""
     return decode(forward_of(family), prompt, rules_of(family, options, eos))

@@ -1,12 +1,12 @@
-"""A real Chromium without a window, on the page of a server.
+"""A real headless Chromium on the page of a server.
 
     with Browser() as browser:
         browser.open(served)
         browser.press("#decode")
         browser.until_ended()
-        browser.check()                 # nothing was asked of another origin, and no script complained
+        browser.check()                 # no request to another origin, no error of a script
 
-`apt-get install chromium chromium-driver` brings what it needs.
+It needs `apt-get install chromium chromium-driver`.
 """
 
 import json
@@ -38,7 +38,7 @@ WIDE, NARROW = (1280, 900), (360, 740)
 
 
 def found() -> tuple[str, str] | None:
-    """Chromium and its driver, where both are installed."""
+    """The paths of Chromium and its driver, or None if one of them is not installed."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     return (chromium, driver) if chromium and driver else None
@@ -48,8 +48,8 @@ IN_BROWSER = [
     pytest.mark.browser,
     pytest.mark.skipif(found() is None, reason="no Chromium: apt-get install chromium chromium-driver"),
 ]
-OPTIONS = {"decoder": "fixed", "block_length": "8"}  # of every decode, as they are typed
-BODY: dict[str, Any] = {"decoder": "fixed", "block_length": 8}  # ... and as the API takes them
+OPTIONS = {"decoder": "fixed", "block_length": "8"}  # options of every decode, as typed into the form
+BODY: dict[str, Any] = {"decoder": "fixed", "block_length": 8}  # the same as JSON for the API
 PROMPT = "w5 w6 w7 w9"
 
 
@@ -71,7 +71,7 @@ class Browser:
         self.origin = ""
 
     def open(self, served: Served, size: tuple[int, int] = WIDE, *, dark: bool = False) -> None:
-        """The page of `served`, in a window of so many pixels."""
+        """Open the page of `served` in a window of `size` pixels."""
         self.origin = f"http://{served.host}:{served.port}"
         self.command(
             "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False
@@ -79,43 +79,43 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
         self.driver.get("about:blank")
-        self.asked(), self.refused()  # of the pages before
+        self.asked(), self.refused()  # drop those of earlier pages
         self.driver.get(self.origin)
 
     def command(self, name: str, **parameters: Any) -> Any:
-        """One of the DevTools protocol."""
+        """Run a command of the DevTools protocol."""
         return self.driver.execute_cdp_cmd(name, parameters)
 
     def find(self, selector: str) -> WebElement:
-        """The first that CSS's `selector` means."""
+        """The first element that matches the CSS `selector`."""
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def text(self, selector: str) -> str:
-        """All of its text, character by character."""
+        """The exact text of the first element that matches."""
         return str(self.script("return document.querySelector(arguments[0]).textContent", selector))
 
     def texts(self, selector: str) -> list[str]:
-        """... of each."""
+        """The texts of all elements that match."""
         return list(
             self.script("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector)
         )
 
     def script(self, code: str, *arguments: Any) -> Any:
-        """What JavaScript gives."""
+        """Run JavaScript, and return its result."""
         return self.driver.execute_script(code, *arguments)
 
     def press(self, selector: str) -> None:
-        """A click."""
+        """Click on an element."""
         self.find(selector).click()
 
     def write(self, selector: str, text: object) -> None:
-        """Into a field, in place of what it holds."""
+        """Replace the text of a field."""
         field = self.find(selector)
         field.clear()
         field.send_keys(str(text))
 
     def choose(self, setting: int, **options: str) -> None:
-        """Fill in options of a setting: what can be chosen is chosen, what can be typed is typed."""
+        """Fill in options of a setting: select them in lists, and type them into fields."""
         for name, value in options.items():
             self.script(
                 "const field = document.querySelectorAll('.setting')[arguments[0]].querySelector(arguments[1]);"
@@ -124,11 +124,11 @@ class Browser:
             )  # fmt: skip
 
     def luminance(self, selector: str) -> float:
-        """Of the ground of an element, from 0 to 1, as WCAG 2.2 defines it."""
+        """The relative luminance of an element's background, 0 to 1 (WCAG 2.2)."""
         return float(self.script(_COLOURS + "return ground", selector))
 
     def contrast(self, selector: str) -> float:
-        """... of its text to that, from 1 to 21."""
+        """The contrast ratio of an element's text to its background, 1 to 21 (WCAG 2.2)."""
         ratio = "return (Math.max(ground, text) + 0.05) / (Math.min(ground, text) + 0.05)"
         return float(self.script(_COLOURS + ratio, selector))
 
@@ -141,25 +141,25 @@ class Browser:
         self.press("#decode")
 
     def cells(self, number: int = 1) -> list[str]:
-        """The canvas of a panel."""
+        """The texts of the canvas's cells in a panel."""
         return self.texts(f".panel:nth-child({number}) .canvas .cell")
 
     def until_ended(self) -> None:
-        """Nothing is being decoded any more."""
+        """Wait until no decode is running."""
         until(lambda: self.find("#cancel").get_property("disabled"))
 
     def refused(self) -> list[str]:
-        """What scripts and the network complained of since the last call."""
+        """The errors of scripts and of the network since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def asked(self) -> list[str]:
-        """URLs of all requests since the last call."""
+        """The URLs of all requests since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
         return [each["request"]["url"] for each in sent]
 
     def check(self) -> None:
-        """Nothing went to another origin, and nothing complained."""
+        """Assert that no request went to another origin and that there was no error."""
         urls = self.asked()
         assert urls and all(url.startswith(f"{self.origin}/") for url in urls), urls
         assert self.refused() == []

@@ -1,9 +1,9 @@
-"""Whole bundles of small random checkpoints, for tests of everything that opens one.
+"""Complete bundles of small random checkpoints, for tests that open one.
 
     checkpoint = write_source(directory, "llada")       # config, safetensors, tokenizer, template
     bundle = export(checkpoint, out)
 
-Exported without parity, to be quick.
+They are exported without parity, to save time.
 """
 
 import json
@@ -30,7 +30,7 @@ TEMPLATE = (
 
 
 def write_source(directory: Path, family: str = "llada", *, seed: int = 0, shards: int = 1, **changes: Any) -> Path:
-    """A random checkpoint with a word-level tokenizer; heads of 64, so that fused attention exists."""
+    """A random checkpoint with a word-level tokenizer; the head size is 64, for which fused attention exists."""
     raw = raw_config(family, **({"width": 128, "heads": 2, "kv_heads": 1, "max_length": 256} | changes))
     dtype = getattr(torch, changes.get("torch_dtype", "float32"))
     write_checkpoint(directory, raw, random_weights(raw, seed, dtype), shards)
@@ -39,7 +39,7 @@ def write_source(directory: Path, family: str = "llada", *, seed: int = 0, shard
 
 
 def write_tokenizer(directory: Path) -> None:
-    """Words w0 … w126, the roles, EOS and the mask, as tokenizer.json with a chat template."""
+    """Write tokenizer.json, with words w0 … w126, the roles, EOS and the mask, and a chat template."""
     words = {f"w{i}": i for i in range(VOCAB)}
     for name, token in (("<eos>", EOS), ("<mask>", MASK), ("user", 2), ("assistant", 3), ("<unk>", 4)):
         words = {word: i for word, i in words.items() if i != token} | {name: token}
@@ -54,7 +54,7 @@ def write_tokenizer(directory: Path) -> None:
 
 
 def edit(directory: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
-    """Rewrite the manifest of a bundle through `change`; unless `sign`, it keeps the digest that it had."""
+    """Change the manifest of a bundle by `change`; without `sign` its old digest stays."""
     path = directory / FILE_NAME
     data = json.loads(path.read_text())
     change(data)
@@ -62,10 +62,10 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object], *, sign: b
 
 
 def deciding(bundle: Bundle) -> tuple[Path, Path]:
-    """The plan that decides beside the first engine of a bundle, and the ONNX file that it is built from."""
+    """The decide plan of a bundle's first engine, and the ONNX file from which it is built."""
     return bundle.path(bundle.manifest.engines[0].decide), bundle.path(bundle.manifest.decide)
 
 
 def export(source: Path, out: Path, **settings: Any) -> Bundle:
-    """Export without parity and without progress; float32 for ONNX Runtime unless told otherwise."""
+    """Export without parity and without progress, by default in float32 for ONNX Runtime."""
     return export_bundle(str(source), out, ExportSettings(**settings), Progress())[0]

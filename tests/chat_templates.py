@@ -1,6 +1,6 @@
-"""Chat templates in the manner of published ones, and conversations, for comparison with transformers.
+"""Chat templates like the published ones, and conversations, for comparison with transformers.
 
-The templates are the files of tests/templates; each uses some of what such templates use, and none is a copy.
+The templates are the files of tests/templates; each uses some features of published templates, and none is a copy.
 """
 
 from pathlib import Path

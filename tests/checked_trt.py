@@ -1,10 +1,11 @@
-"""`Checked`: a simulation of TensorRT that takes only what the real bindings take.
+"""`Checked`: wraps a simulation of TensorRT, and accepts only calls that the real bindings accept.
 
-    trt = Checked(HostTrt(...), tensorrt)       # in place of the module; everything that comes out of it is checked too
+    trt = Checked(HostTrt(...), tensorrt)       # in place of the module; objects that it returns are checked too
     trt.used                                    # {"ICudaEngine.get_tensor_name", ...}
 
-Each access is held against the real class: the name exists there, arguments bind to the signature in its docstring and
-have its types, what is set can be set. Enums, `Dims` and base classes are the real ones; the simulation gets its own.
+Each access is checked against the real class: the name exists, the arguments match the signature in its docstring and
+have its types, and an attribute that is set can be set. Callers get the real enums, `Dims` and base classes; the
+simulation gets its own.
 """
 
 import enum
@@ -13,21 +14,21 @@ from typing import Any
 
 from pybind_signatures import bind, fits, overloads
 
-_SIMPLE = {"bool": bool, "int": int, "str": str}  # the types of answers that are left as they are
+_SIMPLE = {"bool": bool, "int": int, "str": str}  # types of results that are returned unchanged
 
 
-class NotInTensorRT(AssertionError):  # no AttributeError, which hasattr would take for an answer
-    """The simulation has or takes what the real library does not."""
+class NotInTensorRT(AssertionError):  # not an AttributeError, which hasattr would catch
+    """The simulation has or accepts something that the real library does not."""
 
 
 def enums_of(simulated: Any) -> dict[str, enum.EnumType]:
-    """The enums that a simulated module has, by the names that they have there."""
+    """The enums of a simulated module, by name."""
     members = vars(type(simulated)) | vars(simulated)
     return {name: value for name, value in members.items() if isinstance(value, enum.EnumType)}
 
 
 class Checked:
-    """An object of the simulation that stands for one of the real class `kind`, or for the module."""
+    """Wraps an object of the simulation that stands for one of the real class `kind`, or for the module."""
 
     def __init__(self, simulated: Any, real: ModuleType, kind: Any = None, enums: Any = None, used: Any = None) -> None:
         enums, used = enums_of(simulated) if enums is None else enums, set() if used is None else used
@@ -78,7 +79,7 @@ class Checked:
 
     @property
     def _bases(self) -> tuple[type, ...]:
-        """What users derive from."""
+        """The real base classes from which users derive."""
         return self._real.ILogger, self._real.IProgressMonitor
 
     def _label(self, name: str) -> str:
@@ -88,7 +89,7 @@ class Checked:
         self.used.add(self._label(name))
 
     def _in(self, value: Any) -> Any:
-        """What the simulation gets for an argument."""
+        """Convert an argument for the simulation."""
         if isinstance(value, Checked):
             return value._simulated
         if isinstance(value, self._real.ILogger):
@@ -98,7 +99,7 @@ class Checked:
         return value if own is None else own[value.name]
 
     def _out(self, value: Any, annotation: str) -> Any:
-        """What the product gets for an answer of the simulation."""
+        """Convert a result of the simulation for the caller."""
         if annotation in _SIMPLE:
             if not isinstance(value, _SIMPLE[annotation]):
                 raise NotInTensorRT(f"{value!r} for {self._stands_for} is no {annotation}")

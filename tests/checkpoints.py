@@ -4,9 +4,8 @@
     write_checkpoint(directory, raw, random_weights(raw, seed=3), shards=2)
     contract_of(directory), export_step(directory)
 
-Names and shapes are spelled out here and not taken from the modules under test, so that a
-renamed parameter is noticed. The mask's row of the output head is 0: a random model that
-decodes never prefers the mask, unless a test asks for it.
+Names and shapes are literal here, not taken from the modules under test, so that a renamed parameter is noticed. The
+mask's row of the output head is 0, so that a random model never prefers the mask unless a test changes that.
 """
 
 import json
@@ -33,7 +32,7 @@ VOCAB, MASK, EOS = 128, 127, 1
 
 Weights = dict[str, torch.Tensor]
 
-# What the config.json of a family on Qwen's transformer says besides Qwen's own keys.
+# The keys in config.json of families with Qwen's transformer, besides Qwen's own keys.
 _QWEN: dict[str, dict[str, Any]] = {
     "dream": {"architectures": ["DreamModel"], "model_type": "Dream"},
     "sdar": {
@@ -53,7 +52,7 @@ def raw_config(family: str, **changes: Any) -> dict[str, Any]:
         "layers": 2,
         "width": 64,
         "heads": 2,
-        "kv_heads": 2 if family == "llada" else 1,  # Qwen's families share them
+        "kv_heads": 2 if family == "llada" else 1,  # in Qwen's families all heads share one
         "mlp_width": 96,
         "tied": False,
         "max_length": 512,
@@ -146,7 +145,7 @@ def _qwen_shapes(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def head_name(raw: dict[str, Any]) -> str:
-    """Name of the matrix that projects to the vocabulary."""
+    """The name of the matrix that projects to the vocabulary."""
     if "d_model" in raw:
         return "model.transformer.wte.weight" if raw["weight_tying"] else "model.transformer.ff_out.weight"
     return "model.embed_tokens.weight" if raw["tie_word_embeddings"] else "lm_head.weight"
@@ -157,8 +156,8 @@ def random_weights(
 ) -> Weights:
     """Random weights; logits have a standard deviation near `sharpness`.
 
-    The embedding is small beside what attention adds, so that masks at different places
-    predict different tokens.
+    The embedding is small compared with the output of attention, so that masks at different places predict different
+    tokens.
     """
     generator = torch.Generator().manual_seed(seed)
     weights: Weights = {}
@@ -180,7 +179,7 @@ def random_weights(
 
 
 def write_checkpoint(directory: Path, raw: dict[str, Any], weights: Weights, shards: int = 1) -> Path:
-    """config.json and safetensors; with more than one shard also the index, as on the hub."""
+    """Write config.json and safetensors; with more than one shard also the index, as on the hub."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(raw))
     if shards == 1:
@@ -229,7 +228,7 @@ _decisions = cache(trace_decide)  # tracing takes seconds, and depends on the vo
 
 
 def export_step(directory: Path) -> Path:
-    """Trace the checkpoint's step beside its weights -> `step.onnx`, and `decide.onnx` beside that."""
+    """Trace the checkpoint's step and `decide`; writes step.onnx and decide.onnx beside the weights."""
     checkpoint = Checkpoint.open(directory)
     contract = contract_of(checkpoint)
     ir.save(_decisions(replace(_ANY, tempers_confidence=contract.tempers_confidence)), directory / "decide.onnx")

@@ -1,9 +1,9 @@
-"""Child processes with limits, for what may take the process that tries it down with it.
+"""Child processes with limits, for code that may crash or hang its process.
 
     with Child(PROGRAM, memory=3 << 30) as child:
-        child.ask("some/bundle", seconds=30)      # {"ended": "Aborted"} or what PROGRAM answered, as JSON
+        child.ask("some/bundle", seconds=30)      # {"ended": "Aborted"} or PROGRAM's answer, as JSON
 
-The program reads a JSON string a line and answers with one JSON document a line; one that dies is started again.
+The program reads one JSON string per line and answers with one JSON document per line; if it dies, it is restarted.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any, Self
 
 
 class Child:
-    """One process at a time, whose address space has `memory` bytes."""
+    """One process at a time, with an address space of `memory` bytes."""
 
     def __init__(self, program: str, memory: int) -> None:
         self._command, self._memory = [sys.executable, "-c", textwrap.dedent(program)], memory

@@ -1,4 +1,4 @@
-"""The engine over steps that PyTorch compiles, for checkpoints that need no bundle.
+"""The engine of steps compiled by PyTorch, opened from a checkpoint without a bundle.
 
 with compiled_engine(directory, compiled=False) as engine: ...
 """
@@ -19,7 +19,7 @@ from dpad.runtime.engines.gpu.engine import GpuEngine
 def compiled_engine(
     directory: Path, compiled: bool = True, slots: int | None = None, shards: tuple[Path, ...] | None = None
 ) -> GpuEngine:
-    """On a CPU, in the dtype of the checkpoint; `shards` are other weights for it."""
+    """The engine on a CPU, in the dtype of the checkpoint; `shards` replace its weights."""
     checkpoint, device = Checkpoint.open(directory), TorchDevice("cpu")
     contract, dtype = contract_of(checkpoint), checkpoint.dtype
     place = (getattr(torch, dtype), device.device)

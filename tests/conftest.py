@@ -1,7 +1,7 @@
-"""Shared fixtures: one traced step a family and dtype, and weights that reuse it.
+"""Shared fixtures: one traced step per family and dtype, and weights that reuse it.
 
-Tracing takes seconds and does not depend on the weights: checkpoints with the same
-config.json have the same safetensors header, so one `step.onnx` serves them all.
+Tracing takes seconds and does not depend on the weights. Checkpoints with the same config.json have the same
+safetensors header, so they can share one `step.onnx`.
 """
 
 import os
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from servers import Served
 
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # commands that tests run share the cores with other tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # commands run by tests share the cores with other tests
 assert interpreter.DEVICE
-# A job that a shell starts in the background ignores SIGINT, and so would the commands that tests send it to.
+# A background job of a shell ignores SIGINT, and its child processes, to which tests send SIGINT, would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples on every run and no clock: a failure here is a failure anywhere.
+# The same examples on every run and no deadline, so that failures are reproducible.
 settings.register_profile("dpad", derandomize=True, deadline=None, database=None)
 settings.load_profile("dpad")
 
@@ -47,26 +47,26 @@ _tallies: list[Tally] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the fuzz tests write what came out."""
+    """Add --fuzz-report, the file to which the fuzz tests write their counts."""
     parser.addoption("--fuzz-report", type=Path, help="JSON file of the fuzz tests' counts")
 
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """The counts of one fuzz test; they get into the report if it passes."""
+    """The counts of one fuzz test; they are reported if it passes."""
     counts = Tally(f"{Path(request.node.path).stem}.{getattr(request.node, 'originalname', request.node.name)}")
     yield counts
     _tallies.append(counts)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the counts where --fuzz-report says, unless a test failed."""
+    """Write the counts to --fuzz-report, unless a test failed."""
     path = session.config.getoption("--fuzz-report")
     if path and exitstatus == 0:
         write_report(_tallies, path)
 
 
-# Builds the checkpoint of a family, its step.onnx beside it: (family, dtype, seed, edit) -> folder.
+# Builds the checkpoint of a family with its step.onnx: (family, dtype, seed, edit) -> folder.
 MakeBundle = Callable[..., Path]
 
 
@@ -107,7 +107,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
 
 @pytest.fixture(scope="session")
 def engine_of(make_bundle: MakeBundle) -> Iterator[Callable[..., Engine]]:
-    """`engine_of(name, family, **bundle)`, opened once: `torch`, `onnxruntime`, or one of a GPU that is simulated."""
+    """`engine_of(name, family, **bundle)`, opened once: `torch`, `onnxruntime`, or an engine on a simulated GPU."""
     opened: dict[tuple[str, Path], Engine] = {}
     closing = ExitStack()
 
@@ -126,26 +126,26 @@ def engine_of(make_bundle: MakeBundle) -> Iterator[Callable[..., Engine]]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle of a random model, which nobody changes."""
+    """A complete bundle of a random model, which no test may change."""
     folder = tmp_path_factory.mktemp("whole")
     return export(write_source(folder / "source"), folder / "bundle").directory
 
 
 @pytest.fixture
 def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it to tamper with."""
+    """A copy of `whole` that a test may change."""
     return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
 @pytest.fixture(scope="session")
 def eval_bundle(whole: Path) -> Path:
-    """... for the tests of evaluation."""
+    """`whole`, for the tests of evaluation."""
     return whole
 
 
 @pytest.fixture
 def model(engine: Passes) -> Iterator[DiffusionModel]:
-    """Over the module's own `engine`, which tells of its passes; no thread and no slot may be left by a test."""
+    """A model over the module's own `engine`, which records passes; a test must leave no thread and no used slot."""
     with DiffusionModel(engine, None) as model:
         yield model
         engine.gate.set()
@@ -163,7 +163,7 @@ def endless(whole: Path) -> str:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator["Browser"]:
-    """A browser, for tests that are marked so."""
+    """A browser, for tests with the mark `browser`."""
     from browsers import Browser  # needs selenium
 
     with Browser() as browser:
@@ -172,7 +172,7 @@ def chromium() -> Iterator["Browser"]:
 
 @pytest.fixture
 def page(chromium: "Browser", served: "Served") -> Iterator["Browser"]:
-    """The page of the module's own `served`, newly loaded; a test leaves no complaint and no request to elsewhere."""
+    """The newly loaded page of the module's `served`; a test may cause no error and no request to another origin."""
     chromium.open(served)
     until(lambda: chromium.text("#model"))
     yield chromium

@@ -1,12 +1,12 @@
-"""What ONNX Runtime's CUDA provider computes, so that no part of a step runs on the CPU beside a GPU.
+"""The operators that ONNX Runtime's CUDA provider has, to check that no part of a step runs on the CPU.
 
     assert not lacking(onnx.load("step.onnx", load_external_data=False))
 
-A kernel is registered for one version of an operator, or a closed range of them, and for some types: one that is
-missing puts the node on the CPU, without a word. All that is here was placed by the CUDA provider of ONNX Runtime
-1.27.0, 1.28.0 and 1.31.1, without a GPU behind it, with `session.disable_cpu_ep_fallback`, which refuses a model that
-has a node on the CPU, shapes computed there included. 1.26.0 lacks Cos and Sin of this version, and 1.24.4 Attention
-with such a mask.
+A kernel is registered for one version of an operator, or a range of versions, and for some types. A node without a
+kernel is silently assigned to the CPU. The CUDA provider of ONNX Runtime 1.27.0, 1.28.0 and 1.31.1 accepted everything
+listed here. This was tried without a GPU, with `session.disable_cpu_ep_fallback`, which refuses a model with a node on
+the CPU, including computed shapes. 1.26.0 lacks Cos and Sin of this version, and 1.24.4 lacks Attention with such a
+mask.
 """
 
 import onnx
@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 _FLOATS = ("float", "float16", "bfloat16")
 
-# Operator and the version since which it is what it is -> the types of its inputs and outputs, T being any of _FLOATS.
+# Operator and the version that introduced its current form -> types of its inputs and outputs; T is any of _FLOATS.
 KERNELS = {
     "Add 14": ("T", "int64"),
     "And 7": ("bool",),
@@ -71,10 +71,10 @@ KERNELS = {
 
 
 def lacking(model: onnx.ModelProto) -> set[str]:
-    """Operators of a model, its functions and its branches that are not in `KERNELS`; and arithmetic on shapes.
+    """Operators of a model, its functions and its branches that are not in `KERNELS`, and arithmetic on shapes.
 
-    The sizes that Shape gives lie on the host, so the provider leaves to the CPU what is computed from nothing else: a
-    shape may go straight into a node that takes one, and nowhere else.
+    The outputs of Shape are on the host, so the provider assigns operations on them to the CPU. A shape may therefore
+    only go directly into a node that takes a shape.
     """
     model = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(model), strict_mode=True)
     version = next(opset.version for opset in model.opset_import if not opset.domain)

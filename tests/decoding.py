@@ -1,4 +1,4 @@
-"""How the decoding tests run a request: one engine, one result with tokens, steps and passes.
+"""Runs requests for the decoding tests: one engine, one result with tokens, steps and passes.
 
     result = run(engine, [Request(prompt)], options)[0]
     result.tokens, result.committed[position], result.nfe
@@ -21,7 +21,7 @@ from dpad.runtime.engines.onnx import OnnxEngine
 
 @dataclass
 class Decoded:
-    """One row: its canvas, passes it took part in, and when each position was decided."""
+    """One sequence: its canvas, the number of its passes, and when each position was committed."""
 
     tokens: list[int] = field(default_factory=list)
     nfe: int = 0
@@ -29,7 +29,7 @@ class Decoded:
     confidence: dict[int, float] = field(default_factory=dict)
 
     def add(self, event: StepEvent) -> None:
-        """Count one more, in order."""
+        """Add the sequence's next event."""
         self.nfe += 1
         assert event.nfe == self.nfe
         for position, confidence in zip(event.positions, event.confidences):
@@ -39,7 +39,7 @@ class Decoded:
 
 
 def collect(events: Iterable[StepEvent], rows: int) -> list[Decoded]:
-    """What the events of whole generations say of each row."""
+    """The result of each sequence, from the events of complete generations."""
     results = [Decoded() for _ in range(rows)]
     for event in events:
         results[event.index].add(event)
@@ -50,7 +50,7 @@ def collect(events: Iterable[StepEvent], rows: int) -> list[Decoded]:
 
 
 def run(engine: Engine, requests: list[Request], options: GenerationOptions) -> list[Decoded]:
-    """Decode them together, to their ends."""
+    """Decode requests together until all are finished."""
     options.check(engine.contract)
     sequences = [Sequence(request, options, engine.contract, row) for row, request in enumerate(requests)]
     results = [Decoded() for _ in requests]
@@ -62,7 +62,7 @@ def run(engine: Engine, requests: list[Request], options: GenerationOptions) -> 
 
 
 class Buckets:
-    """Pads every axis up to a multiple of 16, as compiled engines do."""
+    """Pads every axis to a multiple of 16, as compiled engines pad to buckets."""
 
     def padded(self, axis: str, size: int) -> int:
         """The next multiple of 16."""

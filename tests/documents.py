@@ -1,4 +1,4 @@
-"""The documents of the repository: their links, headings and the commands that they tell readers to type."""
+"""Reads the documents of the repository: their links, headings, and the commands in them."""
 
 import re
 import shlex
@@ -18,19 +18,19 @@ _SNIPPETS = re.compile(r"^(?:--8<--|:::|\s+:\w+:).*$", re.MULTILINE)  # of the s
 
 
 class Command(NamedTuple):
-    """Words that a reader types, as the shell splits them."""
+    """A command in a document, as words split by the shell's rules."""
 
     document: str
     words: list[str]
 
 
 def tokens(document: Path) -> list[Token]:
-    """A document, parsed as GitHub does."""
+    """The tokens of a document, parsed by GitHub's rules."""
     return MarkdownIt("commonmark").enable("table").parse(_SNIPPETS.sub("", document.read_text("utf-8")))
 
 
 def links(document: Path) -> Iterator[str]:
-    """Targets of its links and pictures."""
+    """The targets of a document's links and pictures."""
     for token in tokens(document):
         for child in token.children or ():
             target = child.attrGet("href") or child.attrGet("src")
@@ -39,13 +39,13 @@ def links(document: Path) -> Iterator[str]:
 
 
 def anchors(document: Path) -> set[str]:
-    """What links can name within it, by the rule that GitHub and the site share."""
+    """The anchors of a document's headings, by the rule of GitHub and of the site."""
     inline = [token.content for token, next_one in _pairs(document) if token.type == "inline" and next_one == "heading"]
     return {re.sub(r"[^\w\- ]", "", re.sub(r"[*`]", "", text).lower()).strip().replace(" ", "-") for text in inline}
 
 
 def _pairs(document: Path) -> Iterator[tuple[Token, str]]:
-    """Each token, and `heading` where it is the text of one."""
+    """Each token with `heading` if it is the text of a heading, else an empty string."""
     before = ""
     for token in tokens(document):
         yield token, before
@@ -53,12 +53,12 @@ def _pairs(document: Path) -> Iterator[tuple[Token, str]]:
 
 
 def python_blocks(document: Path) -> list[str]:
-    """Programs in Python that it holds."""
+    """The Python programs in a document."""
     return [token.content for token in tokens(document) if token.type == "fence" and token.info == "python"]
 
 
 def commands(document: Path) -> Iterator[Command]:
-    """Lines of its blocks of code, and code within sentences, that begin with `dpad`, `make` or a Python of ours."""
+    """The commands in code blocks and inline code that begin with `dpad`, `make` or a Python of the project."""
     for token in tokens(document):
         if token.type == "code_block" or (token.type == "fence" and token.info not in NOT_CODE):
             lines = token.content.replace("\\\n", " ").splitlines()

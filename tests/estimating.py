@@ -1,4 +1,4 @@
-"""Bounds of a text's likelihood, run by a scheduler of their own."""
+"""Runs bounds of a text's likelihood with a scheduler of its own."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from dpad.runtime.engines.base import Engine
 
 
 def bounds(engine: Engine, *arguments: Any, **more: Any) -> NDArray[np.float64]:
-    """[draws], in the order of the draws; arguments as `estimates` takes them behind the contract."""
+    """The bounds [draws], in order; the arguments are those of `estimates` after the contract."""
     drawn = list(estimates(engine.contract, *arguments, **more))
     assert {id(one) for one, _ in run(engine, drawn)} == {id(one) for one in drawn}
     return np.array([one.nats for one in drawn])

@@ -1,14 +1,14 @@
-"""What the fuzz tests share: sizes, a tally of what came out, and a report.
+"""Common parts of the fuzz tests: sizes, a tally of outcomes, and a report.
 
     @fuzz(short=300, long=20_000)
     def test_mutated_manifests(mutants: int, tally: Tally, tmp_path: Path) -> None:
         for number in range(mutants):
-            rng = random.Random(number)               # so that a mutant can be made again by its number
+            rng = random.Random(number)               # a mutant can be reproduced by its number
             bundle = tally.attempt(f"mutant {number}", lambda: Bundle.open(mutate(tmp_path, rng)))
 
-`make test` runs the short form, `make fuzz` the long one and writes docs/fuzzing.json: what was tried, what was
-accepted, what was refused with which error. Anything but a result or an error of this package fails the test, and
-so does what hangs: after `HANG` seconds the process ends with the stacks of all threads.
+`make test` runs the short form. `make fuzz` runs the long one and writes docs/fuzzing.json: the numbers of attempts, of
+accepted ones, and of refused ones by error. A test fails on any outcome that is not a result or an error of this
+package. It also fails on a hang: after `HANG` seconds the process ends with the stacks of all threads.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ from dpad.runtime.engines.machine import library_version
 from dpad.runtime.errors import DpadError
 
 T = TypeVar("T")
-_LIBRARIES = ("onnxruntime", "tokenizers", "jinja2", "safetensors")  # that read what is drawn
+_LIBRARIES = ("onnxruntime", "tokenizers", "jinja2", "safetensors")  # libraries that read the random inputs
 HANG = 120.0  # seconds
 
 
@@ -41,7 +41,7 @@ def fuzz(short: int, long: int) -> Callable[[Callable[..., None]], Callable[...,
 
 
 class Tally:
-    """Counts what came out of the attempts of one test."""
+    """Counts the outcomes of the attempts of one test."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -50,9 +50,9 @@ class Tally:
         self.slowest = 0.0
 
     def attempt(self, label: str, action: Callable[[], T]) -> T | None:
-        """What `action` returns; None where it raised a `DpadError`, whose message must not be empty.
+        """The result of `action`, or None if it raised a `DpadError`, whose message must not be empty.
 
-        Any other error goes on, with `label` in its notes.
+        Other errors propagate with `label` in their notes.
         """
         faulthandler.dump_traceback_later(HANG, exit=True)
         began = time.perf_counter()
@@ -72,7 +72,7 @@ class Tally:
         return result
 
     def report(self) -> dict[str, Any]:
-        """The counts as JSON takes them."""
+        """The counts as JSON values."""
         return {
             "attempts": self.accepted + self.refused.total(),
             "accepted": self.accepted,
@@ -82,8 +82,9 @@ class Tally:
 
 
 def write_report(tallies: list[Tally], path: Path) -> None:
-    """Put the counts of `tallies` into the JSON at `path`, beside those of tests that did not run now, and a table of
-    all of them into the Markdown file beside it.
+    """Write the counts of `tallies` to the JSON file `path`, and a table of all counts to the Markdown file beside it.
+
+    Counts of tests that did not run now are kept.
     """
     before = json.loads(path.read_text()) if path.exists() else {}
     after = dict(sorted((before | {tally.name: tally.report() for tally in tallies}).items()))

@@ -1,4 +1,4 @@
-"""Parts for `gpu_check`'s workers that do what parts should not, and need no library."""
+"""Misbehaving parts for tests of `gpu_check`'s workers; they need no library."""
 
 import os
 import time
@@ -8,25 +8,25 @@ from gpu.session import Session
 
 
 def counts(session: Session) -> dict[str, Any]:
-    """How often this process was asked, and what it was told of the parts before."""
+    """Returns the number of calls in this process, and the results of earlier parts that it got."""
     made = session.once(_list)
     made.append(1)
     return {"asked": len(made), "process": os.getpid(), "found": list(session.found), "left": session.left()}
 
 
 def dies(session: Session) -> dict[str, Any]:
-    """Ends its process, as a crash of a driver does."""
+    """Ends its process, like a crash of the driver."""
     os._exit(3)
 
 
 def sleeps(session: Session) -> dict[str, Any]:
-    """Never ends, as a kernel may that waits for itself."""
+    """Never ends, like a kernel in a deadlock."""
     time.sleep(600)
     return {}
 
 
 def raises(session: Session) -> dict[str, Any]:
-    """Fails."""
+    """Raises an error."""
     raise ValueError("no")
 
 

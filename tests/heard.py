@@ -1,4 +1,4 @@
-"""What an export says and refuses before it traces the step: all that concerns the checkpoint, and quickly.
+"""Runs an export up to tracing, which is quick, to get its messages and errors about the checkpoint.
 
 lines = heard(source, max_length=64)
 """
@@ -15,7 +15,7 @@ from dpad.export.settings import ExportSettings
 
 
 class _Traced(Exception):
-    """The checkpoint was taken."""
+    """The export reached tracing, so the checkpoint was accepted."""
 
 
 class _Lines(Progress):
@@ -33,7 +33,7 @@ class _Lines(Progress):
 
 
 def heard(source: Path, **settings: Any) -> list[str]:
-    """The lines that an export of `source` says until it traces the step; raises what it refuses."""
+    """The lines that an export of `source` reports before it traces the step; raises its error if it refuses."""
     progress = _Lines()
     with TemporaryDirectory() as folder:
         try:

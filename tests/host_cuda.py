@@ -1,11 +1,11 @@
-"""`HostDevice`: CUDA simulated over host memory, strict about everything that a GPU would forgive or crash on.
+"""`HostDevice`: simulates CUDA with host memory; errors that a GPU would ignore or crash on raise `HostFault`.
 
     device = HostDevice()
     address = device.alloc(64)       # a real address; the bytes are garbage (NaN as floats)
     device.view(address, 64)         # uint8 [64]; HostFault if it is freed or out of bounds
 
-A simulation of hardware that is not there, not a mock of code of ours. What is queued runs
-only when someone synchronises, so that reading early or overwriting too soon shows.
+It simulates missing hardware; it is not a mock of the project's code. Queued operations run only when the stream is
+synchronised, so that a test notices data that are read or overwritten too early.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ GARBAGE = 0xFF  # NaN in every float type, -1 in every integer type
 
 
 class HostFault(AssertionError):
-    """Something that CUDA or TensorRT leaves undefined, or that would read another's memory."""
+    """An operation that is undefined in CUDA or TensorRT, or that would read memory of another allocation."""
 
 
 @dataclass
@@ -44,10 +44,10 @@ class _Region:
 
 
 class HostDevice(Device):
-    """`counts` says how often each method ran; a name in `failing` raises as CUDA would."""
+    """`counts` holds the number of calls of each method; a method named in `failing` raises CUDA's error."""
 
     def __init__(self, memory: int = 4 << 30) -> None:
-        """`memory` is that of a small GPU, in bytes."""
+        """`memory` is the size of the simulated GPU in bytes."""
         self.stream, self.memory = 7, memory
         self.counts: Counter[str] = Counter()
         self.failing: dict[str, int] = {}  # method -> how many calls succeed before it fails
@@ -74,11 +74,11 @@ class HostDevice(Device):
             raise HostFault("the device is used after close")
 
     def free_memory(self) -> int:
-        """What is not allocated."""
+        """The bytes that are not allocated."""
         return self.memory - self.living()
 
     def alloc(self, size: int) -> int:
-        """Aligned host memory, full of garbage."""
+        """Allocate aligned host memory, filled with garbage."""
         self._enter("alloc")
         self._outside_capture("alloc")
         array = np.full(size + ALIGNMENT, GARBAGE, dtype=np.uint8)
@@ -87,7 +87,7 @@ class HostDevice(Device):
         return self._regions[-1].address
 
     def free(self, address: int) -> None:
-        """Waits, as cudaFree does, and fills the memory with garbage; the address is never used again."""
+        """Wait, as cudaFree does, and fill the memory with garbage; the address is never used again."""
         self._enter("free")
         self.synchronise()
         region = next((r for r in self._regions if r.address == address and r.alive), None)
@@ -97,7 +97,7 @@ class HostDevice(Device):
         region.alive = False
 
     def view(self, address: int, size: int) -> NDArray[np.uint8]:
-        """`size` bytes at `address`, which must lie in one living allocation."""
+        """`size` bytes at `address`, which must be within one allocation that is not freed."""
         for region in self._regions:
             offset = address - region.address
             if 0 <= offset < max(region.size, 1):
@@ -109,18 +109,18 @@ class HostDevice(Device):
         raise HostFault(f"{address} was never allocated")
 
     def living(self) -> int:
-        """Bytes that are allocated now."""
+        """The number of bytes that are allocated now."""
         return sum(region.size for region in self._regions if region.alive)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """Host memory that is known to be pinned."""
+        """Allocate host memory that counts as pinned."""
         self._enter("pinned")
         array = np.full(size, GARBAGE, dtype=np.uint8)
         self._pinned[array.ctypes.data] = array
         return array
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
-        """Must be what `pinned` gave."""
+        """Free memory that must come from `pinned`."""
         if self._pinned.pop(array.ctypes.data, None) is None:
             raise HostFault("pinned memory is freed that was not allocated")
 
@@ -141,19 +141,19 @@ class HostDevice(Device):
         (self.pending if self.recording is None else self.recording.operations).append(operation)
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
-        """Copies when the stream gets there."""
+        """Queue a copy to the device."""
         self._enter("upload")
         host = self._host(array)
         self.queue(lambda: np.copyto(self.view(address, host.size), host))
 
     def download(self, array: NDArray[Any], address: int) -> None:
-        """Copies when the stream gets there; until then the array holds garbage."""
+        """Queue a copy from the device; until it has run, the array holds garbage."""
         self._enter("download")
         host = self._host(array)
         self.queue(lambda: np.copyto(host, self.view(address, host.size)))
 
     def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
-        """Copies when the stream gets there, between areas that lie in one allocation each and do not meet."""
+        """Queue a copy between two areas that do not overlap, each within one allocation."""
         self._enter("copy_2d")
         if min(width, height) < 1 or width > min(target_pitch, source_pitch):
             raise HostFault(f"a copy of {height} lines of {width} bytes at pitches {source_pitch} and {target_pitch}")
@@ -171,12 +171,12 @@ class HostDevice(Device):
         self.queue(copy)
 
     def fill(self, address: int, value: int, size: int) -> None:
-        """Fills when the stream gets there."""
+        """Queue filling an area with `value`."""
         self._enter("fill")
         self.queue(lambda: self.view(address, size).fill(value))
 
     def synchronise(self) -> None:
-        """Run what is queued; what fails is told afterwards, as CUDA does."""
+        """Run all queued operations; an error is raised afterwards, as in CUDA."""
         self._outside_capture("synchronise")
         queue, self.pending = self.pending, []
         for operation in queue:
@@ -184,13 +184,13 @@ class HostDevice(Device):
         self._enter("synchronise")
 
     def begin_capture(self) -> None:
-        """Record from here on."""
+        """Start recording."""
         self._enter("begin_capture")
         self._outside_capture("begin_capture")
         self.recording = Recording()
 
     def end_capture(self) -> Recording:
-        """What was recorded."""
+        """End the recording, and return it."""
         recording, self.recording = self.recording, None
         self._enter("end_capture")
         if recording is None:
@@ -198,23 +198,23 @@ class HostDevice(Device):
         return recording
 
     def launch(self, graph: Recording) -> None:
-        """Run a recording when the stream gets there."""
+        """Queue a recording."""
         self._enter("launch")
         if not graph.alive:
             raise HostFault("a graph is launched after it was freed")
         self.pending.extend(graph.operations)
 
     def free_graph(self, graph: Recording) -> None:
-        """Only once."""
+        """Free a recording, which may happen only once."""
         self._enter("free_graph")
         if not graph.alive:
             raise HostFault("a graph is freed twice")
         graph.alive = False
 
     def close(self) -> None:
-        """The stream is gone."""
+        """Destroy the stream."""
         self.closed = True
 
     def leaks(self) -> list[int]:
-        """Sizes of what was allocated and not freed, pinned memory included."""
+        """The sizes of allocations that were not freed, including pinned memory."""
         return [r.size for r in self._regions if r.alive] + [p.size for p in self._pinned.values()]

@@ -1,4 +1,4 @@
-"""A machine with TensorRT-RTX and a GPU, both simulated, for whatever opens a bundle by itself.
+"""A machine with simulated TensorRT-RTX and GPU, for code that opens a bundle itself.
 
 with installed(bundle, "8.9", monkeypatch) as device:
     dpad.load(bundle.directory)
@@ -22,9 +22,9 @@ from dpad.runtime.engines.machine import Gpu, Machine
 def installed(
     bundle: Bundle, capability: str, patch: pytest.MonkeyPatch, dtype: str = "float16", computed: str = "float16"
 ) -> Iterator[HostDevice]:
-    """This machine with TensorRT-RTX and a GPU of `capability`, both simulated; afterwards the GPU must be empty.
+    """Simulate TensorRT-RTX and a GPU of `capability` on this machine; at the end all GPU memory must be free.
 
-    A plan with rows in `dtype` runs the bundle's step that is `computed`.
+    A plan with rows in `dtype` runs the bundle's step in the dtype `computed`.
     """
     device = HostDevice()
     step, contract = bundle.path(f"{computed}/step.onnx"), bundle.manifest.contract

@@ -1,9 +1,9 @@
-"""The engine that ONNX Runtime's CUDA provider has on a GPU, over memory of the host and the CPU provider.
+"""ONNX Runtime's GPU engine, run on a simulated device with the CPU provider in place of the CUDA provider.
 
     with opened(make_bundle("llada")) as engine:
         engine.hardware.counts["upload"]
 
-The provider is another; all else is the code that a GPU runs, over a device that is strict about what is queued.
+Only the provider differs; everything else is the code for a GPU, on a device that checks queued operations strictly.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from dpad.runtime.engines.onnx_cuda import open_onnx_cuda
 
 @contextmanager
 def opened(directory: Path) -> Iterator[GpuEngine]:
-    """The engine of a checkpoint with its `step.onnx`; afterwards everything must be free again."""
+    """The engine of a checkpoint with its `step.onnx`; at the end all memory must be free."""
     checkpoint, device = Checkpoint.open(directory), HostDevice()
     files = {"path": directory / "step.onnx", "decide": directory / "decide.onnx"}
     own = {"variant": checkpoint.dtype, "provider": "cpu"}

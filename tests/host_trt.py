@@ -1,15 +1,13 @@
-"""`HostTrt`: the part of TensorRT's API that the engine uses, over `HostDevice` and ONNX Runtime.
+"""`HostTrt`: simulates the part of TensorRT's API that the engine uses, with `HostDevice` and ONNX Runtime.
 
     trt = HostTrt(device, step_onnx, contract, "float32", decide=(decide_plan, decide_onnx))
     engine = open_trt_engine(trt, plan, contract, "float32", device, decide=decide_plan)
 
-A simulation of hardware and a library that are not there, not a mock of code of ours: an
-execution reads its inputs at the addresses that were bound, runs the very step.onnx (or
-decide.onnx, for that plan) in ONNX Runtime, and writes its outputs at their addresses.
-Whatever TensorRT documents as an error or as undefined is a `HostFault`: shapes outside the
-active profile, a missing or unaligned address, outputs that overlap inputs, activation memory
-that was not set, capturing before the shapes have settled, changing a context whose recording
-is still launched.
+It simulates a missing library and hardware; it is not a mock of the project's code. An execution reads its inputs at
+the bound addresses, runs the same step.onnx (or decide.onnx, for that plan) in ONNX Runtime, and writes its outputs to
+their addresses. Everything that TensorRT documents as an error or as undefined is a `HostFault`: shapes outside the
+active profile, a missing or unaligned address, outputs that overlap inputs, missing activation memory, a capture before
+an execution with the same shapes, changes to a context whose recording is still launched.
 """
 
 import enum
@@ -51,7 +49,7 @@ class Logger:
 
 
 class HostTrt:
-    """Stands where the module `tensorrt` stands; with `rtx`, `tensorrt_rtx`."""
+    """Replaces the module `tensorrt` or, with `rtx`, `tensorrt_rtx`."""
 
     ILogger, DataType, TensorIOMode, ExecutionContextAllocationStrategy = Logger, Kind, Mode, Strategy
 
@@ -65,16 +63,16 @@ class HostTrt:
         rtx: bool = False,
         decide: tuple[Path, Path] | None = None,
     ) -> None:
-        """`decide` is the plan that is known by its bytes, and the ONNX file that it stands for."""
+        """`decide` is a plan, recognised by its bytes, and the ONNX file that it stands for."""
         self.__name__ = "tensorrt_rtx" if rtx else "tensorrt"
         self.device, self.contract, self.dtype, self.rtx = device, contract, dtype, rtx
         self.counts: Counter[str] = Counter()
-        self.most_contexts = 99  # for which there is memory
+        self.most_contexts = 99  # the memory holds so many
         self.stripped, self.takes_kernels = False, True
-        self.missing: list[str] = []  # weights that a refit does not find
+        self.missing: list[str] = []  # weights that are missing in a refit
         self.refitted_from: list[str] = []
         self.validity = (Validity.VALID, 0)
-        self.kernels: list[bytes] = []  # what was loaded into the kernel cache
+        self.kernels: list[bytes] = []  # data loaded into the kernel cache
         self.configs: list[Any] = []
         ranges = list(profiles(contract).values())
         self.program = Program(step, contract.inputs(dtype), contract.outputs(dtype), ranges)
@@ -123,7 +121,7 @@ class HostTrt:
 
 
 class Program:
-    """What a plan was built from: an ONNX file, its tensors, and the ranges of its axes in each profile."""
+    """The source of a plan: an ONNX file, its tensors, and the ranges of its axes in each profile."""
 
     def __init__(self, onnx: Path, inputs: list[TensorSpec], outputs: list[TensorSpec], ranges: list[Any]) -> None:
         options = ort.SessionOptions()
@@ -133,7 +131,7 @@ class Program:
 
 
 class HostEngine:
-    """`ICudaEngine` with the profiles that the builder would give it."""
+    """`ICudaEngine` with the profiles that the builder sets."""
 
     device_memory_size_v2 = ACTIVATION_BYTES
 
@@ -160,7 +158,7 @@ class HostEngine:
         return [tuple(size[i] for size in sizes) for i in range(3)]
 
     def create_runtime_config(self) -> Any:
-        """`IRuntimeConfig`, of TensorRT-RTX."""
+        """`IRuntimeConfig` of TensorRT-RTX."""
         config = SimpleNamespace(cuda_graph_strategy=GraphStrategy.DISABLED, strategy=Strategy.STATIC, cache=None)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
         config.set_runtime_cache = lambda cache: setattr(config, "cache", cache) or self.trt.takes_kernels
@@ -171,7 +169,7 @@ class HostEngine:
         return config
 
     def create_execution_context(self, strategy: Any = None, runtime_config: Any = None) -> "HostContext | None":
-        """`IExecutionContext`; only the user-managed kind is simulated."""
+        """`IExecutionContext`; only contexts with user-managed memory are simulated."""
         if (runtime_config.strategy if runtime_config else strategy) is not Strategy.USER_MANAGED:
             raise HostFault("a context would allocate activation memory of its own")
         self.trt.counts["contexts"] += 1
@@ -190,7 +188,7 @@ class HostContext:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
-        self.version = 0  # rises with every change
+        self.version = 0  # increases with every change
         self.settled: Any = None  # the shapes of the last enqueue outside a capture
 
     def set_device_memory(self, address: int, size: int) -> None:
@@ -217,7 +215,7 @@ class HostContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        """Check everything now, compute when the stream gets there."""
+        """Check everything now, and queue the computation."""
         trt = self.engine.trt
         trt.counts["executions"] += 1
         if stream != self.device.stream or not self.engine.complete:
@@ -269,7 +267,7 @@ class HostContext:
 
     def _dtype(self, name: str) -> Any:
         dtype = (self.engine.inputs | self.engine.outputs)[name].dtype
-        return np.dtype("uint16" if dtype == "bfloat16" else dtype)  # a float32 step computes a bfloat16 plan
+        return np.dtype("uint16" if dtype == "bfloat16" else dtype)  # a float32 step stands for a bfloat16 plan
 
     def _bytes(self, name: str, shape: tuple[int, ...]) -> int:
         return int(np.prod(shape)) * self._dtype(name).itemsize
@@ -283,9 +281,9 @@ class HostContext:
 def opened(
     directory: Path, rtx: bool = False, decides: bool = True, memory: int | None = None, **settings: Any
 ) -> Iterator[GpuEngine]:
-    """The engine of a checkpoint over simulated hardware; afterwards everything must be free again.
+    """The engine of a checkpoint on simulated hardware; at the end all memory must be free.
 
-    `memory` is that of the device; `decides`: whether there is a plan that draws and filters.
+    `memory` is the size of the device's memory; `decides` says whether there is a decide plan.
     """
     contract = contract_of(Checkpoint.open(directory))
     device = HostDevice() if memory is None else HostDevice(memory)

@@ -1,7 +1,6 @@
-"""The Triton kernel in Triton's own interpreter, so that it runs where there is no GPU.
+"""Runs the Triton kernel in Triton's own interpreter on machines without a GPU.
 
-Imported by conftest.py before anything else can import the kernels: Triton reads the mode
-when they are decorated.
+conftest.py imports it before anything can import the kernels, since Triton reads the mode when they are decorated.
 """
 
 import os
@@ -13,7 +12,7 @@ DEVICE = "cuda" if GPU else "cpu"
 
 
 def widen_bfloat16_products() -> None:
-    """Triton's interpreter multiplies the bits of bfloat16 as integers; widen the operands first."""
+    """Make Triton's interpreter widen bfloat16 operands of a product, which it would multiply as integers."""
     import numpy as np
     from triton.runtime import interpreter
     from triton.runtime.interpreter import TensorHandle, tl

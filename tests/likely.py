@@ -1,4 +1,4 @@
-"""`decided`: what a sampler decides of one row of logits, in float64 and with a sort: the reference of `decide`."""
+"""`decided`: the reference of `decide`, which decides one row of logits in float64 and with a sort."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 class Decided(NamedTuple):
-    """`margin` is less 1, as in `Decisions`; `kept` are the tokens that the filters leave."""
+    """A decision. `margin` is the margin minus 1, as in `Decisions`; `kept` are the tokens that pass the filters."""
 
     token: int
     odds: float
@@ -26,7 +26,10 @@ def decided(
     *,
     tempers: bool,
 ) -> Decided:
-    """Of one row [V]: `uniform` is the draw's number, 0 is no temperature and no top_k, 1 no top_p, -1 no ban."""
+    """Decide one row [V]; `uniform` is the random number of the draw.
+
+    The defaults mean: no temperature, no top_k, no top_p, no banned token.
+    """
     allowed = logits.astype(np.float64)
     if banned >= 0:
         allowed[banned] = -np.inf
@@ -42,7 +45,7 @@ def decided(
     shares = powers / powers.sum()
     with np.errstate(divide="ignore"):
         odds = np.delete(powers, token).sum() / powers[token]
-    # log(share + 1e-10) of the likeliest, from what it lacks: float64 too would round it
+    # log(share + 1e-10) of the likeliest token is computed from 1 - share, since even float64 would round it
     logs = np.log(shares + 1e-10)
     logs[first] = np.log1p(1e-10 - rest.sum() / powers.sum())
     gap = (rest.sum() + rest.max(initial=0.0)) / powers.sum()
@@ -50,7 +53,7 @@ def decided(
 
 
 def filtered(powers: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.float64]:
-    """0 at what Dream's code rules out: each filter is of the whole row, and a tie with the last is in."""
+    """`powers` with 0 for tokens that Dream's code removes: each filter sees the whole row, and edge ties stay."""
     ranked, least = np.sort(powers)[::-1], 0.0
     if 0 < top_k < len(powers):
         least = ranked[top_k - 1]

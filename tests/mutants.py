@@ -1,9 +1,9 @@
-"""Mutants of a bundle: damage as it happens to files, and what an attacker writes and seals again.
+"""Mutants of a bundle: accidental damage to files, and changes by an attacker who computes the hashes again.
 
     bundle = copy(whole, tmp_path / "bundle")
     rng.choice(DAMAGES)(bundle, rng)                  # or SEALED
 
-All is drawn from `rng`, so that a mutant can be made again by its number.
+All randomness comes from `rng`, so that a mutant can be reproduced by its number.
 """
 
 import json
@@ -19,7 +19,7 @@ from sealed import edit_graph, reseal
 
 
 def copy(whole: Path, target: Path) -> Path:
-    """A copy of a bundle in the place of the last one; its files are links until they are changed."""
+    """Replace the previous copy by a new copy of the bundle, whose files are links until they are changed."""
     shutil.rmtree(target, ignore_errors=True)
     return Path(shutil.copytree(whole, target, copy_function=os.link))
 
@@ -29,12 +29,12 @@ def files_of(bundle: Path) -> list[Path]:
 
 
 def rewrite(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)  # a link to the whole bundle's
+    path.unlink(missing_ok=True)  # it is a link to the original's file
     path.write_bytes(data)
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes changed, most of them near the beginning, where formats have their headers."""
+    """Change some bytes, most of them near the beginning, where formats have their headers."""
     changed = bytearray(data or b"\0")
     for _ in range(rng.choice((1, 1, 2, 8, 64))):
         end = min(len(changed), rng.choice((64, 1024, len(changed))))
@@ -51,7 +51,7 @@ def grow(data: bytes, rng: random.Random) -> bytes:
 
 
 def splice(data: bytes, rng: random.Random) -> bytes:
-    """A piece of it put somewhere else."""
+    """Move a piece of the data to another place."""
     start, place = rng.randrange(len(data)), rng.randrange(len(data))
     return data[:place] + data[start : start + rng.randrange(1, 256)] + data[place:]
 
@@ -113,13 +113,13 @@ VALUES: tuple[Any, ...] = (
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every path into a JSON value but the empty one."""
+    """Every path into a JSON value except the empty one."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     return [found for key, value in items for found in [(*path, key), *places(value, (*path, key))]]
 
 
 def change_fields(manifest: dict[str, Any], rng: random.Random) -> None:
-    """One or several values of a manifest replaced, removed, copied from elsewhere, or put under another name."""
+    """Replace, remove, rename, or copy from elsewhere one or several values of a manifest."""
     manifest["presets"] = manifest["presets"] or {"default": {"gen_length": 64, "schedule": {"gaussian": {"k": 4}}}}
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         *path, key = rng.choice(places(manifest))
@@ -142,7 +142,7 @@ def change_fields(manifest: dict[str, Any], rng: random.Random) -> None:
 
 
 def graph_fields(bundle: Path, rng: random.Random) -> None:
-    """Nodes of the step lost, doubled, rewired, renamed or given other attributes; other shapes; other weights."""
+    """Remove, duplicate, rewire or rename nodes of the step, or change their attributes, shapes or weights."""
 
     def change(model: onnx.ModelProto) -> None:
         graph = model.graph

@@ -1,10 +1,10 @@
-"""`NullBuilder`: the builder's half of TensorRT's API, which takes everything and builds nothing.
+"""`NullBuilder`: the builder part of TensorRT's API; it accepts every call and builds nothing.
 
     trt = Checked(NullBuilder(), tensorrt)
     build_plan(trt, step, contract, "float16", "9.0", progress)
-    trt.told                                  # what the configuration and the profiles were given
+    trt.told                                  # the arguments that the configuration and the profiles got
 
-It has no opinions: over `Checked`, the real classes decide what may be asked of it.
+It checks nothing itself: inside `Checked`, the real classes decide which calls are valid.
 """
 
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class NullBuilder:
-    """Stands where the module `tensorrt` stands."""
+    """Replaces the module `tensorrt`."""
 
     __name__, __version__ = "tensorrt", "11.4.0.106"
 
@@ -36,7 +36,7 @@ class NullBuilder:
 
         def build(network: Any, config: Any) -> bytes | None:
             monitor = config.progress_monitor
-            monitor.phase_start("phase", None, 2)  # a phase of no other: the binding passes None
+            monitor.phase_start("phase", None, 2)  # a phase without a parent, for which the binding passes None
             assert monitor.step_complete("phase", 1)
             monitor.phase_finish("phase")
             logger.log(None, "null: nothing was built")

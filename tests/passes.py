@@ -1,9 +1,9 @@
-"""Real engines that tell of their passes, hold them until a test lets go, or fail where a test says.
+"""Real engines that record their passes, and can be made to wait or to fail in a pass.
 
     engine = passing(make_bundle("llada"))
     engine.sizes, engine.passes
 
-`pass_rows` says how much padding a pass takes on to be shared: none by default, as on a CPU.
+`pass_rows` is how much padding a shared pass may have: none by default, as on a CPU.
 """
 
 import threading
@@ -27,12 +27,12 @@ from dpad.runtime.engines.onnx import OnnxEngine
 from dpad.runtime.engines.step import StepInputs, StepOutputs
 from dpad.runtime.model import DiffusionModel
 
-SECONDS = 30.0  # until what hangs is called so
+SECONDS = 30.0  # after which a wait counts as a hang
 THREAD = "dpad-passes"
 
 
 class Passes(Engine):
-    """Keeps the inputs of every pass, and asks `gate`, `before` and `after`."""
+    """Records the inputs of every pass; waits for `gate`, and calls `before` and `after`."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -44,11 +44,11 @@ class Passes(Engine):
 
     @property
     def sizes(self) -> list[int]:
-        """Sequences of each pass."""
+        """The number of sequences of each pass."""
         return [len(inputs.canvas) for inputs in self.passes]
 
     def hold(self) -> None:
-        """The next pass begins and does not end before `gate.set()`."""
+        """Make the next pass wait until `gate.set()`."""
         self.entered.clear()
         self.gate.clear()
 
@@ -65,15 +65,15 @@ class Passes(Engine):
 
 
 class PassesTorch(Passes, TorchEngine):
-    """In eager torch."""
+    """The recording engine in eager torch."""
 
 
 class PassesOnnx(Passes, OnnxEngine):
-    """In ONNX Runtime."""
+    """The recording engine in ONNX Runtime."""
 
 
 def passing(directory: Path, name: str = "torch", *, pass_rows: int = 0, slots: int | None = None) -> Any:
-    """An engine over the checkpoint of `make_bundle`."""
+    """A recording engine of a checkpoint from `make_bundle`."""
     kind = {"torch": PassesTorch, "onnxruntime": PassesOnnx}[name]
 
     class Own(kind):  # type: ignore[misc, valid-type]
@@ -94,12 +94,12 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
 
 
 def request(seed: int = 0, length: int = 6, **more: Any) -> Request:
-    """Of random tokens."""
+    """A request of random tokens."""
     return Request(prompt(seed, length), **more)
 
 
 def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
-    """Wait until another thread has brought it about."""
+    """Wait until another thread has made `condition` true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came about"
@@ -107,12 +107,12 @@ def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
 
 
 def waiting(model: DiffusionModel, count: int) -> None:
-    """Wait until `count` sequences are in the queue: nothing public tells of it before they run."""
+    """Wait until `count` sequences are in the queue, which no public interface shows before they run."""
     until(lambda: len(model._scheduler._waiting) == count)
 
 
 def settle(engine: Engine) -> None:
-    """All threads of passes end, and every slot is free."""
+    """Wait until all worker threads have ended and every slot is free."""
     for thread in threading.enumerate():
         if thread.name == THREAD:
             thread.join(SECONDS)
@@ -121,7 +121,7 @@ def settle(engine: Engine) -> None:
 
 
 def options_for(**changes: Any) -> GenerationOptions:
-    """One token a pass: 32 passes."""
+    """Options with one token per pass and 32 passes."""
     values: dict[str, Any] = {
         "gen_length": 32,
         "block_length": 16,
@@ -134,13 +134,13 @@ def options_for(**changes: Any) -> GenerationOptions:
 
 
 def sequences(engine: Passes, requests: list[Request], **changes: Any) -> list[Sequence]:
-    """Of one request each."""
+    """One sequence for each request."""
     options = options_for(**changes)
     return [Sequence(each, options, engine.contract, index) for index, each in enumerate(requests)]
 
 
 def members(scheduler: Scheduler) -> list[int]:
-    """Run one pass; the indices of those in it."""
+    """Run one pass, and return the indices of its sequences."""
     outcomes = scheduler.step()
     assert not any(outcome.error for outcome in outcomes), outcomes
     return [outcome.sequence.index for outcome in outcomes]
@@ -156,12 +156,12 @@ OPTIONS: Options = {
 
 
 def canvas(model: DiffusionModel, given: Request) -> Any:
-    """What it decodes to."""
+    """The decoded canvas of a request."""
     return model.generate(given, **OPTIONS).canvas.tolist()
 
 
 class Caller(threading.Thread):
-    """Calls something in a thread; `result()` is what it gave or raised."""
+    """Calls a function in a thread; `result()` returns or raises its outcome."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
@@ -175,13 +175,13 @@ class Caller(threading.Thread):
             self._raised = error
 
     def error(self) -> BaseException | None:
-        """What it raised."""
+        """The error that the function raised, if any."""
         self.join(SECONDS)
         assert not self.is_alive(), "it hangs"
         return self._raised
 
     def result(self) -> Any:
-        """What it gave."""
+        """Wait for the function, and return its result or raise its error."""
         if (error := self.error()) is not None:
             raise error
         return self._given

@@ -1,9 +1,9 @@
-"""The peers of the families: transformers' own models, independent of this package and of any download.
+"""Peers of the families: transformers' own models, which depend neither on this package nor on a download.
 
     model = peer_model(raw, weights)
     hidden = peer_hidden(raw, weights, ids, positions, mask)      # [B, Q, width]
 
-LLaDA's is LLaMA, that of Dream and Fast-dLLM v2 Qwen2, and SDAR's Qwen3, with the same weights under their names.
+LLaDA's peer is LLaMA, that of Dream and Fast-dLLM v2 is Qwen2, and SDAR's is Qwen3, with the same weights renamed.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from checkpoints import Weights
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
-# LLaDA's names -> LLaMA's; Dream's are Qwen2's but for the prefix.
+# LLaDA's names -> LLaMA's. Dream's names are Qwen2's except for the prefix.
 LLADA_TO_LLAMA = {
     "wte.": "embed_tokens.",
     "ln_f.": "norm.",
@@ -32,7 +32,7 @@ _OWN = ("architectures", "model_type", "rope_theta", "block_size", "bd_size")  #
 
 
 def peer_model(raw: dict[str, Any], weights: Weights) -> Any:
-    """transformers' model with `weights`; takes an attention mask as it is, added to the scores."""
+    """transformers' model with `weights`; it adds the given attention mask to the scores."""
     if "d_model" in raw:
         model: Any = LlamaModel(
             LlamaConfig(
@@ -73,7 +73,7 @@ def peer_hidden(
 
 
 def llama_name(name: str) -> str:
-    """LLaMA's name of a LLaDA tensor."""
+    """LLaMA's name for a LLaDA tensor."""
     name = name.removeprefix("model.transformer.")
     for ours, theirs in LLADA_TO_LLAMA.items():
         if f".{name}".find(f".{ours}") >= 0:

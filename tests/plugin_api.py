@@ -1,9 +1,8 @@
-"""`tensorrt.plugin` as far as the plugins use it, with its published rules, where TensorRT is absent.
+"""Simulates the part of `tensorrt.plugin` that the plugins use, by its published rules, without TensorRT.
 
-Symbolic sizes hold numbers here; as in TensorRT, only sizes that are fixed at build time
-may be read, and there is no arithmetic with the symbol on the right. Run as a program, it
-builds the launches of the cases given as JSON, in a process where Triton compiles. What the
-real `tensorrt.plugin` makes of the same cases is in `plugin_host`.
+Symbolic sizes hold numbers here. As in TensorRT, only sizes fixed at build time may be read, and a symbol may not be
+the right operand of arithmetic. Run as a program, it builds the launches of cases given as JSON, in a process where
+Triton compiles. `plugin_host` does the same with the real `tensorrt.plugin`.
 """
 
 import enum
@@ -97,7 +96,7 @@ class Plugin:
 
 
 class PluginApi(ModuleType):
-    """The decorators, checking what TensorRT's checks."""
+    """The decorators, with TensorRT's checks."""
 
     TensorDesc, KernelLaunchParams, SymInt32, SymIntExprs = TensorDesc, KernelLaunchParams, SymInt32, SymIntExprs
     AutoTuneCombination = AutoTuneCombination
@@ -166,7 +165,7 @@ class PluginApi(ModuleType):
 
 
 def simulated_tensorrt() -> tuple[ModuleType, PluginApi]:
-    """A module to pass to `register_plugins`, and its plugin module."""
+    """A simulated module for `register_plugins`, and its plugin module."""
     trt, api = ModuleType("simulated_tensorrt"), PluginApi()
     trt.PluginField, trt.PluginFieldType = PluginField, PluginFieldType  # type: ignore[attr-defined]
     trt.float16, trt.bfloat16, trt.float32, trt.int32 = "HALF", "BF16", "FLOAT", "INT32"  # type: ignore[attr-defined]
@@ -175,7 +174,7 @@ def simulated_tensorrt() -> tuple[ModuleType, PluginApi]:
 
 
 def describe(shapes: list[list[int]], fixed: list[list[int]], dtypes: list[str]) -> list[TensorDesc]:
-    """Inputs of these sizes; the axes in `fixed` are known when the engine is built."""
+    """Descriptions of inputs with these shapes; the axes in `fixed` are known when the engine is built."""
     return [
         TensorDesc(tuple(ShapeExpr(size, constant=axis in axes) for axis, size in enumerate(shape)), dtype)
         for shape, axes, dtype in zip(shapes, fixed, dtypes)
@@ -183,7 +182,7 @@ def describe(shapes: list[list[int]], fixed: list[list[int]], dtypes: list[str])
 
 
 def launch_of(plugin: Plugin, inputs: list[TensorDesc], numbers: Any, tactic: int) -> dict[str, Any]:
-    """What TensorRT would launch, as plain values."""
+    """The launch that TensorRT would make, as plain values."""
     outputs = plugin.describe(*inputs, numbers=numbers)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     assert len(outputs) == plugin.output_count
@@ -202,7 +201,7 @@ def launch_of(plugin: Plugin, inputs: list[TensorDesc], numbers: Any, tactic: in
 
 
 def parameters_of(ptx: str) -> list[str]:
-    """Kinds of the parameters of a kernel, in its order."""
+    """The types of a kernel's parameters, in order."""
     return ["int32" if ".u32" in line else "pointer" for line in ptx.splitlines() if ".param ." in line]
 
 

@@ -1,12 +1,12 @@
-"""What TensorRT's builder asks of a plugin, asked here of the real one: registry, creator, and NVIDIA's own Python.
+"""Makes the calls of TensorRT's builder to a plugin, with the real registry, creator and `tensorrt.plugin`.
 
     plugin = create(trt, "dpad::attend", [scale_bits, 0])
     launch = launch_of(trt, plugin, [Port([2, 19, 2, 64], [2, 3], trt.float16), ...], tactic=1)
 
-The steps of the real builder in its order: output types, output shapes, format combinations, configuration, tactics, a
-clone, launch, kernel. Only the builder's symbolic sizes are ours, since they come from the missing library: a `Number`
-is a `trt.IDimensionExpr` that also knows its value. Run as a program, it builds the launches of the cases given as
-JSON, as `plugin_api` does.
+The calls and their order are those of the real builder: output types, output shapes, format combinations,
+configuration, tactics, a clone, launch, kernel. Only the builder's symbolic sizes are simulated, since they belong to
+the missing library: a `Number` is a `trt.IDimensionExpr` that also holds its value. Run as a program, it builds the
+launches of cases given as JSON, like `plugin_api`.
 """
 
 import json
@@ -26,7 +26,7 @@ from dpad.plugins.trt_face import PLUGIN_VERSION, register_plugins
 
 
 def number_type(trt: ModuleType) -> type:
-    """A symbolic size of the builder; `constant` if it is known when the engine is built."""
+    """The class of the builder's symbolic sizes; a size is `constant` if it is known when the engine is built."""
 
     class Number(trt.IDimensionExpr):  # type: ignore[misc]
         value: int
@@ -34,7 +34,7 @@ def number_type(trt: ModuleType) -> type:
 
         @classmethod
         def of(cls, value: int, constant: bool) -> "Number":
-            made = cls.__new__(cls)  # the class has no constructor: only the builder makes them
+            made = cls.__new__(cls)  # the class has no constructor, since only the builder makes objects of it
             made.value, made.constant = value, constant
             return made
 
@@ -51,7 +51,7 @@ def number_type(trt: ModuleType) -> type:
 
 
 class ExprBuilder:
-    """`trt.IExprBuilder`: takes nothing but sizes that it made, and computes on them."""
+    """`trt.IExprBuilder`: accepts only sizes that it made, and computes with them."""
 
     def __init__(self, trt: ModuleType) -> None:
         self.number, kinds = number_type(trt), trt.DimensionOperation
@@ -79,7 +79,7 @@ class ExprBuilder:
 
 
 class Launch:
-    """`trt.KernelLaunchParams` and `trt.ISymExprs`, which the builder makes: they take a `trt.ISymExpr` of 32 bits."""
+    """`trt.KernelLaunchParams` and `trt.ISymExprs`, which the builder makes; they take 32-bit `trt.ISymExpr`s."""
 
     def __init__(self, trt: ModuleType) -> None:
         self.__dict__.update(trt=trt, values={})
@@ -102,7 +102,7 @@ class Launch:
 
 
 def create(trt: ModuleType, plugin: str, numbers: Any) -> Any:
-    """The plugin as the ONNX parser makes it of a node with `aot=1`: by the registry, from a field of int32."""
+    """Create a plugin as the ONNX parser does for a node with `aot=1`: by the registry, from a field of int32."""
     namespace, name = plugin.split("::")
     creator = trt.get_plugin_registry().get_creator(name, PLUGIN_VERSION, namespace)
     values = trt.PluginField("numbers", np.array(numbers, dtype=np.int32), trt.PluginFieldType.INT32)
@@ -112,7 +112,7 @@ def create(trt: ModuleType, plugin: str, numbers: Any) -> Any:
 
 @dataclass(frozen=True)
 class Port:
-    """A tensor of a plugin: its sizes, the axes whose size is known when the engine is built, and its type."""
+    """A tensor of a plugin: its shape, the axes with a size known when the engine is built, and its type."""
 
     shape: list[int]
     fixed: list[int]
@@ -128,7 +128,7 @@ class Port:
 
 
 def outputs_of(plugin: Any, builder: ExprBuilder, inputs: list[Port]) -> list[Port]:
-    """The first questions of the builder: types and sizes of the outputs."""
+    """The first calls of the builder: types and shapes of the outputs."""
     types = plugin.get_output_data_types([port.dtype for port in inputs], [len(port.shape) for port in inputs])
     sizes = [[builder.number.of(n, axis in port.fixed) for axis, n in enumerate(port.shape)] for port in inputs]
     shapes = plugin.get_output_shapes(sizes, [], builder)
@@ -139,7 +139,7 @@ def outputs_of(plugin: Any, builder: ExprBuilder, inputs: list[Port]) -> list[Po
 
 
 def launch_of(trt: ModuleType, plugin: Any, inputs: list[Port], tactic: int) -> dict[str, Any]:
-    """What TensorRT would launch, as plain values; raises where the builder would refuse."""
+    """The launch that TensorRT would make, as plain values; raises if the builder would refuse."""
     builder, launch, integers = ExprBuilder(trt), Launch(trt), Launch(trt)
     outputs = outputs_of(plugin, builder, inputs)
     ports = [port.described(trt) for port in (*inputs, *outputs)]
@@ -170,7 +170,7 @@ def launch_of(trt: ModuleType, plugin: Any, inputs: list[Port], tactic: int) -> 
 
 
 def remember_sizes() -> None:
-    """`trt.ISymExpr` keeps its size for the builder alone: let NVIDIA's subclass of it say which one that is."""
+    """Let NVIDIA's subclass of `trt.ISymExpr` expose its size, which otherwise only the builder can read."""
     tensors = import_module("tensorrt_bindings.plugin._tensor")
 
     class Remembering(tensors.SymExprImpl):  # type: ignore[name-defined,misc]

@@ -1,4 +1,4 @@
-"""What a call of a pybind11 function may look like, read from its docstring.
+"""Reads the valid calls of a pybind11 function from its docstring.
 
     overloads(trt.Builder.create_network)        # [(self: Builder, flags: typing.SupportsInt = ...)]
     bind(trt.Builder.create_network, 1)          # raises TypeError if no overload takes it
@@ -18,7 +18,7 @@ _Parameter = inspect.Parameter
 
 
 def overloads(function: Any) -> list[inspect.Signature]:
-    """The signatures that a docstring begins with; of an annotation the last part is kept, `Dims`."""
+    """The signatures at the beginning of a docstring; of an annotation only the last part is kept, such as `Dims`."""
     return _read(inspect.getdoc(function) or "")
 
 
@@ -30,14 +30,14 @@ def _read(docstring: str) -> list[inspect.Signature]:
 
 
 def _parsed(text: str) -> inspect.Signature:
-    """That of `(self: a.B, x: c::D = <E.F: 0>) -> g.H`."""
+    """Parse a signature such as `(self: a.B, x: c::D = <E.F: 0>) -> g.H`."""
     plain = re.sub(r"<[^<>]*>", "...", text.replace("::", "."))
     [function] = ast.parse(f"def f{plain}: ...").body
     assert isinstance(function, ast.FunctionDef) and function.returns is not None
     taken, defaults = function.args.args, function.args.defaults
     parameters = []
     for place, argument in enumerate(taken):
-        bare = re.fullmatch(r"arg\d+|self", argument.arg)  # pybind11's name for what has none: not for keywords
+        bare = re.fullmatch(r"arg\d+|self", argument.arg)  # pybind11's names for unnamed arguments
         default = defaults[place - len(taken)] if place >= len(taken) - len(defaults) else _Parameter.empty
         kind = _Parameter.POSITIONAL_ONLY if bare else _Parameter.POSITIONAL_OR_KEYWORD
         parameters.append(_Parameter(argument.arg, kind, default=default, annotation=_last(argument.annotation)))
@@ -49,7 +49,7 @@ def _last(annotation: ast.expr | None) -> str:
 
 
 def bind(function: Any, *arguments: Any, **named: Any) -> inspect.Signature:
-    """The overload that takes the arguments after `self`; raises `TypeError`, naming all that there are."""
+    """The overload that accepts the arguments after `self`; raises `TypeError`, which lists all overloads."""
     known = overloads(function)
     for signature in known:
         try:
@@ -64,7 +64,7 @@ def bind(function: Any, *arguments: Any, **named: Any) -> inspect.Signature:
 
 
 def fits(value: Any, annotation: str) -> bool:
-    """Whether pybind11 converts `value` to the type of that name; None stands for a null pointer."""
+    """Whether pybind11 converts `value` to the type named `annotation`; None stands for a null pointer."""
     if annotation in _PLAIN:
         return _PLAIN[annotation](value)
     return value is None or annotation in [kind.__name__ for kind in (type(value), *type(value).__mro__, *_also(value))]

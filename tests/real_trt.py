@@ -1,9 +1,9 @@
-"""TensorRT's real Python bindings, imported where its libraries are absent: what `make test-trt-api` holds the rest to.
+"""Imports TensorRT's real Python bindings without its libraries, as the standard for `make test-trt-api`.
 
     trt = real_tensorrt(tmp_path)      # `tensorrt`, with a real plugin registry and `tensorrt.plugin`
 
-The bindings ask three libraries for symbols. The lean runtime has some; the builder's and the parser's come from stubs,
-compiled here, that answer null: whoever asks for a builder gets an error, and everything else is the real thing.
+The bindings need symbols of three libraries. The lean runtime has some of them. Those of the builder and the parser
+come from stubs, compiled here, that return null. So a builder cannot be created, but everything else is real.
 """
 
 import ctypes
@@ -40,16 +40,16 @@ def missing() -> str:
     return "" if shutil.which("cc") else "stubs of TensorRT's libraries need a C compiler (cc)"
 
 
-# The marks of what needs them.
+# The marks of tests that need the bindings.
 REAL_API = [pytest.mark.trt_api, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 
 def real_tensorrt(folder: Path) -> ModuleType:
-    """Import the bindings over stubs that are written to `folder`; again gives the same module."""
+    """Import the bindings with stubs written to `folder`; later calls return the same module."""
     if "tensorrt" in sys.modules:
         return sys.modules["tensorrt"]
     for name, symbols in _STUBS.items():
-        ctypes.CDLL(str(_stub(folder / name, symbols)))  # the bindings then find a library of this name loaded
+        ctypes.CDLL(str(_stub(folder / name, symbols)))  # the bindings find a loaded library of this name
     sys.path.append(str(BINDINGS))
     module = import_module("tensorrt")
     import_module("tensorrt.plugin")
@@ -57,7 +57,7 @@ def real_tensorrt(folder: Path) -> ModuleType:
 
 
 def _stub(path: Path, symbols: tuple[str, ...]) -> Path:
-    """A library whose functions return null. It depends on the lean runtime, which has getPluginRegistry."""
+    """Compile a library whose functions return null; it links the lean runtime, which has getPluginRegistry."""
     code = "".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in symbols)
     link = ["-Wl,--no-as-needed", str(_LEAN), f"-Wl,-rpath,{_LEAN.parent}", f"-Wl,-soname,{path.name}"]
     command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-x", "none", *link, "-o", str(path)]

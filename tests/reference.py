@@ -1,11 +1,10 @@
-"""The published decoder, written plainly: one sequence, whole canvases, no shared code.
+"""The published decoder, written simply: one sequence, whole canvases, no code shared with the package.
 
     result = decode(model, prompt, rules)
     result.tokens, result.nfe, result.committed[position] -> step
 
-It follows LLaDA's and Dream's sampling with DPad's dropout and Fast-dLLM's caches as the
-papers describe them. Only the network itself is taken from the package, with an attention
-written here. A cache is a table of keys and values by canvas position.
+It follows LLaDA's and Dream's sampling with DPad's dropout and Fast-dLLM's caches, as described in the papers. Only the
+network comes from the package; the attention is written here. A cache is a table of keys and values by canvas position.
 """
 
 import math
@@ -20,7 +19,7 @@ Rows = dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]  # (layer, posit
 
 @dataclass(frozen=True)
 class Rules:
-    """How to decode. `kept[b]` are the canvas positions that survive behind block b."""
+    """How to decode. `kept[b]` are the suffix positions, on the canvas, that dropout keeps for block b."""
 
     gen_length: int
     block_length: int
@@ -39,7 +38,7 @@ class Rules:
 
 @dataclass
 class Result:
-    """The final canvas, forward passes, and in which pass (from 1) each position was decided."""
+    """The final canvas, the number of forward passes, and the pass (from 1) in which each position was committed."""
 
     tokens: list[int]
     nfe: int = 0
@@ -55,7 +54,7 @@ def decode(
     suffix: list[int] | None = None,
     given: dict[int, int] | None = None,
 ) -> Result:
-    """Fill gen_length masks between `prompt` and `suffix`, block by block, but for those that are `given`."""
+    """Fill gen_length masks between `prompt` and `suffix`, block by block, except for tokens that are `given`."""
     suffix, given = suffix or [], given or {}
     canvas = prompt + [given.get(place, rules.mask) for place in range(rules.gen_length)] + suffix
     result = Result(canvas)
@@ -77,7 +76,7 @@ def decode(
 def decode_block(
     model: Model, result: Result, rules: Rules, start: int, end: int, kept: list[int], stored: Rows
 ) -> None:
-    """Steps until the block [start, end) holds no mask; `stored` goes from block to block."""
+    """Run steps until the block [start, end) holds no mask; `stored` is the cache, which later blocks reuse."""
     canvas = result.tokens
     retained = list(range(end)) + kept
     budget = fixed_budget(rules)
@@ -106,7 +105,7 @@ def decode_block(
 
 
 def fixed_budget(rules: Rules) -> list[int]:
-    """LLaDA's number of commits a step: masks // steps, the remainder over the first steps; or Dream's."""
+    """The number of commits of each step: LLaDA's masks // steps, with the remainder in the first steps, or Dream's."""
     if rules.decoder in ("threshold", "factor"):
         return []
     steps = rules.steps // (rules.gen_length // rules.block_length)
@@ -117,7 +116,7 @@ def fixed_budget(rules: Rules) -> list[int]:
 
 
 def noise_budget(masks: int, steps: int) -> list[int]:
-    """Commits a step, as Dream's sampler counts them: in float32, and some steps commit nothing."""
+    """The number of commits of each step by Dream's sampler, computed in float32; it can be 0."""
     times, left, budget = torch.linspace(1, 1e-3, steps + 1), torch.tensor(float(masks)), []
     for i in range(steps):
         budget.append(int(left * (1 - times[i + 1] / times[i])) if i < steps - 1 else int(left))
@@ -126,7 +125,7 @@ def noise_budget(masks: int, steps: int) -> list[int]:
 
 
 def choose(probabilities: dict[int, torch.Tensor], rules: Rules, budget: int) -> list[int]:
-    """Positions decided in this step; ties go to the lower position."""
+    """The positions committed in this step; in a tie the lower position is first."""
     confidence = {p: float(row.max()) for p, row in probabilities.items()}
     if rules.decoder == "entropy":
         score = {p: float((row * row.clamp(min=1e-300).log()).sum()) for p, row in probabilities.items()}
@@ -148,10 +147,10 @@ def choose(probabilities: dict[int, torch.Tensor], rules: Rules, budget: int) ->
 def forward(
     model: Model, canvas: list[int], queries: list[int], retained: list[int], stored: Rows
 ) -> tuple[dict[int, torch.Tensor], Rows]:
-    """Logits by query position, and the keys and values that were computed.
+    """Logits by query position, and the computed keys and values.
 
-    A query attends every retained position; where that position is not a query itself, its
-    key and value are the stored ones.
+    A query attends every retained position. Keys and values of retained positions that are not queries come from
+    `stored`.
     """
     fresh: Rows = {}
 

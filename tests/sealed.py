@@ -1,4 +1,4 @@
-"""Bundles as an attacker makes them, with hashes and digest computed anew: all checks of damage pass.
+"""Bundles changed by an attacker, who also computes new hashes and a new digest, so that all checks of damage pass.
 
 reseal(directory)                                   # after files were changed
 edit_graph(directory, lambda graph: ...)            # step.onnx through onnx
@@ -16,7 +16,7 @@ STEP = "float32/step.onnx"
 
 
 def reseal(directory: Path) -> None:
-    """Let the manifest list every file that lies there as it is."""
+    """Update the manifest to the files that are there."""
     files = {}
     for path in sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / "manifest.json"):
         data = path.read_bytes()
@@ -25,10 +25,10 @@ def reseal(directory: Path) -> None:
 
 
 def edit_graph(directory: Path, change: Callable[[onnx.ModelProto], object]) -> None:
-    """Rewrite the float32 step through `change`, its weights left where they are."""
+    """Change the float32 step by `change`; its weights stay where they are."""
     model = onnx.load(directory / STEP, load_external_data=False)
     change(model)
-    (directory / STEP).unlink()  # it may have other names
+    (directory / STEP).unlink()  # it may be a hard link
     (directory / STEP).write_bytes(model.SerializeToString())
     reseal(directory)
 
@@ -36,7 +36,7 @@ def edit_graph(directory: Path, change: Callable[[onnx.ModelProto], object]) -> 
 def answer(
     model: onnx.ModelProto, name: str, op: str, *others: float, repeats: bool = False, **attributes: int
 ) -> None:
-    """Let the output `name` be `op` of what the step computes for it, of one shape nobody declares."""
+    """Replace the output `name` by `op` of its value; its shape is not declared."""
     graph = model.graph
     for node in graph.node:
         node.output[:] = [f"{name}.true" if output == name else output for output in node.output]

@@ -1,4 +1,4 @@
-"""Ways in which a good checkpoint directory becomes one of those that people bring, for tests of what is said.
+"""Turns a good checkpoint directory into typical wrong ones, for tests of the error messages.
 
 both(put("optimizer.pt"), remove(SINGLE))(write(directory))
 """
@@ -22,7 +22,7 @@ Make = Callable[[Path], Any]
 
 
 def put(name: str, content: bytes | str = b"", *, instead: bool = False) -> Make:
-    """Write a file; `instead` of the weights."""
+    """Write a file; with `instead` the weights are removed."""
 
     def write(directory: Path) -> None:
         if instead:
@@ -34,7 +34,7 @@ def put(name: str, content: bytes | str = b"", *, instead: bool = False) -> Make
 
 
 def both(*makes: Make) -> Make:
-    """One after the other."""
+    """Apply changes one after the other."""
     return lambda directory: [make(directory) for make in makes]
 
 
@@ -64,7 +64,7 @@ def renamed(change: Callable[[str], str]) -> Make:
 
 
 def configured(**changes: Any) -> Make:
-    """Keys of config.json."""
+    """Change keys of config.json."""
 
     def edit(directory: Path) -> None:
         raw = json.loads((directory / "config.json").read_text())
@@ -74,7 +74,7 @@ def configured(**changes: Any) -> Make:
 
 
 def cut(name: str, keep: int) -> Make:
-    """Keep the first bytes of a file."""
+    """Keep only the first bytes of a file."""
     return lambda directory: (directory / name).write_bytes((directory / name).read_bytes()[:keep])
 
 
@@ -85,7 +85,7 @@ def write(directory: Path, shards: int = 1) -> Path:
 
 
 def assert_said(error: CheckpointError, words: tuple[str, ...]) -> None:
-    """The message is one line, holds these words, and not those that begin with "!"."""
+    """Assert that the message is one line with these words, and without those that begin with "!"."""
     said = str(error)
     assert "\n" not in said, said
     assert all((word[1:] not in said) if word.startswith("!") else (word in said) for word in words), said

@@ -1,4 +1,4 @@
-"""Who finds room in a server, and when the others are told to come again."""
+"""Admission to a server: which requests it accepts, and its Retry-After for the others."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -12,7 +12,7 @@ from dpad.serving.errors import ApiError
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the time is."""
+    """The simulated time."""
     now = [100.0]
     monkeypatch.setattr(admission, "perf_counter", lambda: now[0])
     return now
@@ -25,7 +25,7 @@ def refused(room: Admission, count: int) -> ApiError:
 
 
 def test_room_is_counted_in_sequences() -> None:
-    """Fails if a request of several answers takes one place, or a place is lost when its request fails."""
+    """Fails if a request with several answers takes only one place, or if a failed request keeps its place."""
     room = Admission(4)
     with room.hold(3):
         assert refused(room, 2).status == 429
@@ -52,7 +52,7 @@ def test_the_wait_is_the_pace_of_those_who_left(clock: list[float], seconds: flo
 
 
 def test_idle_time_is_no_pace(clock: list[float]) -> None:
-    """Fails if a quiet night makes the server believe that requests take hours."""
+    """Fails if idle time counts as the duration of a request."""
     room = Admission(1)
     with room.hold(1):
         clock[0] += 3
@@ -64,7 +64,7 @@ def test_idle_time_is_no_pace(clock: list[float]) -> None:
 
 
 def test_a_server_that_ends_lets_nobody_in() -> None:
-    """Fails if requests join a server that waits for its last ones, or are told that it is full."""
+    """Fails if a server that is draining accepts requests, or refuses them because it is full."""
     room: Any = Admission(4)
     with room.hold(1):
         room.draining = True

@@ -1,4 +1,4 @@
-"""Random calls of the public interface and random command lines: a result or an error of this package, always."""
+"""Random calls of the public interface and random command lines end in a result or an error of this package."""
 
 import asyncio
 import io
@@ -28,7 +28,7 @@ OPTIONS = (*GenerationOptions.__annotations__, "preset")
 
 
 class Raises:
-    """Fails at whatever it is asked."""
+    """Every operation on it raises."""
 
     def _fail(self, *arguments: Any, **more: Any) -> Any:
         raise ValueError("\x1b[31mno")
@@ -39,13 +39,13 @@ class Raises:
 
 
 class Lies(list[Any]):
-    """A list that fails at what lists can do."""
+    """A list whose methods raise."""
 
     __len__ = __getitem__ = __repr__ = Raises._fail  # type: ignore[assignment]
 
 
 class Endless(list[Any]):
-    """A list without an end."""
+    """A list whose iteration never ends."""
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -69,13 +69,13 @@ class Kind(IntEnum):
 
 
 class Schedule:
-    """A caller's own, which answers `kept`, or raises it."""
+    """A caller's own schedule, which returns `kept`, or raises it if it is an error."""
 
     def __init__(self, kept: Any) -> None:
         self.kept = kept
 
     def check(self, gen_length: int, block_length: int) -> None:
-        """Serves every canvas."""
+        """Accept every canvas."""
 
     def keep(self, block: int, length: int, gen_length: int, rng: np.random.Generator) -> Any:
         if isinstance(self.kept, Exception):
@@ -97,7 +97,7 @@ def endless() -> Any:
 
 
 def values() -> list[Any]:
-    """The pool: what people mistake for a value, and what nobody would give but an attacker."""
+    """The pool of values: typical mistakes of users, and values that only an attacker would pass."""
     tensors = (np.array, torch.tensor)
     numbers = [0, 1, -1, 2, 3, 5, 16, 32, 64, 96, 128, 10**30, 10**400, 10**5000, -(10**5000), 2**31, 2**63, 0.5, 0.9]
     numbers += [
@@ -173,7 +173,7 @@ def model(bundle: Path) -> Iterator[DiffusionModel]:
 
 
 def some_call(model: DiffusionModel, bundle: Path, pool: list[Any], rng: random.Random) -> tuple[str, Any]:
-    """A call with values of the pool in any of its parameters, and what it is called."""
+    """A random call with values of the pool in its parameters, and its name."""
 
     def nasty() -> Any:
         return rng.choice(pool)
@@ -218,7 +218,7 @@ def some_call(model: DiffusionModel, bundle: Path, pool: list[Any], rng: random.
 
 @fuzz(short=800, long=40_000)
 def test_calls_of_the_public_interface(mutants: int, tally: Tally, model: DiffusionModel, bundle: Path) -> None:
-    """Fails if a value of any kind in any place is another error, hangs, or leaves the model answering otherwise."""
+    """Fails if any value in any parameter raises another error, hangs, or changes later results of the model."""
     before, pool = model.generate([5, 6, 7], **FIXED).canvas.tolist(), values()
     for number in range(mutants):
         name, call = some_call(model, bundle, pool, random.Random(number))
@@ -264,7 +264,7 @@ ARGUMENTS = (
 
 @fuzz(short=60, long=4_000)
 def test_command_lines(mutants: int, tally: Tally, bundle: Path) -> None:
-    """Fails if a command line ends in anything but a result, one error or the usage, or commands the terminal."""
+    """Fails if a command line does not end in a result, one error or the usage, or prints control characters."""
     places = {"BUNDLE": str(bundle), "FOLDER": str(bundle.parent)}
     for number in range(mutants):
         rng = random.Random(number)

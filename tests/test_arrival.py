@@ -1,4 +1,4 @@
-"""A bundle that did not arrive whole says what happened to it, and a path beside a bundle where it is."""
+"""Errors for incomplete copies of a bundle, and for paths above or below a bundle, name the cause or the right path."""
 
 import json
 import os
@@ -69,7 +69,7 @@ HAPPENED: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("case", HAPPENED)
 def test_what_happened_on_the_way_is_named(bundle: Path, case: str) -> None:
-    """Fails if a user is sent to export again for a file that one command brings back."""
+    """Fails if the error says to export again although one command restores the file."""
     happen, said = HAPPENED[case]
     happen(bundle)
     with pytest.raises(errors.BundleError, match=said):
@@ -77,21 +77,21 @@ def test_what_happened_on_the_way_is_named(bundle: Path, case: str) -> None:
 
 
 def test_a_manifest_with_other_line_ends_is_the_same(whole: Path, bundle: Path) -> None:
-    """Fails if white space in manifest.json counts."""
+    """Fails if a change of white space in manifest.json is an error."""
     _crlf(bundle / "manifest.json")
     assert text_of(bundle) == text_of(whole)
 
 
 @pytest.mark.parametrize("place", ["float32", "manifest.json", "float32/step.onnx", "nothing", "tokenizer/deeper"])
 def test_a_path_below_a_bundle_says_where_it_is(bundle: Path, place: str) -> None:
-    """Fails if who names a file or a folder of a bundle is told to make a bundle there."""
+    """Fails if the error for a path inside a bundle says to make a bundle there."""
     for command in ("inspect", "generate"):
         ran = CliRunner().invoke(main, [command, str(bundle / place), *(["w5"] if command == "generate" else [])])
         assert ran.exit_code == 1 and f"the bundle is {bundle}" in ran.stderr.replace("\n", " ")
 
 
 def test_a_path_above_bundles_says_where_they_are(bundle: Path, tmp_path: Path) -> None:
-    """Fails if who names the folder of the bundles, or a repository of the hub's cache, is not told them."""
+    """Fails if the error for a folder of bundles, or a repository in the hub's cache, does not name the bundles."""
     for number in range(5):
         shutil.copytree(bundle, tmp_path / f"many/{number}")
     with pytest.raises(errors.MissingFile, match=f"bundles lie in it: {tmp_path}/many/0, .*/2 and 2 more"):
@@ -110,7 +110,7 @@ def test_a_path_above_bundles_says_where_they_are(bundle: Path, tmp_path: Path) 
 
 
 def test_a_hub_cache_that_lacks_a_file_says_to_download_it_again(bundle: Path, tmp_path: Path) -> None:
-    """Fails if what half a download left, or damaged, is to be copied or exported again."""
+    """Fails if the error for an incomplete or damaged download says to copy or export again."""
     snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
     blob = (snapshot / WEIGHTS).resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
@@ -122,7 +122,7 @@ def test_a_hub_cache_that_lacks_a_file_says_to_download_it_again(bundle: Path, t
 
 
 def test_a_bundle_in_a_hub_cache_is_not_replaced(bundle: Path, tmp_path: Path) -> None:
-    """Fails if an export into a hub's cache works for its whole time before it finds out that it cannot end."""
+    """Fails if an export into a hub's cache is refused only at its end."""
     snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
     with pytest.raises(errors.ExportError, match="hub's cache, whose files are links"), writer.stage_bundle(snapshot):
         raise AssertionError("the work began")
@@ -131,13 +131,13 @@ def test_a_bundle_in_a_hub_cache_is_not_replaced(bundle: Path, tmp_path: Path) -
 
 
 def test_an_address_is_no_directory() -> None:
-    """Fails if who gives an address is told to export to it."""
+    """Fails if the error for a URL says to export to it."""
     with pytest.raises(errors.MissingFile, match="fetch it first, with hf download"):
         dpad.load("https://example.org/a/b")
 
 
 def test_a_path_that_is_no_text_says_so(bundle: Path, tmp_path: Path) -> None:
-    """Fails if a path that ONNX Runtime cannot take ends in words about its constructor."""
+    """Fails if a path that ONNX Runtime cannot use raises an error about its constructor."""
     odd = tmp_path / os.fsdecode(b"odd\xff")
     shutil.copytree(bundle, odd)
     with pytest.raises(errors.EngineError, match="no UTF-8 text.*rename the directory"):

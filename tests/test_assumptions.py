@@ -1,4 +1,4 @@
-"""What config.json leaves out is said, and a name or a key that says otherwise stops the export."""
+"""Defaults for keys that config.json leaves out are reported, and a contradicting name or key stops the export."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ each_family = pytest.mark.parametrize("family", LENGTHS)
 
 
 def write(directory: Path, family: str, **changes: Any) -> Path:
-    """A checkpoint whose config.json names no block length, but for `changes`."""
+    """A checkpoint whose config.json names no block length except by `changes`."""
     raw = raw_config(family, layers=1)
     weights = random_weights(raw)
     raw = {key: value for key, value in raw.items() if key != LENGTHS[family][0]} | changes
@@ -28,7 +28,7 @@ def write(directory: Path, family: str, **changes: Any) -> Path:
 
 @each_family
 def test_what_is_assumed_is_said(tmp_path: Path, family: str) -> None:
-    """Fails if a model decodes in blocks that nobody has named and nobody hears of, from export or plan."""
+    """Fails if export or plan assumes a block length without a message."""
     key, length = LENGTHS[family]
     source = write(tmp_path / "model", family)
     [line] = [line for line in heard(source) if "is assumed," in line]
@@ -41,7 +41,7 @@ def test_what_is_assumed_is_said(tmp_path: Path, family: str) -> None:
 
 @each_family
 def test_generation_config_may_say_otherwise(tmp_path: Path, family: str) -> None:
-    """Fails if the block length of the authors' decoding is written beside config.json, and another one is taken."""
+    """Fails if generation_config.json has a block length and another one is used."""
     source = write(tmp_path / "model", family)
     (source / "generation_config.json").write_text('{"block_length": 16}')
     with pytest.raises(CheckpointError, match=r"generation_config.json says block_length=16.*put \"b"):
@@ -74,7 +74,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 @each_family
 def test_a_name_that_says_otherwise_stops_the_export(tmp_path: Path, family: str, name: str) -> None:
-    """Fails if a checkpoint that is called after another block length is exported with the usual one."""
+    """Fails if a checkpoint whose name states another block length is exported with the default one."""
     key, length = LENGTHS[family]
     for source in (write(tmp_path / name, family), write(tmp_path / "mine", family, _name_or_path=f"/data/{name}/")):
         if source.name == "mine" and "/" in name:
@@ -107,14 +107,14 @@ def test_a_name_that_says_otherwise_stops_the_export(tmp_path: Path, family: str
     ],
 )
 def test_other_names_stop_nothing(tmp_path: Path, name: str) -> None:
-    """Fails if a size, a dtype or a word is taken for a block length."""
+    """Fails if a size, a dtype or a word in a name is read as a block length."""
     assert heard(write(tmp_path / name, "sdar"))
 
 
 @each_family
 @pytest.mark.parametrize("other", ["block_size", "block_length", "bd_size"])
 def test_a_key_that_says_otherwise_stops_the_export(tmp_path: Path, family: str, other: str) -> None:
-    """Fails if another name of the block length is not read, where it says another one."""
+    """Fails if a block length under another key is ignored although it differs."""
     key, length = LENGTHS[family]
     if other == key:
         return
@@ -131,7 +131,7 @@ def test_a_key_that_says_otherwise_stops_the_export(tmp_path: Path, family: str,
     "other", ["diffusion_block_size", "training_block_size", "block_len", "blocksize", "blockLength"]
 )
 def test_any_key_of_a_block_length_is_heard(tmp_path: Path, family: str, other: str) -> None:
-    """Fails if a trainer's own name of the block length, in config.json or one level deep, is passed over."""
+    """Fails if a trainer's key for the block length, in config.json or nested one level, is ignored."""
     key, length = LENGTHS[family]
     for changes in ({other: 16}, {"dllm": {other: 16}}):
         with pytest.raises(CheckpointError) as caught:
@@ -145,7 +145,7 @@ def test_any_key_of_a_block_length_is_heard(tmp_path: Path, family: str, other: 
 
 
 def test_a_canvas_beyond_the_trained_length_is_said(tmp_path: Path) -> None:
-    """Fails if `plan` warns of a length and the export of the same length does not."""
+    """Fails if export does not warn of a length of which `plan` warns."""
     source = write_source(tmp_path / "source", layers=1)
     trained = json.loads((source / "config.json").read_text())["max_sequence_length"]
     [line] = heard(source, max_length=trained + 1)

@@ -1,4 +1,4 @@
-"""The asyncio face: tasks share passes, do not block their loop, and leave nothing when they are cancelled."""
+"""The asyncio interface: tasks share passes, do not block their loop, and free everything when they are cancelled."""
 
 import asyncio
 import gc
@@ -13,19 +13,19 @@ from dpad.runtime.model import DiffusionModel
 
 @pytest.fixture
 def engine(make_bundle: Any) -> Any:
-    """Of torch; batches of 4."""
+    """A recording engine in torch; batches of 4."""
     return passing(make_bundle("llada"))
 
 
 async def reached(condition: Any) -> None:
-    """Let the loop go on until another thread has brought it about."""
+    """Let the event loop run until another thread has made `condition` true."""
     async with asyncio.timeout(SECONDS):
         while not condition():
             await asyncio.sleep(1e-3)
 
 
 def listeners(model: DiffusionModel, count: int) -> Any:
-    """Whether so many sequences wait or run."""
+    """A condition: whether `count` sequences wait or run."""
     return lambda: len(model._worker._listeners) == count
 
 
@@ -47,7 +47,7 @@ def test_gathered_tasks_share_passes(model: DiffusionModel, engine: Passes) -> N
 
 
 def test_a_stream_yields_while_others_run(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if the loop is blocked by a pass, or a stream brings its events at its end."""
+    """Fails if a pass blocks the loop, or a stream yields its events only at its end."""
     alone = [(event.positions.tolist(), event.tokens.tolist()) for event in model.stream(request(1), **OPTIONS)]
 
     async def stream() -> tuple[list[Any], Any]:
@@ -66,7 +66,7 @@ def test_a_stream_yields_while_others_run(model: DiffusionModel, engine: Passes)
 
 
 def test_the_loop_goes_on_in_a_pass(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if waiting for a pass, or for a long prompt's tokens, holds up other tasks."""
+    """Fails if waiting for a pass, or tokenizing a long prompt, blocks other tasks."""
     engine.hold()
 
     async def tick() -> int:
@@ -83,7 +83,7 @@ def test_the_loop_goes_on_in_a_pass(model: DiffusionModel, engine: Passes) -> No
 
 @pytest.mark.parametrize("face", ["agenerate", "astream"])
 def test_cancelling_a_task_frees_its_slots(model: DiffusionModel, engine: Passes, face: str) -> None:
-    """Fails if passes go on for a task that is gone, or its neighbour suffers."""
+    """Fails if passes continue for a cancelled task, or if another task is affected."""
     alone = model.generate(request(2), **OPTIONS).canvas.tolist()
     engine.passes.clear()
     engine.hold()
@@ -112,7 +112,7 @@ def test_cancelling_a_task_frees_its_slots(model: DiffusionModel, engine: Passes
 
 @pytest.mark.parametrize("how", ["break", "aclose", "timeout"])
 def test_streams_that_are_left(model: DiffusionModel, engine: Passes, how: str) -> None:
-    """Fails if a stream that is broken out of, closed, or timed out is computed to its end."""
+    """Fails if decoding continues after a stream was left, closed, or timed out."""
 
     async def leave() -> None:
         events = model.astream(request(1), **OPTIONS)
@@ -144,7 +144,7 @@ def test_streams_that_are_left(model: DiffusionModel, engine: Passes, how: str) 
 @pytest.mark.parametrize("face", ["agenerate", "astream"])
 @pytest.mark.parametrize("shut", [True, False], ids=["run", "closed"])
 def test_a_loop_that_ends_early_leaves_no_thread(model: DiffusionModel, engine: Passes, face: str, shut: bool) -> None:
-    """Fails if a loop that was closed in the middle of a decode is computed for on and on."""
+    """Fails if decoding continues after its event loop was closed."""
 
     async def consume() -> None:
         if face == "agenerate":
@@ -170,7 +170,7 @@ def test_a_loop_that_ends_early_leaves_no_thread(model: DiffusionModel, engine: 
 
 
 def test_errors_come_as_they_do_without_a_loop(engine: Passes) -> None:
-    """Fails if a refusal, a full queue, a pass that fails or the end of the model is another error, or a hang."""
+    """Fails if a refusal, a full queue, a failed pass or a closed model hangs, or raises another error with asyncio."""
 
     async def ask() -> None:
         with pytest.raises(InvalidRequest, match="decoder 'x'"):

@@ -1,7 +1,7 @@
-"""Every face of `dpad::sparse_suffix_attention` against a loop in float64.
+"""Compares the implementations of `dpad::sparse_suffix_attention` with a loop in float64.
 
-The definition is plain torch; the ONNX node runs its function body in ONNX Runtime. What
-an index does not name must never be read, whatever lies there.
+The definition is plain torch; the ONNX node runs its function body in ONNX Runtime. Slots that no index names must
+never be read, whatever they hold.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ FLOATS = ("query", "key", "value", "key_cache", "value_cache")
 
 
 def naive(inputs: Inputs, scale: float, block: int = 0) -> Array:
-    """[B, Q, H, D] float64, one query row at a time, reading only what is named."""
+    """[B, Q, H, D] float64, computed one query row at a time from the named slots only."""
     query = inputs["query"].astype(np.float64)
     out = np.zeros(query.shape)
     batch, rows, heads, _ = query.shape
@@ -52,13 +52,13 @@ def naive(inputs: Inputs, scale: float, block: int = 0) -> Array:
 
 
 def run_torch(inputs: Inputs, scale: float, block: int = 0) -> Array:
-    """The definition."""
+    """Run the definition in torch."""
     return OP(*(torch.from_numpy(array) for array in inputs.values()), scale, block).numpy()
 
 
 @cache
 def session(scale: float, dtype: int, block: int, *heads: int) -> ort.InferenceSession:
-    """A model of the two nodes, with their function bodies."""
+    """A session of a model with the two nodes and their function bodies."""
     onnx_face.register_schema()
     axes = {"query": "BQHD", "key": "BQGD", "value": "BQGD", "key_cache": "PGD", "value_cache": "PGD"}
     values = [helper.make_tensor_value_info(name, dtype, list(shape)) for name, shape in axes.items()]
@@ -86,7 +86,7 @@ INDICES = ("cache_indices", "gather_indices")
 
 
 def run_onnx(inputs: Inputs, scale: float, block: int = 0) -> Array:
-    """The ONNX face."""
+    """Run the ONNX nodes."""
     dtype = helper.np_dtype_to_tensor_dtype(inputs["query"].dtype)
     heads = (inputs[name].shape[2] for name in ("query", "key"))
     return session(scale, dtype, block, *heads).run(None, inputs)[0]
@@ -106,7 +106,7 @@ def random_inputs(
     group: int = 2,
     size: int = 32,
 ) -> Inputs:
-    """Random rows; unequal pads a sequence; slots in any order, shared or not; H = heads, G = heads / group."""
+    """Random rows with unequal padding and slots in any order, some shared; H = heads, G = heads / group."""
     rng = np.random.default_rng(seed)
     kv = heads // group
     shapes = [(batch, rows, heads, size)] + [(batch, rows, kv, size)] * 2 + [(slots, kv, size)] * 2
@@ -116,7 +116,7 @@ def random_inputs(
     gather_indices = np.full((batch, rows), -1)
     for b in range(batch):
         named = int(rng.integers(0, cached + 1))
-        places = np.sort(rng.permutation(cached)[:named])  # -1 may stand anywhere
+        places = np.sort(rng.permutation(cached)[:named])  # -1 may be at any place
         cache_indices[b, places] = rng.permutation(slots)[:named]
         real = int(rng.integers(1, rows + 1))
         gather_indices[b, :real] = slots + np.sort(rng.permutation(100)[:real])
@@ -155,7 +155,7 @@ def test_agrees_with_the_loop(
     first=st.integers(0, 9),
 )
 def test_blocks_agree_with_the_loop(face: str, seed: int, rows: int, cached: int, block: int, first: int) -> None:
-    """Fails if a new row sees behind its block, misses part of it, loses a cached row, or a padded one gives NaN."""
+    """Fails if a new row attends beyond its block, misses part of it or a cached row, or if a padded row gives NaN."""
     inputs = random_inputs(seed, rows=rows, cached=cached)
     inputs["gather_indices"][:, :] = np.where(inputs["gather_indices"] < 0, -1, first + np.arange(rows))
     out = FACES[face](inputs, 0.125, block)
@@ -165,14 +165,14 @@ def test_blocks_agree_with_the_loop(face: str, seed: int, rows: int, cached: int
 @each_face
 @pytest.mark.parametrize("scale", [1.0, 0.03125])
 def test_scale_is_an_attribute(face: str, scale: float) -> None:
-    """Fails if a face keeps its own scale, such as 1/sqrt(D)."""
+    """Fails if an implementation uses a scale of its own, such as 1/sqrt(D)."""
     inputs = random_inputs(1)
     np.testing.assert_allclose(FACES[face](inputs, scale), naive(inputs, scale), atol=5e-6)
 
 
 @each_face
 def test_a_row_with_nothing_to_attend_gives_zero(face: str) -> None:
-    """Fails if the empty softmax gives NaN, or if one empty row spoils the others."""
+    """Fails if an empty softmax gives NaN, or if an empty row changes the others."""
     inputs = random_inputs(2, batch=3)
     inputs["cache_indices"][1] = inputs["gather_indices"][1] = -1
     out = FACES[face](inputs, 0.2)
@@ -182,7 +182,7 @@ def test_a_row_with_nothing_to_attend_gives_zero(face: str) -> None:
 
 @each_face
 def test_unequal_rows_do_not_mix(face: str) -> None:
-    """Fails if a sequence attends another's slots or new rows: each alone, in the same pool, gives the same."""
+    """Fails if a sequence attends another's slots or new rows, so that its result differs from that alone."""
     inputs = random_inputs(3, batch=3)
     together = FACES[face](inputs, 0.2)
     for b in range(3):
@@ -205,7 +205,7 @@ def test_unnamed_slots_are_never_read(face: str, poison: float) -> None:
 @each_face
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
 def test_a_pad_weighs_nothing(face: str, poison: float) -> None:
-    """Fails if -1 in `cache_indices` counts as some slot, or reads another than slot 0, which must be finite."""
+    """Fails if -1 in `cache_indices` has a weight, or reads another slot than 0, which must be finite."""
     inputs = random_inputs(5)
     inputs["cache_indices"][:] = [[3, -1, 5, -1], [-1, -1, -1, 8]]
     expected = naive(inputs, 0.2)
@@ -217,7 +217,7 @@ def test_a_pad_weighs_nothing(face: str, poison: float) -> None:
 
 @each_face
 def test_a_padded_new_row_is_attended_by_nobody(face: str) -> None:
-    """Fails if a new row whose position is -1 reaches the real rows, whatever finite values it holds."""
+    """Fails if real rows attend a new row whose position is -1."""
     inputs = random_inputs(6)
     inputs["gather_indices"][:] = [[4, 9, 11, -1, -1], [2, 3, 5, 7, -1]]
     real = inputs["gather_indices"] >= 0
@@ -230,7 +230,7 @@ def test_a_padded_new_row_is_attended_by_nobody(face: str) -> None:
 
 @each_face
 def test_order_of_the_slots_does_not_matter(face: str) -> None:
-    """Fails if a face assumes ascending slots."""
+    """Fails if an implementation assumes ascending slots."""
     inputs = random_inputs(8)
     inputs["cache_indices"][:] = [0, 3, 5, 8]
     ascending = FACES[face](inputs, 0.2)
@@ -253,7 +253,7 @@ def test_strided_inputs() -> None:
 @pytest.mark.parametrize("dtype,tolerance", [(np.float16, 2e-3)])
 @each_face
 def test_half_precision(face: str, dtype: type[np.generic], tolerance: float) -> None:
-    """Fails if a face upcasts its output or masks with a value that float16 cannot hold."""
+    """Fails if an implementation upcasts its output or masks with a value that float16 cannot hold."""
     inputs = random_inputs(10, batch=3)
     inputs["cache_indices"][1] = inputs["gather_indices"][1] = -1
     inputs |= {name: inputs[name].astype(dtype) for name in FLOATS}
@@ -264,7 +264,7 @@ def test_half_precision(face: str, dtype: type[np.generic], tolerance: float) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_meta_tensors_give_shape_and_dtype(dtype: torch.dtype) -> None:
-    """Fails if tracing would see another shape or dtype than running gives."""
+    """Fails if tracing gives another shape or dtype than running."""
     tensors = [torch.from_numpy(array) for array in random_inputs(11).values()]
     tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
     real = OP(*tensors, 0.2)

@@ -1,4 +1,4 @@
-"""A row decodes the same alone, in a batch, on padded axes, and beside another request."""
+"""A sequence decodes the same alone, in a batch, on padded axes, and beside another request."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, zip_longest
@@ -38,7 +38,7 @@ UNEQUAL = [
 
 
 def options_for(cache_mode: str, **changes: Any) -> GenerationOptions:
-    """Threshold decoding with dropout."""
+    """Options of threshold decoding with dropout."""
     values: dict[str, Any] = {
         "gen_length": GEN,
         "block_length": BLOCK,
@@ -51,7 +51,7 @@ def options_for(cache_mode: str, **changes: Any) -> GenerationOptions:
 
 
 def assert_rows_are_as_alone(engine: Engine, requests: list[Request], options: GenerationOptions) -> None:
-    """Tokens and the steps in which they were decided."""
+    """Assert that tokens, and the steps in which they were committed, equal those of each request alone."""
     together = run(engine, requests, options)
     for request, row in zip(requests, together):
         [alone] = run(engine, [request], options)
@@ -65,7 +65,7 @@ def assert_rows_are_as_alone(engine: Engine, requests: list[Request], options: G
 @each_cache
 @pytest.mark.parametrize("decoder", ["threshold", "entropy"])
 def test_unequal_rows_are_as_alone(engine_of: Any, engine: str, family: str, cache_mode: str, decoder: str) -> None:
-    """Fails if prompts, seeds, schedules or suffixes of one row reach another, or a pad is attended."""
+    """Fails if prompt, seed, schedule or suffix of one sequence affect another, or padding is attended."""
     opened = engine_of(engine, family)
     rows = run(opened, UNEQUAL, options_for(cache_mode, decoder=decoder, steps=12))
     assert len({row.nfe for row in rows}) > 1 or decoder == "entropy"
@@ -76,7 +76,7 @@ def test_unequal_rows_are_as_alone(engine_of: Any, engine: str, family: str, cac
 @each_family
 @each_cache
 def test_a_row_that_ends_early_leaves_the_others(engine_of: Any, engine: str, family: str, cache_mode: str) -> None:
-    """Fails if dropping a finished row mixes up canvases, caches or row numbers."""
+    """Fails if removing a finished sequence mixes up canvases, caches or row numbers."""
     opened = engine_of(engine, family)
     free = run(opened, UNEQUAL, options_for(cache_mode, early_termination=False))
     start = len(UNEQUAL[1].prompt_ids)
@@ -93,7 +93,7 @@ def test_a_row_that_ends_early_leaves_the_others(engine_of: Any, engine: str, fa
 def test_padded_axes_change_nothing(
     engine_of: Any, make_bundle: Any, engine: str, family: str, cache_mode: str
 ) -> None:
-    """Fails if a bucket's pads are attended, decoded, or written to the cache."""
+    """Fails if the padding of a bucket is attended, decoded, or written to the cache."""
     padding: Engine = OPENERS[engine](make_bundle(family), BUCKETS[engine])
     for changes in ({}, {"decoder": "margin", "steps": 24}, {"temperature": 0.7}):
         options = options_for(cache_mode, **changes)
@@ -106,7 +106,7 @@ def test_padded_axes_change_nothing(
 @each_family
 @each_cache
 def test_interleaved_requests_do_not_meet(engine_of: Any, engine: str, family: str, cache_mode: str) -> None:
-    """Fails if anything of a request is kept on the engine: caches, angles, random state, bindings."""
+    """Fails if the engine keeps state of a request: caches, angles, random state, bindings."""
     opened = engine_of(engine, family)
     options = options_for(cache_mode, temperature=0.5)
     pairs = [UNEQUAL[:2], UNEQUAL[2:]]
@@ -137,7 +137,7 @@ def favour_mask(weights: Weights) -> None:
 def test_a_mask_that_predicts_itself(
     engine_of: Any, engine: str, family: str, cache_mode: str, changes: dict[str, Any]
 ) -> None:
-    """Fails if a model that writes the mask id hangs the loop, leaves a mask, or disturbs its neighbours."""
+    """Fails if a model that predicts the mask hangs the loop, leaves a mask, or affects other sequences."""
     opened = engine_of(engine, family, edit=favour_mask)
     options = options_for(cache_mode, **changes)
     events = list(islice(decode(opened, UNEQUAL, options), len(UNEQUAL) * 2 * GEN + 1))
@@ -167,9 +167,9 @@ def test_a_seed_is_the_text(engine_of: Any, engine: str, family: str) -> None:
 @each_engine
 @each_family
 def test_top_k_one_is_greedy(engine_of: Any, engine: str, family: str) -> None:
-    """Fails if the filters are applied after the draw, or the confidence is not of the family's distribution.
+    """Fails if filters are applied after the draw, or if confidence uses another distribution than the family's.
 
-    In LLaDA that is the model's own; in Dream that of the draw, where the only token left is certain.
+    In LLaDA that is the model's own distribution; in Dream it is the filtered one, in which the only token is certain.
     """
     opened = engine_of(engine, family)
     greedy = run(opened, UNEQUAL, options_for("dual", **({} if family == "llada" else {"threshold": 0.0})))
@@ -211,7 +211,7 @@ def test_broken_weights_are_an_error(engine_of: Any, engine: str, broken: str, c
 
 @each_engine
 def test_refusals_come_before_any_work(engine_of: Any, engine: str) -> None:
-    """Fails if a request that cannot be served is found out in the middle of decoding."""
+    """Fails if a request that cannot be served is refused only after decoding has begun."""
     opened = engine_of(engine, "llada")
     good = Request(prompt(1, 6))
     for requests, options, words in [
@@ -228,7 +228,7 @@ def test_refusals_come_before_any_work(engine_of: Any, engine: str) -> None:
 
 
 def test_threads_may_share_an_engine(make_bundle: Any) -> None:
-    """Fails if two requests at once disturb each other."""
+    """Fails if two concurrent requests affect each other."""
     engine = onnx_engine(make_bundle("llada"))
     requests = [Request(prompt(seed, 5 + seed), seed=seed) for seed in range(8)]
     options = GenerationOptions(gen_length=48, block_length=16, cache="dual", decoder="fixed")

@@ -1,4 +1,4 @@
-"""The benchmarks of `make bench`, tried at small sizes: what they write, never how long it took."""
+"""The benchmarks of `make bench` at small sizes: tests of their documents, never of the measured times."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every benchmark's JSON file."""
+    """A folder for the JSON files of all benchmarks."""
     folder = tmp_path_factory.mktemp("results")
     for name, (command, options) in COMMANDS.items():
         out = folder / f"{name}.json"
@@ -51,7 +51,7 @@ def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: click.Command, options: str) -> dict[str, Any]:
-    """The document on the last line of standard output."""
+    """Run a benchmark, and return the document on the last line of its standard output."""
     ran = CliRunner().invoke(command, options.split(), catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     document = json.loads(ran.stdout.splitlines()[-1])
@@ -78,7 +78,7 @@ def test_step_floor(folder: Path) -> None:
             "torch",
             "torch with attention",
         }
-        for floor in result["floors"].values():  # of one round, so medians divide
+        for floor in result["floors"].values():  # with one round, the ratio of the medians is exact
             ratio = result["step_ms"]["median"] / floor["ms"]["median"]
             assert floor["ratio"]["median"] == pytest.approx(ratio, rel=2e-3)
     ratio = found["results"][1]["floors"]["onnxruntime"]["ratio"]["median"]
@@ -95,7 +95,7 @@ def test_the_floor_multiplies_by_every_weight(tmp_path: Path, family: str) -> No
     from checkpoints import weight_shapes
 
     matrices = {name: shape for name, shape in weight_shapes(raw).items() if len(shape) == 2}
-    matrices.pop(next(name for name in matrices if "wte" in name or "embed" in name))  # rows of it are only looked up
+    matrices.pop(next(name for name in matrices if "wte" in name or "embed" in name))  # its rows are only looked up
     shapes = sorted(array.shape for array in work.weights.values())
     assert shapes == sorted((inner, outer) for outer, inner in matrices.values())
     with_onnx, with_torch = step_floor.onnx_call(work, 1)(), step_floor.torch_call(work)()
@@ -107,7 +107,7 @@ def test_the_floor_multiplies_by_every_weight(tmp_path: Path, family: str) -> No
 
 
 def test_batching(folder: Path) -> None:
-    """Fails if company changes a token, padding is not counted where prompts are unequal, or a way is missing."""
+    """Fails if other requests in a pass change a token, padding is not counted, or a variant is missing."""
     found = document(folder, "batching")
     assert found["mismatches"] == 0 and len(set(found["prompt_tokens"])) > 1
     widths = list(dict.fromkeys((found["ways"][0]["pass_rows"], 0, 10**6)))
@@ -126,7 +126,7 @@ def test_batching(folder: Path) -> None:
 
 
 def test_the_fit_finds_what_steps_are_made_of() -> None:
-    """Fails if costs are ascribed to the wrong axis, or one comes out below nothing."""
+    """Fails if a cost is assigned to the wrong axis, or is negative."""
 
     def steps(fixed: float, row: float, slot: float) -> list[dict[str, Any]]:
         shapes = [(b, q, k) for b in (1, 2, 4) for q in (16, 64, 256) for k in (0, 512)]
@@ -143,7 +143,7 @@ def test_the_fit_finds_what_steps_are_made_of() -> None:
 
 
 def test_batching_counts_and_tells_tokens_that_differ(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if company could change tokens unnoticed."""
+    """Fails if the benchmark does not report tokens that other requests in a pass changed."""
     right = batching.decode
 
     def wrong(engine: Any, requests: Any, options: Any, running: int, width: int) -> Any:
@@ -162,7 +162,7 @@ def test_batching_counts_and_tells_tokens_that_differ(bundle: Path, monkeypatch:
 
 
 def test_loop_overhead(folder: Path) -> None:
-    """Fails if a way is missing, or the goal is judged by other numbers than those reported."""
+    """Fails if a variant is missing, or the goal is judged by other numbers than the reported ones."""
     found = document(folder, "loop_overhead")
     assert [result["way"] for result in found["results"]] == list(loop_overhead.WAYS)
     assert all(result["overhead"]["median"] == result["overhead_worst"] > 0 for result in found["results"])
@@ -174,7 +174,7 @@ def test_loop_overhead(folder: Path) -> None:
 
 
 def test_sampling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a setting or a vocabulary is missing, or the program does not take what a setting asks for."""
+    """Fails if a setting or a vocabulary is missing, or `decide` does not get the options of a setting."""
     narrow = {"vocab_size": 6000, "mask_token_id": 5, "eos_token_id": 1}
     small = {"dream": sampling.FAMILIES["dream"] | narrow}
     monkeypatch.setattr(sampling, "FAMILIES", small)
@@ -188,7 +188,7 @@ def test_sampling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_results_as_tables(folder: Path) -> None:
-    """Fails if a number of the documents is lost, a missed goal looks met, or an excuse outlives its goal."""
+    """Fails if a number is missing, a missed goal is shown as met, or a reason is accepted for a met goal."""
     ran = CliRunner().invoke(tables.main, [str(folder)], catch_exceptions=False)
     assert ran.exit_code == 0
     text = (folder / "results.md").read_text()
@@ -209,7 +209,7 @@ def test_results_as_tables(folder: Path) -> None:
 
 
 def test_figures(folder: Path, tmp_path: Path) -> None:
-    """Fails if a figure cannot be drawn, is not 800 pixels wide, or differs when it is drawn again."""
+    """Fails if a figure cannot be drawn, is not 800 pixels wide, or is not reproducible."""
     names = {"step_floor", "batching"}
     drawn: list[dict[str, bytes]] = []
     for _ in range(2):

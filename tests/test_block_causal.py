@@ -1,4 +1,4 @@
-"""SDAR and Fast-dLLM v2 against transformers' models with the whole block-causal mask and no cache.
+"""Compares SDAR and Fast-dLLM v2 with transformers' models, which use the whole block-causal mask and no cache.
 
 Every engine and commit rule is compared with `block_reference.py`, for prompts that end inside a block and at its end.
 """
@@ -59,21 +59,21 @@ def options_for(family: str, decoder: str = "threshold", **changes: Any) -> Gene
 
 
 def assert_same(ours: Decoded, theirs: Result) -> None:
-    """Same canvas and passes, and the same positions decided together, in the same order."""
+    """Assert equal canvases and passes, and the same positions committed together in the same order."""
     assert ours.tokens == theirs.tokens
     assert ours.nfe == theirs.nfe
     assert together(ours.committed) == together(theirs.committed)
 
 
 def together(committed: dict[int, Any]) -> list[list[int]]:
-    """Positions by the pass that decided them, in order."""
+    """The positions committed by each pass, in order of passes."""
     return [sorted(p for p, when in committed.items() if when == each) for each in sorted(set(committed.values()))]
 
 
 @each_engine
 @each_family
 def test_logits_block_by_block_are_those_of_the_whole_mask(engine_of: Any, engine: str, family: str) -> None:
-    """Fails if a block sees what lies behind it, misses what lies before it, or leaves wrong keys and values."""
+    """Fails if a block attends later blocks, misses earlier ones, or stores wrong keys and values."""
     opened, length = engine_of(engine, family, sharpness=1.5), 23
     canvas = np.random.default_rng(3).integers(2, VOCAB, (1, length))
     canvas[0, 17:] = MASK
@@ -90,7 +90,7 @@ def test_logits_block_by_block_are_those_of_the_whole_mask(engine_of: Any, engin
 
 @each_family
 def test_the_mask_is_neither_causal_nor_full(family: str) -> None:
-    """Fails if the oracle could not tell the masks apart, so that agreement would prove nothing."""
+    """Fails if causal and full masks give the same logits, so that agreement would prove nothing."""
     forward, length = forward_of(family), LENGTH[family]
     canvas = list(prompt_of(3 * length))
     before = forward(canvas)
@@ -104,7 +104,7 @@ def test_the_mask_is_neither_causal_nor_full(family: str) -> None:
 @each_family
 @pytest.mark.parametrize(("decoder", "length"), CASES)
 def test_decodes_as_with_the_whole_mask(engine_of: Any, engine: str, family: str, decoder: str, length: int) -> None:
-    """Fails if blocks are aligned at the prompt's end, or a finished block is stored before it is final or unseen."""
+    """Fails if blocks are aligned at the prompt's end, or a finished block is stored too early or not attended."""
     options, prompt = options_for(family, decoder), prompt_of(length)
     theirs = expected(family, options, prompt)
     assert MASK not in theirs.tokens and theirs.most_at_once > 1
@@ -117,7 +117,7 @@ def test_decodes_as_with_the_whole_mask(engine_of: Any, engine: str, family: str
 @pytest.mark.parametrize("decoder", ["threshold", "fixed"])
 @pytest.mark.parametrize("length", [3, 16, 21])
 def test_early_termination(engine_of: Any, engine: str, family: str, decoder: str, length: int) -> None:
-    """Fails if EOS is acted on before its block is complete, or EOS in the prompt's part of a block ends the text."""
+    """Fails if EOS ends the text before its block is complete, or if EOS in the prompt ends the text."""
     block = LENGTH[family]
     free = expected(family, options_for(family, decoder), prompt_of(length))
     start = (length // block + 1) * block  # the second block that is decoded
@@ -142,7 +142,7 @@ UNEQUAL = [
 
 
 def assert_rows_are_as_alone(engine: Engine, options: GenerationOptions) -> None:
-    """Tokens, passes, and the steps in which they were decided."""
+    """Assert that tokens, passes, and steps of commits equal those of each request alone."""
     for request, row in zip(UNEQUAL, run(engine, UNEQUAL, options)):
         [alone] = run(engine, [request], options)
         assert (row.tokens, row.nfe, row.committed) == (alone.tokens, alone.nfe, alone.committed)
@@ -152,14 +152,14 @@ def assert_rows_are_as_alone(engine: Engine, options: GenerationOptions) -> None
 @each_family
 @pytest.mark.parametrize("changes", [{}, {"decoder": "entropy"}, {"temperature": 0.7}])
 def test_unequal_rows_are_as_alone(engine_of: Any, engine: str, family: str, changes: dict[str, Any]) -> None:
-    """Fails if a row that waits for longer prompts loses its cache, counts passes, or decides too early."""
+    """Fails if a sequence that waits for longer prompts loses its cache, counts passes, or commits too early."""
     assert_rows_are_as_alone(engine_of(engine, family), options_for(family, **changes))
 
 
 @each_engine
 @each_family
 def test_a_row_that_ends_early_leaves_the_others(engine_of: Any, engine: str, family: str) -> None:
-    """Fails if dropping a finished row mixes up canvases, caches or row numbers."""
+    """Fails if removing a finished sequence mixes up canvases, caches or row numbers."""
     opened = engine_of(engine, family)
     free = run(opened, UNEQUAL, options_for(family))
     eos = free[1].tokens[len(UNEQUAL[1].prompt_ids) + 5]
@@ -171,7 +171,7 @@ def test_a_row_that_ends_early_leaves_the_others(engine_of: Any, engine: str, fa
 @pytest.mark.parametrize("engine", BUCKETS)
 @each_family
 def test_padded_axes_change_nothing(engine_of: Any, make_bundle: Any, engine: str, family: str) -> None:
-    """Fails if a bucket's pads are attended, decoded, or written to the cache."""
+    """Fails if the padding of a bucket is attended, decoded, or written to the cache."""
     padding: Engine = OPENERS[engine](make_bundle(family), BUCKETS[engine])
     plain, padded = (run(each, UNEQUAL, options_for(family)) for each in (engine_of(engine, family), padding))
     assert [(row.tokens, row.committed) for row in plain] == [(row.tokens, row.committed) for row in padded]
@@ -180,7 +180,7 @@ def test_padded_axes_change_nothing(engine_of: Any, make_bundle: Any, engine: st
 @each_engine
 @each_family
 def test_an_empty_prompt(engine_of: Any, engine: str, family: str) -> None:
-    """Fails if the first position cannot be decoded where nothing stands before it, alone or beside others."""
+    """Fails if an empty prompt cannot be decoded, alone or beside others."""
     requests = [Request(()), Request(prompt_of(16))]
     for rows in (requests[:1], requests):
         first = run(engine_of(engine, family), rows, options_for(family))[0]
@@ -198,7 +198,7 @@ def favour_mask(weights: Weights) -> None:
 @each_family
 @pytest.mark.parametrize("changes", [{}, {"decoder": "fixed"}, {"temperature": 1.0}])
 def test_a_mask_that_predicts_itself(engine_of: Any, engine: str, family: str, changes: dict[str, Any]) -> None:
-    """Fails if a first token that is the mask hangs the loop or is left undecided."""
+    """Fails if a first token predicted as the mask hangs the loop or stays masked."""
     opened, options = engine_of(engine, family, edit=favour_mask), options_for(family, **changes)
     events = list(islice(decode(opened, UNEQUAL, options), 8 * GEN * len(UNEQUAL)))
     assert not any(MASK in event.tokens for event in events)
@@ -214,7 +214,7 @@ def test_a_mask_that_predicts_itself(engine_of: Any, engine: str, family: str, c
 
 @each_family
 def test_what_makes_no_sense_is_refused(engine_of: Any, family: str) -> None:
-    """Fails if an option that cannot hold for a block-causal model is dropped silently, or the error names no cause."""
+    """Fails if an option that a block-causal model does not support is ignored, or the error lacks the cause."""
     opened, good = engine_of("torch", family), Request(prompt_of(5))
     refused: list[tuple[Request, dict[str, Any], str]] = [
         *((good, {"cache": name}, repr(name)) for name in CACHES),
@@ -232,6 +232,6 @@ def test_what_makes_no_sense_is_refused(engine_of: Any, family: str) -> None:
 
 
 def test_a_server_s_canary_fits_the_blocks(engine_of: Any) -> None:
-    """Fails if the health of a server asks a block-causal model for what it cannot do."""
+    """Fails if a server's health check sends a block-causal model an invalid request."""
     model = DiffusionModel(engine_of("torch", "sdar"), None)
     assert asyncio.run(Health(model, Admission(4)).obstacle()) == "" and model.status.passes

@@ -1,4 +1,4 @@
-"""A bundle that is not what its manifest says is refused, by name and with the way out."""
+"""A bundle that differs from its manifest is refused with an error that names the file and the way out."""
 
 import os
 import subprocess
@@ -163,7 +163,7 @@ def _replace(path: Path, old: bytes, new: bytes) -> None:
 
 @pytest.mark.parametrize("case", TAMPERED)
 def test_a_tampered_bundle_is_refused(bundle: Path, case: str) -> None:
-    """Fails if a bundle opens that is not the one that was exported, or the error does not say what is wrong."""
+    """Fails if a changed bundle opens, or the error does not say what is wrong."""
     tamper, kind, name = TAMPERED[case]
     tamper(bundle)
     with pytest.raises(errors.BundleError) as caught:
@@ -173,7 +173,7 @@ def test_a_tampered_bundle_is_refused(bundle: Path, case: str) -> None:
 
 
 def test_a_whole_bundle_opens_and_writes_text(bundle: Path) -> None:
-    """Fails if the checks refuse what export made."""
+    """Fails if the checks refuse an unchanged bundle."""
     with dpad.load(bundle) as model:
         result = model.generate("w5 w6", gen_length=32)
     assert len(result.canvas) == 32 + len(model.request("w5 w6").prompt_ids)
@@ -181,7 +181,7 @@ def test_a_whole_bundle_opens_and_writes_text(bundle: Path) -> None:
 
 
 def test_a_closed_model_says_so(bundle: Path) -> None:
-    """Fails if a service that generates after `close` meets an attribute error."""
+    """Fails if `generate` after `close` raises an attribute error."""
     model = dpad.load(bundle)
     model.close()
     model.close()
@@ -193,14 +193,14 @@ def test_a_closed_model_says_so(bundle: Path) -> None:
     ("engine", "threads"), [*(("auto", value) for value in (-1, True, "2", 1.0)), ("eager", 1), ("torch-cuda", -5)]
 )
 def test_threads_are_a_number_and_not_torchs(bundle: Path, engine: str, threads: Any) -> None:
-    """Fails if ONNX Runtime's own complaint about its arguments reaches the caller, or torch drops them unsaid."""
+    """Fails if wrong threads raise ONNX Runtime's own error, or if a torch engine silently ignores threads."""
     said = "from 0 to" if engine == "auto" else f"engine {engine}: .*set_num_threads"
     with pytest.raises(errors.InvalidRequest, match=f"threads {threads!r} .*{said}"):
         dpad.load(bundle, engine=engine, threads=threads)
 
 
 def test_a_step_that_is_not_the_contracts_is_refused(bundle: Path) -> None:
-    """Fails if an engine opens a graph whose sizes are others than those that inputs are checked against."""
+    """Fails if an engine opens a graph whose sizes differ from the contract's."""
     opened = Bundle.open(bundle)
     contract = replace(opened.manifest.contract, vocab_size=10**6)
     with pytest.raises(errors.EngineError, match="logits"):
@@ -208,7 +208,7 @@ def test_a_step_that_is_not_the_contracts_is_refused(bundle: Path) -> None:
 
 
 def test_sizes_are_checked_without_hashes(bundle: Path) -> None:
-    """Fails if skipping the hashes skips the rest, or does not skip the hashes."""
+    """Fails if `verify_hashes=False` skips the check of sizes, or does not skip the hashes."""
     flip_a_bit(bundle)
     Bundle.open(bundle, hashes=False)
     truncate(bundle)
@@ -217,14 +217,14 @@ def test_sizes_are_checked_without_hashes(bundle: Path) -> None:
 
 
 def test_the_message_says_how_to_make_it_again(bundle: Path) -> None:
-    """Fails if the way out is missing."""
+    """Fails if the error does not name the export command."""
     flip_a_bit(bundle)
     with pytest.raises(errors.AlteredFile, match="dpad export .* --out"):
         Bundle.open(bundle)
 
 
 def test_not_a_bundle_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a wrong path, or what is no path, gives a traceback."""
+    """Fails if a wrong path, or a value that is not a path, gives a traceback."""
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(errors.MissingFile, match="dpad export"):
             Bundle.open(path)
@@ -238,13 +238,13 @@ def test_not_a_bundle_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def refused(path: Path) -> bool:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "is_symlink", refused)  # as in a folder that may not be searched
+    monkeypatch.setattr(Path, "is_symlink", refused)  # as for a folder without permission
     with pytest.raises(errors.BundleError, match="Permission denied"):
         dpad.load(tmp_path)
 
 
 def test_checks_hold_under_optimisation(bundle: Path) -> None:
-    """Fails if a check is an assert, which `python -O` removes."""
+    """Fails if a check is an `assert`, which `python -O` removes."""
     flip_a_bit(bundle)
     code = "import sys, pathlib; from dpad.runtime.bundle.bundle import Bundle; Bundle.open(pathlib.Path(sys.argv[1]))"
     ran = subprocess.run([sys.executable, "-O", "-c", code, str(bundle)], capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
-"""Damaged bundles are refused or write what the whole one writes; sealed ones give typed errors, or some text.
+"""Damaged bundles are refused or write the original's text; sealed ones give typed errors or any text.
 
-Damage is what happens to files; sealed is what an attacker makes, with every hash and the digest computed anew.
+Damage is accidental; sealed bundles are changed by an attacker, who also computes new hashes and a new digest.
 """
 
 import random
@@ -28,14 +28,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(bundle: Path) -> list[int]:
-    """What the bundle writes to one short prompt."""
+    """The tokens that the bundle generates for one short prompt."""
     with dpad.load(bundle, threads=1) as model:
         return model.generate("w5 w6", gen_length=32, block_length=32).token_ids
 
 
 @fuzz(short=60, long=4000)
 def test_damage_never_gives_another_text(mutants: int, tally: Tally, whole: Path, tmp_path: Path) -> None:
-    """Fails if damage is taken for a bundle and writes something else, hangs, or gives an error that is not typed."""
+    """Fails if a damaged bundle writes another text, hangs, or gives an error that is not typed."""
     right = write(whole)
     for number in range(mutants):
         rng = random.Random(number)
@@ -48,7 +48,7 @@ def test_damage_never_gives_another_text(mutants: int, tally: Tally, whole: Path
 
 @fuzz(short=60, long=2000)
 def test_sealed_manifests(mutants: int, tally: Tally, whole: Path, tmp_path: Path) -> None:
-    """Fails if a field of any value, its digest renewed, gives an error outside the tree, at once or while decoding."""
+    """Fails if any value of a manifest field, with a new digest, gives another error than this package's."""
     for number in range(mutants):
         rng = random.Random(number)
         bundle = copy(whole, tmp_path / "bundle")
@@ -86,9 +86,9 @@ TRIES = """
 
 @fuzz(short=60, long=4000)
 def test_sealed_files(mutants: int, tally: Tally, whole: Path, tmp_path: Path) -> None:
-    """Fails if a file of any content gives an error outside the tree, reads a file outside, or never ends.
+    """Fails if any content of a file gives another error than this package's, reads a file outside, or hangs.
 
-    Each is tried in a child process: what a native library does of itself there is counted.
+    Each mutant runs in a child process, in which crashes of native libraries are counted.
     """
     untyped = {}
     with Child(TRIES, memory=6 << 30) as child:
@@ -98,7 +98,7 @@ def test_sealed_files(mutants: int, tally: Tally, whole: Path, tmp_path: Path) -
             rewrite(bundle / "manifest.json", (whole / "manifest.json").read_bytes())
             try:
                 rng.choice(SEALED)(bundle, rng)
-            except (UnicodeError, ValueError):  # of JSON that was swapped with weights: no mutant
+            except (UnicodeError, ValueError):  # JSON was swapped with weights, which is not a mutant
                 continue
             began = time.perf_counter()
             told = child.ask(str(bundle), seconds=60)
@@ -123,11 +123,11 @@ OUTSIDE = ("../outside", "../../outside", "{absolute}", "./../outside", "link", 
 
 @pytest.mark.parametrize("location", OUTSIDE)
 def test_weights_that_lie_outside_are_not_read(whole: Path, tmp_path: Path, location: str) -> None:
-    """Fails if a sealed graph may name a file outside the bundle as its weights."""
+    """Fails if a sealed graph can use a file outside the bundle as its weights."""
     bundle = copy(whole, tmp_path / "bundle")
     outside = tmp_path / "outside"
     shutil.copy(bundle / "float32/model.safetensors", outside)
-    shutil.copy(outside, bundle / "outside")  # where a manifest may list it, but not beside the step
+    shutil.copy(outside, bundle / "outside")  # a manifest may list it here, but it is not beside the step
     rewrite(bundle / "manifest.json", (whole / "manifest.json").read_bytes())
 
     def change(model: onnx.ModelProto) -> None:

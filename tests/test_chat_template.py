@@ -1,4 +1,4 @@
-"""Chat templates write what transformers writes with them, and a user's text stays text."""
+"""Chat templates render as in transformers, and a user's text stays text."""
 
 import random
 import shutil
@@ -27,18 +27,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(folder: Path) -> PreTrainedTokenizerFast:
-    """What transformers makes of it."""
+    """The same tokenizer in transformers."""
     return AutoTokenizer.from_pretrained(folder)
 
 
 def codec(folder: Path, template: str) -> TextCodec:
-    """The tokenizer with this template."""
+    """The tokenizer with `template`."""
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
     return TextCodec.open(folder)
 
 
 def expected(oracle: PreTrainedTokenizerFast, template: str, messages: Messages, **more: Any) -> str | None:
-    """What transformers writes, None where the template refuses."""
+    """The text rendered by transformers, or None if the template raises an error."""
     try:
         written = oracle.apply_chat_template(messages, chat_template=template, tokenize=False, **more)
     except Exception:
@@ -53,16 +53,16 @@ def special(ids: list[int], oracle: PreTrainedTokenizerFast) -> list[int]:
 
 
 def plain(messages: Messages) -> Messages:
-    """Messages that spell no special token."""
+    """`messages` without the special tokens that they spell."""
     return [{key: value.replace("<|", "(|") for key, value in message.items()} for message in messages]
 
 
 def agrees(
     ours: TextCodec, oracle: PreTrainedTokenizerFast, template: str, messages: Messages, *, looks: bool = False
 ) -> None:
-    """Text and ids are those of transformers, but special tokens that a message spells are text.
+    """Assert that text and ids equal those of transformers, except that special tokens in a message are text.
 
-    `looks`: the template looks at such tokens.
+    `looks` says that the template reads such tokens.
     """
     for prompted in (True, False):
         wanted = expected(oracle, template, messages, add_generation_prompt=prompted)
@@ -89,13 +89,13 @@ def agrees(
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_what_transformers_writes(folder: Path, oracle: PreTrainedTokenizerFast, name: str, conversation: str) -> None:
-    """Fails if a template in the manner of a published one writes another text or other ids, or refuses others."""
+    """Fails if a template like the published ones renders another text or ids, or refuses other conversations."""
     template = TEMPLATES[name]
     agrees(codec(folder, template), oracle, template, CONVERSATIONS[conversation], looks=name == "looks")
 
 
 def test_the_templates_write_something(oracle: PreTrainedTokenizerFast) -> None:
-    """Fails if a template of this grid is refused by transformers itself for every conversation."""
+    """Fails if transformers itself refuses every conversation with one of the templates."""
     for name, template in TEMPLATES.items():
         written = [expected(oracle, template, messages) for messages in CONVERSATIONS.values()]
         assert len(written) - written.count(None) > 2, name
@@ -133,7 +133,7 @@ PIECES = [
 
 @pytest.mark.parametrize("seed", range(60))
 def test_features_together(folder: Path, oracle: PreTrainedTokenizerFast, seed: int) -> None:
-    """Fails if what templates do is right alone, but not with something else drawn beside it."""
+    """Fails if a random combination of template features renders differently from transformers."""
     rng = random.Random(seed)
     template = "".join(rng.choices(PIECES, k=rng.randint(1, 7)))
     for messages in rng.sample(list(CONVERSATIONS.values()), 3):
@@ -166,7 +166,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_template_stays_in_its_sandbox(folder: Path, case: str) -> None:
-    """Fails if a template reaches Python, files or what it is given, or gets an answer where it tries."""
+    """Fails if a template can access Python or files, or change its inputs, or does not raise when it tries."""
     messages = [{"role": "user", "content": "a"}]
     with pytest.raises(errors.InvalidRequest):
         codec(folder, HOSTILE[case]).encode_chat(messages)
@@ -174,7 +174,7 @@ def test_a_template_stays_in_its_sandbox(folder: Path, case: str) -> None:
 
 
 def test_what_the_product_refuses_of_messages(folder: Path) -> None:
-    """Fails if a conversation of no messages is written, or a key of a message can spell a special token unseen."""
+    """Fails if a conversation without messages is rendered, or a message's key can contain a special token."""
     ours = codec(folder, "{% for m in messages %}{% for k in m %}{{ k }}{% endfor %}{% endfor %}")
     for messages in (
         [],

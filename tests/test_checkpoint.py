@@ -1,7 +1,7 @@
-"""Reading a checkpoint directory: sharded or not, and every way in which it can be wrong.
+"""Reading checkpoint directories, with and without shards, and errors for wrong ones.
 
-A directory comes from the network: whatever it holds, the answer is a checkpoint or a
-`CheckpointError` that names the file, the key or the tensor.
+A directory is untrusted. Whatever it holds, the result is a checkpoint or a `CheckpointError` that names the file, the
+key or the tensor.
 """
 
 import json
@@ -23,7 +23,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def write(directory: Path, family: str = "llada", shards: int = 1, **changes: Any) -> tuple[dict[str, Any], Weights]:
-    """A good checkpoint of one layer in `directory`."""
+    """Write a good checkpoint of one layer to `directory`."""
     raw = raw_config(family, layers=1, **changes)
     weights = random_weights(raw, seed=4)
     write_checkpoint(directory, raw, weights, shards)
@@ -57,7 +57,7 @@ HEADS = {
 
 @each_family
 def test_a_tied_head_may_come_as_a_copy(tmp_path: Path, family: str) -> None:
-    """Fails if a checkpoint that ties its head and holds it too is refused, or a head of another shape opens."""
+    """Fails if a tied checkpoint with a copy of the head is refused, or a head of another shape is accepted."""
     raw, weights = write(tmp_path, family, tied=True)
     copy, embedding = HEADS[family]
     write_checkpoint(tmp_path, raw, weights | {copy: weights[embedding].clone()})
@@ -72,7 +72,7 @@ Breaks = Callable[[Path], None]
 
 
 def edit_config(**changes: Any) -> Breaks:
-    """Rewrite config.json; a value of `...` drops the key."""
+    """Change config.json; the value `...` removes a key."""
 
     def edit(directory: Path) -> None:
         path = directory / "config.json"
@@ -114,7 +114,7 @@ def edit_weights(change: Callable[[Weights], Any]) -> Breaks:
 
 
 def pickle_only(directory: Path) -> None:
-    """What old repositories hold."""
+    """Replace safetensors by pickle, as in old repositories."""
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
 
 
@@ -204,7 +204,7 @@ BROKEN_SHARDS: dict[str, tuple[Breaks, tuple[str, ...]]] = {
 
 
 def assert_refused(directory: Path, words: tuple[str, ...]) -> None:
-    """Opening raises `CheckpointError` with these words."""
+    """Assert that opening raises `CheckpointError` with these words."""
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(directory)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -212,7 +212,7 @@ def assert_refused(directory: Path, words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_directories(tmp_path: Path, case: str) -> None:
-    """Fails if a wrong checkpoint opens, raises anything else, or hides what is wrong."""
+    """Fails if a wrong checkpoint opens, raises another error, or the error lacks the cause."""
     breaks, words = BROKEN[case]
     write(tmp_path)
     breaks(tmp_path)
@@ -221,7 +221,7 @@ def test_broken_directories(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", BROKEN_SHARDS)
 def test_broken_shards(tmp_path: Path, case: str) -> None:
-    """Fails if a shard is missing, cut or outside the folder and nobody notices."""
+    """Fails if a missing, truncated or outside shard is not an error."""
     breaks, words = BROKEN_SHARDS[case]
     write(tmp_path, shards=3)
     breaks(tmp_path)
@@ -229,7 +229,7 @@ def test_broken_shards(tmp_path: Path, case: str) -> None:
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
-    """Fails if one of two different tensors of the same name is silently taken."""
+    """Fails if one of two tensors with the same name is silently used."""
     write(tmp_path, shards=3)
     name = "model-00001-of-00003.safetensors"
     weights = safetensors.torch.load_file(tmp_path / name)
@@ -239,7 +239,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_none(tmp_path: Path) -> None:
-    """Fails if a wrong path is a raw OSError."""
+    """Fails if a wrong path raises an OSError."""
     assert_refused(tmp_path / "nowhere", ("nowhere",))
     (tmp_path / "file").write_text("x")
     assert_refused(tmp_path / "file", ("file",))
@@ -250,7 +250,7 @@ def test_a_directory_that_is_none(tmp_path: Path) -> None:
 
 
 def test_unused_config_keys_are_ignored(tmp_path: Path) -> None:
-    """Fails if keys that do not change the function are refused: the published files have many."""
+    """Fails if keys that do not change the computation are refused; the published files have many."""
     write(tmp_path)
     edit_config(transformers_version="4.38", init_device="meta", alibi=None, auto_map={"AutoConfig": "x.Y"})(tmp_path)
     assert Checkpoint.open(tmp_path).config.layers == 1
@@ -274,7 +274,7 @@ def test_unused_config_keys_are_ignored(tmp_path: Path) -> None:
     ],
 )
 def test_broken_dream_configs(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Fails if a Dream config that means another function is read as this one."""
+    """Fails if a Dream config for another computation is accepted."""
     write(tmp_path, "dream")
     edit_config(**changes)(tmp_path)
     [key] = changes
@@ -283,7 +283,7 @@ def test_broken_dream_configs(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 def test_opening_reads_headers_only(tmp_path: Path) -> None:
-    """Fails if opening touches the data: a sparse file of 40 GB opens at once."""
+    """Fails if opening reads the data of a sparse file of 40 GB."""
     raw = raw_config("llada", layers=1, width=4096, heads=32, kv_heads=32, mlp_width=4096)
     raw |= {"vocab_size": 2**21, "embedding_size": 2**21}
     header, end = {}, 0

@@ -1,4 +1,4 @@
-"""Whatever the files hold, only `CheckpointError` comes out of the readers, and soon."""
+"""Whatever the files hold, the readers raise only `CheckpointError`, and soon."""
 
 import json
 import struct
@@ -18,7 +18,7 @@ from dpad.models.checkpoint.headers import read_header
 from dpad.models.checkpoint.names import check_tensors
 from dpad.runtime.errors import CheckpointError
 
-# tmp_path is shared by the examples of a test, which rewrite the same file each time
+# The examples of a test share tmp_path and rewrite the same file.
 same_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 scalars = st.none() | st.booleans() | st.integers(-3, 300) | st.integers() | st.floats() | st.text(max_size=6)
@@ -63,14 +63,14 @@ def test_any_values_in_config(family: str, data: st.DataObject) -> None:
 
 @given(raw=st.dictionaries(st.sampled_from(["architectures", "n_layers", "d_model", "x"]), anything))
 def test_any_object_as_config(raw: dict[str, Any]) -> None:
-    """Fails if an object that is no config at all raises anything but `CheckpointError`."""
+    """Fails if a random object as config raises anything but `CheckpointError`."""
     with pytest.raises(CheckpointError):
         parse_config(raw)
 
 
 @pytest.mark.parametrize("key,value", [("n_layers", 10**6), ("d_model", 2**50), ("embedding_size", 2**62)])
 def test_absurd_sizes_are_refused_soon(tmp_path: Path, key: str, value: int) -> None:
-    """Fails if opening builds what config.json claims before looking at the weights: it would never end."""
+    """Fails if opening builds a model of the sizes in config.json before it checks the weights."""
     raw = raw_config("llada", layers=1)
     write_checkpoint(tmp_path, raw, random_weights(raw))
     (tmp_path / "config.json").write_text(json.dumps(raw | {key: value}))
@@ -89,14 +89,14 @@ def test_absurd_sizes_are_refused_soon(tmp_path: Path, key: str, value: int) -> 
 
 
 def good_file(path: Path) -> bytes:
-    """A small safetensors file's bytes."""
+    """The bytes of a small safetensors file."""
     raw = raw_config("llada", layers=1)
     safetensors.torch.save_file(random_weights(raw), path)
     return path.read_bytes()
 
 
 def assert_reads_or_refuses(path: Path, content: bytes) -> None:
-    """Entries that lie inside the file and match the model, or `CheckpointError` naming the file or tensor."""
+    """Assert that reading gives entries within the file that match the model, or a `CheckpointError`."""
     path.write_bytes(content)
     try:
         entries = read_header(path)
@@ -118,7 +118,7 @@ def test_any_bytes_as_weights(tmp_path: Path, content: bytes) -> None:
 @same_folder
 @given(header=anything, data=st.binary(max_size=64))
 def test_any_json_as_header(tmp_path: Path, header: object, data: bytes) -> None:
-    """Fails if a header that is valid JSON but no header raises anything but `CheckpointError`."""
+    """Fails if a header of random JSON raises anything but `CheckpointError`."""
     text = json.dumps(header).encode()
     assert_reads_or_refuses(tmp_path / "model.safetensors", struct.pack("<Q", len(text)) + text + data)
 
@@ -137,7 +137,7 @@ fields = st.fixed_dictionaries(
 @same_folder
 @given(names=st.lists(st.integers(0, 12), min_size=1, max_size=2), change=fields, meta=st.none() | anything)
 def test_mutated_headers(tmp_path: Path, names: list[int], change: dict[str, Any], meta: object) -> None:
-    """Fails if wrong offsets, shapes or dtypes of known tensors raise anything else, or are believed."""
+    """Fails if wrong offsets, shapes or dtypes of known tensors raise another error or are accepted."""
     content = good_file(tmp_path / "good.safetensors")
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
@@ -157,7 +157,7 @@ def test_mutated_headers(tmp_path: Path, names: list[int], change: dict[str, Any
     cut=st.none() | st.integers(0, 2000),
 )
 def test_flipped_bytes(tmp_path: Path, places: list[tuple[int, int]], cut: int | None) -> None:
-    """Fails if damage in transit raises anything but `CheckpointError`."""
+    """Fails if flipped bytes or a truncation raise anything but `CheckpointError`."""
     content = bytearray(good_file(tmp_path / "good.safetensors"))
     for place, value in places:
         content[place] = value
@@ -178,7 +178,7 @@ def test_any_index(tmp_path: Path, weight_map: object) -> None:
 
 @pytest.mark.parametrize("length", [0, 2**31, 2**63, 2**64 - 1])
 def test_header_lengths(tmp_path: Path, length: int) -> None:
-    """Fails if a huge length is allocated or an empty header is taken for a checkpoint."""
+    """Fails if memory of a huge header length is allocated, or an empty header is accepted."""
     assert_reads_or_refuses(tmp_path / "model.safetensors", struct.pack("<Q", length) + b"{}")
     with pytest.raises(CheckpointError):
         check_tensors(read_header(tmp_path / "model.safetensors"), meta_model(*parse_config(raw_config("dream"))))

@@ -1,4 +1,4 @@
-"""Which text of an answer is final, over tokens that are bytes: any order, halves of characters, stop sequences."""
+"""`Choice`, the final part of an answer's text, with one token per byte: any order, parts of characters, stops."""
 
 from itertools import count
 from typing import Any
@@ -19,7 +19,7 @@ TEXT = "héllo 😀\n wörld 👩‍👩‍👧, end"
 
 
 def byte_codec() -> TextCodec:
-    """One token a byte: a character may be four of them."""
+    """A codec with one token per byte, so that a character may have four tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(dict(zip(alphabet, count())), []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -33,7 +33,7 @@ GENERATION = Generation("", [], np.empty(0, np.int64), np.empty(0, np.int64), 1,
 
 
 def event(pairs: list[tuple[int, int]], number: int = 1, generation: Any = None) -> StepEvent:
-    """A pass that decided these places and tokens."""
+    """The event of a pass that committed these (position, token) pairs."""
     places, tokens = np.array([p for p, _ in pairs], np.int64), np.array([t for _, t in pairs], np.int64)
     sure = np.linspace(0.5, 1, len(pairs))
     return StepEvent(0, 0, number, number, START + places, tokens, sure, generation is not None, 0.0, generation)
@@ -44,7 +44,7 @@ def choice(most: int = PLACES, stop: tuple[str, ...] = ()) -> Choice:
 
 
 def told(choice: Choice, tokens: list[int], order: list[int], sizes: list[int]) -> list[str]:
-    """What each pass tells, that decides the next of `order`."""
+    """The text that `choice` returns for each pass, which commits the next positions of `order`."""
     pieces, left, number = [], list(order), 0
     for size in sizes:
         number, taken, left = number + 1, left[:size], left[size:]
@@ -57,7 +57,7 @@ def told(choice: Choice, tokens: list[int], order: list[int], sizes: list[int]) 
 
 @st.composite
 def passes(draw: Any) -> tuple[list[int], list[int]]:
-    """An order of all places, and how many each pass decides."""
+    """A random order of all positions, and the number of positions that each pass commits."""
     sizes = draw(st.lists(st.integers(1, 7), min_size=PLACES))
     return draw(st.permutations(range(PLACES))), sizes
 
@@ -70,7 +70,7 @@ def padded(text: str) -> list[int]:
 
 @given(passes())
 def test_pieces_are_whole_characters_and_add_up(how: tuple[list[int], list[int]]) -> None:
-    """Fails if a piece holds half of a character, or the pieces are not the text."""
+    """Fails if a piece holds part of a character, or the pieces do not add up to the text."""
     answer = choice()
     pieces = told(answer, padded(TEXT), *how)
     assert "".join(pieces) == answer.text == TEXT and answer.finish_reason == "stop"
@@ -80,7 +80,7 @@ def test_pieces_are_whole_characters_and_add_up(how: tuple[list[int], list[int]]
 
 @given(passes(), st.lists(st.text("hélo 😀\nwörd,", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_nothing_of_a_stop_sequence_is_told(how: tuple[list[int], list[int]], stops: list[str]) -> None:
-    """Fails if a stop sequence, or its beginning, gets out before it is whole, or does not end the text."""
+    """Fails if a stop sequence or its beginning is part of a piece, or does not end the text."""
     answer = choice(stop=tuple(stops))
     pieces = told(answer, padded(TEXT), *how)
     places = [TEXT.index(stop) for stop in stops if stop in TEXT]
@@ -93,7 +93,7 @@ def test_nothing_of_a_stop_sequence_is_told(how: tuple[list[int], list[int]], st
 
 @given(passes(), st.integers(1, 20))
 def test_most_tokens_count(how: tuple[list[int], list[int]], most: int) -> None:
-    """Fails if more tokens than were asked for are told, or a character that was cut is lost without a trace."""
+    """Fails if more tokens than requested are returned, or a truncated character is lost without a replacement."""
     answer = choice(most)
     pieces = told(answer, padded(TEXT), *how)
     assert "".join(pieces) == answer.text == CODEC.decode(CODEC.encode_plain(TEXT)[:most])
@@ -102,7 +102,7 @@ def test_most_tokens_count(how: tuple[list[int], list[int]], most: int) -> None:
 
 @given(passes(), st.integers(0, PLACES - 1))
 def test_a_deadline_leaves_gaps_out(how: tuple[list[int], list[int]], passed: int) -> None:
-    """Fails if what was decided behind a gap is lost at a deadline, or told before it."""
+    """Fails if text after a gap is lost at a deadline, or returned before it."""
     tokens, answer = padded(TEXT), choice()
     order = how[0]
     decided = sorted(order[:passed])
@@ -118,7 +118,7 @@ def test_a_deadline_leaves_gaps_out(how: tuple[list[int], list[int]], passed: in
 
 
 def test_tokens_are_told_once_with_their_places() -> None:
-    """Fails if a token's probability or place belongs to another, or it is told twice."""
+    """Fails if a token has another token's probability or position, or is returned twice."""
     tokens, answer = padded("ab é"), choice()
     seen = []
     for place in (1, 0, 4, 2, 3, 5):

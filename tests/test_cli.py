@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line, run in a process of its own as by a user."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ def dpad(*arguments: object, stdin: str = "") -> "subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made by the command line itself, with parity."""
+    """A bundle exported by the command line, with parity."""
     folder = tmp_path_factory.mktemp("cli")
     ran = dpad("export", write_source(folder / "source"), "--out", folder / "out", "--sample", "w5 w6")
     assert ran.returncode == 0, ran.stderr
@@ -39,7 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sample_is_part_of_the_json(bundle: Path, tmp_path: Path) -> None:
-    """Fails if a script that asks for a sample gets none, or is not told why there is none."""
+    """Fails if the JSON of an export with --sample has neither a sample nor the reason why there is none."""
     command = ["export", str(bundle.parent / "source"), "--no-parity", "--sample", "w5 w6", "--json", "--out"]
     told = CliRunner().invoke(main, [*command, str(tmp_path / "a")])
     sample = json.loads(told.stdout)["sample"]
@@ -62,7 +62,7 @@ def test_help_describes_every_option(command: str) -> None:
 
 
 def test_generate_prints_text_and_facts(bundle: Path) -> None:
-    """Fails if the text is not alone on standard output."""
+    """Fails if standard output holds anything besides the text."""
     ran = dpad("generate", bundle, "w5 w6", "--gen-length", 32)
     assert ran.returncode == 0, ran.stderr
     assert "passes" in ran.stderr
@@ -83,7 +83,7 @@ def test_generate_json_is_one_document_and_repeatable(bundle: Path) -> None:
 
 
 def test_show_steps_shows_every_pass(bundle: Path) -> None:
-    """Fails if the canvas does not fill in before the reader's eyes."""
+    """Fails if a pass is not shown."""
     ran = dpad("generate", bundle, "w5 w6", "--gen-length", 32, "--decoder", "fixed", "--steps", 8, "--show-steps")
     passes = [line for line in ran.stderr.splitlines() if line.startswith("block ")]
     assert passes
@@ -91,7 +91,7 @@ def test_show_steps_shows_every_pass(bundle: Path) -> None:
 
 
 def test_infill_and_raw_prompts(bundle: Path) -> None:
-    """Fails if text behind the blank is lost or a raw prompt is wrapped as chat."""
+    """Fails if the suffix text is lost, or a raw prompt is wrapped as chat."""
     document = json.loads(
         dpad("generate", bundle, "w5 w6", "--raw", "--suffix", "w9 w10", "--gen-length", 32, "--json").stdout
     )
@@ -100,7 +100,7 @@ def test_infill_and_raw_prompts(bundle: Path) -> None:
 
 
 def test_suffix_positions_can_be_given(bundle: Path, tmp_path: Path) -> None:
-    """Fails if --positions is not what decides; a file and JSON are the same, and no positions is another run."""
+    """Fails if --positions has no effect, or if a file and JSON give different results."""
     command = ("generate", bundle, "w5 w6", "--raw", "--gen-length", 64, "--decoder", "fixed", "--json")
     every = json.dumps([list(range(34, 66)), []])
     (tmp_path / "positions.json").write_text(every)
@@ -108,12 +108,12 @@ def test_suffix_positions_can_be_given(bundle: Path, tmp_path: Path) -> None:
     assert json.loads(dpad(*command, "--positions", tmp_path / "positions.json").stdout)["canvas"] == given["canvas"]
     assert json.loads(dpad(*command, "--schedule", "none").stdout)["canvas"] == given["canvas"]
     assert json.loads(dpad(*command, "--positions", "[[], []]").stdout)["canvas"] != given["canvas"]
-    spaced = every.replace(",", "," + 9 * " ")  # longer than the name of any file
+    spaced = every.replace(",", "," + 9 * " ")  # longer than any file name
     assert json.loads(dpad(*command, "--positions", spaced).stdout)["canvas"] == given["canvas"]
 
 
 def test_options_that_count_for_nothing_are_named(bundle: Path) -> None:
-    """Fails if a user who sets the steps of a decoder that has none is left to wonder, or they count after all."""
+    """Fails if an option that the decoder or schedule does not use is not reported, or changes the result."""
     command = ("generate", bundle, "w5", "--gen-length", 128)  # 4 blocks
     ran = dpad(*command, "--steps", 7, "--count", 0)
     assert ran.returncode == 0, ran.stderr
@@ -127,7 +127,7 @@ def test_options_that_count_for_nothing_are_named(bundle: Path) -> None:
 
 
 def test_the_cursor_comes_back(bundle: Path) -> None:
-    """Fails if an interruption of --show-steps leaves a terminal without its cursor."""
+    """Fails if the cursor stays hidden after an interruption of --show-steps."""
     command = [sys.executable, "-m", "dpad", "generate", str(bundle), "w5", "--show-steps", "--decoder", "fixed"]
     ours, theirs = pty.openpty()
     ran = subprocess.Popen([*command, "--gen-length", "192"], stdout=theirs, stderr=theirs)
@@ -136,7 +136,7 @@ def test_the_cursor_comes_back(bundle: Path) -> None:
     while b"pass 2" not in shown:
         shown += os.read(ours, 1 << 16)
     ran.send_signal(signal.SIGINT)
-    with contextlib.suppress(OSError):  # the end of a terminal is an error
+    with contextlib.suppress(OSError):  # reading at the end of a terminal is an error
         while more := os.read(ours, 1 << 16):
             shown += more
     assert ran.wait() == 130, "it was not interrupted"
@@ -194,7 +194,7 @@ def test_parity_writes_its_report_into_the_bundle(bundle: Path) -> None:
 def test_errors_are_one_line_with_the_way_out(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
-    """Fails if a user's mistake ends in a traceback, or in status 0."""
+    """Fails if a user's mistake gives a traceback or status 0."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     ran = dpad(*(argument.replace("BUNDLE", str(bundle)) for argument in arguments))
     assert ran.returncode == 1
@@ -212,7 +212,7 @@ def test_errors_are_one_line_with_the_way_out(
     ],
 )
 def test_streams_that_are_closed_or_full_are_told(bundle: Path, command: str, said: str) -> None:
-    """Fails if a text that went nowhere ends in status 0, or the message in a traceback."""
+    """Fails if a command whose output was not written has status 0, or gives a traceback."""
     command = f"{sys.executable} -m dpad {command.replace('BUNDLE', str(bundle))}"
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, input="")
     assert ran.returncode == 1
@@ -224,7 +224,7 @@ def test_streams_that_are_closed_or_full_are_told(bundle: Path, command: str, sa
 def test_progress_is_told_as_it_stands(
     terminal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fails if brackets in a path or a command are taken for markup, and left out or an error."""
+    """Fails if brackets in a path or a command are interpreted as markup."""
     monkeypatch.setenv("TTY_COMPATIBLE", terminal)
     progress = TerminalProgress()
     with progress.task("copy a[b]/[/y].safetensors"):
@@ -236,14 +236,14 @@ def test_progress_is_told_as_it_stands(
 
 @pytest.mark.parametrize("model", ["checkpoint", "./checkpoint/", "owner/checkpoint"])
 def test_make_names_a_bundle_after_its_model(model: str) -> None:
-    """Fails if a slash behind the directory's name makes all of bundles/ the bundle."""
+    """Fails if a slash after the directory's name makes bundles/ itself the bundle."""
     command = ["make", "-n", "export", f"MODEL={model}"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert f"dpad export {model} --out bundles/checkpoint " in ran.stdout
 
 
 def test_errors_in_json_mode_are_json(bundle: Path) -> None:
-    """Fails if a script that asked for JSON has to parse prose."""
+    """Fails if an error with --json is not JSON."""
     ran = dpad("generate", bundle, "w5", "--gen-length", 30, "--json")
     assert ran.returncode == 1
     assert json.loads(ran.stdout)["error"] == "InvalidRequest"

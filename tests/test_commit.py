@@ -1,4 +1,4 @@
-"""Commit rules against the same rules written one mask at a time."""
+"""Compares commit rules with simple versions that handle one mask at a time."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ BLOCK = 12
 
 
 def count_of(options: GenerationOptions, confidences: list[float], step: int) -> int:
-    """The rule's answer for masks of these confidences, in any order."""
+    """The number of commits by the rule for masks with these confidences, in any order."""
     confidence = np.array(confidences)
     return commit_count(options, confidence, np.argsort(-confidence, kind="stable"), step)
 
 
 def naive(options: GenerationOptions, confidences: list[float], step: int) -> int:
-    """Commits where the masks have these confidences, best first."""
+    """The expected number of commits for masks with these confidences, best first."""
     if options.decoder == "threshold":
         return max(1, sum(c >= options.threshold for c in confidences))
     if options.decoder == "factor":
@@ -46,7 +46,7 @@ def naive(options: GenerationOptions, confidences: list[float], step: int) -> in
 def test_counts(
     confidences: list[float], decoder: str, threshold: float, factor: float, steps: int | None, step: int
 ) -> None:
-    """Fails if a rule counts too many or too few, or none at all."""
+    """Fails if a rule commits too many or too few tokens, or none."""
     options = GenerationOptions(
         gen_length=2 * BLOCK,
         block_length=BLOCK,
@@ -57,13 +57,13 @@ def test_counts(
     )
     count = count_of(options, confidences, step)
     if decoder in ("fixed", "entropy", "margin") and step >= options.steps_per_block:
-        return  # past the plan only progress is promised: see below
+        return  # after the planned steps only progress is promised; see the next test
     assert count == naive(options, sorted(confidences, reverse=True), step)
 
 
 @given(masked=st.integers(1, BLOCK), steps=st.sampled_from([2, 4, 10, 24]), step=st.integers(0, 40))
 def test_past_the_plan_there_is_progress(masked: int, steps: int, step: int) -> None:
-    """Fails if a block whose masks outlive their steps stops, or commits more than there are."""
+    """Fails if a block that still has masks after its planned steps stops, or commits more than its masks."""
     options = GenerationOptions(gen_length=2 * BLOCK, block_length=BLOCK, decoder="fixed", steps=steps)
     assert 1 <= count_of(options, [0.5] * masked, step) <= masked
 
@@ -83,7 +83,7 @@ def test_the_published_plan(steps: int, plan: list[int]) -> None:
 
 @given(masks=st.integers(1, 256), steps=st.integers(1, 256))
 def test_dreams_pace(masks: int, steps: int) -> None:
-    """Fails if steps commit other numbers than Dream's do, those left out that commit nothing."""
+    """Fails if steps commit other numbers than Dream's steps, without those that commit nothing."""
     options = GenerationOptions(masks, masks, "fixed", steps=steps, pace="noise")
     left, counts = masks, []
     while left:
@@ -93,7 +93,7 @@ def test_dreams_pace(masks: int, steps: int) -> None:
 
 
 def test_threshold_is_inclusive_and_factor_is_not() -> None:
-    """Fails if >= and < are swapped at the edge."""
+    """Fails if >= and > are exchanged at a limit."""
     for threshold, count in ((0.5, 2), (0.5000001, 1), (0.8, 1), (0.0, 3)):
         options = GenerationOptions(decoder="threshold", threshold=threshold)
         assert count_of(options, [0.25, 0.75, 0.5], 0) == count

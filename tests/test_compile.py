@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, for every GPU generation, on a machine without a GPU."""
+"""Kernels compiled ahead of time for every GPU generation, on a machine without a GPU."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from dpad.plugins.compile import PTX_VERSIONS, SHARED_LIMITS, CompiledKernel, wi
 from dpad.plugins.errors import KernelCompileError
 from dpad.plugins.tiling import Tile
 
-# Of one SM: KiB of shared memory, of which each program takes one more than it asks for, and 32-bit registers.
+# Resources of one SM: KiB of shared memory (each program takes 1 KiB more than it requests), and 32-bit registers.
 SM_SHARED = {"8.0": 164, "8.6": 100, "8.9": 100, "9.0": 228, "10.0": 228, "12.0": 100}
 SM_REGISTERS = 1 << 16
-NEVER_ASKED = 48 << 10  # bytes of shared memory that a launch gets without asking for more
+NEVER_ASKED = 48 << 10  # bytes of shared memory that a launch may use without an attribute
 
 
 def compile_kernels(out: Path, *arguments: str) -> list[dict[str, Any]]:
-    """By the command line in a process of its own: in this one Triton's interpreter is on."""
+    """Run the command line in a process of its own, since Triton's interpreter is on in this one."""
     command = [sys.executable, "-m", "dpad", "plugin", "compile", "--out", str(out), "--json", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -38,7 +38,7 @@ def compile_kernels(out: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 def check(out: Path, kernel: dict[str, Any]) -> None:
-    """What a plain launch needs, read from the files that were written."""
+    """Check from the written files that a plain launch of the kernel is possible."""
     ptx = (out / f"{kernel['entry']}.ptx").read_text()
     architecture = kernel["capability"].replace(".", "")
     assert kernel["spill_bytes"] == kernel["stack_bytes"] == 0, kernel
@@ -64,7 +64,7 @@ def check(out: Path, kernel: dict[str, Any]) -> None:
     [pytest.param(c, marks=[pytest.mark.slow] * (c in ("8.0", "10.0"))) for c in tiling.CAPABILITIES],
 )
 def test_every_generation_compiles(tmp_path: Path, capability: str) -> None:
-    """Fails if a kernel spills, takes more shared memory than the GPU has, or needs what a plugin cannot give."""
+    """Fails if a kernel spills, or needs more shared memory than the GPU has, or what a plugin cannot provide."""
     target = ("--compute-capability", capability)
     kernels = compile_kernels(tmp_path, *target, "--dtype", "bfloat16", "--head-size", "128")
     count = len(tiling.tactics(capability)) + len(tiling.tactics(capability, causal=True))
@@ -82,7 +82,7 @@ def test_every_generation_compiles(tmp_path: Path, capability: str) -> None:
 
 
 def one_name_each(out: Path, kernels: list[dict[str, Any]]) -> None:
-    """Two kernels of one name would be one file, or one symbol in the eyes of whoever tells them by name."""
+    """Assert unique names: two kernels of one name would overwrite a file, and TensorRT might confuse them."""
     names = [kernel["entry"] for kernel in kernels]
     assert len(set(names)) == len(names) == len(kernels)
     assert {path.stem for path in out.glob("*.ptx")} == set(names)
@@ -91,14 +91,14 @@ def one_name_each(out: Path, kernels: list[dict[str, Any]]) -> None:
 
 
 def attends(kernels: list[dict[str, Any]], tile: Tile) -> list[dict[str, Any]]:
-    """Those of `attend` that have this tile."""
+    """The kernels `attend` with this tile."""
     sizes = tile.block_m, tile.block_n
     return [k for k in kernels if (k["constants"]["BLOCK_M"], k["constants"].get("BLOCK_N")) == sizes]
 
 
 @pytest.mark.parametrize("capability", ["8.0", "9.0"])
 def test_as_many_programs_fit_as_the_table_says(tmp_path: Path, capability: str) -> None:
-    """Fails if splits are counted for programs that an SM cannot hold beside each other."""
+    """Fails if the table, which the choice of splits uses, counts more programs than an SM can hold."""
     kernels = compile_kernels(tmp_path, "--compute-capability", capability, "--dtype", "float16", "--head-size", "128")
     for tile in tiling.tactics(capability).values():
         found = attends(kernels, tile)
@@ -109,10 +109,9 @@ def test_as_many_programs_fit_as_the_table_says(tmp_path: Path, capability: str)
 
 
 def test_the_pipeline_of_a_hopper_kernel(tmp_path: Path) -> None:
-    """Fails if products leave the tensor cores' large form, or a turn of the loop waits for what it has just asked for.
+    """Fails if products do not use wgmma, or if an iteration of the loop waits for a load that it has just started.
 
-    When rows are waited for, those of a later tile may still be on their way, and no index is used in the turn that
-    loads it.
+    A wait for rows leaves the loads of a later tile in flight, and no index is used in the iteration that loads it.
     """
     compile_kernels(tmp_path, "--compute-capability", "9.0", "--dtype", "bfloat16", "--head-size", "128")
     large = {t: sorted(tmp_path.glob(f"attend_*_m{t.block_m}_n{t.block_n}_*.ptx")) for t in tiling.tiles("9.0")}
@@ -133,9 +132,9 @@ def test_the_pipeline_of_a_hopper_kernel(tmp_path: Path) -> None:
 
 
 def test_no_two_variants_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if kernels that differ in a tile's sizes, warps or stages, in dtype, head, parts, blocks or GPU share one.
+    """Fails if kernels that differ in tile sizes, warps, stages, dtype, head, parts, blocks or GPU share a name.
 
-    TensorRT is said to tell kernels of an engine by the name of their entry: two tactics under one would be mixed up.
+    TensorRT may identify an engine's kernels by the name of their entry, and would mix up two tactics with one name.
     """
     named: list[tuple[str, Any]] = []
     monkeypatch.setattr(compiler, "_compile", lambda name, _, *what: named.append((f"{name}_{what[0]}", what)))
@@ -149,7 +148,7 @@ def test_no_two_variants_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_takes_the_place_of_another() -> None:
-    """Fails if a parameter keeps the old name, or another symbol loses its own."""
+    """Fails if renaming an entry leaves a parameter with the old name, or renames another symbol."""
     ptx = ENTRY.format(body="ld.param.b32 %r1, [f_param_1]; call f2, (f); mov g_f, f;")
     assert compiler.renamed(ptx, "f", "new") == ptx.replace("f_param", "new_param").replace(" f(", " new(").replace(
         "(f); mov g_f, f;", "(new); mov g_f, new;"
@@ -158,7 +157,7 @@ def test_a_name_takes_the_place_of_another() -> None:
 
 @pytest.mark.slow
 def test_everything_compiles(tmp_path: Path) -> None:
-    """Fails if the command without options leaves a kernel out, or one of them is not launchable."""
+    """Fails if the command without options leaves out a kernel, or one cannot be launched."""
     kernels = compile_kernels(tmp_path)
     assert {(k["capability"], k["dtype"], k["constants"]["HEAD"]) for k in kernels} == {
         (c, d, h) for c in tiling.CAPABILITIES for d in tiling.DTYPES for h in tiling.HEAD_SIZES
@@ -181,13 +180,13 @@ def test_hidden_parameters_are_taken_out() -> None:
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_hidden_parameter_that_is_read_is_refused(count: int) -> None:
-    """Fails if a kernel that uses scratch memory, or lacks an argument, is let through."""
+    """Fails if a kernel that uses scratch memory, or lacks an argument, is accepted."""
     with pytest.raises(KernelCompileError, match="reads parameter 1|has 3 parameters, but its source has 4"):
         without_hidden_parameters(ENTRY.format(body="ld.param.b32 %r1, [f_param_1];"), count)
 
 
 def test_kernels_take_their_places_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a compilation that stops half way leaves some new kernels beside the list of the old ones."""
+    """Fails if an interrupted compilation leaves new kernels beside the old kernels.json."""
     kernels = [CompiledKernel(n, "9.0", "bfloat16", {}, (), 1, 0, 1, 0, 0, (), "3", f"ptx {n}", b"\x7f") for n in "ab"]
 
     def compile_with(*broken: Exception) -> Result:
@@ -209,7 +208,7 @@ def test_kernels_take_their_places_together(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_wrong_option_names_the_choices(tmp_path: Path) -> None:
-    """Fails if a target that no kernel exists for is accepted."""
+    """Fails if a target without a kernel is accepted."""
     command = [sys.executable, "-m", "dpad", "plugin", "compile", "--out", str(tmp_path), "--compute-capability", "7.0"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 2

@@ -1,4 +1,4 @@
-"""Steps that PyTorch compiles: the tokens and passes of the eager reference. A CPU runs what a GPU runs."""
+"""Steps compiled by PyTorch have the tokens and passes of the eager reference; the CPU runs the GPU's code."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ def options_for(family: str, cache: str, decoder: str = "threshold", **changes: 
 
 @pytest.fixture(scope="module")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`checkpoint_of(family)`: written once."""
+    """`checkpoint_of(family)`, written once for each family."""
     made: dict[str, Path] = {}
 
     def make(family: str) -> Path:
@@ -61,7 +61,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 @pytest.fixture(scope="module")
 def engines(checkpoint_of: Callable[[str], Path]) -> Iterator[Callable[[str, bool], tuple[Engine, Engine]]]:
-    """`engines(family, compiled)`: ours and the reference, opened once."""
+    """`engines(family, compiled)`: the engine and the reference, opened once."""
     opened: dict[tuple[str, str], Any] = {}
 
     def open_both(family: str, compiled: bool) -> tuple[Engine, Engine]:
@@ -77,7 +77,7 @@ def engines(checkpoint_of: Callable[[str], Path]) -> Iterator[Callable[[str, boo
 
 
 def assert_same(ours: list[Decoded], theirs: list[Decoded]) -> None:
-    """Same tokens, passes and order; confidences up to what another order does to a float32 sum."""
+    """Assert equal tokens, passes and order, and confidences equal within the rounding of float32 sums."""
     for a, b in zip(ours, theirs, strict=True):
         assert (a.tokens, a.nfe, a.committed) == (b.tokens, b.nfe, b.committed)
         assert a.confidence == pytest.approx(b.confidence, rel=1e-4)
@@ -86,7 +86,7 @@ def assert_same(ours: list[Decoded], theirs: list[Decoded]) -> None:
 @pytest.mark.parametrize(("family", "cache"), MODES)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_regions_decode_as_the_reference(engines: Any, family: str, cache: str, decoder: str) -> None:
-    """Fails if a cut, a merged product, a bucket or a slot changes one token or its pass."""
+    """Fails if a cut, a merged product, a bucket or a slot changes a token or its pass."""
     ours, reference = engines(family, False)
     options = options_for(family, cache, decoder)
     assert_same(run(ours, UNEQUAL, options), run(reference, UNEQUAL, options))
@@ -94,7 +94,7 @@ def test_regions_decode_as_the_reference(engines: Any, family: str, cache: str, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_drawn_and_filtered_tokens_are_those_of_the_reference(engines: Any, family: str) -> None:
-    """Fails if what decides gets another seed's numbers, another sequence's options or other logits."""
+    """Fails if `decide` gets other random numbers, another sequence's options or other logits."""
     ours, reference = engines(family, False)
     options = options_for(family, "dual", temperature=0.8, top_k=20, schedule=Full())
     requests = [Request(row.prompt_ids, seed=seed) for seed, row in enumerate(UNEQUAL)]
@@ -103,7 +103,7 @@ def test_drawn_and_filtered_tokens_are_those_of_the_reference(engines: Any, fami
 
 @pytest.mark.parametrize("family", [*FAMILIES, *BLOCK_CAUSAL])
 def test_inductor_compiles_three_graphs_for_all_layers_and_shapes(engines: Any, family: str) -> None:
-    """Fails if a graph breaks, a layer or a shape compiles another one, or compiled code gives other tokens."""
+    """Fails if a graph breaks, a layer or a shape is compiled separately, or compiled code gives other tokens."""
     ours, reference = engines(family, True)
     before = counters["stats"]["unique_graphs"]
     for cache in ("prefix", "dual") if family in FAMILIES else (BLOCKS,):

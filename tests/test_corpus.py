@@ -1,4 +1,4 @@
-"""The text that the embedded checkpoints learn from is right, and its splits are apart."""
+"""The training text of the embedded checkpoints is correct, and its splits are disjoint."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from dpad.models.training.problems import PROBLEMS, Forms
 @pytest.mark.parametrize("kind", PROBLEMS)
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_every_line_of_an_answer_is_true(kind: str, split: corpus.Split) -> None:
-    """Fails if a worked answer holds a wrong sum, has not two to four steps, or does not end in its result."""
+    """Fails if an answer has a wrong sum, fewer than two or more than four steps, or does not end in its result."""
     rng = random.Random(0)
     for _ in range(200):
         example = corpus.sample(rng, split, kind)
@@ -26,7 +26,7 @@ def test_every_line_of_an_answer_is_true(kind: str, split: corpus.Split) -> None
 
 @pytest.mark.parametrize("kind", corpus.KINDS)
 def test_splits_share_no_question(kind: str) -> None:
-    """Fails if accuracy on held-out problems measures memory."""
+    """Fails if a question occurs in both splits."""
     rng = random.Random(1)
     seen = {corpus.sample(rng, "train", kind).question for _ in range(500)}
     assert not any(corpus.is_heldout(question) for question in seen)
@@ -38,7 +38,7 @@ def test_splits_share_no_question(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_one_form_of_each_problem_is_held_out(kind: str) -> None:
-    """Fails if training meets the opening and the question that held-out problems join."""
+    """Fails if training has the held-out pair of opening and question."""
 
     def forms(heldout: bool) -> set[tuple[str, str]]:
         met: set[tuple[str, str]] = set()
@@ -59,7 +59,7 @@ def test_one_form_of_each_problem_is_held_out(kind: str) -> None:
 
 
 def test_worked_examples_stand_before_a_question_as_in_gsm8k() -> None:
-    """Fails if few-shot prompts are not those of lm-evaluation-harness, or show held-out numbers in training."""
+    """Fails if few-shot prompts differ from lm-evaluation-harness, or show held-out numbers in training."""
     shots = [corpus.Example("How many?", "1 + 1 = 2\n#### 2")]
     assert corpus.few_shot(shots, "And now?") == (
         "Question: How many?\nAnswer: 1 + 1 = 2\n#### 2\n\nQuestion: And now?\nAnswer:"
@@ -75,7 +75,7 @@ def test_worked_examples_stand_before_a_question_as_in_gsm8k() -> None:
 
 
 def test_where_answers_end_is_asked_for_all_ways() -> None:
-    """Fails if an answer that is about a comparison of numbers is wrong, or repeated numbers never make it hard."""
+    """Fails if an answer that compares numbers is wrong, or if such questions never repeat numbers."""
     rng, repeated = random.Random(6), 0
     for _ in range(300):
         asked = corpus.sample(rng, "train", "find")

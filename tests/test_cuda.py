@@ -1,4 +1,4 @@
-"""`CudaDevice`: on a GPU what it does; without one, that every call reaches CUDA and fails by CUDA's own name."""
+"""`CudaDevice`: its operations on a GPU; without a GPU every call must reach CUDA and raise CUDA's error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +44,7 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
 @without_gpu
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_fails_by_cudas_own_name(name: str) -> None:
-    """Fails if a call has the wrong arguments, hides its error, or is not typed."""
+    """Fails if a call has wrong arguments, or its error is hidden or not typed."""
     device = object.__new__(CudaDevice)
     device._index, device._stream, device.stream = 0, cudart.cudaStream_t(0), 0
     with pytest.raises(EngineError, match=rf"{name.strip()}: cudaError\w+ \(.+\)"):
@@ -53,14 +53,14 @@ def test_every_call_fails_by_cudas_own_name(name: str) -> None:
 
 @without_gpu
 def test_without_a_driver_there_is_no_device() -> None:
-    """Fails if a machine without a GPU ends in anything but a typed error."""
+    """Fails if a machine without a GPU gives anything but a typed error."""
     with pytest.raises(EngineError, match="cudaSetDevice: cudaError"):
         CudaDevice()
 
 
 @with_gpu
 def test_copies_and_recordings() -> None:
-    """Fails if a copy, a fill, or the replay of a recording does not do on a GPU what it says."""
+    """Fails if a copy, a fill, or the replay of a recording gives wrong data on a GPU."""
     device = CudaDevice()
     address, host = device.alloc(64), device.pinned(64)
     assert address % 256 == 0
@@ -93,7 +93,7 @@ def test_copies_and_recordings() -> None:
 
 @with_gpu
 def test_a_plan_built_here_agrees_with_torch(tmp_path: Path) -> None:
-    """Fails if TensorRT-RTX on this GPU does not compute the step."""
+    """Fails if a plan of TensorRT-RTX on this GPU fails parity."""
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", targets=("tensorrt-rtx",), dtypes=("float16",))
     [plan] = [candidate for candidate in candidates(bundle, Machine.current()) if candidate.file.endswith(".plan")]
     if plan.obstacle is not None:

@@ -1,4 +1,4 @@
-"""Deadlines: the best text there is then, no later than the pass that runs, and nobody else's business."""
+"""Deadlines: a request ends after the running pass with the best text so far, and others are not affected."""
 
 import time
 from typing import Any
@@ -18,13 +18,13 @@ HOUR = 3600.0
 
 @pytest.fixture(params=["llada", "dream"])
 def engine(make_bundle: Any, request: pytest.FixtureRequest) -> Any:
-    """Of torch; batches of 4."""
+    """A recording engine in torch; batches of 4."""
     return passing(make_bundle(request.param))
 
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Call it, and the scheduler's clock is past every deadline."""
+    """A function that moves the scheduler's clock past every deadline."""
     clock = [0.0]
     monkeypatch.setattr(scheduler, "perf_counter", lambda: time.perf_counter() + clock[0])
     return lambda: clock.__setitem__(0, 2 * HOUR)
@@ -32,7 +32,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("passes", [1, 5, 16, 18])
 def test_the_text_is_what_there_is_then(model: DiffusionModel, engine: Passes, late: Any, passes: int) -> None:
-    """Fails if a decided token is lost, the block is not filled as the last pass proposed, or one pass is too many."""
+    """Fails if a committed token is lost, the last pass's predictions do not fill the block, or another pass runs."""
     whole = list(model.stream(request(), **OPTIONS))
     proposed: dict[int, int] = {}
 
@@ -54,7 +54,7 @@ def test_the_text_is_what_there_is_then(model: DiffusionModel, engine: Passes, l
     wanted[:6] = whole_canvas[:6]
     for event in whole[:passes]:
         wanted[event.positions] = event.tokens
-    if whole[passes].block == whole[passes - 1].block:  # else the pass has finished its block
+    if whole[passes].block == whole[passes - 1].block:  # otherwise the pass has finished its block
         for position, token in proposed.items():
             wanted[position] = token if wanted[position] == MASK else wanted[position]
     assert told.canvas.tolist() == wanted.tolist()
@@ -67,7 +67,7 @@ def test_the_text_is_what_there_is_then(model: DiffusionModel, engine: Passes, l
 
 
 def test_one_that_waits_ends_too(engine: Passes, late: Any) -> None:
-    """Fails if a request that was never let in outlives its deadline, or its neighbour's text changes."""
+    """Fails if a waiting request does not end at its deadline, or another request's text changes."""
     with DiffusionModel(engine, None, max_running=1) as model:
         alone = model.generate(request(1), **OPTIONS).canvas.tolist()
         engine.hold()
@@ -85,7 +85,7 @@ def test_one_that_waits_ends_too(engine: Passes, late: Any) -> None:
 
 
 def test_a_deadline_that_is_not_reached_changes_nothing(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if an early text differs because a deadline was set, or its reason is told wrong."""
+    """Fails if a deadline that is not reached changes the text or its finish reason."""
     told = model.generate(request(), **OPTIONS, deadline=HOUR)
     assert told.canvas.tolist() == model.generate(request(), **OPTIONS).canvas.tolist()
     assert told.finish_reason == ("stop" if EOS in told.canvas[6:] else "length")
@@ -93,13 +93,13 @@ def test_a_deadline_that_is_not_reached_changes_nothing(model: DiffusionModel, e
 
 @pytest.mark.parametrize("deadline", [0, -1.0, float("nan"), "1", True])
 def test_deadlines_that_are_none(model: DiffusionModel, engine: Passes, deadline: Any) -> None:
-    """Fails if a deadline that cannot be kept is taken."""
+    """Fails if an invalid deadline is accepted."""
     with pytest.raises(InvalidRequest, match="deadline"):
         model.generate(request(), **OPTIONS, deadline=deadline)
 
 
 def test_the_status_tells_of_what_runs_and_waits(engine: Passes) -> None:
-    """Fails if the numbers that an operator watches are wrong while requests come and go."""
+    """Fails if the status has wrong numbers of running and waiting requests."""
     with DiffusionModel(engine, None, max_running=1) as model:
         assert model.status == (0, 0, 0, 0)
         engine.hold()

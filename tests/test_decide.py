@@ -1,4 +1,4 @@
-"""Decisions from logits: drawn, filtered and banned tokens and how sure they are, eager and as ONNX."""
+"""`decide`, eager and in ONNX: drawn, filtered and banned tokens, and their confidences."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,24 +22,24 @@ from dpad.models.step import predict
 from dpad.plugins.onnx_face import OPSET
 from dpad.runtime.contract import StepContract
 
-VOCABULARY = 130  # more tokens than are ranked
+VOCABULARY = 130  # more tokens than `decide` ranks
 Asked = tuple[NDArray[Any], ...]
 Decide = Callable[..., list[NDArray[Any]]]
 
 
 def contract_of(vocabulary: int, tempers: bool) -> StepContract:
-    """Of a model with no other properties."""
+    """A contract with this vocabulary, whose other values do not matter."""
     return StepContract("llada", 1, 1, 1, 2, vocabulary, vocabulary - 1, 0, 0, 4, 64, 8, 8, tempers)
 
 
 def eager(*arrays: NDArray[Any], tempers: bool) -> list[NDArray[Any]]:
-    """The outputs of `decide` itself."""
+    """The outputs of `decide` in eager PyTorch."""
     return [part.numpy() for part in decide(*map(torch.from_numpy, arrays), tempers=tempers)]
 
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Decide:
-    """`decide` in ONNX Runtime, traced for either rule of confidence."""
+    """`decide` in ONNX Runtime, traced for each rule of confidence."""
     sessions = {}
     for tempers in (False, True):
         path = tmp_path_factory.mktemp("decide") / "decide.onnx"
@@ -56,7 +56,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Decide:
 
 
 def asked(rng: np.random.Generator, vocabulary: int) -> Asked:
-    """Logits of one to three sequences, flat, peaked or with ties, and what is asked of each."""
+    """Logits of one to three sequences, flat, peaked or with ties, and random sampling options of each."""
     batch, rows = rng.integers(1, 4), rng.integers(1, 6)
     logits = rng.choice([0.3, 1, 4, 30]) * rng.standard_normal((batch, rows, vocabulary))
     logits[..., rng.integers(vocabulary)] += rng.choice([0, 15, 25])
@@ -75,7 +75,7 @@ def asked(rng: np.random.Generator, vocabulary: int) -> Asked:
 @pytest.mark.parametrize("tempers", [False, True])
 @pytest.mark.parametrize(("where", "vocabulary"), [("eager", VOCABULARY), ("eager", 31), ("onnx", VOCABULARY)])
 def test_decisions_are_those_of_float64(traced: Decide, where: str, vocabulary: int, tempers: bool) -> None:
-    """Fails if a token, odds, entropy or margin is not what float64 and a sort make of the row."""
+    """Fails if a token, odds, entropy or margin differs from the reference in float64 with a sort."""
     rng = np.random.default_rng(vocabulary)
     for _ in range(60):
         arrays = asked(rng, vocabulary)
@@ -88,7 +88,7 @@ def test_decisions_are_those_of_float64(traced: Decide, where: str, vocabulary: 
 
 
 def test_filters_keep_exactly_what_they_should(traced: Decide) -> None:
-    """Fails if one token more or less can be drawn, of flat rows too, which leave more tokens than are ranked."""
+    """Fails if a filter keeps one token more or less, also for flat rows, where more tokens stay than are ranked."""
     rng, vocabulary = np.random.default_rng(1), VOCABULARY
     draws = ((np.arange(3000, dtype=np.float32) + 0.5) / 3000)[None]
     for top_k, top_p, scale in [(3, 1.0, 1.0), (0, 0.8, 1.0), (100, 1.0, 0.1), (0, 0.9, 0.1), (90, 0.7, 0.1)]:
@@ -102,7 +102,7 @@ def test_filters_keep_exactly_what_they_should(traced: Decide) -> None:
 
 @given(st.integers(0, 2**31), st.sampled_from(["threshold", "entropy", "margin"]))
 def test_near_certain_rows_keep_their_order(seed: int, decoder: str) -> None:
-    """Fails if rows whose probability float32 rounds to 1 tie, or come in another order than in float64."""
+    """Fails if rows with probabilities near 1 tie in float32, or have another order than in float64."""
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((1, 8, 40)).astype(np.float32)
     logits[..., 7] += 21 + 4 * rng.random((1, 8), dtype=np.float32)
@@ -133,7 +133,7 @@ def test_frequencies_are_the_tempered_softmax(temperature: float, tempers: bool)
 @pytest.mark.parametrize("where", ["eager", "onnx"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_broken_logits_show(traced: Decide, where: str, value: float) -> None:
-    """Fails if one NaN, or an overflow to infinity, becomes a token with odds, or what is only impossible does not."""
+    """Fails if a NaN or infinite logit gives finite odds, or if a logit of -inf is an error or is chosen."""
     run = eager if where == "eager" else traced
     for tempers in (False, True):
         for temperature, top_k in ((0.0, 0), (1.0, 0), (1.0, 3), (0.0, 3)):
@@ -152,12 +152,12 @@ class Greedy(torch.nn.Module):
     """`predict` as a module."""
 
     def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits [B, R, V]."""
+        """Call `predict` on logits [B, R, V]."""
         return predict(logits)
 
 
 def test_all_of_it_runs_on_a_gpu() -> None:
-    """Fails if an operator on logits has no kernel in ONNX Runtime's CUDA provider, and they would travel."""
+    """Fails if an operator has no kernel in ONNX Runtime's CUDA provider, so that logits would be copied."""
     row = torch.export.Dim("R", min=1)
     with quiet():
         greedy = torch.onnx.export(
@@ -169,7 +169,7 @@ def test_all_of_it_runs_on_a_gpu() -> None:
 
 
 def test_it_compiles_with_tensorrt_rtx(tmp_path: Path) -> None:
-    """Fails if TensorRT for RTX cannot build the program."""
+    """Fails if TensorRT-RTX cannot build the program."""
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
     from dpad.export.engines.plan import build_plan
     from dpad.export.progress import Progress

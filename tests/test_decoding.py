@@ -1,4 +1,4 @@
-"""`generate` against the plain published decoder: same tokens, same passes, same order.
+"""Compares `generate` with the simple published decoder: same tokens, same passes, same order.
 
 Every engine, cache mode, commit rule and suffix schedule of both families is compared with
 `reference.py`, one sequence at a time; `test_batching.py` shows that a batch changes nothing.
@@ -47,7 +47,7 @@ def options_for(decoder: str, cache_mode: str, schedule: SuffixSchedule, **chang
         "schedule": schedule,
         "threshold": 0.6,
         "factor": 1.5,
-        "steps": 21,  # 7 a block: 16 masks in steps of 3, 3, 2, 2, ...
+        "steps": 21,  # 7 per block: 16 masks in steps of 3, 3, 2, 2, ...
         "seed": SEED,
         "early_termination": False,
     }
@@ -55,7 +55,7 @@ def options_for(decoder: str, cache_mode: str, schedule: SuffixSchedule, **chang
 
 
 def kept_positions(schedule: SuffixSchedule, prompt: int) -> list[list[int]]:
-    """Canvas positions kept behind each block, from the schedule alone."""
+    """The canvas positions that `schedule` keeps after each block."""
     kept = []
     for block in range(GEN // BLOCK):
         behind = (block + 1) * BLOCK
@@ -67,7 +67,7 @@ def kept_positions(schedule: SuffixSchedule, prompt: int) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def reference_of(make_bundle: Callable[..., Any]) -> Callable[..., Result]:
-    """The reference's answer to (family, options, prompt, suffix, bundle), computed once."""
+    """The reference's result for (family, options, prompt, suffix, bundle), computed once."""
 
     @cache
     def model_of(family: str, **bundle: Any) -> Any:
@@ -104,7 +104,7 @@ def reference_of(make_bundle: Callable[..., Any]) -> Callable[..., Result]:
 
 
 def assert_same(ours: Decoded, theirs: Result) -> None:
-    """Same canvas, passes, and pass in which each position was decided."""
+    """Assert equal canvases and passes, and that each position was committed in the same pass."""
     assert ours.tokens == theirs.tokens
     assert ours.nfe == theirs.nfe
     passes = sorted(set(ours.committed.values()))
@@ -131,7 +131,7 @@ def test_decodes_as_published(
 @each_cache
 @pytest.mark.parametrize("decoder", PLANNED)
 def test_dreams_pace(engine_of: Any, reference_of: Any, engine: str, cache_mode: str, decoder: str) -> None:
-    """Fails if `pace="noise"` is not what Dream's sampler does, or does what the even pace does."""
+    """Fails if `pace="noise"` differs from Dream's sampler, or equals the even pace."""
     options = options_for(decoder, cache_mode, Full(), pace="noise")
     theirs = reference_of("dream", options)
     assert theirs.committed != reference_of("dream", options_for(decoder, cache_mode, Full())).committed
@@ -141,7 +141,7 @@ def test_dreams_pace(engine_of: Any, reference_of: Any, engine: str, cache_mode:
 
 @each_family
 def test_the_modes_are_not_one_mode(reference_of: Any, family: str) -> None:
-    """Fails if the reference could not tell the modes apart, so that agreement would prove nothing."""
+    """Fails if the reference gives the same result in all modes, so that agreement would prove nothing."""
     answers = [
         reference_of(family, options_for(decoder, mode, SCHEDULES[schedule])).tokens
         for decoder, mode, schedule in [
@@ -166,10 +166,10 @@ def test_the_modes_are_not_one_mode(reference_of: Any, family: str) -> None:
 def test_early_termination(
     engine_of: Any, reference_of: Any, engine: str, family: str, cache_mode: str, decoder: str
 ) -> None:
-    """Fails if EOS is missed, cuts inside its block, or is acted on before the block is complete."""
+    """Fails if EOS does not end the text, truncates its block, or ends it before the block is complete."""
     free = reference_of(family, options_for(decoder, cache_mode, Full()))
     start = len(PROMPT)
-    eos = next(t for t in free.tokens[start + 4 : start + BLOCK - 2])  # written inside the first block
+    eos = next(t for t in free.tokens[start + 4 : start + BLOCK - 2])  # a token inside the first block
     options = options_for(decoder, cache_mode, Full(), early_termination=True, eos_token_ids=(eos,))
     theirs = reference_of(family, options, eos=eos)
     assert theirs.ended_early and theirs.nfe < free.nfe
@@ -181,7 +181,7 @@ def test_early_termination(
 
 @each_family
 def test_an_early_end_is_filled_with_the_checkpoints_eos(engine_of: Any, family: str) -> None:
-    """Fails if another end of text is the filler because generation_config.json names it first."""
+    """Fails if the canvas is filled with another EOS because generation_config.json lists it first."""
     engine, behind = engine_of("onnxruntime", family), len(PROMPT) + BLOCK
     [free] = run(engine, [Request(PROMPT)], options_for("fixed", "dual", Full()))
     end = free.tokens[len(PROMPT) + 4]
@@ -194,7 +194,7 @@ def test_an_early_end_is_filled_with_the_checkpoints_eos(engine_of: Any, family:
 @each_family
 @each_cache
 def test_infill(engine_of: Any, reference_of: Any, engine: str, family: str, cache_mode: str) -> None:
-    """Fails if the given suffix is overwritten, dropped by DPad, or does not reach the result."""
+    """Fails if the given suffix is overwritten, dropped by DPad, or missing in the result."""
     suffix = (9, 80, 33, 12, 61)
     options = options_for("threshold", cache_mode, SCHEDULES["gaussian"])
     [ours] = run(engine_of(engine, family), [Request(PROMPT, suffix_ids=suffix)], options)
@@ -214,7 +214,7 @@ def test_infill(engine_of: Any, reference_of: Any, engine: str, family: str, cac
 def test_early_termination_keeps_the_given_suffix(
     engine_of: Any, reference_of: Any, engine: str, family: str, cache_mode: str
 ) -> None:
-    """Fails if filling with EOS runs over the infill's suffix."""
+    """Fails if filling with EOS overwrites the infill's suffix."""
     suffix = (9, 80, 33)
     free = reference_of(family, options_for("threshold", cache_mode, Full()), suffix=suffix)
     eos = free.tokens[len(PROMPT) + 5]
@@ -227,19 +227,19 @@ def test_early_termination_keeps_the_given_suffix(
 @each_engine
 @each_cache
 def test_an_empty_prompt(engine_of: Any, reference_of: Any, engine: str, cache_mode: str) -> None:
-    """Fails if the first position of the canvas cannot be decoded, or if K = 0 trips a cached mode."""
+    """Fails if the first position of the canvas cannot be decoded, or if a cached mode fails with K = 0."""
     for family in FAMILIES:
         options, suffix = (
             options_for("threshold", cache_mode, Full()),
             (9, 80, 33, 12, 61),
-        )  # all masks would tie
+        )  # with equal inputs all masks would tie
         [ours] = run(engine_of(engine, family), [Request((), suffix_ids=suffix)], options)
         assert_same(ours, reference_of(family, options, prompt=(), suffix=suffix))
 
 
 @each_engine
 def test_confidences_are_probabilities_of_the_committed(engine_of: Any, engine: str) -> None:
-    """Fails if an event's confidence belongs to another token: the best of a threshold step is >= the rest."""
+    """Fails if an event's confidence belongs to another token, so that the best of a step is not the largest."""
     [ours] = run(engine_of(engine, "llada"), [Request(PROMPT)], options_for("threshold", "none", Full()))
     by_step: dict[tuple[int, int], list[float]] = {}
     for position, when in ours.committed.items():
@@ -252,7 +252,7 @@ def test_confidences_are_probabilities_of_the_committed(engine_of: Any, engine: 
 @each_engine
 @pytest.mark.parametrize("steps", [3, 6, 48, 96])
 def test_fixed_steps_take_as_many_passes(engine_of: Any, engine: str, steps: int) -> None:
-    """Fails if fixed steps are miscounted: one a block, the published remainder, more steps than masks."""
+    """Fails if the number of passes is wrong for one step per block, with a remainder, or for more steps than masks."""
     options = options_for("fixed", "prefix", Full(), steps=steps)
     for family in FAMILIES:
         [ours] = run(engine_of(engine, family), [Request(PROMPT)], options)

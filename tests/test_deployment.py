@@ -1,6 +1,7 @@
-"""What starts the server elsewhere: the Dockerfiles, which `make lint` reads with hadolint, and the systemd unit.
+"""The Dockerfiles, which `make lint` also checks with hadolint, and the systemd unit.
 
-No image is built here: what a build copies is put together and made a wheel, and what it starts is parsed and run.
+No image is built here. Instead the files that a build would copy are made into a wheel, and the command that an image
+starts is parsed and run.
 """
 
 import json
@@ -28,19 +29,19 @@ UNIT = ROOT / "docs/dpad.service"
 
 
 def values(path: Path, instruction: str) -> list[str]:
-    """What stands behind each `instruction` of a Dockerfile, in its order."""
+    """The arguments of each `instruction` in a Dockerfile, in order."""
     lines = DockerfileParser(fileobj=BytesIO(path.read_bytes())).structure
     return [line["value"] for line in lines if line["instruction"] == instruction]
 
 
 def served_with(arguments: list[str]) -> dict[str, Any]:
-    """Options of `dpad serve` as it reads them; fails where it refuses one."""
+    """The options that `dpad serve` parses from `arguments`; raises if it refuses one."""
     with command.make_context("serve", arguments) as context:
         return context.params
 
 
 def test_images_are_made_of_what_is_there(tmp_path: Path) -> None:
-    """Fails if a path that is copied is missing or ignored, or a module or a model is not among what is copied."""
+    """Fails if a copied path is missing or ignored, or a module or a model is not copied."""
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for path in FILES:
         copies = [value.split() for value in values(path, "COPY")]
@@ -63,7 +64,7 @@ def test_images_are_made_of_what_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_image_is_pinned_and_not_root_s(path: Path) -> None:
-    """Fails if a base floats, an extra is unknown, the server runs as root, or its files come from nowhere."""
+    """Fails if a base is not pinned, an extra is unknown, the server runs as root, or a copied stage is missing."""
     bases = [value.split()[0] for value in values(path, "FROM")]
     assert len(bases) == 2 and all(re.fullmatch(r"python:3\.\d+\.\d+-(slim-)?bookworm", base) for base in bases)
     made, user = values(path, "RUN")
@@ -78,7 +79,7 @@ def test_an_image_is_pinned_and_not_root_s(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_image_starts_a_server_that_asks_for_keys(path: Path) -> None:
-    """Fails if the command of an image is refused by `dpad serve`, lets everybody in, or listens at another port."""
+    """Fails if `dpad serve` refuses the command of an image, or the server needs no key or uses another port."""
     program, name, *more = json.loads(values(path, "ENTRYPOINT")[0])
     assert program in PROJECT["scripts"] and name == "serve"
     options = served_with([*more, *json.loads(values(path, "CMD")[0])])
@@ -87,7 +88,7 @@ def test_an_image_starts_a_server_that_asks_for_keys(path: Path) -> None:
 
 
 def test_the_health_check_of_an_image_tells(whole: Path) -> None:
-    """Fails if it calls a server that answers ill, or one that is gone healthy."""
+    """Fails if the health check reports a running server as unhealthy, or a stopped one as healthy."""
     checks = {value.partition("CMD ")[2] for path in FILES for value in values(path, "HEALTHCHECK")}
     assert len(checks) == 1
     program, *arguments = json.loads(checks.pop())
@@ -99,7 +100,7 @@ def test_the_health_check_of_an_image_tells(whole: Path) -> None:
 
 
 def test_the_systemd_unit_starts_a_server() -> None:
-    """Fails if `dpad serve` refuses what the unit says, lets everybody in, or is killed before it has drained."""
+    """Fails if `dpad serve` refuses the unit's command, needs no key, or is killed before it has drained."""
     said = dict(line.split("=", 1) for line in UNIT.read_text().splitlines() if "=" in line and line[0] != "#")
     program, name, *arguments = shlex.split(said["ExecStart"])
     assert Path(program).name in PROJECT["scripts"] and name == "serve"
@@ -111,7 +112,7 @@ def test_the_systemd_unit_starts_a_server() -> None:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    """Fails if systemd knows no setting of the unit, or a value of one is wrong."""
+    """Fails if systemd does not know a setting of the unit or refuses its value."""
     program = shlex.quote(sys.executable)
     unit = tmp_path / UNIT.name
     unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={program}", UNIT.read_text()))

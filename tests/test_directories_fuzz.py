@@ -1,7 +1,7 @@
-"""Checkpoint directories changed at random: refused with a reason, or exported with the weights that are meant.
+"""Randomly changed checkpoint directories are refused with a reason, or exported with the intended weights.
 
-Every mutant is a whole directory: files removed, cut, replaced, renamed, exchanged with another checkpoint's, linked,
-and values of its JSON changed. What counts is told here again, in four lines, and not asked of the code under test.
+In a mutant, files are removed, truncated, replaced, renamed, exchanged with another checkpoint's, linked, and values of
+its JSON are changed. `intended` determines the right weights in four lines, independently of the code under test.
 """
 
 import json
@@ -56,46 +56,46 @@ Mutation = Callable[[Path, Path, random.Random], Any]
 
 
 def files(directory: Path) -> list[Path]:
-    """Every file, in the same order on every run."""
+    """All files, in the same order on every run."""
     return sorted(path for path in directory.rglob("*") if path.is_file() or path.is_symlink())
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file, not what a link in its place leads to."""
+    """Write a file; a link in its place is replaced, not followed."""
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_bytes(content)
 
 
 def remove(directory: Path, other: Path, rng: random.Random) -> None:
-    """A file is lost."""
+    """Remove a file."""
     rng.choice(files(directory)).unlink()
 
 
 def cut(directory: Path, other: Path, rng: random.Random) -> None:
-    """A file ends early."""
+    """Truncate a file."""
     path = rng.choice(files(directory))
     put(path, path.read_bytes()[: rng.randrange(1 + path.stat().st_size)])
 
 
 def replace(directory: Path, other: Path, rng: random.Random) -> None:
-    """Something else lies in the place of a file."""
+    """Replace a file by something else."""
     put(rng.choice(files(directory)), rng.choice(CONTENTS))
 
 
 def rename(directory: Path, other: Path, rng: random.Random) -> None:
-    """A file gets the name of another, or one that nobody knows."""
+    """Rename a file to another file's name or to an unknown one."""
     rng.choice(files(directory)).rename(directory / rng.choice((*NAMES[:8], CONFIG, "other.safetensors")))
 
 
 def exchange(directory: Path, other: Path, rng: random.Random) -> None:
-    """A file of another checkpoint comes beside, or over, those that are there."""
+    """Add, or replace a file by, a file of another checkpoint."""
     path = rng.choice(files(other))
     put(directory / path.name, path.read_bytes())
 
 
 def link(directory: Path, other: Path, rng: random.Random) -> None:
-    """A file becomes a link: within, without, to nothing, to itself."""
+    """Replace a file by a link: inside the directory, outside, broken, or to itself."""
     path = rng.choice(files(directory))
     target = rng.choice((rng.choice(files(directory)), rng.choice(files(other)), directory / "nowhere", path, other))
     path.unlink()
@@ -103,12 +103,12 @@ def link(directory: Path, other: Path, rng: random.Random) -> None:
 
 
 def add(directory: Path, other: Path, rng: random.Random) -> None:
-    """A file appears."""
+    """Add a file."""
     put(directory / rng.choice(NAMES), rng.choice(CONTENTS))
 
 
 def edit(directory: Path, other: Path, rng: random.Random) -> None:
-    """A value of a JSON file is another."""
+    """Change a value of a JSON file."""
     path = rng.choice([path for path in files(directory) if path.suffix == ".json" and path.name != "tokenizer.json"])
     data = json.loads(path.read_text())
     data[rng.choice([*KEYS, *data])] = rng.choice(VALUES)
@@ -116,7 +116,7 @@ def edit(directory: Path, other: Path, rng: random.Random) -> None:
 
 
 def reindex(directory: Path, other: Path, rng: random.Random) -> None:
-    """The index names other files, for some tensors or for all."""
+    """Change file names in the index, for some tensors or for all."""
     path = directory / INDEX
     data = json.loads(path.read_text()) if path.exists() else {"weight_map": {"model.norm.weight": SINGLE}}
     shard = rng.choice((*NAMES[:7], "other.safetensors", "../secret", "weights.bin"))
@@ -126,7 +126,7 @@ def reindex(directory: Path, other: Path, rng: random.Random) -> None:
 
 
 def wrap(directory: Path, other: Path, rng: random.Random) -> None:
-    """Tensors get other names, another dtype, or company."""
+    """Rename tensors, change their dtype, or add others."""
     path = rng.choice([path for path in files(directory) if path.suffix == ".safetensors"])
     tensors = safetensors.torch.load_file(path)
     name = rng.choice(sorted(tensors))
@@ -146,7 +146,7 @@ MUTATIONS: tuple[Mutation, ...] = (remove, cut, replace, rename, exchange, link,
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Checkpoints of one shape: in one file, in two shards, in three, and a file over older shards."""
+    """Checkpoints of one shape: in one file, in two shards, in three, and in a file beside older shards."""
     folder = tmp_path_factory.mktemp("sources")
     made = [write_source(folder / f"s{n}", "dream", layers=1, width=64, seed=n, shards=n) for n in (1, 2, 3)]
     write_source(folder / "both", "dream", layers=1, width=64, seed=4, shards=2)
@@ -154,7 +154,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def mutant(directory: Path, sources: list[Path], number: int) -> Path:
-    """The checkpoint of a number; mutations that do not apply leave it as it is."""
+    """The mutant with this number; mutations that do not apply change nothing."""
     rng = random.Random(number)
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(rng.choice(sources), directory)
@@ -167,7 +167,7 @@ def mutant(directory: Path, sources: list[Path], number: int) -> Path:
 
 
 def intended(directory: Path) -> dict[str, torch.Tensor]:
-    """The weights that transformers would load, none of which may lie elsewhere."""
+    """The weights that transformers would load; none may be outside the directory."""
     names = [SINGLE]
     if not (directory / SINGLE).is_file():
         index = directory / INDEX
@@ -182,7 +182,7 @@ def intended(directory: Path) -> dict[str, torch.Tensor]:
 
 @fuzz(short=70, long=4_000)
 def test_mutated_directories(mutants: int, sources: list[Path], tally: Tally, tmp_path: Path) -> None:
-    """Fails if anything but an error of this package comes out, or a checkpoint with other weights than its own."""
+    """Fails if a mutant raises another error than this package's, or is read with other weights than its own."""
     for number in range(mutants):
         directory = mutant(tmp_path / "model", sources, number)
         lines = tally.attempt(f"mutant {number}", partial(heard, directory))
@@ -201,7 +201,7 @@ def test_mutated_directories(mutants: int, sources: list[Path], tally: Tally, tm
 
 
 def assert_same_text(directory: Path, weights: dict[str, torch.Tensor], out: Path, number: int) -> None:
-    """A bundle of the directory writes what one of the intended weights alone writes."""
+    """Assert that a bundle of the directory writes the same text as one of the intended weights alone."""
     plain = out.parent / "plain"
     shutil.rmtree(plain, ignore_errors=True)
     shutil.copytree(directory, plain, ignore=shutil.ignore_patterns("*.safetensors*"))

@@ -1,4 +1,4 @@
-"""README and docs say what is true: links lead somewhere, commands exist, the README's program runs."""
+"""Checks README and docs: the links' targets and the commands exist, and the README's program runs."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(document: Path) -> None:
-    """Fails if a link names a file that is gone, or a heading that was renamed."""
+    """Fails if a link names a file or a heading that does not exist."""
     for link in links(document):
         path, _, anchor = link.partition("#")
         if not re.match(r"https?://|mailto:", link):
@@ -28,14 +28,14 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_commands_are_found() -> None:
-    """Fails if documents are read so that the commands below are missed."""
+    """Fails if the commands in the documents are not found, so that the tests below check nothing."""
     kinds = [command.words[0] for command in ALL]
     assert kinds.count("dpad") > 60 and kinds.count("make") > 60 and kinds.count("python") > 5
     assert {"export", "serve", "replay", "report"} <= {command.words[1] for command in ALL if len(command.words) > 1}
 
 
 def known(command: Command) -> click.Context:
-    """The innermost command of `dpad` that it names, with every option in it checked; raises click's errors."""
+    """The context of the innermost `dpad` command named; raises click's error for an unknown command or option."""
     group: click.Command = main
     context = click.Context(main, info_name="dpad")
     words = list(command.words[1:])
@@ -62,7 +62,7 @@ def test_commands_of_dpad_exist(command: Command) -> None:
 
 
 def test_commands_that_do_not_exist_are_caught() -> None:
-    """Fails if the check above lets anything pass."""
+    """Fails if the check above accepts an unknown command or option."""
     for words in (["dpad", "exprot"], ["dpad", "export", "tiny", "--outt", "x"], ["dpad", "plugin", "zork"]):
         with pytest.raises(click.UsageError):
             known(Command("", words))
@@ -72,7 +72,7 @@ def test_commands_that_do_not_exist_are_caught() -> None:
     "command", [each for each in ALL if each.words[0] == "make"], ids=lambda each: " ".join(each.words)
 )
 def test_targets_of_make_exist(command: Command) -> None:
-    """Fails if a document names a target that the Makefile does not have, or a benchmark that there is not."""
+    """Fails if a document names a target of make or a benchmark that does not exist."""
     for word in command.words[1:]:
         name, assigned, value = word.partition("=")
         if name == "BENCH" and assigned:
@@ -85,7 +85,7 @@ def test_targets_of_make_exist(command: Command) -> None:
     "command", [each for each in ALL if each.words[0] == "python"], ids=lambda each: " ".join(each.words)
 )
 def test_programs_exist(command: Command) -> None:
-    """Fails if a document starts a file or a module that is gone."""
+    """Fails if a document runs a file or a module that does not exist."""
     _, kind, *rest = command.words
     if kind == "-m":
         module = rest[0].removeprefix("dpad.").replace(".", "/")
@@ -95,12 +95,12 @@ def test_programs_exist(command: Command) -> None:
 
 
 def test_the_readme_is_for_ten_minutes() -> None:
-    """Fails if it grows past what is read at once."""
+    """Fails if the README is longer than 150 lines."""
     assert len(README.read_text().splitlines()) <= 150
 
 
 def test_the_readme_s_program_runs(tmp_path: Path, whole: Path) -> None:
-    """Fails if the first program that a service developer types ends in an error, or writes nothing."""
+    """Fails if the README's program gives an error or prints nothing."""
     (program,) = python_blocks(README)
     ran = subprocess.run(
         [sys.executable, "-c", program.replace('"bundles/tiny"', repr(str(whole)))],

@@ -1,4 +1,4 @@
-"""Steps in bfloat16 on a CPU: in float32 with every result rounded, compared with PyTorch's own bfloat16."""
+"""Emulated bfloat16 steps on a CPU, in float32 with every result rounded, compared with PyTorch's bfloat16."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_every_result_is_a_bfloat16_near_to_that_of_pytorch(bundle: Bundle) -> None:
-    """Fails if ONNX Runtime takes the roundings away, or if a value is rounded that PyTorch keeps exact."""
+    """Fails if ONNX Runtime optimises the roundings away, or a value is rounded that PyTorch does not round."""
     contract, path = bundle.manifest.contract, bundle.path("bfloat16/step.onnx")
     names = [spec.name for spec in contract.outputs()]
     narrow = [spec.name for spec in contract.outputs("bfloat16") if spec.dtype == "bfloat16"]
@@ -37,13 +37,13 @@ def test_every_result_is_a_bfloat16_near_to_that_of_pytorch(bundle: Bundle) -> N
             for name, mine, expected in zip(names, ours, theirs):
                 if name in narrow:
                     assert not (mine.view(np.uint32) & 0xFFFF).any(), f"{name} is not rounded"
-                close = 1e-2 if name in ("new_key.0", "new_value.0") else 5e-2  # before roundings add up, and after
+                close = 1e-2 if name in ("new_key.0", "new_value.0") else 5e-2  # before and after roundings accumulate
                 if name in narrow or name == "logits":
                     assert np.abs(mine - expected).mean() < close * np.abs(expected).mean(), name
 
 
 def test_nothing_else_changes(bundle: Bundle) -> None:
-    """Fails if the emulated model is another graph: an operator is lost, or weights are copied into it."""
+    """Fails if the emulated graph lacks an operator, or weights are copied into it."""
     path = bundle.path("bfloat16/step.onnx")
     before, after = onnx.load(path, load_external_data=False), onnx.load_from_string(emulated(path))
     kinds = [sorted(node.op_type for node in m.graph.node if node.op_type != "Cast") for m in (before, after)]
@@ -69,7 +69,7 @@ def test_parity_of_bfloat16(tmp_path: Path, family: str, weights: str) -> None:
 
 
 def test_wrong_weights_are_seen(tmp_path: Path) -> None:
-    """Fails if the comparison in bfloat16 is so wide that it passes a step with the weights of another model."""
+    """Fails if the tolerance of bfloat16 is so large that a step with another model's weights passes."""
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", dtypes=("bfloat16",))
     [weights] = bundle.manifest.steps["bfloat16"].weights
     reference = load_file(bundle.path(weights))
@@ -91,7 +91,7 @@ def test_wrong_weights_are_seen(tmp_path: Path) -> None:
 
 
 def test_it_is_asked_for(bundle: Bundle) -> None:
-    """Fails if bfloat16 is left out of a comparison without a word, or of one that asked for it."""
+    """Fails if parity skips bfloat16 without a message, or skips it with `emulate=True`."""
     arguments = ["parity", str(bundle.directory), "--engine", "onnxruntime-cpu", "--steps", "1", "--no-trajectories"]
     without = CliRunner().invoke(main, arguments)
     assert without.exit_code == 0 and "skipped onnxruntime-cpu (bfloat16)" in without.output

@@ -1,4 +1,4 @@
-"""Whatever ends, a model, a thread, a process, or foreign code that hangs: nobody waits for ever."""
+"""No caller waits forever when a model, a thread or a process ends, or when foreign code hangs."""
 
 import multiprocessing
 import subprocess
@@ -20,12 +20,12 @@ from dpad.runtime.model import DiffusionModel
 
 @pytest.fixture(params=["torch", "onnxruntime"])
 def engine(make_bundle: Any, request: pytest.FixtureRequest) -> Any:
-    """Of both kinds; batches of 4."""
+    """A recording engine of each kind; batches of 4."""
     return passing(make_bundle("llada"), request.param)
 
 
 def test_closing_ends_every_call(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if a thread waits for ever, or until the pass has ended, or is told anything but that the model closed."""
+    """Fails if a call does not end at once with `ModelClosed` when the model is closed."""
     stream = model.stream(request(50), **OPTIONS)
     next(stream)
     engine.hold()
@@ -46,7 +46,7 @@ def test_closing_ends_every_call(model: DiffusionModel, engine: Passes) -> None:
 
 
 def test_closing_while_calls_come(make_bundle: Any) -> None:
-    """Fails if a call that comes in the moment of closing is neither served nor refused."""
+    """Fails if a call made while the model is closing is neither served nor refused."""
     for attempt in range(20):
         engine = passing(make_bundle("llada"))
         model = DiffusionModel(engine, None)
@@ -66,7 +66,7 @@ def test_closing_while_calls_come(make_bundle: Any) -> None:
 
 
 def test_an_interrupt_while_the_thread_starts(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if Ctrl-C makes the model forget its thread: of two that run passes, each spoils what the other does."""
+    """Fails if the model starts a second worker thread after Ctrl-C interrupted the start of the first."""
     alone = canvas(model, request(2))
     settle(engine)
 
@@ -104,7 +104,7 @@ def test_an_interrupt_while_the_thread_starts(model: DiffusionModel, engine: Pas
 def test_an_engine_that_ends_its_thread_ends_no_caller(
     model: DiffusionModel, engine: Passes, error: BaseException
 ) -> None:
-    """Fails if what is no `Exception` kills the thread, on which all others then wait."""
+    """Fails if a `BaseException` of the engine ends the worker thread, so that callers wait forever."""
     alone = canvas(model, request(1))
 
     def fail(inputs: StepInputs) -> None:
@@ -124,7 +124,7 @@ def test_an_engine_that_ends_its_thread_ends_no_caller(
 
 
 class Own(Full):
-    """A caller's schedule, which does something when block 1 begins."""
+    """A caller's schedule that calls a function when block 1 begins."""
 
     def __init__(self, act: Any) -> None:
         object.__setattr__(self, "act", act)
@@ -136,7 +136,7 @@ class Own(Full):
 
 
 def test_a_schedule_that_fails_ends_its_own_request(model: DiffusionModel) -> None:
-    """Fails if code of one caller ends the text of another."""
+    """Fails if an error in one caller's schedule ends another caller's request."""
     alone = canvas(model, request(2))
     bad = Caller(lambda: canvas(model, request(1, schedule=Own(lambda: 1 / 0))))
     good = Caller(lambda: canvas(model, request(2)))
@@ -146,7 +146,7 @@ def test_a_schedule_that_fails_ends_its_own_request(model: DiffusionModel) -> No
 
 
 def test_a_schedule_cannot_wait_for_itself(model: DiffusionModel) -> None:
-    """Fails if a schedule that generates, in the only thread that runs passes, hangs the model."""
+    """Fails if a schedule that calls `generate` in the worker thread hangs the model."""
     own = Own(lambda: model.generate(request(2), **OPTIONS))
     caller = Caller(lambda: canvas(model, request(1, schedule=own)))
     with pytest.raises(InvalidRequest, match="a schedule cannot generate with the model that calls it"):
@@ -154,7 +154,7 @@ def test_a_schedule_cannot_wait_for_itself(model: DiffusionModel) -> None:
 
 
 def test_a_schedule_that_hangs_holds_up_passes_alone(make_bundle: Any) -> None:
-    """Fails if others cannot even be refused, cancelled, or told of the end while foreign code runs."""
+    """Fails if, while a caller's schedule hangs, other requests cannot be refused, cancelled or ended by `close`."""
     reached, released = threading.Event(), threading.Event()
     engine = passing(make_bundle("llada"))
     model = DiffusionModel(engine, None, max_running=2, max_waiting=0)
@@ -188,14 +188,14 @@ PROGRAM = """
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])
 def test_a_process_may_end_in_the_middle_of_a_pass(make_bundle: Any, name: str) -> None:
-    """Fails if the backend comes back to an interpreter that is gone, which aborts the process, or it waits on."""
+    """Fails if a process that ends during a pass is aborted or hangs."""
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), name, str(make_bundle("llada"))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "leaves\n", "")
 
 
 def test_a_forked_process_is_refused(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if it waits for locks of threads that it does not have, to generate or to close."""
+    """Fails if a forked process hangs in `generate` or `close`, on locks of threads that it does not have."""
 
     def forked() -> None:
         with model, pytest.raises(InvalidRequest, match="load the bundle in each process"):

@@ -1,4 +1,4 @@
-"""What engines decide beyond the likeliest token: by `decide`, from the logits of the step itself."""
+"""Decisions of engines beyond the likeliest token, which `decide` takes from the step's logits."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from dpad.runtime.errors import EngineError
 
 
 def step(sequences: int) -> StepInputs:
-    """Of 12 random tokens a sequence, all of which are decided."""
+    """A step with 12 random tokens for each sequence, all of which are decoded."""
     canvas = np.random.default_rng(0).integers(2, MASK, (sequences, 12))
     rows = np.tile(np.arange(12), (sequences, 1))
     return StepInputs(canvas, rows, np.empty((sequences, 0), np.int64), rows, want_logits=True)
@@ -25,7 +25,7 @@ def step(sequences: int) -> StepInputs:
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "onnxruntime-cuda", "tensorrt"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decisions_are_those_of_the_definition(engine_of: Any, engine: str, family: str) -> None:
-    """Fails if the second program decides from other logits, or what one sequence asked for reaches its neighbour."""
+    """Fails if `decide` gets other logits, or one sequence's options affect another."""
     opened: Engine = engine_of(engine, family)
     rng = np.random.default_rng(4)
     plain = step(3)
@@ -49,7 +49,7 @@ def test_decisions_are_those_of_the_definition(engine_of: Any, engine: str, fami
 
 
 def test_a_step_without_the_second_program_says_so(make_bundle: Any) -> None:
-    """Fails if sampling without decide.onnx ends in anything but an error that says what to do."""
+    """Fails if sampling without decide.onnx does not raise an error with the way out."""
     contract = OPENERS["torch"](make_bundle("llada")).contract
     ones, rows = np.ones(1, np.float32), np.zeros((1, 12), np.float32)
     sampling = Sampling(rows, ones, ones.astype(np.int64), ones, ones.astype(np.int64))

@@ -1,4 +1,4 @@
-"""What an engine returns is compared with the contract: a wrong answer is the engine's fault, and told as that."""
+"""An engine's outputs are compared with the contract; wrong ones raise an error that names the engine."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,7 +55,7 @@ GRAPHS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("case", GRAPHS)
 def test_a_sealed_graph_that_lies_is_an_engine_error(bundle: Path, case: str) -> None:
-    """Fails if a step of another contract gives text, blames the caller, or ends in numpy's own errors."""
+    """Fails if a step that violates the contract gives text, or an error about the request or from numpy."""
     change, said = GRAPHS[case]
     change(bundle)
     decoders: list[dict[str, Any]] = [{}, {"cache": "extend"}, {"decoder": "entropy"}]
@@ -66,7 +66,7 @@ def test_a_sealed_graph_that_lies_is_an_engine_error(bundle: Path, case: str) ->
 
 
 class Liar(Engine):
-    """Another engine whose outputs are passed through `lie`."""
+    """An engine whose outputs are changed by `lie`."""
 
     def __init__(self, engine: Engine, lie: Callable[[StepOutputs], Any]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ DECISIONS: dict[str, Callable[[StepOutputs], Any]] = {
 
 @pytest.mark.parametrize("case", [*LIES, *DECISIONS])
 def test_an_engine_that_lies_is_named(whole: Path, case: str) -> None:
-    """Fails if an engine of somebody's own, or a compiled one, makes a traceback or an error about the prompt."""
+    """Fails if wrong outputs of a custom or compiled engine give a traceback or an error about the prompt."""
     with dpad.load(whole) as model:
         liar = dpad.DiffusionModel(Liar(model.engine, (LIES | DECISIONS)[case]), model.codec)
         with pytest.raises(errors.EngineError, match="engine liar gave|engine liar predicted|the engine produced NaN"):

@@ -1,6 +1,6 @@
-"""One step of an engine: what its pool holds, whose it is, and where it lies.
+"""Single steps of engines: which rows the pool holds, in which slots, and for which sequence.
 
-Every engine is compared with the eager one, or with the definition of what was asked.
+Every engine is compared with the eager one or with the definition.
 """
 
 from collections.abc import Iterator
@@ -31,16 +31,16 @@ def table(*rows: Any) -> NDArray[np.int64]:
 
 
 def canvas(rows: int, seed: int = 0) -> NDArray[np.int64]:
-    """Random tokens."""
+    """A canvas of random tokens for each of `rows` sequences."""
     return np.random.default_rng(seed).integers(2, MASK, (rows, LENGTH))
 
 
-Places = list[dict[int, int]]  # of each sequence: position -> pool slot
+Places = list[dict[int, int]]  # for each sequence: position -> pool slot
 
 
 @contextmanager
 def places(engine: Engine, *kept: Any) -> Iterator[Places]:
-    """Slots for the positions that each sequence keeps; the sequences' slots are mixed, as after a while of serving."""
+    """Slots for the positions that each sequence keeps; the sequences' slots are mixed, as in a running server."""
     slots = engine.slots.take(sum(map(len, kept)))
     assert slots is not None
     left = iter(np.random.default_rng(5).permutation(slots).tolist())
@@ -49,7 +49,7 @@ def places(engine: Engine, *kept: Any) -> Iterator[Places]:
 
 
 def refresh(held: Places, *gather: Any, seed: int = 0) -> StepInputs:
-    """A step that keeps the positions `gather`, one iterable a sequence."""
+    """A step that computes and keeps the positions `gather`, one iterable for each sequence."""
     rows = len(gather)
     written = table(*([places[position] for position in row] for places, row in zip(held, gather)))
     nothing = np.empty((rows, 0), dtype=np.int64)
@@ -57,20 +57,20 @@ def refresh(held: Places, *gather: Any, seed: int = 0) -> StepInputs:
 
 
 def cached(held: Places, gather: list[Any], attended: list[Any], seed: int = 0) -> StepInputs:
-    """A step of the positions `gather` that attends the positions `attended` in the pool."""
+    """A step that computes the positions `gather` and attends the positions `attended` in the pool."""
     first_rows = np.tile(np.arange(min(len(list(row)) for row in gather)), (len(gather), 1))
     slots = table(*([places[position] for position in row] for places, row in zip(held, attended)))
     return StepInputs(canvas(len(gather), seed), table(*gather), slots, first_rows, want_logits=True)
 
 
 def assert_close(ours: StepOutputs, theirs: StepOutputs) -> None:
-    """Equal tokens, logits within float32's rounding."""
+    """Assert equal tokens, and logits equal within float32's rounding."""
     np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
     assert ours.logits is not None and theirs.logits is not None
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=2e-4)
 
 
-# A refresh thinned by DPad and unequal in length, then steps that attend some of what it wrote.
+# Positions of a refresh, thinned by DPad and of unequal lengths; later steps attend some of them.
 KEPT = ([*range(20), 23, 27, 38], [*range(12), 30])
 STEPS: list[tuple[list[Any], list[Any]]] = [
     ([range(8, 16), range(4, 10)], [[*range(8), 23, 38], [*range(4), 30]]),
@@ -82,7 +82,7 @@ STEPS: list[tuple[list[Any], list[Any]]] = [
 @each_engine
 @each_family
 def test_cached_steps_read_the_rows_of_their_slots(engine_of: Any, engine: str, family: str) -> None:
-    """Fails if a slot holds the row of another position or sequence, or a pad of a shorter one is attended."""
+    """Fails if a slot holds the row of another position or sequence, or padding is attended."""
     opened, reference = engine_of(engine, family), engine_of("torch", family)
     with places(opened, *KEPT) as ours, places(reference, *KEPT) as theirs:
         for seed in (0, 1):  # the second refresh must replace the first
@@ -94,7 +94,7 @@ def test_cached_steps_read_the_rows_of_their_slots(engine_of: Any, engine: str, 
 
 @each_family
 def test_the_eager_step_reads_the_rows_it_kept(engine_of: Any, family: str) -> None:
-    """Fails if attending rows that the same canvas left in the pool differs from computing them in the step itself."""
+    """Fails if attending a canvas's rows in the pool differs from computing them in the same step."""
     engine: Engine = engine_of("torch", family)
     whole = list(range(20))
     with places(engine, whole) as held:
@@ -107,7 +107,7 @@ def test_the_eager_step_reads_the_rows_it_kept(engine_of: Any, family: str) -> N
 
 @each_engine
 def test_sequences_of_one_engine_do_not_meet(engine_of: Any, engine: str) -> None:
-    """Fails if a refresh of one request changes what another request attends."""
+    """Fails if a refresh of one request changes the cache of another."""
     opened: Engine = engine_of(engine, "llada")
     alone = []
     for seed in (0, 1):
@@ -125,7 +125,7 @@ def test_sequences_of_one_engine_do_not_meet(engine_of: Any, engine: str) -> Non
 
 @each_engine
 def test_padding_is_nobody_and_writes_nothing(engine_of: Any, engine: str) -> None:
-    """Fails if a pad of `cache_indices` or `write_slots` counts as a slot, or a step writes what it was not told to."""
+    """Fails if padding in `cache_indices` or `write_slots` acts as a slot, or a step writes other slots."""
     opened: Engine = engine_of(engine, "llada")
     with places(opened, *KEPT) as held:
         opened.step(refresh(held, *KEPT))
@@ -142,7 +142,7 @@ def test_padding_is_nobody_and_writes_nothing(engine_of: Any, engine: str) -> No
 @each_engine
 @each_family
 def test_a_step_may_keep_some_rows_beside_those_it_attends(engine_of: Any, engine: str, family: str) -> None:
-    """Fails if rows that a step was told to keep are not what later steps read, or others are kept in their place."""
+    """Fails if later steps do not read the rows that a step was to keep, or other rows were written."""
     opened: Engine = engine_of(engine, family)
     added = [[p for p in row if p >= 8][:6] for row in KEPT]
     attended = [[p for p in row if p < 8] for row in KEPT]
@@ -156,7 +156,7 @@ def test_a_step_may_keep_some_rows_beside_those_it_attends(engine_of: Any, engin
         assert_close(opened.step(replace(extension, write_slots=written)), plain)
         new = opened.step(later)
         assert not np.allclose(new.logits, old.logits, atol=1e-3), "its rows were not kept"
-        # The rows that were not named are those of the refresh: keep them again, and nothing changes.
+        # The other rows are still those of the refresh, so repeating the refresh changes nothing.
         again = refresh(held, *KEPT)
         named = table(*(row[1::2] for row in added))
         kept = np.where((again.gather_indices[:, :, None] == named[:, None, :]).any(2), -1, again.write_slots)
@@ -182,7 +182,7 @@ def test_malformed_inputs_are_refused_before_the_launch(engine_of: Any, engine: 
 
 
 def test_a_step_that_fails_leaves_the_engine_usable(make_bundle: Any, monkeypatch: Any) -> None:
-    """Fails if an error of ONNX Runtime is not typed, or what was bound for the step that failed spoils the next."""
+    """Fails if an error of ONNX Runtime is not typed, or bindings of the failed step affect the next one."""
     engine = OPENERS["onnxruntime"](make_bundle("llada"))
     with places(engine, *KEPT) as held:
         engine.step(refresh(held, *KEPT))

@@ -1,4 +1,4 @@
-"""Arguments of lm-evaluation-harness, as people write them: of a request, and of the model."""
+"""Arguments from lm-evaluation-harness, for requests and for the model, in the forms that users write."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ SMALL: dict[str, Any] = {"threads": 1, "mc_samples": 2, "gen_length": 32, "block
     ],
 )
 def test_arguments_that_change_nothing_are_taken(text: str) -> None:
-    """Fails if a task of another model's habits is refused though it asks for what is done anyway."""
+    """Fails if an argument that asks for the default behaviour is refused."""
     wanted = Wanted(yaml.safe_load(text), 32)
     assert (wanted.tokens, wanted.options, wanted.stops) == (32, GREEDY, [])
 
@@ -80,7 +80,7 @@ def test_arguments_that_change_nothing_are_taken(text: str) -> None:
     ],
 )
 def test_arguments_are_read(text: str, tokens: int, options: dict[str, Any], stops: list[str]) -> None:
-    """Fails if a number that YAML takes for text, or an argument's other name, does not count."""
+    """Fails if a number that YAML reads as text, or another name of an argument, is ignored."""
     wanted = Wanted(yaml.safe_load(text), 32)
     assert (wanted.tokens, wanted.options, wanted.stops) == (tokens, options, stops)
 
@@ -137,7 +137,7 @@ BAD: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("arguments", "said"), BAD)
 def test_arguments_that_cannot_be_served_are_named(arguments: Any, said: str) -> None:
-    """Fails if an argument that would change the text is ignored, or refused without its name and value."""
+    """Fails if an unsupported argument is ignored, or the error lacks its name and value."""
     with pytest.raises(InvalidRequest, match=said) as raised:
         Wanted(arguments, 32)
     assert len(str(raised.value)) < 500
@@ -169,7 +169,7 @@ def test_arguments_that_cannot_be_served_are_named(arguments: Any, said: str) ->
     ],
 )
 def test_model_arguments_of_a_wrong_kind_are_named(eval_bundle: Path, arguments: dict[str, Any], said: str) -> None:
-    """Fails if a model argument by habit, or of a wrong type, gives an error of Python's or none at all."""
+    """Fails if another tool's model argument, or one of a wrong type, gives an error of Python's or none."""
     with pytest.raises(InvalidRequest, match=said):
         DpadLM(str(eval_bundle), **arguments)
     with pytest.raises(InvalidRequest, match="give --model_args bundle=DIR"):
@@ -177,7 +177,7 @@ def test_model_arguments_of_a_wrong_kind_are_named(eval_bundle: Path, arguments:
 
 
 def test_model_arguments_may_be_text(eval_bundle: Path) -> None:
-    """Fails if the command line's numbers, truths and `none` are not those of Python."""
+    """Fails if numbers, booleans or `none` as text, from the command line, are not converted."""
     line = f"bundle={eval_bundle},schedule=none,cache=none,gen_length='32',block_length=16,threshold='9e-1',threads='1'"
     read = DpadLM.create_from_arg_string(f"{line},batch_size='auto:4',mc_samples='2',early_termination=true")
     text = {name: str(value) for name, value in SMALL.items()}
@@ -188,7 +188,7 @@ def test_model_arguments_may_be_text(eval_bundle: Path) -> None:
 
 @pytest.mark.parametrize("nothing", [None, "None", ""])
 def test_a_model_argument_that_is_none_is_the_default(eval_bundle: Path, nothing: Any) -> None:
-    """Fails if a caller that fills in all arguments has to know our defaults."""
+    """Fails if an empty model argument is not replaced by its default."""
     plain = DpadLM(str(eval_bundle), preset=None)
     names = ("engine", "threads", "mc_samples", "mc_seed", "check_greedy", "truncation", "batch_size", "seed")
     more = ("temperature", "threshold", "factor", "gen_length", "block_length", "decoder", "pace", "early_termination")

@@ -1,4 +1,4 @@
-"""Candidate programs that attack: what they read, hold and leave behind, as root and as another user."""
+"""Malicious candidate programs: what they can read, allocate and leave behind, as root and as another user."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from dpad.evaluation.errors import SandboxError
 from dpad.evaluation.sandbox.removal import remove
 from dpad.evaluation.sandbox.sandbox import Limits, Sandbox
 
-MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # disks take seconds for deep folders
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # on disks deep folders take seconds
 LIMITS = Limits(seconds=5, memory=256 << 20, processes=12, output=1 << 16)
 NEST = "import os\nfor _ in range(1500):\n    os.mkdir('d' * 100)\n    os.chdir('d' * 100)\n"
 LITTER = (
@@ -72,7 +72,7 @@ def sandbox() -> Sandbox:
 
 @pytest.mark.parametrize("name", [*HELD, *REACHED])
 def test_what_must_not_succeed_does_not(sandbox: Sandbox, name: str) -> None:
-    """Fails if memory can be held that no limit counts, or something outside can be reached."""
+    """Fails if a program can hold memory that no limit counts, or access something outside."""
     verdict = sandbox.run((HELD | REACHED)[name])
     assert not verdict.passed
     assert ("more than 256 MiB of memory in all its processes" in verdict.detail) == (name == "crowd"), verdict
@@ -97,17 +97,17 @@ def test_what_must_not_succeed_does_not(sandbox: Sandbox, name: str) -> None:
     ],
 )
 def test_ordinary_programs_run(sandbox: Sandbox, program: str) -> None:
-    """Fails if the isolation takes away what programs use: packages, processes, temporary files, shared pages."""
+    """Fails if the isolation breaks ordinary programs: packages, processes, temporary files, shared pages."""
     assert sandbox.run(program).passed, sandbox.run(program)
 
 
 def test_files_and_sockets_of_the_user_are_out_of_reach(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a program reads a file of whoever runs it, or talks to a server by its socket in the file system."""
+    """Fails if a program can read a file of the user, or connect to a server's socket in the file system."""
     (tmp_path / "secret").write_text("secret")
     with socket.socket(socket.AF_UNIX) as server:
-        monkeypatch.chdir(tmp_path)  # the path of a socket is short
+        monkeypatch.chdir(tmp_path)  # a socket's path must be short
         server.bind("socket")
         server.listen()
         for program in (
@@ -121,7 +121,7 @@ def test_files_and_sockets_of_the_user_are_out_of_reach(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to drop")
 def test_root_s_programs_have_none_of_its_rights(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Fails if a program of root's keeps an id, a group or a capability, or changes a file of root's."""
+    """Fails if a program run by root keeps an id, a group or a capability, or can change a file of root."""
     file = tmp_path / "file"
     file.write_text("x")
     file.chmod(0o600)
@@ -158,7 +158,7 @@ assert sandbox.run({NEST + LITTER!r}).passed and not sandbox.left, sandbox.left
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/usr/bin/python3").exists(), reason="it takes root, and its Python")
 def test_any_user_s_programs_are_kept_in(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Fails if what holds for root's programs does not for another user's."""
+    """Fails if programs of another user are less isolated than those of root."""
     secret = tmp_path / "secret"
     secret.write_text("x")
     os.chown(secret, 4321, 4321)
@@ -188,7 +188,7 @@ assert not sandbox.left, sandbox.left
 
 
 def test_without_a_file_system_of_its_own_nothing_is_left_either() -> None:
-    """Fails if what a program leaves on the disk stays there, or ends the run."""
+    """Fails if files that a program leaves on the disk stay there, or stop the run."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as outside:
         ran = subprocess.run([sys.executable, "-c", WEAK, outside], capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
@@ -202,7 +202,7 @@ def place() -> Iterator[Path]:
 
 
 def test_folders_are_removed_and_links_are_not_followed(place: Path) -> None:
-    """Fails if depth, permissions or names stop the removal, or it goes where a link leads."""
+    """Fails if depth, permissions or names stop the removal, or it follows a link."""
     kept = place / "kept"
     kept.mkdir()
     (kept / "file").write_text("x")
@@ -219,7 +219,7 @@ def test_folders_are_removed_and_links_are_not_followed(place: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and make files immutable")
 def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
-    """Fails if clean-up raises, or keeps quiet about what is left."""
+    """Fails if clean-up raises, or does not report files that it cannot remove."""
     (tmp_path / "folder" / "mounted").mkdir(parents=True)
     (tmp_path / "folder" / "other").touch()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "folder" / "mounted"], check=True)
@@ -231,7 +231,7 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
 
 
 def test_a_killed_evaluation_leaves_no_programs(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Fails if a program goes on for as long as it likes when whoever started it is gone."""
+    """Fails if a program continues after the evaluation that started it was killed."""
     code = (
         "from dpad.evaluation.sandbox.sandbox import *\nSandbox(Limits(seconds=99)).run('import time; time.sleep(99)')"
     )
@@ -248,7 +248,7 @@ def test_a_killed_evaluation_leaves_no_programs(sandbox: Sandbox, tmp_path: Path
 
 
 def _commands(marks: list[bytes]) -> list[bytes]:
-    """Command lines of running processes that hold all of `marks`."""
+    """The command lines of running processes that contain all of `marks`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -263,7 +263,7 @@ def _commands(marks: list[bytes]) -> list[bytes]:
 def test_mixed_attacks(
     mutants: int, tally: Tally, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if programs made of several attacks end the run, change what is outside, or leave anything behind."""
+    """Fails if programs that combine attacks end the run, change anything outside, or leave anything behind."""
     snippets = [NEST, LITTER, *HELD.values(), *REACHED.values(), "os.setsid()", "os.fork()", "os._exit(0)"]
     snippets += ["import signal\nsignal.alarm(1)", "while True: pass", "raise SystemExit(0)", "bytearray(1 << 40)"]
     snippets += [f"open({str(tmp_path / 'file')!r}, 'w')", f"os.chmod({str(tmp_path / 'file')!r}, 0o777)"]

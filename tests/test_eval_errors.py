@@ -1,4 +1,4 @@
-"""What `dpad eval` refuses, in one line that names the cause, and what it does not load."""
+"""`dpad eval` refuses mistakes in one line that names the cause, and does not import the training stack."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ FILES = {
 def test_mistakes_are_named(
     eval_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], kind: str, said: str
 ) -> None:
-    """Fails if a mistake is not told by file, line and way out, or leaves files behind."""
+    """Fails if the error lacks file, line or way out, or leaves files behind."""
     monkeypatch.chdir(tmp_path)
     for name, text in FILES.items():
         Path(name).write_text(text)
@@ -80,13 +80,13 @@ def test_mistakes_are_named(
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "0"])
 def test_a_time_limit_is_a_time(limit: str) -> None:
-    """Fails if programs run without end, or a mistake is only found with the first of them."""
+    """Fails if an invalid time limit is accepted, or refused only when the first program runs."""
     ran = CliRunner().invoke(main, ["eval", "bundle", "--task", "humaneval", "--time-limit", limit])
     assert ran.exit_code == 2 and "'--time-limit'" in ran.stderr
 
 
 def test_measuring_needs_no_training_stack(eval_bundle: Path, tmp_path: Path) -> None:
-    """Fails if a machine that only runs bundles must install torch, onnx or lm-evaluation-harness to measure them."""
+    """Fails if `dpad eval` imports torch, onnx or lm-evaluation-harness."""
     data = tmp_path / "texts.jsonl"
     data.write_text('{"text": "w5 w6 w7"}\n')
     command = ["eval", str(eval_bundle), "--task", "perplexity", "--data", str(data), "--mc-samples", "2", "--json"]

@@ -1,4 +1,4 @@
-"""Data files, samples and results that are not what they seem: refused with a typed error, and left as they are."""
+"""Invalid files of data, samples and results are refused with a typed error and left unchanged."""
 
 import gzip
 import json
@@ -33,12 +33,12 @@ DOCUMENT = {"schema_version": 1, "task": "a", "metrics": {}}
 
 
 def lay_out(path: Path, kind: str) -> Path:
-    """Something at `path` that is no data file; or somewhere else that is none."""
+    """Make something at `path` that is not a data file, or return another such path."""
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
         with socket.socket(socket.AF_UNIX) as server:
-            server.bind(os.path.relpath(path))  # the path of a socket is short
+            server.bind(os.path.relpath(path))  # a socket's path must be short
     elif kind == "folder":
         path.mkdir()
     elif kind == "loop":
@@ -57,7 +57,7 @@ NO_FILES = ["pipe", "socket", "folder", "loop", "/dev/zero", "/dev/full", "long 
 
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Fails if a pipe or a device is waited for or read for ever, or an error of Python's comes out."""
+    """Fails if reading a pipe or a device never ends, or raises an error of Python's."""
     monkeypatch.chdir(tmp_path)
     path = lay_out(tmp_path / "data", kind)
     for read in (lambda: read_lines(path, ("text",)), lambda: digests([path]), lambda: tasks.gsm8k(path)):
@@ -83,7 +83,7 @@ CONTENTS = {
 
 @pytest.mark.parametrize("name", CONTENTS)
 def test_contents_that_cannot_be_read_are_refused(tmp_path: Path, name: str) -> None:
-    """Fails if any content of a data file gives an error of Python's, or a message that repeats the file."""
+    """Fails if a data file's content gives an error of Python's, or a message that contains the whole file."""
     path = tmp_path / "data"
     path.write_bytes(ROW + CONTENTS[name] if name in ("deep", "deeper", "digits", "no number") else CONTENTS[name])
     with pytest.raises(DataError) as raised:
@@ -92,14 +92,14 @@ def test_contents_that_cannot_be_read_are_refused(tmp_path: Path, name: str) -> 
 
 
 def test_what_editors_add_is_no_fault(tmp_path: Path) -> None:
-    """Fails if a byte order mark or the line ends of Windows make a file unreadable."""
+    """Fails if a file with a byte order mark or Windows line ends cannot be read."""
     path = tmp_path / "data"
     path.write_bytes(b"\xef\xbb\xbf" + ROW.replace(b"\n", b"\r\n") * 2 + b"\r\n")
     assert len(read_lines(path, ("question", "answer"))) == 2
 
 
 def test_files_have_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a few packed bytes, or a file by mistake, fill the memory."""
+    """Fails if a gzip bomb or a very large file exhausts memory."""
     monkeypatch.setattr(data_module, "_MOST", 1 << 20)
     bomb, plain = tmp_path / "bomb.gz", tmp_path / "plain"
     bomb.write_bytes(gzip.compress(bytes(1 << 26)))
@@ -111,7 +111,7 @@ def test_files_have_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_two_files_of_one_name_are_two(tmp_path: Path) -> None:
-    """Fails if a run goes on with other data, because another file of that name is the same."""
+    """Fails if a run continues with another file that has the same name."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x").write_text(folder)
@@ -123,12 +123,12 @@ def test_two_files_of_one_name_are_two(tmp_path: Path) -> None:
 def test_results_go_where_a_file_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eval_bundle: Path, kind: str
 ) -> None:
-    """Fails if --out at a device, a pipe or an impossible name hangs, writes there, or gives an error of Python's."""
+    """Fails if a device, a pipe or an impossible name as --out hangs, is written, or gives an error of Python's."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "out" / "name" if kind == "closed" else lay_out(tmp_path / "out", kind)
     if kind == "closed":
         (tmp_path / "out").write_text("a file, no folder")
-    if kind != "no text":  # which no command line can spell
+    if kind != "no text":  # a command line cannot contain it
         ran = CliRunner().invoke(main, ["eval", str(eval_bundle), "--task", "problems", "--out", str(path)])
         assert ran.exit_code in (1, 2) and "Traceback" not in ran.output, ran.output
         assert isinstance(ran.exception, SystemExit)
@@ -138,7 +138,7 @@ def test_results_go_where_a_file_can_be(
 
 
 def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
-    """Fails if a sample that cannot be kept gives an error of Python's, or those before it are lost."""
+    """Fails if a sample that cannot be written gives an error of Python's, or earlier samples are lost."""
     code = (
         "import resource, signal, sys\nfrom pathlib import Path\nfrom dpad.evaluation.journal import Journal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_beyond_all_range_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    """Fails if results are made of what is no number, or their arithmetic ends in an error of Python's."""
+    """Fails if results are computed from NaN or infinity, or overflow with an error of Python's."""
     lines = [{"settings": SETTINGS}, *({**RECORD, "key": sample.key, **change} for sample in SAMPLES)]
     (tmp_path / "kept").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DataError, match="is not a file of samples"):
@@ -173,7 +173,7 @@ def test_numbers_beyond_all_range_are_refused(tmp_path: Path, change: dict[str, 
 
 
 def test_samples_of_another_task_make_no_perplexity() -> None:
-    """Fails if samples without tokens, or with other scores, end in an error of Python's."""
+    """Fails if samples without tokens, or with other scores, give an error of Python's."""
     for change in ({"tokens": 0}, {"scores": {"dpad": 1.0}}, {"scores": {}}):
         with pytest.raises(DataError, match="has no scored texts with tokens"):
             perplexities([{**RECORD, **change}])
@@ -239,7 +239,7 @@ def test_mutated_data_files(mutants: int, tally: Tally, tmp_path: Path) -> None:
 
 @fuzz(short=200, long=5_000)
 def test_mutated_samples(mutants: int, tally: Tally, tmp_path: Path) -> None:
-    """Fails if a file of samples gives anything but results that JSON can spell, or a typed error; or is changed."""
+    """Fails if a file of samples gives neither results that are valid JSON nor a typed error, or is changed."""
     path, out = tmp_path / "kept", tmp_path / "out"
     with Journal.open(path, SETTINGS) as journal:
         for sample in SAMPLES:

@@ -60,7 +60,7 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No hub, and a cache of data sets that is this run's own; also for processes started here."""
+    """Disable the hub, and use a new cache of data sets; this holds for child processes too."""
     cache = tmp_path_factory.getbasetemp() / "datasets"
     for name, value in (("HF_DATASETS_OFFLINE", "1"), ("HF_HUB_OFFLINE", "1"), ("HF_HOME", str(cache))):
         monkeypatch.setenv(name, value)
@@ -69,7 +69,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def model(eval_bundle: Path) -> Iterator[DpadLM]:
-    """With a canvas of two blocks and few draws."""
+    """The harness's model with a canvas of two blocks and few Monte-Carlo samples."""
     yield DpadLM(str(eval_bundle), threads=1, mc_samples=8, gen_length=32, block_length=16, window=16, batch_size=3)
 
 
@@ -92,7 +92,7 @@ def test_the_harness_finds_it_by_name() -> None:
 
 
 def test_texts_are_what_the_model_writes(model: DpadLM, task_folder: Path) -> None:
-    """Fails if texts are not cut at stops and lengths, or come in another order than their requests."""
+    """Fails if texts are not cut at stop sequences and lengths, or are not in the order of requests."""
     results = evaluate(model, task_folder, "own_text")
     assert results["results"]["own_text"]["exact_match,none"] == 0
     samples = sorted(results["samples"]["own_text"], key=lambda sample: sample["doc_id"])
@@ -109,7 +109,7 @@ def test_texts_are_what_the_model_writes(model: DpadLM, task_folder: Path) -> No
 
 
 def test_requests_of_several_kinds_keep_their_order(model: DpadLM) -> None:
-    """Fails if answers of different generation arguments are mixed up, or what runs beside them changes them."""
+    """Fails if answers with different generation arguments are mixed up, or affect each other."""
     arguments = [
         (
             f"w{i + 5} w{i + 9}",
@@ -130,7 +130,7 @@ def test_requests_of_several_kinds_keep_their_order(model: DpadLM) -> None:
 
 
 def test_choices_are_ranked_by_the_bound(model: DpadLM, task_folder: Path) -> None:
-    """Fails if contexts and continuations are split wrongly, or the bound is not that of the whole text."""
+    """Fails if context and continuation are split at a wrong place, or the bound is not that of the whole text."""
     results = evaluate(model, task_folder, "own_choice")
     samples = sorted(results["samples"]["own_choice"], key=lambda sample: sample["doc_id"])
     right = []
@@ -141,14 +141,14 @@ def test_choices_are_ranked_by_the_bound(model: DpadLM, task_folder: Path) -> No
             context = [int(word[1:]) for word in row["question"].split()]
             options = GenerationOptions(gen_length=2, block_length=2, schedule=Full())
             expected.append(-bounds(model.model.engine, context, words, options, 8, (0,)).mean())
-        # The harness keeps numbers as text in its samples.
+        # The harness stores numbers as text in its samples.
         assert [float(answer[0][0]) for answer in sample["resps"]] == pytest.approx(expected, abs=1e-4)
         right.append(float(np.argmax(expected) == 0))
     assert results["results"]["own_choice"]["acc,none"] == pytest.approx(np.mean(right))
 
 
 def test_greedy_is_what_decoding_writes(model: DpadLM) -> None:
-    """Fails if a continuation counts as greedy that the decoder does not write, token by token."""
+    """Fails if a continuation counts as greedy that greedy decoding, token by token, does not write."""
     context = "w13 w14 w15"
     options: dict[str, Any] = {"gen_length": 4, "block_length": 4, "decoder": "fixed", "cache": "none"}
     answer = model.model.generate(Request((13, 14, 15)), schedule=Full(), **options)
@@ -162,7 +162,7 @@ def test_greedy_is_what_decoding_writes(model: DpadLM) -> None:
 
 
 def test_rolling_texts_are_scored_in_pieces(model: DpadLM, task_folder: Path) -> None:
-    """Fails if long texts are cut short, or pieces are not added up."""
+    """Fails if long texts are truncated, or the bounds of their pieces are not added."""
     size = model.contract.max_length
     words = [5 + i % 90 for i in range(size + 40)]
     pieces = [words[:size], words[size:]]
@@ -177,7 +177,7 @@ def test_rolling_texts_are_scored_in_pieces(model: DpadLM, task_folder: Path) ->
 
 
 def test_chats_are_laid_out_by_the_bundle(model: DpadLM, eval_bundle: Path, task_folder: Path) -> None:
-    """Fails if the harness's chat prompts are not the bundle's own, or templated text gets special tokens twice."""
+    """Fails if the harness does not use the bundle's chat template, or special tokens are added twice."""
     chatting = DpadLM(str(eval_bundle), threads=1, gen_length=32, block_length=16, window=16)
     results = evaluate(chatting, task_folder, "own_text", apply_chat_template=True)
     assert chatting.chat_template(True) == model.model.codec.template == TEMPLATE
@@ -209,7 +209,7 @@ def test_its_gsm8k_and_ours_agree(eval_bundle: Path, model: DpadLM, tmp_path: Pa
     assert CliRunner().invoke(main, ["eval", str(eval_bundle), *ours]).exit_code == 0
     lines = [json.loads(line) for line in (tmp_path / "out.samples.jsonl").read_text().splitlines()[1:]]
     texts = [line["text"] for line in sorted(lines, key=lambda line: line["index"])]
-    for row, text in zip(rows[::2], texts[::2]):  # half of them become right
+    for row, text in zip(rows[::2], texts[::2]):  # make half of the answers right
         row["answer"] = f"w8\n#### {(re.findall('[0-9]+', text) or [0])[-1]}"
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "out.samples.jsonl").unlink()
@@ -239,7 +239,7 @@ def test_model_arguments_are_checked(eval_bundle: Path, arguments: dict[str, Any
 
 @pytest.mark.parametrize("limits", [{"batch_size": 1}, {"batch_size": 100}, {"batch_size": "auto"}])
 def test_batches_may_be_larger_than_a_pass(model: DpadLM, eval_bundle: Path, limits: dict[str, Any]) -> None:
-    """Fails if the number of requests that the model is given changes an answer, or has a limit of the engine's."""
+    """Fails if the number of requests in a call changes an answer, or is limited by the engine."""
     settings: dict[str, Any] = {"threads": 1, "mc_samples": 8, "gen_length": 32, "block_length": 16, "window": 16}
     other = DpadLM(str(eval_bundle), **settings, **limits)
     asked = ask("generate_until", *[(f"w{number} w9", {"until": ["w1"]}) for number in range(8, 15)])

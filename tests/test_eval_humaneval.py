@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    """With what isolation this kernel allows; `test_eval_sandbox.py` tests the isolation."""
+    """A sandbox with the isolation that this kernel allows; `test_eval_sandbox.py` tests the isolation."""
     try:
         return Sandbox(Limits(seconds=5))
     except SandboxError:
@@ -70,20 +70,20 @@ def sandbox() -> Sandbox:
     ],
 )
 def test_an_answer_is_judged_by_the_code_in_it(data: Path, sandbox: Sandbox, answer: str, passed: bool) -> None:
-    """Fails if right code is not found in an answer, or wrong code passes."""
+    """Fails if correct code in an answer is not found, or wrong code passes."""
     task = humaneval(data, sandbox)
     assert task.grade(task.samples[0], answer) == {"pass@1": float(passed)}
 
 
 def test_what_the_prompt_says_before_the_function_is_kept() -> None:
-    """Fails if an answer loses the imports and helpers of its prompt, or gets the function twice."""
+    """Fails if the program lacks the prompt's imports and helpers, or has the function twice."""
     assert code_of(PROMPT, "total", BARE) == f"from typing import List\n\n\n{BARE}"
     assert code_of(PROMPT, "total", WRONG) == PROMPT + WRONG
     assert code_of(PROMPT, "tot", BARE).startswith(PROMPT)
 
 
 def test_prompts_ask_for_the_function_or_are_its_beginning(data: Path, sandbox: Sandbox) -> None:
-    """Fails if a chat model is not asked, or a base model is."""
+    """Fails if a chat model gets no instruction, or a base model gets one."""
     assert humaneval(data, sandbox, raw=True).samples[0].prompt == PROMPT
     chat = humaneval(data, sandbox).samples[0].prompt
     assert chat.endswith(f"```python\n{PROMPT.strip()}\n```")
@@ -91,7 +91,7 @@ def test_prompts_ask_for_the_function_or_are_its_beginning(data: Path, sandbox: 
 
 
 def test_the_command_runs_it(data: Path, sandbox: Sandbox, eval_bundle: Path, tmp_path: Path) -> None:
-    """Fails if the task is not wired to the sandbox; what the kernel refuses must be in the results."""
+    """Fails if the task does not use the sandbox, or the results do not say which isolation the kernel refuses."""
     command = [
         "eval",
         eval_bundle,

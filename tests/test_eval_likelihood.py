@@ -1,4 +1,4 @@
-"""The Monte-Carlo bound against every mask that it can draw, with likelihoods computed in PyTorch."""
+"""Compares the Monte-Carlo bound with all masks that it can draw, using likelihoods computed in PyTorch."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import InvalidRequest
 
 PROMPT, TARGET = [9, 80, 33, 4, 61], [17, 5, 90, 90, 2]
-BLOCK, GEN = 3, 12  # blocks of 3 and 2 tokens, one mask in the second block that is not scored, two more blocks
+BLOCK, GEN = 3, 12  # the target fills blocks of 3 and 2 tokens; one mask of the second block and two blocks follow
 SCHEDULES = {"full": Full(), "thinned": Explicit(((1, 4, 8), (0, 3), (2,), ()))}
 DRAWS = 160
 
@@ -32,14 +32,14 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def kept(schedule: SuffixSchedule, block: int) -> list[int]:
-    """Canvas positions behind the block that take part."""
+    """The canvas positions after the block that the schedule keeps."""
     end = len(PROMPT) + (block + 1) * BLOCK
     distances = schedule.distances[block] if isinstance(schedule, Explicit) else range(GEN - (block + 1) * BLOCK)
     return [end + distance for distance in distances]
 
 
 def every_estimate(make_bundle: MakeBundle, family: str, schedule: SuffixSchedule) -> tuple[list[float], list[float]]:
-    """All values that one draw can have and their probabilities, from whole forward passes in PyTorch."""
+    """All values that one draw can have, and their probabilities, from forward passes without cache in PyTorch."""
     checkpoint = Checkpoint.open(make_bundle(family))
     model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, torch.float32)
     shift = checkpoint.config.logit_shift
@@ -74,7 +74,7 @@ def draw(engine: Engine, schedule: SuffixSchedule, **changes: int) -> np.ndarray
 def test_every_draw_is_one_that_pytorch_computes(
     make_bundle: MakeBundle, engine_of: Callable[..., Engine], family: str, name: str
 ) -> None:
-    """Fails if positions, the row that predicts, the suffix, the weights or the shares of the masks are wrong."""
+    """Fails if positions, the predicting row, the suffix, the weights or the frequencies of masks are wrong."""
     chosen = {}
     for kind, schedule in SCHEDULES.items():
         values, probabilities = every_estimate(make_bundle, family, schedule)
@@ -95,7 +95,7 @@ def test_every_draw_is_one_that_pytorch_computes(
 def test_one_block_is_the_bound_without_a_suffix(
     make_bundle: MakeBundle, engine_of: Callable[..., Engine], family: str
 ) -> None:
-    """Fails if the whole text is not one block, masked by exact numbers, with nothing behind it."""
+    """Fails if the text is not one block with an exact number of masks and without a suffix."""
     checkpoint = Checkpoint.open(make_bundle(family))
     model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, torch.float32)
     shift, length = checkpoint.config.logit_shift, len(TARGET)
@@ -114,7 +114,7 @@ def test_one_block_is_the_bound_without_a_suffix(
 
 
 def block_estimates(family: str, prompt: list[int], target: list[int]) -> list[float]:
-    """All values of one draw of a block-causal model, from whole forward passes under the whole mask."""
+    """All values of one draw of a block-causal model, from forward passes with the whole mask."""
     forward_once, length, shift = forward_of(family), LENGTH[family], SHIFT[family]
     choices: list[list[float]] = []
     for start in range(len(prompt) // length * length, len(prompt) + len(target), length):
@@ -138,7 +138,7 @@ def block_estimates(family: str, prompt: list[int], target: list[int]) -> list[f
 def test_blocks_of_the_model_are_scored_over_what_is_clean(
     engine_of: Callable[..., Engine], family: str, name: str, before: int, behind: int
 ) -> None:
-    """Fails if a block sees what lies behind it, is aligned at the prompt, or its first token is scored twice."""
+    """Fails if a block attends later ones, is aligned at the prompt, or its first token is scored twice."""
     tokens = np.random.default_rng(before).integers(5, MASK, before + behind).tolist()
     prompt, target = tokens[:before], tokens[before:]
     engine = engine_of(name, family)
@@ -152,7 +152,7 @@ def test_blocks_of_the_model_are_scored_over_what_is_clean(
 
 @each_family
 def test_draws_depend_on_the_seed_only(engine_of: Callable[..., Engine], family: str) -> None:
-    """Fails if the number of draws changes a draw, or the seed does not."""
+    """Fails if a draw depends on the number of draws, or does not depend on the seed."""
     engine, schedule = engine_of("onnxruntime", family), Gaussian(k=3, scale=2, window=9)
     drawn = draw(engine, schedule, draws=9)
     assert np.allclose(draw(engine, schedule, draws=5), drawn[:5], atol=1e-4)
@@ -161,7 +161,7 @@ def test_draws_depend_on_the_seed_only(engine_of: Callable[..., Engine], family:
 
 @pytest.mark.parametrize("family", ["dream", "fast_dllm"])
 def test_estimates_share_passes_with_what_is_decoded(engine_of: Callable[..., Engine], family: str) -> None:
-    """Fails if a neighbour in a pass changes an estimate, an estimate changes a text, or a pass gives nobody logits."""
+    """Fails if sharing a pass changes an estimate or a text, or an estimate gets no logits in a shared pass."""
     engine = engine_of("torch", family)
     options = GenerationOptions(**{"gen_length": 16, "block_length": 8, "cache": "none", **defaults(engine.contract)})
     sampled = GenerationOptions(**{**vars(options), "temperature": 0.8})
@@ -191,6 +191,6 @@ def test_estimates_share_passes_with_what_is_decoded(engine_of: Callable[..., En
 def test_what_has_no_bound_is_refused(
     engine_of: Callable[..., Engine], prompt: list[int], target: list[int], said: str
 ) -> None:
-    """Fails if a text that cannot be scored gives a number."""
+    """Fails if an estimate is returned for a text that cannot be scored."""
     with pytest.raises(InvalidRequest, match=said):
         bounds(engine_of("onnxruntime", "llada"), prompt, target, GenerationOptions(), 1, (0,))

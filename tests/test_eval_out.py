@@ -1,4 +1,4 @@
-"""What `dpad eval --out` may write over, and what becomes of finished samples that cannot be what they say."""
+"""Files that `dpad eval --out` may overwrite, and finished samples that are damaged or changed."""
 
 import json
 import os
@@ -25,7 +25,7 @@ DOCUMENT = {"schema_version": 1, "task": "a", "metrics": {}}
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """A journal of one sample."""
+    """A journal with one sample."""
     path = tmp_path / "out.samples.jsonl"
     with Journal.open(path, SETTINGS) as journal:
         journal.add(RECORD)
@@ -33,7 +33,7 @@ def kept(tmp_path: Path) -> Path:
 
 
 def test_results_that_cannot_be_written_leave_the_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a full disk costs the results of an earlier run, or leaves files behind."""
+    """Fails if a full disk destroys the results of an earlier run, or leaves files behind."""
     out, link = tmp_path / "out.json", tmp_path / "link.json"
     save(DOCUMENT, out)
     link.symlink_to(out)
@@ -53,7 +53,7 @@ def test_results_that_cannot_be_written_leave_the_earlier_ones(tmp_path: Path, m
 
 @pytest.mark.parametrize("held", ["notes", "{}", "[1]", '{"metrics": {}}', "[" * 100_000, "\xff"])
 def test_what_is_no_results_is_not_written_over(tmp_path: Path, held: str) -> None:
-    """Fails if --out may cost a file of another kind."""
+    """Fails if --out overwrites a file that does not hold results."""
     path = tmp_path / "out"
     path.write_text(held, "latin-1")
     with pytest.raises(DataError, match="does not hold results of dpad eval"):
@@ -82,7 +82,7 @@ def test_what_is_no_results_is_not_written_over(tmp_path: Path, held: str) -> No
 def test_the_input_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
-    """Fails if a slip of the hand costs the data that the task reads."""
+    """Fails if --out or the samples overwrite an input of the task."""
     monkeypatch.chdir(tmp_path)
     for name in ("d.jsonl", "f.jsonl", "x.samples.jsonl"):
         Path(name).write_text('{"question": "w1", "answer": "#### 1"}\n')
@@ -95,20 +95,20 @@ def test_the_input_is_not_written_over(
 
 @pytest.mark.parametrize("held", [b"my notes", b"my notes\n", b'{"settings": 3}\n', b'{"settings"', b"\xff\n", b"\n"])
 def test_a_file_that_is_no_journal_stays(tmp_path: Path, held: bytes) -> None:
-    """Fails if notes without a last newline are taken for a line that was cut off, and lost."""
+    """Fails if another file without a final newline is changed like a journal with a truncated line."""
     path = tmp_path / "x.samples.jsonl"
     path.write_bytes(held)
     if not json.dumps({"settings": SETTINGS}).encode().startswith(held):
         with pytest.raises(DataError, match="is not a file of samples"):
             Journal.open(path, SETTINGS)
         assert path.read_bytes() == held
-    else:  # the first line, cut off while it was written
+    else:  # the first line, truncated while it was written
         Journal.open(path, SETTINGS).__exit__(None, None, None)
         assert json.loads(path.read_text())["settings"] == SETTINGS
 
 
 def test_a_line_that_was_cut_off_is_dropped(kept: Path) -> None:
-    """Fails if a run cannot go on behind a kill."""
+    """Fails if a run cannot continue after it was killed while writing a line."""
     whole = kept.read_bytes()
     kept.write_bytes(whole + b'{"key": "other", "sco')
     with Journal.open(kept, SETTINGS) as journal:
@@ -120,14 +120,14 @@ def test_a_line_that_was_cut_off_is_dropped(kept: Path) -> None:
 
 
 def test_two_runs_do_not_write_one_journal(kept: Path) -> None:
-    """Fails if samples of two runs interleave; the second may go on when the first has ended."""
+    """Fails if two runs write one journal at the same time, or the second cannot after the first has ended."""
     with Journal.open(kept, SETTINGS), pytest.raises(ResumeError, match="another run is writing"):
         Journal.open(kept, SETTINGS)
     Journal.open(kept, SETTINGS).__exit__(None, None, None)
 
 
 def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
-    """Fails if a run waits for ever for someone to read."""
+    """Fails if a run hangs because its journal is a named pipe without a reader."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="is not a regular file"):
         Journal.open(tmp_path / "pipe", SETTINGS)
@@ -147,7 +147,7 @@ CHANGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("line", [*CHANGES, "[]", "5", "{}", '{"key": "k"}', "[" * 100_000, '{"a":' * 100_000])
 def test_samples_that_were_tampered_with_are_refused(kept: Path, line: str) -> None:
-    """Fails if a wrong record is found out only when results are made of it, by an error of Python's."""
+    """Fails if an invalid record is not refused when the journal is opened."""
     text = json.dumps(RECORD | CHANGES[line]) if line in CHANGES else line
     with kept.open("a") as file:
         file.write(f"{text}\n")
@@ -158,14 +158,14 @@ def test_samples_that_were_tampered_with_are_refused(kept: Path, line: str) -> N
 
 
 def test_settings_that_differ_by_what_is_missing_are_refused(kept: Path) -> None:
-    """Fails if the name of the difference is looked for in vain, and the error another."""
+    """Fails if a setting that is missing on one side raises another error."""
     kept.write_text(json.dumps({"settings": {"task": "a", "options": {"seed": 0, "new": None}}}) + "\n")
     with pytest.raises(ResumeError, match="options"):
         Journal.open(kept, SETTINGS)
 
 
 def test_samples_with_other_scores_are_refused(tmp_path: Path) -> None:
-    """Fails if the mean of a score is asked of samples that lack it."""
+    """Fails if samples that lack a score of the task are accepted."""
     samples = [Sample(0, "", ""), Sample(1, "", "")]
     with Journal.open(tmp_path / "kept", SETTINGS) as journal:
         journal.add({**RECORD, "key": samples[0].key, "scores": {"wrong": 1.0}})
@@ -175,7 +175,7 @@ def test_samples_with_other_scores_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("counts", [{"limit": 10**9}, {"shots": 10**9}])
 def test_tasks_that_make_samples_end(counts: dict[str, int]) -> None:
-    """Fails if a slip in a number makes samples for ever."""
+    """Fails if a task makes samples forever because a number is too large."""
     with pytest.raises(InvalidRequest, match="1000000000 is over"):
         tasks.problems(**counts)
     if "limit" in counts:
@@ -184,6 +184,6 @@ def test_tasks_that_make_samples_end(counts: dict[str, int]) -> None:
 
 
 def test_draws_have_an_end() -> None:
-    """Fails if the masks of ten billion draws are asked of memory."""
+    """Fails if the masks of ten billion draws are allocated."""
     ran = CliRunner().invoke(main, ["eval", "bundle", "--task", "perplexity", "--mc-samples", str(10**10)])
     assert ran.exit_code == 2 and f"1<=x<={MOST_DRAWS}" in ran.stderr

@@ -1,4 +1,4 @@
-"""The perplexity task: what its numbers are made of."""
+"""The perplexity task and the definition of its numbers."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_texts_are_scored_given_their_prompts(eval_bundle: Path, data: Path) -> None:
-    """Fails if a text is scored without its prompt, masks or suffixes differ, or tokens are weighted by texts."""
+    """Fails if a text is scored without its prompt, masks or suffixes differ, or texts weigh the same at any length."""
     metrics = measure(eval_bundle, "--data", data)
     gaussian = GenerationOptions(gen_length=48, block_length=8, schedule=Gaussian(window=16), seed=2)
     full = GenerationOptions(gen_length=48, block_length=8, schedule=Full(), seed=2)
@@ -60,14 +60,14 @@ def test_texts_are_scored_given_their_prompts(eval_bundle: Path, data: Path) -> 
 
 
 def test_without_dropout_there_is_one_number(eval_bundle: Path, data: Path) -> None:
-    """Fails if the whole suffix is measured twice."""
+    """Fails if a schedule without dropout is measured twice."""
     metrics = measure(eval_bundle, "--data", data, "--schedule", "none")
     assert metrics.keys() == {"nats_per_token_full", "perplexity_full"}
     assert metrics["perplexity_full"] == measure(eval_bundle, "--data", data)["perplexity_full"]
 
 
 def test_problems_are_scored_by_their_answers() -> None:
-    """Fails if the built-in texts are not the held-out answers behind their questions."""
+    """Fails if the built-in texts are not the held-out answers after their questions."""
     task = tasks.answers(3, shots=1, seed=5)
     examples = corpus.heldout(5, 3)
     assert [sample.target for sample in task.samples] == [example.answer for example in examples]
@@ -76,7 +76,7 @@ def test_problems_are_scored_by_their_answers() -> None:
 
 
 def test_one_text_has_no_standard_error() -> None:
-    """Fails if one sample claims a certainty."""
+    """Fails if a single sample has a standard error."""
     metrics = perplexities([{"scores": {"full": 20.0, "dpad": 22.0}, "tokens": 10}])
     assert metrics["nats_per_token_full"] == (2.0, None)
     assert metrics["perplexity_dpad"] == (pytest.approx(math.exp(2.2)), None)

@@ -1,4 +1,4 @@
-"""What candidate code can and cannot do, each by a program that tries it."""
+"""What candidate code can and cannot do; each test runs a program that tries it."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ LIMITS = Limits(seconds=3, memory=512 << 20, processes=8, output=1 << 16)
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    """With what isolation this kernel allows."""
+    """A sandbox with the isolation that this kernel allows."""
     try:
         return Sandbox(LIMITS)
     except SandboxError:
@@ -28,7 +28,7 @@ def sandbox() -> Sandbox:
 
 @pytest.fixture
 def isolated(sandbox: Sandbox) -> Sandbox:
-    """For tests of the isolation itself; a kernel that refuses it cannot run them."""
+    """A fully isolated sandbox; tests that need it are skipped if the kernel refuses isolation."""
     if sandbox.refused:
         pytest.skip(f"this kernel refuses {sandbox.refused}")
     return sandbox
@@ -60,7 +60,7 @@ def isolated(sandbox: Sandbox) -> Sandbox:
     ],
 )
 def test_only_a_program_that_reaches_its_end_passes(sandbox: Sandbox, program: str, passed: bool) -> None:
-    """Fails if leaving early counts as passing, or harmless programs are hindered."""
+    """Fails if a program that exits early passes, or a harmless program does not."""
     verdict = sandbox.run(program)
     assert verdict.passed == passed, verdict
     assert bool(verdict.detail) != passed
@@ -69,7 +69,7 @@ def test_only_a_program_that_reaches_its_end_passes(sandbox: Sandbox, program: s
 @pytest.mark.parametrize("name", ["seconds", "memory", "processes", "output"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", None, True, 10**30, 10**400])
 def test_what_is_no_limit_is_refused(sandbox: Sandbox, name: str, value: Any) -> None:
-    """Fails if a program runs without a limit, or a limit that is none is told by an error of Python's."""
+    """Fails if an invalid limit is accepted, or raises an error of Python's."""
     with pytest.raises(InvalidRequest, match=name):
         Limits(**{name: value})
     with pytest.raises(InvalidRequest, match="a program is text, not "):
@@ -77,13 +77,13 @@ def test_what_is_no_limit_is_refused(sandbox: Sandbox, name: str, value: Any) ->
 
 
 def test_the_largest_limits_are_kept(sandbox: Sandbox) -> None:
-    """Fails if a limit that is taken cannot be set."""
+    """Fails if an accepted limit cannot be set."""
     most = Sandbox(Limits(1 << 48, 1 << 48, 1 << 48, 1 << 48), weak=bool(sandbox.refused))
     assert most.run("assert 1").passed
 
 
 def test_a_loop_without_end_is_stopped(sandbox: Sandbox) -> None:
-    """Fails if a program can take more time than it has, or looks as if it had passed."""
+    """Fails if a program can exceed its time, or passes then."""
     began = time.monotonic()
     verdict = sandbox.run("while True:\n    pass")
     assert not verdict.passed
@@ -92,14 +92,14 @@ def test_a_loop_without_end_is_stopped(sandbox: Sandbox) -> None:
 
 
 def test_memory_is_limited(sandbox: Sandbox) -> None:
-    """Fails if a program gets more memory than it may."""
+    """Fails if a program can exceed its memory."""
     patient = Sandbox(replace(LIMITS, seconds=60), weak=bool(sandbox.refused))
     assert patient.run("x = []\nwhile True:\n    x.append(bytearray(10**7))").detail == "MemoryError"
     assert patient.run("bytearray(10**8)").passed
 
 
 def test_a_fork_bomb_ends(isolated: Sandbox) -> None:
-    """Fails if a program can start more processes than it may, whoever runs it."""
+    """Fails if a program can start more processes than its limit, for any user."""
     verdict = isolated.run(
         "import os, time\n"
         "count = 0\n"
@@ -116,7 +116,7 @@ def test_a_fork_bomb_ends(isolated: Sandbox) -> None:
 
 
 def test_nothing_outlives_its_program(isolated: Sandbox) -> None:
-    """Fails if a child that left the session goes on after the verdict."""
+    """Fails if a child process that left the session continues after the verdict."""
     marker = f"left-behind-{os.getpid()}"
     child = f"import os, time; os.setsid() if os.getpid() != os.getsid(0) else 0; time.sleep(60) # {marker}"
     program = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\n"
@@ -135,19 +135,19 @@ def _readable(path: Path) -> bool:
 
 
 def test_there_is_no_network(isolated: Sandbox) -> None:
-    """Fails if a program reaches a server that this test itself runs."""
+    """Fails if a program can connect to a server that this test runs."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        socket.create_connection(("127.0.0.1", port)).close()  # from here it can be reached
+        socket.create_connection(("127.0.0.1", port)).close()  # this process can connect
         verdict = isolated.run(f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)")
     assert not verdict.passed
     assert "unreachable" in verdict.detail
 
 
 def test_files_outside_its_folder_stay_as_they_are(isolated: Sandbox, tmp_path: Path) -> None:
-    """Fails if a program can make, change or remove a file that is not its own."""
+    """Fails if a program can make, change or remove a file outside its folder."""
     file = tmp_path / "file"
     file.write_text("kept")
     for attempt in (
@@ -171,7 +171,7 @@ def test_other_processes_are_out_of_sight(isolated: Sandbox) -> None:
 
 
 def test_programs_leave_no_folders(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if temporary folders pile up."""
+    """Fails if temporary folders are left behind."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sandbox.run("import os\nos.mkdir('locked')\nopen('locked/file', 'w')\nos.chmod('locked', 0)")
     assert list(tmp_path.iterdir()) == []
@@ -194,6 +194,6 @@ assert weak.run("assert True").passed and not weak.run("assert False").passed
 
 
 def test_without_isolation_nothing_is_run() -> None:
-    """Fails if a kernel that refuses namespaces is taken for one that gave them, or the way out does not work."""
+    """Fails if programs run although the kernel refuses namespaces, or the option named in the error does not work."""
     ran = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

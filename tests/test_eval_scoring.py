@@ -1,4 +1,4 @@
-"""Scores against lm-evaluation-harness's own filters and metric, on strings made to confuse them."""
+"""Compares scores with lm-evaluation-harness's own filters and metric, on difficult strings."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ from dpad.evaluation import scoring
 TASK = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml").read_text())
 RULES = {"ignore_case", "ignore_punctuation", "regexes_to_ignore"}
 
-# Pieces that the expressions are about, so that drawn texts come near their borders.
+# Pieces that occur in the regular expressions, so that random texts are near their edge cases.
 PIECES = (
     "####",
     " ",
@@ -44,7 +44,7 @@ texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map
 
 
 def harness_scores(text: str, target: str) -> dict[str, float]:
-    """What the real package says: each of the task's filter chains, then its metric."""
+    """The scores of the real package: each of the task's filter chains, then its metric."""
     metric = {key: value for key, value in TASK["metric_list"][0].items() if key in RULES}
     scores = {}
     for chain in TASK["filter_list"]:
@@ -67,7 +67,7 @@ def test_numbers_score_as_in_the_harness(text: str, target: str) -> None:
 @examples(max_examples=500)
 @given(text=texts)
 def test_right_answers_score_as_in_the_harness(text: str) -> None:
-    """Fails if they differ where the answer is right: drawn pairs almost never match."""
+    """Fails if scores of right answers differ; random pairs in the test above almost never match."""
     target = f"so\n#### {text}"
     assert scoring.grade_numbers(target, target) == harness_scores(target, target)
     assert scoring.grade_numbers(text, text) == harness_scores(text, text)
@@ -91,7 +91,7 @@ def test_right_answers_score_as_in_the_harness(text: str) -> None:
     ],
 )
 def test_numbers_by_example(text: str, target: str, strict: int, flexible: int) -> None:
-    """Fails if both sides of the comparison above changed together."""
+    """Fails if scores change, also if the harness's change in the same way."""
     expected = {"strict_match": strict, "flexible_extract": flexible}
     assert scoring.grade_numbers(text, target) == expected == harness_scores(text, target)
 
@@ -108,7 +108,7 @@ def test_the_stops_are_those_of_the_task() -> None:
 
 
 def test_only_the_whole_text_is_an_exact_match() -> None:
-    """Fails if a long output passes that lacks an end or has one too many."""
+    """Fails if a long output passes that ends too early or too late."""
     assert [scoring.grade_text(text, "1, 2")["exact_match"] for text in ("1, 2", "1, 2 ", "1, 2, 3", "1")] == [
         1,
         0,
@@ -119,7 +119,7 @@ def test_only_the_whole_text_is_an_exact_match() -> None:
 
 @given(values=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
 def test_standard_errors_are_those_of_the_harness(values: list[float]) -> None:
-    """Fails if the variance is divided by n instead of n - 1, or a ratio of equal sizes is no mean."""
+    """Fails if the variance is divided by n instead of n - 1, or a ratio with equal sizes is not a mean."""
     average, error = scoring.mean(values)
     assert error == pytest.approx(mean_stderr(values), abs=1e-9)
     assert scoring.ratio(values, [1.0] * len(values)) == pytest.approx((average, error), abs=1e-9)
@@ -127,7 +127,7 @@ def test_standard_errors_are_those_of_the_harness(values: list[float]) -> None:
 
 
 def test_a_ratio_has_the_error_that_repeated_draws_show() -> None:
-    """Fails if the linearised error is off: 2,000 draws of 40 samples have the spread that it predicts."""
+    """Fails if the linearised error differs from the spread of 2,000 draws of 40 samples."""
     import numpy as np
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The command that a message gives makes the whole bundle again, and adds what was missing."""
+"""The export command in an error message makes the same bundle again, with the missing part added."""
 
 import shlex
 import shutil
@@ -41,7 +41,7 @@ EVERY = ExportSettings(
 
 
 class Asked(Exception):
-    """What `dpad export` was asked for."""
+    """Raised with the arguments of `dpad export` instead of an export."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def bundle(whole: Bundle, tmp_path: Path) -> Bundle:
-    """A copy, in 16 bit, with limits of its own; the paths hold what a shell would take apart."""
+    """A 16-bit copy with limits of its own; its paths hold characters that a shell would interpret."""
     return Bundle(Path(shutil.copytree(whole.directory, tmp_path / "it's; out")), whole.manifest)
 
 
@@ -64,7 +64,7 @@ def run(line: str) -> None:
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, line: str) -> tuple[str, Path, ExportSettings, bool]:
-    """Model, directory, settings and whether parity is wanted, as the command line reads `line`."""
+    """Model, directory, settings and whether parity runs, as parsed by the command line from `line`."""
 
     def export_bundle(model: str, out: Path, settings: ExportSettings, *more: Any, check: Any, force: bool) -> None:
         raise Asked(model, out, settings, check is not None)
@@ -77,7 +77,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, line: str) -> tuple[str, Path, Export
 
 
 def test_the_step_that_was_missing_is_added(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if following the message removes the step that was there, or sets a limit back to its default."""
+    """Fails if the command in the message removes the existing step, or resets a limit to its default."""
     monkeypatch.setattr(Machine, "current", classmethod(lambda cls: Machine("linux-x86_64", None, "no GPU")))
     with pytest.raises(EngineUnavailable) as refused:
         dpad.load(bundle.directory)
@@ -90,7 +90,7 @@ def test_the_step_that_was_missing_is_added(bundle: Bundle, monkeypatch: pytest.
 
 
 def test_a_damaged_bundle_is_made_again_as_it_was(bundle: Bundle) -> None:
-    """Fails if the way out of a damaged file is a bundle of other settings."""
+    """Fails if the command for a damaged bundle has other settings than the bundle."""
     weights = bundle.path("float16/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     with pytest.raises(AlteredFile) as refused:
@@ -101,7 +101,7 @@ def test_a_damaged_bundle_is_made_again_as_it_was(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("settings", [EVERY, ExportSettings()])
 def test_no_setting_is_lost(monkeypatch: pytest.MonkeyPatch, settings: ExportSettings) -> None:
-    """Fails if a setting is left out of the arguments, or `dpad export` calls it otherwise."""
+    """Fails if a setting is missing in the arguments, or `dpad export` has no option of that name."""
     same = [each.name for each in fields(settings) if getattr(EVERY, each.name) == getattr(ExportSettings(), each.name)]
     assert same == []
     line = export_command({"source": "a model", "arguments": settings.arguments()}, Path("it's; out"))
@@ -111,7 +111,7 @@ def test_no_setting_is_lost(monkeypatch: pytest.MonkeyPatch, settings: ExportSet
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_an_export_keeps_its_arguments(whole: Bundle, tmp_path: Path, checked: bool) -> None:
-    """Fails if what was decided from the checkpoint is left open, so that adding a dtype would take another away."""
+    """Fails if a bundle's arguments lack defaults taken from the checkpoint, so that adding a dtype removes another."""
     source, settings = whole.manifest.provenance["source"], ExportSettings(max_batch=2)
     check = (lambda stage, manifest, progress: {"passed": None}) if checked else None
     bundle, _ = export_bundle(source, tmp_path / "out", settings, Progress(), check=check)
@@ -123,7 +123,7 @@ def test_an_export_keeps_its_arguments(whole: Bundle, tmp_path: Path, checked: b
 def test_an_engine_is_built_for_this_machine_too(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, target: str, capabilities: tuple[str, ...]
 ) -> None:
-    """Fails if engines of other GPUs are lost, or TensorRT, which builds for the GPU at hand, is asked for another."""
+    """Fails if the command drops engines of other GPUs, or names another GPU than this machine's for TensorRT."""
     arguments = ExportSettings(targets=(target,), capabilities=("8.9",)).arguments()
     texts = dict.fromkeys((*TEXTS, "attention", "plugin_version", "step_sha256", "decide", "decide_sha256"), "other")
     entry = EngineEntry(**texts | {"target": target}, weights_sha256=(), profiles={}, flags=FLAGS, build_seconds=1.0)
@@ -141,13 +141,13 @@ def test_an_engine_is_built_for_this_machine_too(
     "arguments", [None, 3, {"--a": 1}, [3, None, ["--a"], "rm", "-f", "--", "--out=x", "--Out", "-"]]
 )
 def test_words_that_no_export_writes_are_not_repeated(arguments: object) -> None:
-    """Fails if a manifest from elsewhere turns the message into a traceback, or into a command of its own."""
+    """Fails if arguments in an untrusted manifest give a traceback or become part of the command."""
     line = export_command({"source": 3, "arguments": arguments}, Path("out"), "--dtype=float32")
     assert line == "dpad export 3 --out out --dtype=float32"
 
 
 def test_a_shell_reads_the_words_as_they_are() -> None:
-    """Fails if a word of a manifest can end the command, or command a terminal."""
+    """Fails if a word of a manifest is not quoted for a shell, or can send control characters to a terminal."""
     line = export_command({"source": "$(a)", "arguments": ["--chat-template=b; c", "--a=\x1b[2J"]}, Path("d"))
     assert shlex.split(line) == ["dpad", "export", "$(a)", "--out", "d", "--chat-template=b; c", r"--a=\x1b[2J"]
 
@@ -161,7 +161,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("case", OPTIONS)
 def test_a_bundle_of_an_older_schema_is_exported_again(bundle: Bundle, case: str) -> None:
-    """Fails if who has an older bundle is not told how to get a newer one, or that its options are left out."""
+    """Fails if the error for an older schema lacks the export command, or does not say that options are left out."""
     kept, told = OPTIONS[case]
 
     def age(data: dict[str, Any]) -> None:
@@ -182,14 +182,14 @@ def test_a_bundle_of_an_older_schema_is_exported_again(bundle: Bundle, case: str
 
 @pytest.mark.parametrize("provenance", [None, 3, [], {"arguments": {}, "settings": 3, "source": ["a"]}])
 def test_an_older_manifest_may_hold_anything(bundle: Bundle, provenance: object) -> None:
-    """Fails if fields that were not checked end in a traceback."""
+    """Fails if an invalid field of an older manifest gives a traceback."""
     edit(bundle.directory, lambda data: data.update(schema_version=SCHEMA_VERSION - 1, provenance=provenance))
     with pytest.raises(SchemaVersionError, match="export the bundle again: dpad export .* --out "):
         Bundle.open(bundle.directory)
 
 
 def test_an_older_bundle_in_a_hub_cache_is_exported_elsewhere(bundle: Bundle, tmp_path: Path) -> None:
-    """Fails if the command would write into the cache of a hub."""
+    """Fails if the command would write into the hub's cache."""
     edit(bundle.directory, lambda data: data.update(schema_version=SCHEMA_VERSION - 1))
     with pytest.raises(SchemaVersionError, match="--out bundles/again "):
         Bundle.open(to_hub_cache(bundle.directory, tmp_path / "hub/models--a--tiny"))

@@ -1,4 +1,4 @@
-"""What fails, or is interrupted, in a pass: whom it ends, and what it leaves."""
+"""Errors and interrupts in a pass: which requests they end, and that slots are freed."""
 
 import asyncio
 import gc
@@ -19,12 +19,12 @@ from dpad.runtime.errors import EngineError, InvalidRequest
 
 @pytest.fixture
 def engine(make_bundle: Any) -> Any:
-    """Of torch; batches of 4."""
+    """A recording engine in torch; batches of 4."""
     return passing(make_bundle("llada"))
 
 
 class Odd(EngineError):
-    """Cannot be made again from its arguments."""
+    """An error that cannot be constructed again from its arguments."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one}{two}")
@@ -32,7 +32,7 @@ class Odd(EngineError):
 
 @pytest.mark.parametrize("error", [EngineError("boom"), Odd("bo", "om"), ValueError("boom"), MemoryError("boom")])
 def test_a_pass_that_fails_ends_those_that_are_in_it(engine: Passes, error: Exception) -> None:
-    """Fails if one pass ends more than its own sequences, hides the cause, or keeps their slots."""
+    """Fails if a failed pass ends other sequences than its own, hides the cause, or keeps their slots."""
     requests = [request(1, 6), request(2, 6), request(3, 9)]
     alone = [row.tokens for row in run(engine, requests, options_for())]
     asked = sequences(engine, requests)
@@ -64,7 +64,7 @@ def test_a_pass_that_fails_ends_those_that_are_in_it(engine: Passes, error: Exce
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.7}, {"decoder": "margin"}])
 def test_nan_in_one_row_fails_one_request(engine: Passes, changes: dict[str, Any]) -> None:
-    """Fails if broken numbers of one sequence end its neighbour, become text, or keep its slots."""
+    """Fails if NaN in one sequence ends another one, becomes text, or keeps its slots."""
     asked = [request(1, 6), request(2, 6)]
     alone = [row.tokens for row in run(engine, asked, options_for(**changes))]
 
@@ -89,7 +89,7 @@ def test_nan_in_one_row_fails_one_request(engine: Passes, changes: dict[str, Any
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, asyncio.CancelledError])
 def test_a_schedule_that_fails_ends_its_own_request(engine: Passes, error: type[BaseException]) -> None:
-    """Fails if what one caller's schedule raises in a later block ends the requests beside it."""
+    """Fails if an error in one caller's schedule, in a later block, ends other requests."""
 
     class Failing(Full):
         def keep(self, block: int, *more: Any) -> Any:
@@ -107,7 +107,7 @@ def test_a_schedule_that_fails_ends_its_own_request(engine: Passes, error: type[
 
 
 def test_an_interrupt_leaves_the_slots(engine: Passes) -> None:
-    """Fails if Ctrl-C in the middle of a pass, or in a caller's schedule, takes slots away for good."""
+    """Fails if slots stay used after Ctrl-C in a pass or in a caller's schedule."""
 
     class Interrupted(Full):
         def keep(self, block: int, *more: Any) -> Any:
@@ -129,7 +129,7 @@ def test_an_interrupt_leaves_the_slots(engine: Passes) -> None:
 
 
 def test_the_collector_may_run_at_any_time(make_bundle: Any) -> None:
-    """Fails if a decode that was dropped in a cycle is collected by a thread that holds the lock, and waits for it."""
+    """Fails if garbage collection of a dropped decode, in a thread that holds the lock, waits for that lock."""
     engine = passing(make_bundle("llada"))
     asked = sequences(engine, [request(seed) for seed in range(4)])
     scheduler = Scheduler(engine, max_running=2)

@@ -1,4 +1,4 @@
-"""What is read from outside is a regular file: opening a named pipe would wait for ever."""
+"""Files from outside must be regular files, since opening a named pipe would block forever."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def pipe(tmp_path: Path) -> Path:
 
 
 def test_no_reader_waits_for_a_pipe(pipe: Path) -> None:
-    """Fails if a named pipe that nobody writes is waited for; in a process of its own, which can be stopped."""
+    """Fails if reading a named pipe without a writer blocks; it runs in a process that can be stopped."""
     code = (
         "import sys, pathlib; from dpad.runtime.bundle.files import read_bytes; read_bytes(pathlib.Path(sys.argv[1]))"
     )
@@ -36,14 +36,14 @@ def test_no_reader_waits_for_a_pipe(pipe: Path) -> None:
 
 @pytest.mark.parametrize("special", ["/dev/zero", "."])
 def test_devices_and_folders_are_no_files(special: str) -> None:
-    """Fails if a device without an end is read."""
+    """Fails if an endless device or a folder is read."""
     with pytest.raises(OSError, match="not a regular file|Is a directory"):
         files.read_bytes(Path(special))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 66 + "]" * 66, '"\\ud800"', '{"\\udfff": 1}', "{", "1" * 5000])
 def test_json_that_cannot_be_handled_is_refused(tmp_path: Path, text: str) -> None:
-    """Fails if JSON is read that a later walk or writing of it cannot bear."""
+    """Fails if JSON is accepted that later code cannot traverse or write."""
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match="."):
         files.read_json(tmp_path / "a.json")
@@ -59,7 +59,7 @@ def test_json_that_cannot_be_handled_is_refused(tmp_path: Path, text: str) -> No
     ids=["size", "objects", "numbers"],
 )
 def test_json_is_read_within_limits(tmp_path: Path, text: str, said: str) -> None:
-    """Fails if a file of any size is read, or a small one that makes objects of gigabytes."""
+    """Fails if a file that is too large is read, or a small one that makes gigabytes of objects."""
     (tmp_path / "a.json").write_text(text)
     with pytest.raises((OSError, ValueError), match=said):
         files.read_json(tmp_path / "a.json")
@@ -68,14 +68,14 @@ def test_json_is_read_within_limits(tmp_path: Path, text: str, said: str) -> Non
 
 
 def test_json_is_read_as_it_is(tmp_path: Path) -> None:
-    """Fails if what is refused goes further than it must, or a whole pair of surrogates is taken for a half."""
+    """Fails if JSON within the limits is refused, such as a pair of surrogates."""
     data = {"a": [1, 2.5, None, True, "\U0001f600"], "deep": json.loads("[" * 60 + "]" * 60)}
     (tmp_path / "a.json").write_text(json.dumps(data))
     assert files.read_json(tmp_path / "a.json") == data
 
 
 def test_a_pipe_is_no_manifest_no_checkpoint_no_tokenizer_and_no_journal(tmp_path: Path, pipe: Path) -> None:
-    """Fails if one of the readers opens files by itself."""
+    """Fails if one of the readers does not use the common function and blocks on a pipe."""
     source = write_source(tmp_path / "source")
     bundle = export(source, tmp_path / "bundle").directory
     shutil.move(pipe, bundle / "manifest.json")

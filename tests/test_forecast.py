@@ -1,4 +1,4 @@
-"""`dpad plan`: what it predicts, against what is counted, allocated and built."""
+"""Compares the predictions of `dpad plan` with counted, allocated and built sizes."""
 
 import json
 import re
@@ -28,11 +28,11 @@ from dpad.models.checkpoint.headers import read_headers
 from dpad.models.step import Step
 from dpad.runtime.bundle.variant import PACKED
 
-BYTE, PRODUCT = replace(GPUS["L4"], products=1e12), replace(GPUS["L4"], bandwidth=1e12)  # where one side is free
+BYTE, PRODUCT = replace(GPUS["L4"], products=1e12), replace(GPUS["L4"], bandwidth=1e12)  # free products; free reads
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *others: Any, **more: Any) -> int:
-    """Two products of every query with every row it attends; shapes, as torch's counter gives them."""
+    """The FLOPs of two products of every query with every attended row; the arguments are shapes."""
     batch, queries, heads, size = query
     attended = key[1] + others[2][1]  # cache_indices [B, K]
     return 4 * int(batch * heads * queries * attended * size)
@@ -54,7 +54,7 @@ def document(*arguments: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_are_those_of_the_files(family: str, tmp_path: Path) -> None:
-    """Fails if the forecast forgets a tensor or counts one twice."""
+    """Fails if the forecast omits a tensor or counts one twice."""
     source = write_source(tmp_path / "source", family)
     stored = sum(entry.length for entry in Checkpoint.open(source).tensors.values())
     assert document(source, "--dtype", "float32")["plan"]["bytes"] == stored
@@ -63,7 +63,7 @@ def test_weights_are_those_of_the_files(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", PACKED)
 def test_packed_weights_are_those_of_the_files(weights: str, tmp_path: Path) -> None:
-    """Fails if the forecast of packed weights leaves out scales, or packs what stays whole."""
+    """Fails if the forecast of packed weights omits scales, or counts other weights as packed."""
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", dtypes=("float16",), weights=(weights,))
     [step] = bundle.manifest.steps.values()
     held = sum(
@@ -74,7 +74,7 @@ def test_packed_weights_are_those_of_the_files(weights: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("family", "mode"), [*product(FAMILIES, MODES), *product(BLOCK_CAUSAL, forecast.BLOCK_CAUSAL)])
 def test_products_are_those_that_a_step_makes(family: str, mode: str) -> None:
-    """Fails if the floor leaves out a product or counts rows that are not computed; torch counts them itself."""
+    """Fails if the floor's products differ from those that torch counts in a step."""
     architecture, config = parse_config(raw_config(family))
     load = Load(batch=2, length=128, block=config.block_length or 16, window=32)
     sizes, shift = Sizes.of(architecture, config), config.logit_shift
@@ -92,7 +92,7 @@ def test_products_are_those_that_a_step_makes(family: str, mode: str) -> None:
 
 
 def test_modes_compute_fewer_rows_than_vanilla_and_attend_the_rest() -> None:
-    """Fails if a mode's rows are not those of its cache policy: 1024 tokens, the block at 512, 64 kept on average."""
+    """Fails if a mode's rows differ from its cache policy, for 1024 tokens, the block at 512 and 64 kept tokens."""
     architecture, config = parse_config(raw_config("llada"))
     sizes = Sizes.of(architecture, config)
     found = {mode: forecast.floor(sizes, "float16", BYTE, Load(1, 1024), mode, 0) for mode in MODES}
@@ -108,7 +108,7 @@ def test_modes_compute_fewer_rows_than_vanilla_and_attend_the_rest() -> None:
 
 @pytest.mark.parametrize("family", [*FAMILIES, *BLOCK_CAUSAL])
 def test_caches_are_what_the_engine_allocates(family: str, make_bundle: Callable[..., Path]) -> None:
-    """Fails if keys, values and logits take more of the device than predicted, or a tenth less."""
+    """Fails if keys, values and logits take more device memory than predicted, or less by a tenth."""
     with opened(make_bundle(family)) as engine:
         contract, allocated = engine.contract, engine.hardware.living()  # type: ignore[attr-defined]
     architecture, config = parse_config(raw_config(family))
@@ -118,7 +118,7 @@ def test_caches_are_what_the_engine_allocates(family: str, make_bundle: Callable
 
 
 def test_a_plan_is_as_large_as_predicted(tmp_path: Path) -> None:
-    """Fails if a built plan holds more than its weights and what TensorRT-RTX adds to every plan."""
+    """Fails if a plan is larger than its weights and the constant that TensorRT-RTX adds to every plan."""
     settings = {"targets": ("tensorrt-rtx",), "dtypes": ("float16",), "capabilities": ("8.9",)}
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", **settings)
     size = bundle.path(bundle.manifest.engines[0].file).stat().st_size
@@ -127,7 +127,7 @@ def test_a_plan_is_as_large_as_predicted(tmp_path: Path) -> None:
 
 
 def test_published_names_need_no_network() -> None:
-    """Fails if sizing LLaDA or Dream needs a download, or a number of theirs changes: 16.0 and 15.2 GB."""
+    """Fails if `dpad plan` of LLaDA or Dream needs a download, or their sizes of 16.0 and 15.2 GB change."""
     names = [name for name in HUB_IDS if name.removesuffix("-base") in LAYOUTS]
     assert {"llada", "llada-1.5", "dream", "llada-base", "dream-base"} <= set(names)
     sizes = {name: document(name)["plan"]["bytes"] for name in names}
@@ -135,7 +135,7 @@ def test_published_names_need_no_network() -> None:
 
 
 def test_the_text_shows_what_fits_and_what_bounds() -> None:
-    """Fails if a row of memory or of floors, or a hazard, is missing from what people read."""
+    """Fails if the printed text lacks a row of memory, a floor or a hazard."""
     text = plan("llada", "--gpu", "L4", "--gpu", "H200", "--batch", 4, "--length", 4096)
     assert re.search(r"4 +4096 +16.0 GB +10.8 GB +2.0 GB +638 MB +29.5 GB +H200$", text, re.MULTILINE)
     assert re.search(r"L4 +\d+ p +\d+ p +64.3 m +64.7 m", text)
@@ -143,10 +143,10 @@ def test_the_text_shows_what_fits_and_what_bounds() -> None:
 
 
 def test_parts_of_the_plugin_are_counted() -> None:
-    """Fails if what the plugin adds up is not in the forecast, or is set aside for more splits than a shape has."""
+    """Fails if the forecast omits the plugin's partial results, or counts more splits than a shape has."""
     arguments = ("--batch", 4, "--length", 4096)
     [native], [plugin] = (document("llada", *arguments, *more)["memory"] for more in ((), ("--attention", "plugin")))
-    rows = 4 * 4096 * 32  # as many as queries: they fill every GPU by themselves
+    rows = 4 * 4096 * 32  # so many query rows fill every GPU without splits
     assert (native["parts"], plugin["parts"]) == (0, rows * (128 + 1) * 4)
     assert plugin["total"] - native["total"] == plugin["parts"] and plugin["parts"] < 2**31 / 7
     [small] = document("llada", "--batch", 1, "--length", 16, "--attention", "plugin")["memory"]
@@ -171,13 +171,13 @@ def test_parts_of_the_plugin_are_counted() -> None:
 def test_hazards_say_why_and_the_way_out(
     changes: dict[str, Any], arguments: tuple[object, ...], told: str, tmp_path: Path
 ) -> None:
-    """Fails if what cannot work is found out only after the download, or without a reason."""
+    """Fails if a problem is not reported before the download, or without a reason."""
     (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", max_sequence_length=128, **changes)))
     assert any(re.search(told, line) for line in document(tmp_path, *arguments)["hazards"])
 
 
 def test_a_block_causal_model_is_planned_in_its_own_mode(tmp_path: Path) -> None:
-    """Fails if SDAR is planned with cache modes it does not have, or kept from engines that can run it."""
+    """Fails if the plan of SDAR has cache modes that it does not support, or lacks engines that can run it."""
     (tmp_path / "config.json").write_text(json.dumps(raw_config("sdar")))
     found = document(tmp_path, "--gpu", "L4", "--batch", 1)
     [floor] = found["floors"]
@@ -186,7 +186,7 @@ def test_a_block_causal_model_is_planned_in_its_own_mode(tmp_path: Path) -> None
 
 
 def test_a_build_that_this_machine_has_no_memory_for_is_a_hazard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a build that would be killed is not told before; 8 billion weights take 33 GB."""
+    """Fails if a build that exceeds memory is not reported; 8 billion weights take 33 GB."""
     monkeypatch.setattr(hazards, "available_memory", lambda: 20_000_000_000)
     assert any(line.startswith("build: a plan takes about 32.6 GB") for line in document("llada")["hazards"])
     monkeypatch.setattr(hazards, "available_memory", lambda: 40_000_000_000)
@@ -195,28 +195,28 @@ def test_a_build_that_this_machine_has_no_memory_for_is_a_hazard(monkeypatch: py
 
 @pytest.mark.parametrize(("weights", "told"), [("int4", "19.5 GB"), ("int8", "33.4 GB"), ("fp8", "18.6 GB")])
 def test_what_a_build_does_to_packed_weights_counts(weights: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a build of packed weights is promised the memory of its plan alone; int4 took 19.3 GB, measured."""
+    """Fails if the memory of a build of packed weights is too small; 19.3 GB were measured for int4."""
     monkeypatch.setattr(hazards, "available_memory", lambda: 2_000_000_000)
     found = document("llada", "--weights", weights)["hazards"]
     assert any(line.startswith(f"build: a plan takes about {told}") for line in found), found
 
 
 def test_a_canvas_that_no_model_has_is_refused() -> None:
-    """Fails if a slip of the hand takes minutes and all memory to be counted."""
+    """Fails if a canvas length far above any model's is not refused at once."""
     ran = CliRunner().invoke(main, ["plan", "llada", "--length", "999999999"])
     assert ran.exit_code == 2 and "1<=x<=1048576" in ran.stderr
 
 
 @pytest.mark.parametrize("model", ["", "./nowhere", "lada"])
 def test_what_is_no_model_is_an_error(model: str) -> None:
-    """Fails if a typo is planned for."""
+    """Fails if a mistyped model is not an error."""
     ran = CliRunner().invoke(main, ["plan", model])
     assert ran.exit_code == 1 and "CheckpointError" in ran.output
 
 
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
 def test_the_checkpoints_dtype_is_read_by_either_name(key: str, tmp_path: Path) -> None:
-    """Fails if a dtype that cannot be read ends in a traceback, or one of the names is not looked at."""
+    """Fails if an invalid dtype gives a traceback, or one of the two keys is not read."""
     (tmp_path / "config.json").write_text(json.dumps(raw_config("llada", **{key: "float64"})))
     ran = CliRunner().invoke(main, ["plan", str(tmp_path)])
     assert ran.exit_code == 1 and f" {key} 'float64' is not one of float32" in ran.output

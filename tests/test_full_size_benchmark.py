@@ -1,4 +1,4 @@
-"""The benchmarks of full-size checkpoints, on a narrow layout; and that their documents become tables."""
+"""The benchmarks of full-size checkpoints on a narrow layout, and the tables of their documents."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ DOCUMENTS = Path(__file__).parent.parent / "docs/benchmarks"
 
 @pytest.mark.slow
 def test_stages_run_and_tell_seconds_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a stage does not do its command's work, or leaves out what a table needs."""
+    """Fails if a stage does not do its command's work, or omits a value that a table needs."""
     monkeypatch.setitem(LAYOUTS, "llada", replace(LAYOUTS["llada"], config=LAYOUTS["llada"].config | NARROW["llada"]))
     stages = {
         "synth": full_size.staged(partial(full_size.synthesise, model="llada", layers=2, work=tmp_path)),
@@ -41,7 +41,7 @@ def test_stages_run_and_tell_seconds_and_memory(tmp_path: Path, monkeypatch: pyt
 
 
 def test_models_of_another_machine_are_not_kept(tmp_path: Path) -> None:
-    """Fails if one document mixes measurements of two machines, or loses a model of this one."""
+    """Fails if a document mixes measurements of two machines, or a model measured on this one is dropped."""
     out = tmp_path / "full_size.json"
     assert full_size.kept(out, {"cpu": "a"}) == {}
     out.write_text(json.dumps({"machine": {"cpu": "a"}, "models": {"llada": {}}}))
@@ -51,7 +51,7 @@ def test_models_of_another_machine_are_not_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["full", "int4"])
 def test_a_build_is_compared_with_its_forecast(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if what the builder says of activations, or the size of the plan, is not read."""
+    """Fails if the builder's activations or the plan's size are not measured."""
     monkeypatch.setitem(LAYOUTS, "llada", replace(LAYOUTS["llada"], config=LAYOUTS["llada"].config | NARROW["llada"]))
     forecast.prepare("llada", weights, 1, tmp_path)
     found = forecast.built(tmp_path / "bundle", 1, 512)
@@ -64,6 +64,6 @@ def test_a_build_is_compared_with_its_forecast(weights: str, tmp_path: Path, mon
 
 @pytest.mark.parametrize("name", ["full_size", "forecast"])
 def test_what_is_committed_can_be_read(name: str) -> None:
-    """Fails if a committed document no longer fits its table."""
+    """Fails if a committed document cannot be formatted as its table."""
     document = json.loads((DOCUMENTS / f"{name}.json").read_text("utf-8"))
     assert tables.TABLES[name][1](document).strip() in (DOCUMENTS / "results.md").read_text("utf-8")

@@ -1,6 +1,6 @@
-"""Published widths: random weights, through export and parity, to text. Two layers, for time.
+"""Export, parity and text at published widths, with random weights and two layers, to save time.
 
-The first test is what `make test-full-width` runs; the others are every family in every precision, and plans.
+`make test-full-width` runs the first test; the others cover every family in every precision, and plans.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from dpad.runtime.bundle.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 
-# SDAR-8B-Chat and Fast_dLLM_v2_7B; the vocabulary is that of all small checkpoints.
+# SDAR-8B-Chat and Fast_dLLM_v2_7B, but with the vocabulary of the small checkpoints.
 BLOCK_CAUSAL: dict[str, dict[str, Any]] = {
     "sdar": {"width": 4096, "heads": 32, "kv_heads": 8, "mlp_width": 12288, "head_dim": 128},
     "fast_dllm": {"width": 3584, "heads": 28, "kv_heads": 4, "mlp_width": 18944, "bd_size": 32},
@@ -37,9 +37,9 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=["llada", "dream", *BLOCK_CAUSAL])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """Two layers of a published layout; afterwards all is removed, bundles beside it too: it is large.
+    """Two layers of a published layout; afterwards it is removed with the bundles beside it, since it is large.
 
-    LLaDA's and Dream's in bfloat16, as published; the others, which `dpad synth` does not write, in float32.
+    LLaDA and Dream are in bfloat16, as published; the others, which `dpad synth` does not write, are in float32.
     """
     family: str = request.param
     if family in BLOCK_CAUSAL:
@@ -51,7 +51,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def proven(source: Path, **settings: Any) -> Bundle:
-    """A bundle whose every step agrees with PyTorch in ONNX Runtime."""
+    """Export a bundle, and check that all its steps pass parity in ONNX Runtime."""
     bundle = export(source, source.parent / "out", max_batch=1, max_length=512, **settings)
     report = require_passed(compare_bundle(bundle, Progress(), steps=1, trajectories=False, emulate=True))
     found = {e["variant"]: e["status"] for e in report["engines"] if e["engine"].startswith("onnxruntime-cpu")}
@@ -61,7 +61,7 @@ def proven(source: Path, **settings: Any) -> Bundle:
 
 @pytest.mark.parametrize("source", ["llada", "dream"], indirect=True)
 def test_two_layers_go_the_whole_way(source: Path) -> None:
-    """Fails if a real width or vocabulary does not fit what small models fit, or float32 does not agree."""
+    """Fails if a published width or vocabulary breaks the export, or float32 fails parity."""
     bundle = proven(source, dtypes=("float32",))
     with pytest.warns(UserWarning, match="random weights"):
         opened = dpad.load(bundle.directory)
@@ -72,13 +72,13 @@ def test_two_layers_go_the_whole_way(source: Path) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision_agrees(source: Path, precision: str) -> None:
-    """Fails if a precision holds in narrow models only: an overflow, or a group that does not divide a width."""
+    """Fails if a precision works for narrow models only: for wide ones it overflows, or a group does not divide."""
     proven(source, **PRECISIONS[precision])
 
 
 @pytest.mark.parametrize("source", BLOCK_CAUSAL, indirect=True)
 def test_block_causal_families_are_compiled(source: Path) -> None:
-    """Fails if TensorRT-RTX cannot build the op with blocks at the published widths; small models miss its limits."""
+    """Fails if TensorRT-RTX cannot build the block-causal op at published widths, whose limits small models miss."""
     settings: dict[str, Any] = {"dtypes": ("bfloat16",), "targets": ("tensorrt-rtx",), "capabilities": ("8.9",)}
     bundle = export(source, source.parent / "out", max_batch=1, max_length=512, **settings)
     [engine] = bundle.manifest.engines

@@ -1,4 +1,4 @@
-"""The tally of the fuzz tests counts, and lets nothing pass that is no error of this package."""
+"""The tally of the fuzz tests counts outcomes, and does not hide errors that are not this package's."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from dpad.runtime.errors import CheckpointError
 
 
 def test_a_tally_counts_and_lets_other_errors_through(tmp_path: Path) -> None:
-    """Fails if a refusal is not counted by its type, or an untyped error is taken for one."""
+    """Fails if a refusal is not counted by its type, or another error counts as a refusal."""
     tally = Tally("kind")
 
     def refuse() -> None:

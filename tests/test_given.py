@@ -1,4 +1,4 @@
-"""Text between blanks: tokens that are given inside what is generated, against the plain published decoder."""
+"""Given tokens between blanks, compared with the simple published decoder."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from dpad.runtime.decoding.request import Request
 from dpad.runtime.errors import InvalidRequest
 
 SUFFIX = (9, 80, 33)
-# The first block has blanks at its end, the second none, the third on both sides of what is given.
+# The first block has blanks at its end, the second has none, and the third has blanks on both sides of given tokens.
 GIVEN = tuple((place, 3 + place) for place in (*range(9), *range(16, 32), 36, 37, 40))
 
 
@@ -26,7 +26,7 @@ GIVEN = tuple((place, 3 + place) for place in (*range(9), *range(16, 32), 36, 37
 def test_given_tokens_stay_and_are_seen(
     engine_of: Any, make_bundle: Any, engine: str, family: str, cache_mode: str, schedule: str
 ) -> None:
-    """Fails if a given token is changed, dropped from a thinned suffix, or costs a pass in a block without blanks."""
+    """Fails if a given token is changed or dropped from a thinned suffix, or a block without blanks takes a pass."""
     options = options_for("threshold", cache_mode, SCHEDULES[schedule])
     checkpoint = Checkpoint.open(make_bundle(family))
     model = load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, torch.float32)
@@ -50,7 +50,7 @@ def test_given_tokens_stay_and_are_seen(
 
 
 def test_a_growing_cache_takes_them_too(engine_of: Any) -> None:
-    """Fails if a block without blanks is left out of the cache that later blocks read."""
+    """Fails if a block without blanks is missing in the cache that later blocks read."""
     for family in FAMILIES:
         options = options_for("threshold", "extend", SCHEDULES["full"])
         [ours] = run(engine_of("torch", family), [Request(PROMPT, SUFFIX, given=GIVEN)], options)
@@ -59,7 +59,7 @@ def test_a_growing_cache_takes_them_too(engine_of: Any) -> None:
 
 
 def test_an_end_of_text_ends_its_blank_only(engine_of: Any) -> None:
-    """Fails if EOS in one blank fills the blanks behind it, or overwrites what is given."""
+    """Fails if EOS in one blank fills later blanks, or overwrites given tokens."""
     options = options_for("threshold", "prefix", SCHEDULES["full"])
     [free] = run(engine_of("torch", "llada"), [Request(PROMPT, SUFFIX, given=GIVEN)], options)
     eos = free.tokens[len(PROMPT) + 12]
@@ -84,7 +84,7 @@ def test_an_end_of_text_ends_its_blank_only(engine_of: Any) -> None:
     ],
 )
 def test_what_cannot_be_given(engine_of: Any, given: Any, said: str) -> None:
-    """Fails if a place outside the blanks, the mask, or something else than pairs gets onto a canvas."""
+    """Fails if a position outside the generated text, the mask, or a value that is not a pair is accepted."""
     with pytest.raises(InvalidRequest, match=said):
         run(
             engine_of("torch", "llada"),
@@ -94,5 +94,5 @@ def test_what_cannot_be_given(engine_of: Any, given: Any, said: str) -> None:
 
 
 def test_arrays_are_read() -> None:
-    """Fails if numbers of numpy are refused, or kept."""
+    """Fails if numpy arrays are refused, or their numbers are not converted to Python's."""
     assert Request(PROMPT, given=np.array([[1, 5], [2, 6]])).given == ((1, 5), (2, 6))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`make gpu-check` without a GPU: its code is tried on a CPU at small sizes; its figures mean nothing here."""
+"""Runs the code of `make gpu-check` on a CPU at small sizes; its numbers mean nothing here."""
 
 import json
 import os
@@ -49,14 +49,14 @@ def rehearse(out: Path, work: Path, *arguments: str, **environment: str) -> "sub
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The document of a rehearsal in two calls, the second of which finds the bundle of the first."""
+    """The document of a rehearsal in two calls; the second reuses the bundle of the first."""
     folder = tmp_path_factory.mktemp("rehearsal")
     out, work = folder / "out", folder / "work"
     first = rehearse(out, work, "--group", "tiny")
     assert first.returncode == 0, first.stderr[-3000:]
     for name in ("bundle", "packed"):
         shutil.copytree(work / "tiny", work / name)
-    # A layer in C++ takes a minute to compile, and tests/test_compiled.py does.
+    # Compiling a layer in C++ takes a minute, and tests/test_compiled.py covers it.
     second = rehearse(out, work, "--group", "start", "--group", "8b", "--group", "packed", TORCHDYNAMO_DISABLE="1")
     assert second.returncode == 0, second.stderr[-3000:]
     document: dict[str, Any] = json.loads(second.stdout.splitlines()[-1])
@@ -66,7 +66,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_part_runs(rehearsed: dict[str, Any]) -> None:
-    """Fails if a part breaks before it reaches the GPU, or calls from two processes are not put together."""
+    """Fails if a part fails before it reaches the GPU, or the results of two calls are not merged."""
     assert rehearsed["passed"] and not rehearsed["failures"] and not rehearsed["not_merged"]
     without_a_gpu = {"placement", "ptx", "int4"}  # they need CUDA itself, or would take minutes
     for name, group in GROUPS.items():
@@ -93,7 +93,7 @@ def test_the_page_shows_what_was_found(rehearsed: dict[str, Any]) -> None:
 
 
 def test_steps_and_decodes_are_compared(rehearsed: dict[str, Any]) -> None:
-    """Fails if what is timed is not held against the reference: tokens, logits, recordings."""
+    """Fails if tokens, logits or recordings are timed without a comparison with the reference."""
     tiny, large = (rehearsed["groups"][name]["parts"] for name in ("tiny", "8b"))
     modes = tiny["engines"]["engines"]["torch-cpu (float32)"]["modes"]
     assert {result["equal"] for result in modes.values()} == {1.0} and "dual, by entropy" in modes
@@ -105,7 +105,7 @@ def test_steps_and_decodes_are_compared(rehearsed: dict[str, Any]) -> None:
 
 
 def test_bad_parts_do_not_take_others_with_them(tmp_path: Path) -> None:
-    """Fails if a crash, a hang, an error or a missing library ends the check, or a process is not begun afresh."""
+    """Fails if a crash, a hang, an error or a missing library ends the check, or no new process starts after it."""
     with worker.Worker(Setup(tmp_path)) as runs:
         first = runs.run("gpu_parts:counts", 30, {"before": {}})
         second = runs.run("gpu_parts:counts", 30, {})
@@ -120,7 +120,7 @@ def test_bad_parts_do_not_take_others_with_them(tmp_path: Path) -> None:
 
 
 def test_what_there_is_no_time_for_says_so(tmp_path: Path) -> None:
-    """Fails if a part is begun that cannot end in time, or one that was asked for is skipped and all is well."""
+    """Fails if a part starts that cannot end in time, or skipping a requested part is not a failure."""
     late = Part("late", "Late", "gpu_parts:counts", needs=30)
     with worker.Here(Setup(tmp_path)) as runs:
         kept: list[dict[str, Any]] = []
@@ -140,7 +140,7 @@ def document(**parts: Any) -> dict[str, Any]:
 
 
 def test_reports_of_other_code_are_not_put_together(tmp_path: Path) -> None:
-    """Fails if a page mixes two commits, or parts are measured into a document of another one."""
+    """Fails if a page mixes two versions of the code, or parts are added to another version's document."""
     place, other = (store.Place(tmp_path, {**IDENTITY, **FACTS, "code": code}) for code in ("aaa", "bbb"))
     place.keep("tiny", document(kernel={"skipped": "one"}))
     place.keep("tiny", document(ptx={"skipped": "two"}))
@@ -157,7 +157,7 @@ def test_reports_of_other_code_are_not_put_together(tmp_path: Path) -> None:
 
 
 def test_goals_are_met_missed_or_not_measured() -> None:
-    """Fails if a goal is judged by another number, or one that nobody measured counts as met."""
+    """Fails if a goal is judged by a wrong number, or a goal that was not measured counts as met."""
     modes = {"prefix": {"over_products": 1.1, "step_ms": 6.5}, "dual": {"over_products": 1.2, "step_ms": 7.0}}
     parts = {"step": {"engine": "torch-cuda", "modes": modes}, "warm": {"total_s": 29.0}, "cold": {"total_s": 91.0}}
     verdicts = {goal.text: goal.verdict for goal in goals({"groups": {"8b": {"parts": parts}}})}
@@ -168,7 +168,7 @@ def test_goals_are_met_missed_or_not_measured() -> None:
 
 
 def test_kernels_are_grouped_as_they_ran_on_an_h100() -> None:
-    """Fails if a kernel of a real step falls into another group: those of 26 November 2026 are in the documents."""
+    """Fails if a kernel of a step measured on 26 November 2026, from the documents, is in another group."""
     profile = json.loads(H100.read_text())["profile"]
     found = shares.grouped([tuple(kernel) for kernel in profile["kernels_prefix"]])
     assert found["products"] == pytest.approx(3404.1 + 2555.7)
@@ -179,7 +179,7 @@ def test_kernels_are_grouped_as_they_ran_on_an_h100() -> None:
 
 
 def test_the_floor_of_an_8b_step() -> None:
-    """Fails if the floor forgets weights or products: 15.0 GB at 3 TB/s, 16 TFLOP in 1024 rows."""
+    """Fails if the floor omits weights or products: 15.0 GB at 3 TB/s, 16 TFLOP in 1024 rows."""
 
     class Ceilings:
         def __init__(self, read: float, peak: float) -> None:
@@ -194,7 +194,7 @@ def test_the_floor_of_an_8b_step() -> None:
 
 @pytest.mark.parametrize("form", ["fp8", "int4"])
 def test_weights_are_packed_as_the_exporter_packs_them(form: str) -> None:
-    """Fails if the large model's packed weights lie otherwise than a bundle's: shapes, codes or scales."""
+    """Fails if shapes, codes or scales of the large model's packed weights differ from a bundle's format."""
     weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     codes, scale = packing.pack(weight, form, 32, torch.bfloat16)
     expected = Packing(form).pack(weight, torch.bfloat16)
@@ -205,7 +205,7 @@ def test_weights_are_packed_as_the_exporter_packs_them(form: str) -> None:
 
 
 def test_a_random_checkpoint_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if what is drawn on the device is no checkpoint of the layout, or packs into no weights of a bundle."""
+    """Fails if the checkpoint drawn on the device does not have the layout, or cannot be packed for a bundle."""
     layout = LAYOUTS["llada"]
     narrow = {"d_model": 64, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 96, "n_layers": 2}
     monkeypatch.setitem(LAYOUTS, "llada", replace(layout, config=layout.config | narrow))
@@ -218,7 +218,7 @@ def test_a_random_checkpoint_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_files_leave_the_page_cache(tmp_path: Path) -> None:
-    """Fails if a cold start is timed over files of which some are not dropped."""
+    """Fails if files stay in the page cache before a cold start is timed."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/shard").write_bytes(b"1" * 5000)
     (tmp_path / "manifest").write_bytes(b"2" * 50)
@@ -226,7 +226,7 @@ def test_files_leave_the_page_cache(tmp_path: Path) -> None:
 
 
 def test_contenders_compute_the_same() -> None:
-    """Fails if the kernel is timed against something that is not its equal."""
+    """Fails if the kernel and its contenders compute different results."""
     inputs = kernels.make_inputs(6, 50, 4, 2, 64, torch.float16)
     keys, values = kernels.gathered(inputs)
     peer = kernels.sdpa(inputs[0], keys, values, 0.125).transpose(1, 2)
@@ -234,7 +234,7 @@ def test_contenders_compute_the_same() -> None:
 
 
 def test_without_a_gpu_it_says_so() -> None:
-    """Fails if the command pretends to have measured."""
+    """Fails if the command does not report that there is no GPU."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py")]
@@ -244,7 +244,7 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 def test_cases_are_of_their_variant() -> None:
-    """Fails if a variant is never launched, because the cases drawn for it are those of another one."""
+    """Fails if a variant's random cases launch another variant, so that it is never tested."""
     rng, every = Random(0), variants.shipped("9.0")
     assert len(set(every)) == 2 * 3 * 2 * 2 * 2
     for variant in every * 20:

@@ -1,4 +1,4 @@
-"""Recordings of a step, and what warming up records, over simulated hardware."""
+"""Recordings of steps and warm-up, on simulated hardware."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def directory(make_bundle: Callable[..., Path]) -> Path:
 
 
 def test_a_failed_recording_gives_room_and_is_tried_again(directory: Path) -> None:
-    """Fails if one failure turns recording off, keeps all the memory, or is tried in every pass."""
+    """Fails if one failure turns recording off, does not free memory, or is retried in every pass."""
     with opened(directory) as engine:
         counts = engine.hardware.counts
         engine.step(REFRESH)
@@ -46,7 +46,7 @@ def test_a_failed_recording_gives_room_and_is_tried_again(directory: Path) -> No
 
 
 def test_a_shape_that_always_fails_is_tried_ever_less(directory: Path) -> None:
-    """Fails if a step pays for a recording that cannot be made in more than a few of its passes."""
+    """Fails if a recording that always fails is retried in more than a few passes."""
     with opened(directory) as engine:
         engine.hardware.failing["begin_capture"] = 0
         for _ in range(100):
@@ -55,7 +55,7 @@ def test_a_shape_that_always_fails_is_tried_ever_less(directory: Path) -> None:
 
 
 def test_the_least_used_recording_makes_room(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if recordings grow without end, or one in use is given up for one that is not."""
+    """Fails if the number of recordings is not limited, or a used one is dropped before an unused one."""
     monkeypatch.setattr(graphs, "MOST", 2)
     with opened(directory) as engine:
         for length in (33, 34, 33, 35, 33):
@@ -65,7 +65,7 @@ def test_the_least_used_recording_makes_room(directory: Path, monkeypatch: pytes
 
 
 def test_steps_can_be_launched_without_their_recordings(directory: Path) -> None:
-    """Fails if what gpu-check compares with a recording is the recording itself, or recordings are lost by it."""
+    """Fails if the eager launch for gpu-check replays a recording, or drops recordings."""
     with opened(directory) as engine:
         engine.step(REFRESH)
         recorded = [engine.step(CACHED) for _ in range(3)][-1]
@@ -77,7 +77,7 @@ def test_steps_can_be_launched_without_their_recordings(directory: Path) -> None
 
 
 def test_after_warming_up_a_request_of_the_defaults_only_replays(directory: Path) -> None:
-    """Fails if a cached step that the defaults lead to was not recorded, or what was recorded gives other tokens."""
+    """Fails if warm-up did not record a cached step of the default options, or recordings give other tokens."""
     options = GenerationOptions(gen_length=64, block_length=16, schedule=Gaussian(), early_termination=False)
     requests = [Request(tuple(np.random.default_rng(seed).integers(2, 100, 20).tolist())) for seed in (0, 1)]
     told: list[tuple[int, int]] = []
@@ -98,7 +98,7 @@ def test_after_warming_up_a_request_of_the_defaults_only_replays(directory: Path
 
 
 def test_warming_up_ends_where_nothing_more_can_be_recorded(directory: Path) -> None:
-    """Fails if it goes on, and gives up one recording for another that nobody has asked for."""
+    """Fails if warm-up drops recordings to make others when there is no more room."""
     with opened(directory) as engine:
         engine.simulation.most_contexts = 8
         engine.warm_up([16], 600.0)
@@ -107,7 +107,7 @@ def test_warming_up_ends_where_nothing_more_can_be_recorded(directory: Path) -> 
 
 
 def test_warming_up_ends_in_time(directory: Path) -> None:
-    """Fails if a limit of no time at all still records everything."""
+    """Fails if warm-up with a limit of 0 seconds records everything."""
     with opened(directory) as engine:
         engine.warm_up([16], 0.0)
         assert engine.recordings == 0
@@ -123,6 +123,6 @@ def test_warming_up_ends_in_time(directory: Path) -> None:
     ],
 )
 def test_likely_rows_are_those_of_the_options(engine_of: Any, preset: dict[str, Any], rows: set[int]) -> None:
-    """Fails if the suffix that a schedule keeps, or the block, is not counted."""
+    """Fails if the likely rows omit the suffix that the schedule keeps, or the block."""
     contract = engine_of("torch", "llada").contract
     assert rows <= set(likely_rows(contract, {"long": preset}))

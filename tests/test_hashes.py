@@ -1,4 +1,4 @@
-"""Files are hashed several at a time, and told as if they had been one after the other."""
+"""Files are hashed in parallel, and reported as if they were hashed one after the other."""
 
 import hashlib
 import os
@@ -31,8 +31,7 @@ def running() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("starts", [True, False])
 def test_each_file_has_its_digest(files: dict[Path, int], starts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if files are taken for each other, a progress bar ends elsewhere than at its end or is told by another
-    thread, or nothing works where no thread can be started."""
+    """Fails if digests are exchanged, progress is wrong or comes from another thread, or it needs threads to start."""
 
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -49,7 +48,7 @@ def test_each_file_has_its_digest(files: dict[Path, int], starts: bool, monkeypa
 
 
 def test_an_error_is_of_its_own_file(files: dict[Path, int], tmp_path: Path) -> None:
-    """Fails if a file that cannot be read ends the others, or is told for another one."""
+    """Fails if an unreadable file stops the others, or its error is reported for another file."""
     first, lost, folder, last = tmp_path / "file0", tmp_path / "file2", tmp_path / "file4", tmp_path / "file10"
     lost.unlink()
     folder.unlink()
@@ -65,7 +64,7 @@ def test_an_error_is_of_its_own_file(files: dict[Path, int], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_an_interrupt_ends_it(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if Ctrl-C waits until 2 TiB are hashed, or leaves a thread that reads them."""
+    """Fails if Ctrl-C waits until 2 TiB are hashed, or leaves a thread that still reads."""
     monkeypatch.setattr(os, "cpu_count", lambda: threads)
     huge = {tmp_path / name: 1 << 40 for name in ("one", "two")}
     for path, size in huge.items():
@@ -82,7 +81,7 @@ def test_an_interrupt_ends_it(tmp_path: Path, threads: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_first_fault_of_the_manifest_is_told(bundle: Path, order: int) -> None:
-    """Fails if which of two altered files is named depends on their sizes, or on which thread is quicker."""
+    """Fails if the file named for two changed ones depends on their sizes or on the threads' speed."""
     altered = ["decide.onnx", "float32/model.safetensors"][::order]
     for name in altered:
         data = bytearray((bundle / name).read_bytes())

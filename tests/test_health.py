@@ -1,4 +1,4 @@
-"""Whether a server is ready: its engine is tried, and what hangs is told from what works."""
+"""Readiness of a server: its engine is probed, and a hang is distinguished from long work."""
 
 import asyncio
 import time
@@ -16,13 +16,13 @@ from dpad.serving.settings import PATIENCE
 
 @pytest.fixture
 def engine(make_bundle: Any) -> Any:
-    """Of torch."""
+    """A recording engine in torch."""
     return passing(make_bundle("llada"))
 
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`later(5)` lets five seconds pass for health."""
+    """`later(5)` advances the health check's clock by five seconds."""
     passed = [0.0]
     monkeypatch.setattr(health, "monotonic", lambda: time.monotonic() + passed[0])
     return lambda seconds: passed.__setitem__(0, passed[0] + seconds)
@@ -33,7 +33,7 @@ def ask(health: Health) -> str:
 
 
 def test_a_decode_of_one_pass_is_the_proof(model: DiffusionModel, engine: Passes, later: Any) -> None:
-    """Fails if probes pile up on the engine, a proof counts for ever, or an engine that fails is called ready."""
+    """Fails if probes accumulate, a success counts forever, or a failing engine is reported as ready."""
     own = Health(model, Admission(4))
     assert ask(own) == "" and len(engine.passes) == 1
     assert ask(own) == "" and len(engine.passes) == 1
@@ -47,7 +47,7 @@ def test_a_decode_of_one_pass_is_the_proof(model: DiffusionModel, engine: Passes
 
 
 def test_an_engine_that_hangs_is_not_ready(model: DiffusionModel, engine: Passes, later: Any) -> None:
-    """Fails if a pass that never ends is taken for work, or long work for a hang."""
+    """Fails if a pass that never ends counts as work, or long work counts as a hang."""
     own = Health(model, Admission(4))
     engine.hold()
     running = Caller(lambda: model.generate(request(), **OPTIONS))
@@ -64,7 +64,7 @@ def test_an_engine_that_hangs_is_not_ready(model: DiffusionModel, engine: Passes
 
 
 def test_a_server_that_ends_is_not_ready(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if requests are led to a server that refuses them."""
+    """Fails if a server that refuses requests while draining is reported as ready."""
     room: Any = Admission(4)
     room.draining = True
     assert ask(Health(model, room)) == "this server is ending" and not engine.passes

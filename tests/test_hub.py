@@ -1,4 +1,4 @@
-"""MODEL is found where the user has it: embedded, in a directory, or in the local hub cache."""
+"""MODEL is found among the embedded models, as a directory, or in the local hub cache."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def hub_cache(cache: Path, hub_id: str, source: Path) -> Path:
-    """The hub library's own layout: blobs, and a snapshot of links to them."""
+    """Write a cache in the hub library's layout: blobs, and a snapshot of links to them."""
     repository = cache / f"models--{hub_id.replace('/', '--')}"
     snapshot = repository / "snapshots" / COMMIT
     for folder in (repository / "blobs", snapshot, repository / "refs"):
@@ -30,14 +30,14 @@ def hub_cache(cache: Path, hub_id: str, source: Path) -> Path:
 
 
 def dpad(cache: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    """Offline, and with that cache: the hub library reads its settings when it is imported."""
+    """Run `dpad` offline with that cache, in a new process, since the hub library reads its settings at import."""
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "dpad", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_a_name_finds_what_the_hub_cache_holds(tmp_path: Path) -> None:
-    """Fails if `llada` needs a network though its files are here, or links to a link instead of the file."""
+    """Fails if `llada` needs a network although its files are cached, or the bundle links to a link."""
     repository = hub_cache(tmp_path / "hub", HUB_IDS["llada"], write_source(tmp_path / "source"))
     ran = dpad(tmp_path / "hub", "export", "llada", "--out", tmp_path / "out", "--no-parity")
     assert ran.returncode == 0, ran.stderr
@@ -48,7 +48,7 @@ def test_a_name_finds_what_the_hub_cache_holds(tmp_path: Path) -> None:
 
 
 def test_what_is_not_here_says_which_command_fetches_it(tmp_path: Path) -> None:
-    """Fails if the user is left with a connection error."""
+    """Fails if the error is a connection error without the command to download."""
     ran = dpad(tmp_path / "hub", "export", "dream", "--out", tmp_path / "out")
     assert ran.returncode == 1
     assert f"hf download {HUB_IDS['dream']}" in ran.stderr
@@ -56,7 +56,7 @@ def test_what_is_not_here_says_which_command_fetches_it(tmp_path: Path) -> None:
 
 
 def test_a_download_brings_what_says_how_to_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if the files with the end of text or with presets stay behind on the hub, or code is fetched."""
+    """Fails if a download omits generation_config.json or presets.json, or fetches code."""
     published = ("config.json", "generation_config.json", "presets.json", "modeling_sdar.py", "pytorch_model.bin")
 
     def download(hub_id: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
@@ -71,7 +71,7 @@ def test_a_download_brings_what_says_how_to_decode(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("model", ["", "./nowhere", "/nowhere", "a/b/c", "lada", "~/model"])
 def test_a_typo_names_what_there_is(model: str) -> None:
-    """Fails if a mistyped path is taken for a hub id."""
+    """Fails if a mistyped path is looked up as a hub id."""
     with pytest.raises(CheckpointError, match="neither a directory.*tiny.*llada"):
         resolve(model)
 

@@ -1,4 +1,4 @@
-"""What people type in a hurry: served where there is one meaning, else answered with what to type."""
+"""Typical mistakes in calls: accepted if the meaning is clear, else the error names the right call."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ IDS = [5, 6, 7]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, `source`, and its bundle, `bundle`."""
+    """A folder with a checkpoint, `source`, and its bundle, `bundle`."""
     folder = tmp_path_factory.mktemp("hurry")
     export(write_source(folder / "source"), folder / "bundle")
     return folder
@@ -48,7 +48,7 @@ def model(folder: Path) -> Iterator[DiffusionModel]:
     ],
 )
 def test_ids_of_any_kind_are_a_prompt(model: DiffusionModel, kind: Any) -> None:
-    """Fails if token ids in an array, a tensor or another sequence have to be converted by hand."""
+    """Fails if token ids in an array, a tensor or another sequence are refused."""
     assert model.request(kind(IDS)) == Request((5, 6, 7)) == Request(kind(IDS))
     if kind in (np.array, torch.tensor):
         (one, two) = model.generate_batch(kind([IDS, IDS]), gen_length=32)
@@ -75,7 +75,7 @@ def test_ids_of_any_kind_are_a_prompt(model: DiffusionModel, kind: Any) -> None:
 )
 @pytest.mark.parametrize("method", ["generate", "stream", "request"])
 def test_what_is_no_prompt_points_at_what_was_meant(model: DiffusionModel, method: str, prompt: Any, said: str) -> None:
-    """Fails if a batch, an encoding or a message given as a prompt leaves its owner to guess."""
+    """Fails if the error for a batch, an encoding or a message as a prompt does not name the right call."""
     with pytest.raises(InvalidRequest, match=said):
         getattr(model, method)(prompt)
 
@@ -118,14 +118,14 @@ def test_what_is_one_prompt_points_at_generate(model: DiffusionModel, prompts: A
     ],
 )
 def test_other_tools_options_point_at_ours(model: DiffusionModel, name: str, said: str) -> None:
-    """Fails if an option that another tool calls otherwise is refused without the name that it has here."""
+    """Fails if the error for another tool's option does not name the option here."""
     with pytest.raises(InvalidRequest, match=said) as caught:
         model.generate(IDS, **{name: 1})  # type: ignore[misc]
     assert len(str(caught.value)) < 900
 
 
 def test_no_option_of_ours_is_said_to_be_anothers() -> None:
-    """Fails if an option that exists is listed as one that is called otherwise."""
+    """Fails if an existing option is listed as another tool's."""
     from dpad.runtime.decoding.elsewhere import instead_of
 
     assert [name for name in Options.__annotations__ if instead_of(name)] == []
@@ -150,13 +150,13 @@ def test_no_option_of_ours_is_said_to_be_anothers() -> None:
     ],
 )
 def test_values_of_a_wrong_kind_name_the_choices(model: DiffusionModel, options: dict[str, Any], said: str) -> None:
-    """Fails if a user who gives the right option another tool's value is not told the values."""
+    """Fails if the error for another tool's value does not list the valid values."""
     with pytest.raises(InvalidRequest, match=said):
         model.generate(IDS, **options)
 
 
 def test_ends_of_text_may_be_an_array(model: DiffusionModel) -> None:
-    """Fails if an array of token ids is an error of numpy's, or other tokens count."""
+    """Fails if an array of EOS ids gives an error of numpy's, or other tokens end the text."""
     for ends in (np.array([3, 9]), torch.tensor([3, 9]), [3, 9]):
         given = model.generate(IDS, gen_length=64, eos_token_ids=ends)  # type: ignore[arg-type]
         assert given.token_ids == model.generate(IDS, gen_length=64, eos_token_ids=(3, 9)).token_ids
@@ -185,7 +185,7 @@ def test_ends_of_text_may_be_an_array(model: DiffusionModel) -> None:
     ],
 )
 def test_arguments_of_load_are_told(folder: Path, options: Any, said: str) -> None:
-    """Fails if an argument of another tool's is Python's own error, or a wrong kind is taken for True."""
+    """Fails if another tool's argument gives an error of Python's, or a value that is not a bool is accepted."""
     with pytest.raises(InvalidRequest, match=said):
         dpad.load(folder / "bundle", **options)
 
@@ -201,20 +201,20 @@ def test_arguments_of_load_are_told(folder: Path, options: Any, said: str) -> No
     ],
 )
 def test_what_is_no_bundle_is_named(folder: Path, path: str, said: str) -> None:
-    """Fails if a user who gives a checkpoint, a file or a typing error to `load` is not told what it is."""
+    """Fails if the error of `load` for a checkpoint, a file or a wrong path does not say what it is."""
     with pytest.raises(BundleError, match=said):
         dpad.load(folder / path)
 
 
 @pytest.mark.parametrize("path", [None, 5, b"bundle", ["bundle"], type("P", (), {"__fspath__": lambda self: 1 / 0})()])
 def test_what_is_no_path_is_refused(path: Any) -> None:
-    """Fails if what is no path is an error of Python's."""
+    """Fails if a value that is not a path gives an error of Python's."""
     with pytest.raises(BundleError, match="is opened by its path"):
         dpad.load(path)
 
 
 def test_results_are_shown_short_and_pickled(model: DiffusionModel) -> None:
-    """Fails if a result fills the screen, or cannot be sent to another process."""
+    """Fails if a result's repr is long, or it cannot be pickled."""
     result = model.generate(IDS, gen_length=128)
     assert "array" not in repr(result) and "nfe=" in repr(result)
     again = pickle.loads(pickle.dumps(result))
@@ -222,13 +222,13 @@ def test_results_are_shown_short_and_pickled(model: DiffusionModel) -> None:
 
 
 def test_a_model_says_that_it_is_of_one_process(model: DiffusionModel) -> None:
-    """Fails if who sends a model to a pool of processes is told about locks or sessions."""
+    """Fails if the error for pickling a model is about locks or sessions."""
     for send in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(InvalidRequest, match="load the bundle in each process"):
             send(model)
 
 
 def test_a_suffix_is_text(model: DiffusionModel) -> None:
-    """Fails if token ids as a suffix are an error of the tokenizer's."""
+    """Fails if token ids as a suffix give an error of the tokenizer's."""
     with pytest.raises(InvalidRequest, match="go into a Request"):
         model.request("w5", suffix=[5, 6])  # type: ignore[arg-type]

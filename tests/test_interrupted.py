@@ -1,6 +1,6 @@
-"""An export that is interrupted, killed, or out of disk in any of its stages leaves the old bundle as it was.
+"""An export that is interrupted, killed, or out of disk space in any stage leaves the old bundle unchanged.
 
-One process imports everything once and forks for every case; the child is stopped by its own progress display.
+One process imports everything once and forks for every case; the child is stopped by its own progress object.
 """
 
 import json
@@ -23,7 +23,7 @@ from dpad.export.settings import ExportSettings
 from dpad.runtime import errors
 from dpad.runtime.bundle.bundle import Bundle
 
-STAGES = {  # the beginning of what a stage calls itself, and what else it takes to get there
+STAGES = {  # the beginning of a stage's task name, and the settings that are needed to reach it
     "hash checkpoint": {},
     "check the values of": {},
     "copy": {"copies": True},
@@ -110,17 +110,17 @@ FORKS = """
 @pytest.mark.parametrize(
     ("how", "words", "ended", "stages"),
     [
-        ("SIGKILL", "", signal.SIGKILL, ("copy", "trace", "hash files")),  # nothing of ours runs then, in any stage
+        ("SIGKILL", "", signal.SIGKILL, ("copy", "trace", "hash files")),  # no handler runs, so few stages suffice
         ("disk", _FULL, 0, ("hash checkpoint", "copy", "convert", "pack", "trace", "build", "hash files")),
         pytest.param("SIGKILL", "", signal.SIGKILL, tuple(STAGES), marks=pytest.mark.slow),
-        pytest.param("SIGINT", "KeyboardInterrupt", 0, tuple(STAGES), marks=pytest.mark.slow),  # as a full disk does
+        pytest.param("SIGINT", "KeyboardInterrupt", 0, tuple(STAGES), marks=pytest.mark.slow),  # as for a full disk
         pytest.param("disk", _FULL, 0, tuple(STAGES), marks=pytest.mark.slow),
     ],
 )
 def test_a_stage_that_is_stopped_leaves_the_old_bundle(
     how: str, words: str, ended: int, stages: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Fails if a stage breaks what was there, leaves rubbish for ever, or tells an error that is not typed."""
+    """Fails if a stage damages the old bundle, leaves files that no export removes, or raises an untyped error."""
     source = write_source(tmp_path / "source")
     out = export(source, tmp_path / "bundles/out").directory
     cases = json.dumps([(stage, how, STAGES[stage]) for stage in stages])
@@ -166,7 +166,7 @@ def _misname(source: Path) -> None:
 def test_a_checkpoint_that_broke_leaves_the_old_bundle(
     breaks: Callable[[Path], None], said: str, tmp_path: Path
 ) -> None:
-    """Fails if a damaged download harms the bundle that an earlier, whole one made."""
+    """Fails if an export of a damaged checkpoint changes the bundle that an earlier export made."""
     source = write_source(tmp_path / "source", shards=2)
     out = export(source, tmp_path / "out", dtypes=("float16",)).directory
     before = contents(out)

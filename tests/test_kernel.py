@@ -1,7 +1,7 @@
-"""The Triton kernel against the definition: in Triton's interpreter, or on a GPU where there is one.
+"""Compares the Triton kernel with the definition, in Triton's interpreter or on a GPU if there is one.
 
-Outputs are poisoned with NaN first, so an element that is not written shows; pool slots that no index names hold NaN,
-so one that is read shows.
+Outputs are NaN before the call, so that an element that is not written is noticed. Pool slots that no index names are
+NaN, so that reading one is noticed.
 """
 
 import pytest
@@ -19,13 +19,13 @@ from dpad.plugins.tiling import Shape, Tile
 Inputs = list[torch.Tensor]
 SMALL = Tile(32, 16, warps=2)
 TILES = {tile for capability in ("8.6", "9.0") for tile in tiling.tactics(capability).values()}
-LIMIT = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # relative RMS; bfloat16 has 8 times coarser steps
+LIMIT = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # relative RMS error; bfloat16 is 8 times coarser
 
 
 def random_inputs(
     seed: int, dtype: torch.dtype, batch: int, rows: int, cached: int, heads: int, group: int, size: int
 ) -> Inputs:
-    """query, key, value, caches, indices; pads in both index rows; pool slots that nobody names are NaN."""
+    """Query, key, value, caches and indices, with padding in both indices; pool slots without an index are NaN."""
     rng = torch.Generator().manual_seed(seed)
     slots = cached + 3
     shapes = [(batch, rows, heads * group, size)] + [(batch, rows, heads, size)] * 2 + [(slots, heads, size)] * 2
@@ -45,7 +45,7 @@ def random_inputs(
 
 
 def expected(inputs: Inputs, scale: float, block: int = 0) -> torch.Tensor:
-    """The definition in float32; a pad may read slot 0, which must be finite."""
+    """The definition's result in float32; padding may read slot 0, which must be finite."""
     wide = [tensor.float().nan_to_num(0.0) if tensor.is_floating_point() else tensor for tensor in inputs]
     return definition(*wide, scale, block)
 
@@ -58,7 +58,7 @@ def run(inputs: Inputs, scale: float, block: int = 0, **options: object) -> torc
 def assert_close(out: torch.Tensor, inputs: Inputs, scale: float, block: int = 0) -> None:
     want = expected(inputs, scale, block)
     error = (out.float() - want).square().mean().sqrt() / want.square().mean().sqrt().clamp(min=1e-3)
-    assert error <= LIMIT[out.dtype], f"relative RMS error {error:.2e}"  # NaN is not below anything
+    assert error <= LIMIT[out.dtype], f"relative RMS error {error:.2e}"  # fails for NaN too
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -94,14 +94,14 @@ def test_agrees_with_the_definition(
 @pytest.mark.parametrize("tile", sorted(TILES, key=str))
 @pytest.mark.parametrize("size", tiling.HEAD_SIZES)
 def test_every_tile_that_is_compiled(tile: Tile, size: int) -> None:
-    """Fails if a tile of the table computes something else; splits as the GPU would have them."""
+    """Fails if a tile of the table gives another result, with the splits that a GPU would use."""
     inputs = random_inputs(5, torch.float16, 2, 37, 500, 2, 4, size)
     assert_close(run(inputs, 0.1, tile=tile), inputs, 0.1)
 
 
 @pytest.mark.parametrize("splits", [1, 3])
 def test_a_row_with_nothing_to_attend_gives_zero(splits: int) -> None:
-    """Fails if the empty softmax gives NaN, in one pass or in the sum of the parts."""
+    """Fails if an empty softmax gives NaN, in one launch or in the combination of parts."""
     inputs = random_inputs(6, torch.float16, 3, 9, 200, 1, 1, 64)
     inputs[5][1] = inputs[6][1] = -1
     out = run(inputs, 0.2, tile=SMALL, splits=splits)
@@ -110,7 +110,7 @@ def test_a_row_with_nothing_to_attend_gives_zero(splits: int) -> None:
 
 
 def test_splits_that_have_no_keys_weigh_nothing() -> None:
-    """Fails if parts that hold only pads disturb the others: all keys lie in the first split."""
+    """Fails if splits with only padding change the result; all keys are in the first split."""
     inputs = random_inputs(7, torch.float16, 1, 4, 400, 1, 1, 64)
     inputs[5][:, 20:] = -1
     inputs[6][:] = -1
@@ -118,7 +118,7 @@ def test_splits_that_have_no_keys_weigh_nothing() -> None:
 
 
 def test_an_index_past_the_pool_reads_nothing() -> None:
-    """Fails if an unchecked index leaves the tensor: it must count as padding."""
+    """Fails if an index beyond the pool reads outside the tensor; it must act as padding."""
     inputs = random_inputs(8, torch.float16, 1, 4, 30, 1, 1, 64)
     wild = [*inputs[:5], inputs[5].clone(), inputs[6]]
     inputs[5][0, :3] = -1
@@ -173,7 +173,7 @@ def test_no_rows_is_no_launch() -> None:
 def test_splits_cover_every_key(
     batch: int, rows: int, cached: int, kv_heads: int, group: int, splits: int | None, processors: int
 ) -> None:
-    """Fails if tiles of keys are left over, splits have nothing to do, or they need more than one round of the GPU."""
+    """Fails if tiles of keys are left out, splits are empty, or the programs need more than one round of the GPU."""
     shape = Shape(batch, rows, cached, cached, kv_heads * group, kv_heads)
     tile = tiling.tile_for(rows * group, "9.0")
     count, each = tiling.split(shape, tile, processors, splits)
@@ -185,7 +185,7 @@ def test_splits_cover_every_key(
 
 
 def test_few_queries_against_many_keys_fill_the_gpu() -> None:
-    """Fails if one block against a long prefix leaves most of a GPU idle, or gives it a second round."""
+    """Fails if one block with a long prefix uses a small part of a GPU, or more programs than it can run at once."""
     shape = Shape(1, 32, 8192, 8192, 32, 32)
     tile = tiling.tile_for(32, "9.0")
     count, _ = tiling.split(shape, tile, 132)
@@ -194,7 +194,7 @@ def test_few_queries_against_many_keys_fill_the_gpu() -> None:
 
 @pytest.mark.parametrize(("cached", "splits"), [(60, 1), (128, 1), (256, 3), (640, 6)])
 def test_keys_are_split_where_that_pays(cached: int, splits: int) -> None:
-    """Fails if adding parts up takes longer than a program would for the keys that it is spared."""
+    """Fails if keys are split although combining the parts takes longer than the split saves."""
     assert tiling.split(Shape(1, 32, cached, 1, 8, 4), tiling.tiles("9.0")[0], 132)[0] == splits
 
 
@@ -214,7 +214,7 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_input_is_refused_before_anything_runs(what: str) -> None:
-    """Fails if wrong input reaches the device, or the error does not name the value and the limit."""
+    """Fails if invalid input reaches the device, or the error does not name the value and the limit."""
     inputs = random_inputs(12, torch.float16, 2, 4, 20, 2, 1, 64)
     inputs[5][:, 0] = -1
     place, spoil, message = BAD[what]
@@ -224,7 +224,7 @@ def test_bad_input_is_refused_before_anything_runs(what: str) -> None:
 
 
 def test_a_slot_past_the_pool_is_refused_on_a_cpu() -> None:
-    """Fails if the lookup's own error, which names no value, is all that a caller sees."""
+    """Fails if the error is that of the lookup, which does not name the value."""
     inputs = [tensor.cpu() for tensor in random_inputs(12, torch.float32, 2, 4, 20, 2, 1, 64)]
     inputs[5][1, 3] = 23
     with pytest.raises(AttentionError, match="cache_indices hold 23 but the pool has 23 slots"):
@@ -242,7 +242,7 @@ def test_what_the_kernel_cannot_compute_is_refused(size: int, dtype: torch.dtype
 @pytest.mark.skipif(not GPU, reason="no CUDA device here")
 @pytest.mark.parametrize("dtype", LIMIT)
 def test_the_op_runs_the_kernel_on_a_gpu(dtype: torch.dtype) -> None:
-    """Fails if the CUDA implementation of the op is not the kernel, differs from it, or waits for the GPU."""
+    """Fails if the op on CUDA does not run the kernel, gives another result, or synchronises with the GPU."""
     inputs = random_inputs(14, dtype, 2, 40, 300, 2, 7, 128)
     want = attend_rows(*inputs, 0.1)
     torch.cuda.set_sync_debug_mode("error")

@@ -1,4 +1,4 @@
-"""The Triton kernel inside a model: every step of a decode, beside the definition, in 16 bit."""
+"""The Triton kernel inside a model: compares every step of a decode with the definition, in 16 bit."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -24,7 +24,7 @@ from dpad.runtime.errors import EngineUnavailable
 
 
 class Recorder(TorchEngine):
-    """Keeps the inputs of every step."""
+    """Records the inputs of every step."""
 
     recorded: list[StepInputs]
 
@@ -34,7 +34,7 @@ class Recorder(TorchEngine):
 
 
 def logits_of(engine: TorchEngine, steps: list[StepInputs]) -> list[np.ndarray[Any, Any]]:
-    """Of every step, over an empty pool."""
+    """The logits of every step, with an initially empty pool."""
     for tensor in engine.pool:
         tensor.zero_()
     return [TorchEngine._step(engine, inputs).logits for inputs in steps]  # type: ignore[misc]
@@ -43,7 +43,7 @@ def logits_of(engine: TorchEngine, steps: list[StepInputs]) -> list[np.ndarray[A
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_step_of_a_decode(make_bundle: Any, monkeypatch: pytest.MonkeyPatch, family: str, cache: str) -> None:
-    """Fails if the kernel reads other slots than the definition where a model calls it, in any cache mode."""
+    """Fails if the kernel, called by a model, differs from the definition in any cache mode."""
     engine = torch_engine(make_bundle(family, "float16"), Recorder)
     engine.recorded = []
     options = GenerationOptions(
@@ -67,6 +67,6 @@ def test_every_step_of_a_decode(make_bundle: Any, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.skipif(GPU, reason="this machine has a GPU")
 def test_the_eager_engine_on_a_gpu_says_when_there_is_none(tmp_path: Path) -> None:
-    """Fails if torch's own error is all that a user sees."""
+    """Fails if the error is torch's own."""
     with pytest.raises(EngineUnavailable, match="no CUDA device here; use engine eager"):
         open_torch_engine(Bundle(tmp_path, None), device="cuda")  # type: ignore[arg-type]

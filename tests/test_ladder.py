@@ -1,4 +1,4 @@
-"""The published baseline agrees with the runtime pass by pass, and the end-to-end benchmarks tell the truth of it."""
+"""The published baseline agrees with the runtime in every pass, and the end-to-end benchmarks report it correctly."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_published_decoder_is_the_runtime_pass_by_pass(
     bundle: Path, cache: str, thin: bool, threshold: float | None
 ) -> None:
-    """Fails if speed-ups are measured against a baseline that decodes something else, or in other passes."""
+    """Fails if the baseline decodes other tokens than the runtime, or in other passes."""
     rungs = ladder.Ladder(bundle, 1, dpad.Gaussian(3, 1.6, 64))
     schedule = rungs.schedule({"thin": thin}, LENGTH)
     options: dict[str, Any] = {"decoder": "fixed"} if threshold is None else {"threshold": threshold}
@@ -116,7 +116,7 @@ def test_ladder(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_sweep(bundle: Path, tmp_path: Path) -> None:
-    """Fails if a setting is missing, the preset scores less than the goal allows, or a bundle could not hold it."""
+    """Fails if a setting is missing, the preset's score is below the goal, or the preset is not valid in a bundle."""
     store = tmp_path / "presets.json"
     command = f"--problems 2 --long 0 --threshold 0.9 --threshold 0.02 --window 32 --threads 1 --bundle {bundle}"
     found = run(sweep.main, f"{command} --presets {store}")
@@ -138,7 +138,7 @@ def test_sweep(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_tables_say_which_weights_were_measured(tmp_path: Path) -> None:
-    """Fails if numbers of weights that no longer ship are shown as those of the weights that do, or the reverse."""
+    """Fails if numbers of older weights are not marked as such, or those of the current weights are."""
     facts = measure.model_facts(export(ROOT / "models" / "tiny", tmp_path).directory)
     assert facts == {"model": "tiny", "weights_sha256": {"tiny": measure.shipped("tiny")}}
     assert list(measure.shipped("tiny")) == ["model.safetensors"] and not measure.shipped("llada")
@@ -151,7 +151,7 @@ def test_tables_say_which_weights_were_measured(tmp_path: Path) -> None:
 
 
 def test_a_preset_is_the_fastest_that_is_good_enough() -> None:
-    """Fails if a wrong or slow setting is recommended."""
+    """Fails if a setting with too low a score, or a slower one, is recommended."""
 
     def point(score: float, seconds: float, schedule: dpad.Gaussian | None, threshold: float = 0.9) -> sweep.Setting:
         return sweep.Setting(threshold, schedule, [seconds], [score], [1])

@@ -1,4 +1,4 @@
-"""What is installed, what imports what, and what a service must not pay for."""
+"""The installed files, the direction of imports, and the packages that a service does not need."""
 
 import ast
 import re
@@ -49,7 +49,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_imports_run_one_way(folder: str) -> None:
-    """Fails if a layer imports one that stands on it."""
+    """Fails if a layer imports a layer above it."""
     later = FOLDERS[FOLDERS.index(folder) + 1 :]
     for path in (ROOT / folder).rglob("*.py"):
         for name in imported(path):
@@ -58,7 +58,7 @@ def test_imports_run_one_way(folder: str) -> None:
 
 
 def test_models_know_the_runtime_only_by_its_contract() -> None:
-    """Fails if a family file reaches into the runtime; the engines and the reader need a little more."""
+    """Fails if a family file imports more of the runtime than the contract; engines and readers may import more."""
     allowed = ("contract", "errors", "bundle.files", "bundle.variant")
     known = tuple(f"dpad.runtime.{name}" for name in allowed)
     for path in (ROOT / "models").rglob("*.py"):
@@ -68,7 +68,7 @@ def test_models_know_the_runtime_only_by_its_contract() -> None:
 
 
 def test_evaluation_measures_bundles_and_makes_none() -> None:
-    """Fails if measuring needs the exporter, a model family or torch; of the models only the training text is read."""
+    """Fails if evaluation imports the exporter, a model family or torch; it may import the training text only."""
     for path in (ROOT / "evaluation").rglob("*.py"):
         names = imported(path)
         assert not {name.split(".")[0] for name in names} & {"torch", "onnx", "transformers"}, path
@@ -77,7 +77,7 @@ def test_evaluation_measures_bundles_and_makes_none() -> None:
 
 
 def test_serving_stands_on_the_runtime_alone() -> None:
-    """Fails if a server needs a model family, the exporter or evaluation, or either of these needs a server."""
+    """Fails if serving imports models, export or evaluation, or one of these imports serving."""
     for path in (ROOT / "serving").rglob("*.py"):
         used = {name for name in imported(path) if name.startswith("dpad.")}
         assert all(name.startswith(("dpad.runtime", "dpad.serving")) for name in used), (path, used)
@@ -94,7 +94,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_every_module_and_no_generic_name(wheel: Path) -> None:
-    """Fails if a sub-package is left out (an editable install hides that) or `runtime` becomes top-level."""
+    """Fails if a sub-package is missing, which an editable install hides, or `runtime` is a top-level package."""
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names} == {"dpad", f"dpad-{dpad.__version__}.dist-info"}
     for folder in (*FOLDERS, "src/dpad", "src/dpad/commands"):
@@ -130,7 +130,7 @@ def test_the_wheel_imports_on_its_own(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_serving_needs_no_training_stack(tmp_path: Path) -> None:
-    """Fails if a service that embeds the runtime has to install torch or onnx."""
+    """Fails if the runtime imports torch or onnx."""
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out").directory
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
@@ -143,7 +143,7 @@ def test_serving_needs_no_training_stack(tmp_path: Path) -> None:
 
 
 def test_without_its_extra_a_command_says_what_to_install(tmp_path: Path) -> None:
-    """Fails if a runtime-only installation answers half of the commands with a traceback, or hides them."""
+    """Fails if a command gives a traceback, or is hidden, in an installation without its extra."""
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out").directory
     expected = {
         "export tiny --out x": "dpad: MissingExtra: dpad export needs torch: pip install '.[export]' in a checkout",
@@ -179,7 +179,7 @@ def test_without_the_harness_its_module_says_what_to_install() -> None:
 
 
 def test_extras_bring_what_their_table_says() -> None:
-    """Fails if a package moves to another extra, or comes in one, and a user is sent to the wrong one."""
+    """Fails if the extra that an error names does not contain the missing package."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for tools in ("gpu", "test", "bench", "docs", "lint"):
         del extras[tools]
@@ -190,7 +190,7 @@ def test_extras_bring_what_their_table_says() -> None:
 
 
 def test_the_public_interface_is_what_it_says() -> None:
-    """Fails if a public name vanishes, has no docstring, or one is added unnoticed."""
+    """Fails if a public name is removed, added, or has no docstring."""
     public = {name for name in vars(dpad) if not name.startswith("_")}
     modules = {
         "cli",
@@ -218,12 +218,12 @@ def test_the_public_interface_is_what_it_says() -> None:
 
 
 def kinds_of(root: type[Exception]) -> list[type[Exception]]:
-    """`root` and everything below it."""
+    """`root` and all its subclasses."""
     return [root, *(kind for child in root.__subclasses__() for kind in kinds_of(child))]
 
 
 def test_every_error_is_in_the_tree_that_documents_them() -> None:
-    """Fails if an error anywhere in the package is not drawn, at the top of runtime/errors.py or of its branch."""
+    """Fails if an error class is missing in the tree at the top of runtime/errors.py or of its branch's file."""
     branch = kinds_of(evaluation_errors.EvaluationError)
     whole = [kind for kind in kinds_of(errors.DpadError) if kind.__module__.startswith("dpad.")]
     assert len(whole) > 20 and len(branch) > 3 and set(branch) < set(whole)
@@ -257,7 +257,7 @@ def test_the_tree_names_every_file() -> None:
 
 
 def test_files_stay_readable() -> None:
-    """Fails if a source file grows past 300 lines: a second noun hides in it."""
+    """Fails if a source file is longer than 300 lines, since it then has a second subject."""
     for folder in (*FOLDERS, "src/dpad", "tests"):
         for path in (ROOT / folder).glob("**/*.py"):
             assert len(path.read_text().splitlines()) <= 300, path
@@ -268,7 +268,7 @@ NOUNS = ("bundle", "text", "engines", "decoding")  # of the runtime: each may im
 
 @pytest.mark.parametrize("noun", NOUNS)
 def test_the_runtime_s_nouns_run_one_way(noun: str) -> None:
-    """Fails if a bundle knows engines, or an engine the loop that drives it."""
+    """Fails if the bundle imports engines, or an engine imports the decode loop."""
     later = NOUNS[NOUNS.index(noun) + 1 :]
     for path in (ROOT / "runtime" / noun).rglob("*.py"):
         names = imported(path)

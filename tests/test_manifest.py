@@ -1,4 +1,4 @@
-"""A manifest that was edited is refused by its digest, and one with a new digest by a typed error, or it runs."""
+"""An edited manifest is refused because of its digest; with a new digest it gives a typed error or runs."""
 
 import json
 import shutil
@@ -35,19 +35,19 @@ ENGINE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a float32 step and a W8A8 one."""
+    """A bundle with a float32 and a W8A8 step."""
     folder = tmp_path_factory.mktemp("manifest")
     return export(write_source(folder / "source"), folder / "bundle", dtypes=("float32", "w8a8")).directory
 
 
 @pytest.fixture
 def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A copy to tamper with."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
 def nested(depth: int) -> Any:
-    """Lists in lists."""
+    """Lists nested to `depth`."""
     value: Any = 1
     for _ in range(depth):
         value = [value]
@@ -74,14 +74,14 @@ EDITED = {
 
 @pytest.mark.parametrize("case", EDITED)
 def test_an_edited_manifest_is_refused(bundle: Path, case: str) -> None:
-    """Fails if a section can change unseen: swapped steps would answer under each other's name."""
+    """Fails if a changed section is accepted, such as steps that are exchanged."""
     edit(bundle, EDITED[case], sign=False)
     with pytest.raises(errors.ManifestError, match="digest differs"):
         dpad.load(bundle)
 
 
 def test_a_file_that_is_edited_with_its_entry_is_refused(bundle: Path) -> None:
-    """Fails if hash and size in the manifest may follow a file."""
+    """Fails if a changed file is accepted after its hash and size in the manifest were changed too."""
     (bundle / "tokenizer/chat_template.jinja").write_text("w5")
     entry = FileEntry(2, "0" * 64)
     edit(bundle, lambda data: data["files"].update({"tokenizer/chat_template.jinja": vars(entry)}), sign=False)
@@ -90,7 +90,7 @@ def test_a_file_that_is_edited_with_its_entry_is_refused(bundle: Path) -> None:
 
 
 def test_a_manifest_is_written_as_it_is_read(whole: Path) -> None:
-    """Fails if a bundle that was exported is refused, or its digest is not of all that is written."""
+    """Fails if an exported manifest is refused, or its digest does not cover everything written."""
     read = json.loads((whole / "manifest.json").read_text())
     assert Manifest.from_json(read).to_json() == Manifest.from_json(read).to_json() | {"digest": digest(read)}
     assert all(digest(read | {name: "other"}) != digest(read) for name in read if name != "digest")
@@ -110,7 +110,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_a_new_digest_does_not_make_a_manifest_readable(bundle: Path, case: str) -> None:
-    """Fails if a value that JSON can hold, and the rest of the program cannot, ends in a traceback."""
+    """Fails if a value that is valid JSON but invalid here gives a traceback."""
     change, said = UNREADABLE[case]
     edit(bundle, change)
     with pytest.raises(errors.ManifestError, match=said):
@@ -118,7 +118,7 @@ def test_a_new_digest_does_not_make_a_manifest_readable(bundle: Path, case: str)
 
 
 def lists(name: str, sha256: str = "0" * 64) -> Callable[[dict[str, Any]], None]:
-    """A manifest that lists one more file, or another hash."""
+    """A change that lists one more file, or another hash."""
     return lambda data: data["files"].update({name: {"size": 1, "sha256": sha256}})
 
 
@@ -139,7 +139,7 @@ NAMES = {
 @pytest.mark.parametrize("hashes", [True, False])
 @pytest.mark.parametrize("case", NAMES)
 def test_names_are_plain_and_one_file_each(bundle: Path, case: str, hashes: bool) -> None:
-    """Fails if a listed name writes to a terminal, is two files' elsewhere, or lies where links are not looked for."""
+    """Fails if a listed name has control characters, equals another on other systems, or is reached through a link."""
     (bundle / ".git").mkdir()
     (bundle / ".git/x").symlink_to("/etc/hostname")
     change, said = NAMES[case]
@@ -150,7 +150,7 @@ def test_names_are_plain_and_one_file_each(bundle: Path, case: str, hashes: bool
 
 @pytest.mark.parametrize("named", ["tokenizer/tokenizer.json", "float32/model.safetensors"])
 def test_a_report_that_is_none_is_refused(bundle: Path, named: str) -> None:
-    """Fails if `dpad inspect` shows a traceback where the manifest calls another file the parity report."""
+    """Fails if `dpad inspect` gives a traceback when the manifest names another file as the parity report."""
     edit(bundle, lambda data: data.update(parity=named))
     ran = CliRunner().invoke(main, ["inspect", str(bundle)])
     assert ran.exit_code == 1 and "is not a parity report" in ran.stderr and len(ran.stderr) < 600
@@ -158,14 +158,14 @@ def test_a_report_that_is_none_is_refused(bundle: Path, named: str) -> None:
 
 @pytest.mark.parametrize("weights", ["tokenizer/tokenizer.json", "w8a8/step.onnx.data"])
 def test_torch_reads_weights_only(bundle: Path, weights: str) -> None:
-    """Fails if a file that holds no weights reaches the library, whose errors are its own."""
+    """Fails if a weights file that holds no weights gives an error of the library."""
     edit(bundle, lambda data: data["steps"]["float32"].update(weights=[weights]))
     with pytest.raises(errors.CheckpointError, match="not a complete safetensors file"):
         dpad.load(bundle, engine="eager")
 
 
 def test_without_weights_for_torch_it_says_so(bundle: Path) -> None:
-    """Fails if a bundle whose only step is ONNX Runtime's W8A8 ends in a traceback in eager torch or in parity."""
+    """Fails if eager torch or parity gives a traceback for a bundle with only a W8A8 step."""
     edit(bundle, lambda data: data["steps"].pop("float32"))
     for run in (lambda: dpad.load(bundle, engine="eager"), lambda: compare_bundle(Bundle.open(bundle), Progress())):
         with pytest.raises(errors.EngineUnavailable, match="no step float32.*--dtype float32"):
@@ -187,7 +187,7 @@ def _paths(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_manifest_gives_anything_but_a_typed_error(whole: Path, bundle: Path, data: st.DataObject) -> None:
-    """Fails if one value anywhere, replaced by any JSON, gives a traceback, whether the digest is renewed or not."""
+    """Fails if any value replaced by any JSON gives a traceback, with the old or a new digest."""
     manifest = json.loads((whole / "manifest.json").read_text())
     manifest["engines"].append(json.loads(json.dumps(ENGINE)))
     path = data.draw(st.sampled_from(_paths(manifest)))

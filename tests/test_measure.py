@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, spreads, memory and the bundle to measure."""
+"""The common parts of the benchmarks: turns, spreads, memory and the bundle to measure."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from dpad.runtime.bundle.bundle import Bundle  # noqa: E402
 
 
 def test_turns_rotate_and_the_first_round_is_dropped() -> None:
-    """Fails if one contender always runs first, or the warm-up counts."""
+    """Fails if one contender always runs first, or the warm-up round is counted."""
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}  # type: ignore[misc]
     results = measure.interleaved(calls, rounds=3)
@@ -24,7 +24,7 @@ def test_turns_rotate_and_the_first_round_is_dropped() -> None:
 
 
 def test_spread_and_ratios_of_known_numbers() -> None:
-    """Fails if quartiles are off, or ratios are taken of medians and not round by round."""
+    """Fails if quartiles are wrong, or ratios are not taken in each round."""
     assert measure.spread([5.0, 1.0, 4.0, 2.0, 3.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
     assert measure.spread([1.23456, 1.23456]) == {"median": 1.235, "q1": 1.235, "q3": 1.235}
     slow, base = [2.0, 30.0, 8.0], [1.0, 10.0, 8.0]
@@ -34,7 +34,7 @@ def test_spread_and_ratios_of_known_numbers() -> None:
 
 
 def test_timed_takes_the_median_of_its_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a turn's pause is timed, or one slow repetition decides."""
+    """Fails if the pause of a turn is timed, or the median of repetitions is not used."""
     clock = iter([0.0, 9.0, 10.0, 11.0, 20.0, 22.0])
     slept: list[float] = []
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
@@ -44,14 +44,14 @@ def test_timed_takes_the_median_of_its_repetitions(monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_of_a_fresh_process() -> None:
-    """Fails if memory is not in bytes, or a child begins at its parent's peak, which hides what it takes itself."""
+    """Fails if memory is not in bytes, or a child process starts at its parent's peak."""
     np.ones(400 << 20, dtype=np.uint8)
     assert measure.peak_memory() > 400 << 20
     assert measure.in_child(measure.peak_memory) < 300 << 20
 
 
 def test_a_bundle_of_its_own(tmp_path: Path) -> None:
-    """Fails if the limits asked for do not reach the export, or the bundle outlives its use."""
+    """Fails if the limits do not reach the export, or the bundle is not removed after its use."""
     with measure.bundle_for(None, str(write_source(tmp_path / "source")), max_batch=9, max_length=5000) as directory:
         contract = Bundle.open(directory).manifest.contract
     assert (contract.max_batch, contract.max_length) == (9, 5000)

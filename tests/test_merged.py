@@ -1,4 +1,4 @@
-"""Weights for serving: merged without a second copy, packed ones multiplied as their formats say."""
+"""Weights for serving: merged without a second copy; packed ones multiplied by the rules of their formats."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ KINDS = {"int4": Int4, "int8": Unpacked, "fp8": Fp8}
 
 
 def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Something that depends on all three, in the shape of the query."""
+    """A stand-in for attention: depends on all three tensors, and has the shape of the query."""
     group = query.shape[2] // key.shape[2]
     return query * key.repeat_interleave(group, 2).tanh() + value.repeat_interleave(group, 2)
 
@@ -44,7 +44,7 @@ def checkpoint(directory: Path, family: str, dtype: str = "float32", **changes: 
 
 
 def both(source: Checkpoint, dtype: torch.dtype, shards: tuple[Path, ...] | None = None) -> tuple[Any, Any]:
-    """The model merged, and as the reference loads it."""
+    """The merged model, and the model as loaded by the reference."""
     parts = source.architecture, source.config, shards or source.shards
     return load_merged(*parts, dtype, CPU), load_model(*parts, dtype)
 
@@ -52,7 +52,7 @@ def both(source: Checkpoint, dtype: torch.dtype, shards: tuple[Path, ...] | None
 @pytest.mark.parametrize("family", [*FAMILIES, *BLOCK_CAUSAL])
 @pytest.mark.parametrize("tied", [False, True])
 def test_merged_weights_are_the_checkpoint_once(tmp_path: Path, family: str, tied: bool) -> None:
-    """Fails if a part, a bias or a tied head is another's, or the model holds any weight twice."""
+    """Fails if a part, a bias or a tied head is wrong, or the model holds a weight twice."""
     source = checkpoint(tmp_path, family, tied=tied, **({"include_qkv_bias": True} if family == "llada" else {}))
     merged, reference = both(source, torch.float32)
     torch.testing.assert_close(logits(merged), logits(reference), rtol=1e-5, atol=1e-5)
@@ -68,14 +68,14 @@ def test_merged_weights_are_the_checkpoint_once(tmp_path: Path, family: str, tie
     ("stored", "dtype"), [("bfloat16", "float16"), ("float16", "float32"), ("float32", "bfloat16")]
 )
 def test_weights_are_cast_to_the_rows(tmp_path: Path, stored: str, dtype: str) -> None:
-    """Fails if a checkpoint of another dtype is refused, or one of its tensors keeps its own."""
+    """Fails if a checkpoint in another dtype is refused, or one of its tensors is not cast."""
     merged, reference = both(checkpoint(tmp_path, "dream", stored), getattr(torch, dtype))
     assert {tensor.dtype for tensor in (*merged.parameters(), *merged.buffers())} == {getattr(torch, dtype)}
     torch.testing.assert_close(logits(merged), logits(reference), rtol=2e-2, atol=2e-1 if dtype != "float32" else 1e-5)
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    """Fails if weights that do not fit are found out by the library, in its own words."""
+    """Fails if weights of another model give an error of the library."""
     source, other = checkpoint(tmp_path / "a", "dream"), checkpoint(tmp_path / "b", "dream", layers=3)
     with pytest.raises(CheckpointError, match="missing tensors"):
         load_merged(source.architecture, other.config, source.shards, torch.float32, CPU)
@@ -84,20 +84,20 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llada", "fast_dllm"])
 @pytest.mark.parametrize("weights", PACKED)
 def test_packed_weights_compute_what_they_unpack_to(tmp_path: Path, family: str, weights: str) -> None:
-    """Fails if parts of a merged product are mixed up, or a product is not the kind that its format has."""
+    """Fails if parts of a merged product are mixed up, or a format does not use its kind of product."""
     source = checkpoint(tmp_path / "source", family, "bfloat16")
     shards = tuple(place_packed(source, tmp_path / "packed", "float32", Packing(weights), Progress()))
     merged, reference = both(source, torch.float32, shards)
     found, wanted = logits(merged), logits(reference)
     error = (found - wanted).abs().max() / wanted.abs().max()
-    assert error < (0.1 if weights == "fp8" else 1e-5)  # whose rows are rounded too
+    assert error < (0.1 if weights == "fp8" else 1e-5)  # fp8 rounds rows too
     kinds = [type(module) for module in merged.modules() if isinstance(module, tuple(KINDS.values()))]
     assert kinds == 4 * source.config.layers * [KINDS[weights]]
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_packed_steps_decode_as_the_reference(tmp_path: Path, weights: str) -> None:
-    """Fails if the way from a packed file to a token differs."""
+    """Fails if a compiled step over packed weights decodes other tokens than the reference."""
     source = checkpoint(tmp_path / "source", "dream")
     shards = tuple(place_packed(source, tmp_path / "packed", "float32", Packing(weights), Progress()))
     _, reference = both(source, torch.float32, shards)
@@ -116,7 +116,7 @@ def packed(weights: str, inputs: int, outputs: int, group: int = 32, dtype: torc
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
 def test_int4_multiplies_what_the_codes_say(dtype: str, group: int) -> None:
-    """Fails if a code goes to another input or output, loses its sign, or meets another group's scale."""
+    """Fails if a code is used for another input or output, loses its sign, or gets another group's scale."""
     given = packed("int4", 512, 96, group, getattr(torch, dtype))
     product, bias = Int4(given, None), torch.randn(96).to(getattr(torch, dtype))
     assert Int4.takes(given)
@@ -129,7 +129,7 @@ def test_int4_multiplies_what_the_codes_say(dtype: str, group: int) -> None:
 
 @pytest.mark.parametrize("inner", [2, 4, 8])
 def test_tiles_of_a_gpu_are_unpacked(inner: int) -> None:
-    """Fails if a code is read from another place than where PyTorch's own packing puts it (int4mm.cu), lane by lane."""
+    """Fails if a code is read from another place than where PyTorch's packing (int4mm.cu) puts it in a lane."""
     codes = torch.randint(0, 16, (24, 32 * inner), generator=torch.Generator().manual_seed(inner))
     held = in_bytes(codes).numpy().astype(np.int64)
     tiles = np.zeros((3, 2, 32, inner // 2), dtype=np.int64)
@@ -143,7 +143,7 @@ def test_tiles_of_a_gpu_are_unpacked(inner: int) -> None:
 
 
 def test_fp8_multiplies_rows_in_fp8() -> None:
-    """Fails if rows are rounded otherwise than weights, or a scale is another row's; against float64 and the bits."""
+    """Fails if rows are rounded differently from weights, or use another row's scale, compared in float64."""
     given, bias = packed("fp8", 128, 64), torch.randn(64)
     x = torch.randn(3, 5, 128) * torch.logspace(-4, 4, 15).reshape(3, 5, 1)
     x[1, 2] = 0
@@ -155,7 +155,7 @@ def test_fp8_multiplies_rows_in_fp8() -> None:
     wanted = rounded @ given.unpack(torch.float64).T + bias.double()
     found = Fp8(given, bias)(x)
     error = (found - wanted).abs().amax(-1) / wanted.abs().amax(-1)
-    assert error.max() < 1e-3  # a tie in 2,000 values may go the other way
+    assert error.max() < 1e-3  # of 2,000 values a tie may be rounded the other way
     assert torch.equal(found[1, 2], bias)
 
 
@@ -163,7 +163,7 @@ def test_fp8_multiplies_rows_in_fp8() -> None:
     ("weights", "inputs", "outputs", "group"), [("int4", 48, 32, 16), ("int4", 64, 24, 32), ("fp8", 24, 32, 32)]
 )
 def test_what_a_kernel_does_not_take_is_unpacked(weights: str, inputs: int, outputs: int, group: int) -> None:
-    """Fails if such sizes end in an error of the library's."""
+    """Fails if sizes that the kernel does not support give an error of the library."""
     given = packed(weights, inputs, outputs, group)
     product = packed_product(given, None)
     assert isinstance(product, Unpacked)

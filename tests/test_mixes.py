@@ -1,4 +1,4 @@
-"""Whatever shares an engine's passes: each request gives the tokens that it gives alone."""
+"""Each request gets the tokens that it gets alone, whatever other requests share its passes."""
 
 from random import Random
 from typing import Any
@@ -21,13 +21,13 @@ BLOCK = {"sdar": 4}
 
 
 def some_schedule(rng: Random, length: int) -> SuffixSchedule:
-    """One that drops, one that does not."""
+    """A schedule with dropout or without."""
     window = rng.choice([None, rng.randrange(4, length + 1)])
     return rng.choice([Full(), Gaussian(rng.choice([1, 3, 4]), rng.choice([1.0, 2.0]), window), Uniform(4)])
 
 
 def some_options(rng: Random, family: str) -> GenerationOptions:
-    """Any that can be served."""
+    """Random options that the family supports."""
     block = BLOCK.get(family) or rng.choice([4, 8, 16])
     blocks = rng.choice([1, 2, 3])
     decoder = rng.choice(DECODERS)
@@ -52,7 +52,7 @@ def some_options(rng: Random, family: str) -> GenerationOptions:
 
 
 def some_request(rng: Random, family: str) -> Request:
-    """A prompt of any length but none, whose masks would tie but for rounding; perhaps an infill."""
+    """A random prompt, never empty, since all masks would tie then; sometimes an infill."""
     infill = prompt(rng.randrange(1000), rng.choice([0, 0, 3, 9])) if family not in BLOCK else ()
     seed = rng.choice([None, rng.randrange(100)])
     return Request(prompt(rng.randrange(1000), rng.choice([1, 5, 6, 6, 17, 40])), infill, seed)
@@ -61,7 +61,7 @@ def some_request(rng: Random, family: str) -> Request:
 def together(
     engine: Engine, asked: list[tuple[Request, GenerationOptions, int]], max_running: int
 ) -> list[tuple[list[int], list[int], int]]:
-    """Canvas, commit steps and passes of each, where number i arrives before pass `asked[i][2]`."""
+    """Canvas, commit steps and passes of each request; request i arrives before pass `asked[i][2]`."""
     scheduler = Scheduler(engine, max_running)
     sequences = [Sequence(request, options, engine.contract, i) for i, (request, options, _) in enumerate(asked)]
     done, left = 0, [*zip(sequences, (arrival for *_, arrival in asked))]
@@ -79,7 +79,7 @@ def together(
 @pytest.mark.parametrize("family", ["llada", "dream", "sdar"])
 @pytest.mark.parametrize("pass_rows", [0, 4096], ids=["equal", "padded"])
 def test_any_mix_decodes_as_each_alone(make_bundle: Any, name: str, family: str, pass_rows: int) -> None:
-    """Fails if an option, a slot, a draw or a pad of one request reaches another, whenever they come and go."""
+    """Fails if an option, a slot, a draw or padding of one request affects another, at any arrival times."""
     engine = passing(make_bundle(family), name, pass_rows=pass_rows)
     shared = 0
     for mix in range(MIXES // 2):
@@ -89,7 +89,7 @@ def test_any_mix_decodes_as_each_alone(make_bundle: Any, name: str, family: str,
             for _ in range(rng.randrange(2, 7))
         ]
         twin = rng.choice(asked)
-        asked.append((twin[0], twin[1], twin[2] + rng.randrange(2)))  # equal shapes share a pass in any engine
+        asked.append((twin[0], twin[1], twin[2] + rng.randrange(2)))  # equal shapes share passes in any engine
         alone = [run(engine, [request], options)[0] for request, options, _ in asked]
         engine.passes.clear()
         mixed = together(engine, asked, rng.choice([2, 4, 8]))

@@ -1,7 +1,7 @@
-"""The families compute what transformers' LLaMA, Qwen2 and Qwen3 compute without a causal mask.
+"""Compares the families with transformers' LLaMA, Qwen2 and Qwen3 without a causal mask.
 
-Those are independent of this package and need no download. Positions leave gaps, as
-they do when DPad drops tokens; a table of angles indexed by rank would not survive that.
+These models are independent of this package and need no download. Positions have gaps, as when DPad drops tokens, so
+that rotation by rank instead of position is noticed.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ CASES = {
 
 
 def our_model(raw: dict[str, Any], weights: Weights) -> Model:
-    """The package's module holding `weights`, whose names it must have."""
+    """The package's module with `weights`, which must have the same names."""
     model = meta_model(*parse_config(raw))
     model.load_state_dict(weights, assign=True)
     return model
@@ -64,7 +64,7 @@ def test_logits_are_the_peers(case: str) -> None:
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_attention_is_not_causal_and_positions_matter(family: str) -> None:
-    """Fails if a row cannot see what follows it, or if the position ids are ignored."""
+    """Fails if a row does not attend later rows, or position ids are ignored."""
     raw = raw_config(family)
     model = our_model(raw, random_weights(raw, seed=2))
     ids, positions = torch.arange(9)[None], torch.arange(9)[None] * 3

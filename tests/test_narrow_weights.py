@@ -1,4 +1,4 @@
-"""A float32 step over bfloat16 weights: one file, cast in the graph, in any amount of memory."""
+"""A float32 step with bfloat16 weights: one file, a cast in the graph, and any amount of memory."""
 
 from pathlib import Path
 
@@ -26,21 +26,21 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_weights_are_not_written_again(bundle: Bundle) -> None:
-    """Fails if a float32 step of a 16 GB checkpoint takes 32 GB more on the disk."""
+    """Fails if a float32 step writes the weights again, which for a 16 GB checkpoint would take 32 GB."""
     source = bundle.directory.parent / "source"
     for name in bundle.manifest.steps["float32"].weights:
         assert bundle.path(name).samefile(source / Path(name).name)
 
 
 def test_the_step_agrees_with_pytorch_in_float32(bundle: Bundle) -> None:
-    """Fails if a weight is cast to another value, or not at all."""
+    """Fails if a weight is cast wrongly or not at all."""
     report = compare_bundle(bundle, Progress())
     compared = {engine["variant"]: engine for engine in report["engines"] if engine["engine"] == "onnxruntime-cpu"}
     assert compared["float32"]["status"] == "passed"
 
 
 def test_little_memory_makes_it_slow_and_not_different(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a machine without room for the weights in float32 cannot decode, or decodes something else."""
+    """Fails if a machine without memory for float32 weights cannot decode, or decodes other tokens."""
     with dpad.load(bundle.directory) as model:
         wanted = model.generate([5, 6, 7], gen_length=64, temperature=0.5, seed=3)
     weights = sum(bundle.path(name).stat().st_size for name in bundle.manifest.steps["float32"].weights)
@@ -53,7 +53,7 @@ def test_little_memory_makes_it_slow_and_not_different(bundle: Bundle, monkeypat
 
 
 def test_little_memory_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if weights that were prepared for a step stay in memory: 100 million in float32 are 400 MB."""
+    """Fails if float32 copies of weights stay in memory, which for 100 million weights are 400 MB."""
     sizes = {"d_model": 1024, "n_heads": 16, "n_kv_heads": 16, "mlp_hidden_size": 4096, "n_layers": 6}
     source = write_source(tmp_path / "source", torch_dtype="bfloat16", **sizes)
     bundle = export(source, tmp_path / "out", dtypes=("float32",), max_batch=1)
@@ -68,7 +68,7 @@ def test_little_memory_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_table_of_embeddings_is_looked_up_as_it_is_stored(bundle: Bundle) -> None:
-    """Fails if the whole table is cast where a few of its rows are used: 2 GB of LLaDA's."""
+    """Fails if the whole embedding is cast instead of the gathered rows; LLaDA's would take 2 GB."""
     graph = onnx.load(bundle.path("float32/step.onnx"), load_external_data=False).graph
     tables = {name for name in (w.name for w in graph.initializer) if "wte" in name or "embed_tokens" in name}
     assert {node.op_type for node in graph.node if tables & {*node.input}} == {"Gather"}
@@ -80,7 +80,7 @@ def own_memory() -> int:
 
 
 def test_available_memory_is_that_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a container's limit is overlooked, files it has read count as used, or another system is an error."""
+    """Fails if a container's limit is ignored, page cache counts as used, or another system gives an error."""
     assert 1 << 20 < available_memory() < 1 << 50
     files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   4000 kB\n"}
     groups = {"memory.max": "3000000\n", "memory.current": "1500000\n"}

@@ -1,7 +1,7 @@
-"""ONNX Runtime as a program of `GpuEngine`: the tokens of its CPU engine, from memory that never moves.
+"""ONNX Runtime as a program of `GpuEngine` gives the tokens of its CPU engine, with buffers at fixed addresses.
 
-`host_onnx.py` says what stands for the GPU. tests/test_engines.py, test_block_causal.py and test_engine_decisions.py
-hold single steps of it against the reference.
+`host_onnx.py` simulates the GPU. tests/test_engines.py, test_block_causal.py and test_engine_decisions.py compare its
+single steps with the reference.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ REQUESTS = [
 
 
 def assert_same(ours: list[Decoded], theirs: list[Decoded]) -> None:
-    """Same tokens and passes."""
+    """Assert equal tokens and passes."""
     assert [(a.tokens, a.nfe, a.committed) for a in ours] == [(b.tokens, b.nfe, b.committed) for b in theirs]
 
 
@@ -38,7 +38,7 @@ def assert_same(ours: list[Decoded], theirs: list[Decoded]) -> None:
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("sampled", [{}, {"temperature": 0.8, "top_k": 20}], ids=["greedy", "drawn"])
 def test_decodes_as_on_a_cpu(engine_of: Any, family: str, cache: str, sampled: dict[str, Any]) -> None:
-    """Fails if a bucket, a binding, a kept row or the second program changes a token or its pass."""
+    """Fails if a bucket, a binding, a kept row or `decide` changes a token or its pass."""
     schedule = Gaussian(k=3, scale=2, window=32)
     options = GenerationOptions(
         gen_length=48, block_length=16, cache=cache, threshold=0.6, schedule=schedule, **sampled
@@ -48,7 +48,7 @@ def test_decodes_as_on_a_cpu(engine_of: Any, family: str, cache: str, sampled: d
 
 
 def test_a_step_is_one_upload_and_one_download(make_bundle: Any) -> None:
-    """Fails if indices travel one by one, new rows pass through the host, or a layer has a copy of its own."""
+    """Fails if indices are uploaded one by one, new rows are copied through the host, or each layer makes a copy."""
     with opened(make_bundle("llada")) as engine:
         options = GenerationOptions(gen_length=48, block_length=16, cache="dual", decoder="fixed", steps=12)
         run(engine, REQUESTS[:1], options)
@@ -60,9 +60,7 @@ def test_a_step_is_one_upload_and_one_download(make_bundle: Any) -> None:
 
 
 def test_queries_and_keys_suit_its_kernel(make_bundle: Any) -> None:
-    """Fails if Q + K is no multiple of 4, which the attention kernel that needs little memory takes, or a limit is
-    passed.
-    """
+    """Fails if Q + K is not a multiple of 4, which the memory-efficient attention kernel needs, or exceeds a limit."""
     with opened(make_bundle("dream")) as engine:
         sizes = range(1, engine.contract.max_length + 1)
         for axis in "QK":
@@ -72,7 +70,7 @@ def test_queries_and_keys_suit_its_kernel(make_bundle: Any) -> None:
 
 
 def test_a_step_that_fails_leaves_the_engine_usable(make_bundle: Any, monkeypatch: Any) -> None:
-    """Fails if an error of ONNX Runtime is not typed, or what was queued for that step spoils the next."""
+    """Fails if an error of ONNX Runtime is not typed, or operations queued for that step affect the next one."""
     options = GenerationOptions(gen_length=32, block_length=16, cache="dual", decoder="fixed", steps=8)
     with opened(make_bundle("llada")) as engine:
         [before] = run(engine, REQUESTS[:1], options)
@@ -86,7 +84,7 @@ def test_a_step_that_fails_leaves_the_engine_usable(make_bundle: Any, monkeypatc
 
 
 def test_a_provider_that_does_not_start_is_an_error(make_bundle: Any, monkeypatch: Any) -> None:
-    """Fails if the engine called "onnxruntime-cuda" may run on the CPU because a CUDA library is missing."""
+    """Fails if the engine "onnxruntime-cuda" runs on the CPU when a CUDA library is missing."""
     path: Path = make_bundle("llada") / "step.onnx"
     contract, device, real = OPENERS["onnxruntime"](make_bundle("llada")).contract, HostDevice(), ort.InferenceSession
     monkeypatch.setattr(onnx_session, "require_provider", lambda provider: None)

@@ -1,4 +1,4 @@
-"""Opening a bundle's step for PyTorch to compile: which step, where compiled code is kept, what is in the way."""
+"""Opening the engine compiled by PyTorch: the choice of the step, the cache of compiled code, and obstacles."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ def bundle(whole: Path) -> Bundle:
 
 
 def test_a_bundle_decodes_as_the_reference_does(bundle: Bundle) -> None:
-    """Fails if other weights than the bundle's are opened, with other slots, or the name says something else."""
+    """Fails if the engine has other weights than the bundle, another number of slots, or a wrong name."""
     with open_torch_engine(bundle) as reference:
         theirs = run(reference, REQUESTS, OPTIONS)
     with open_compiled(bundle, device="cpu", slots=300, compiled=False) as engine:
@@ -35,7 +35,7 @@ def test_a_bundle_decodes_as_the_reference_does(bundle: Bundle) -> None:
 
 
 def test_a_closed_engine_holds_no_weights(bundle: Bundle) -> None:
-    """Fails if memory is not given back before the engine itself is gone."""
+    """Fails if `close` does not free the weights' memory."""
     engine = open_compiled(bundle, device="cpu", compiled=False)
     run(engine, REQUESTS, OPTIONS)
     weights = [weakref.ref(one) for one in gc.get_objects() if type(one).__name__ == "Merged"]
@@ -48,7 +48,7 @@ def test_a_closed_engine_holds_no_weights(bundle: Bundle) -> None:
 
 
 def test_what_is_in_the_way_is_said(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a step that is not there, a missing GPU or compiler ends in an error of PyTorch's."""
+    """Fails if a missing step, GPU or compiler gives an error of PyTorch."""
     with pytest.raises(EngineUnavailable, match="no step float16 .* --dtype float16"):
         open_compiled(bundle, "float16", "cpu", compiled=False)
     monkeypatch.delenv("CXX", raising=False)
@@ -60,7 +60,7 @@ def test_what_is_in_the_way_is_said(bundle: Bundle, tmp_path: Path, monkeypatch:
 def test_compiled_code_is_kept_in_the_cache_of_the_user(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if every start compiles, the user's own choice is overruled, or a folder without rights is insisted on."""
+    """Fails if every start compiles, the user's own folder is overridden, or an unwritable folder is used."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # to be restored
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "below"))

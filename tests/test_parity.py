@@ -1,4 +1,4 @@
-"""Parity must pass where the engine is right and fail where it is wrong."""
+"""Parity passes for a correct engine and fails for a wrong one."""
 
 import shutil
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
-    """Fails if a step or a trajectory differs; the report names both dtypes and every mode."""
+    """Fails if a step or a trajectory differs, or the report lacks a dtype or a mode."""
     report = require_passed(compare_bundle(bundle, Progress(), steps=2))
     ran = {(e["engine"], e["variant"]): e for e in report["engines"] if e["status"] == "passed"}
     names = {("onnxruntime-cpu", "float32"), ("onnxruntime-cpu", "float16"), ("onnxruntime-cpu-w8a8", "w8a8")}
@@ -49,7 +49,7 @@ def test_onnxruntime_agrees_with_torch_in_every_dtype(bundle: Bundle) -> None:
 
 
 def test_trajectories_of_slow_models_are_run_when_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if parity of an 8B model on a CPU takes days, or says that it compared what it did not."""
+    """Fails if parity of a slow model runs trajectories by default, or reports trajectories that it skipped."""
     monkeypatch.setattr(parity, "_PATIENCE", 0.0)
     names = ("onnxruntime-cpu-w8a8",)
     report = require_passed(compare_bundle(bundle, Progress(), engines=names, steps=1))
@@ -59,28 +59,28 @@ def test_trajectories_of_slow_models_are_run_when_asked_for(bundle: Bundle, monk
 
 
 def rescale(model: onnx.ModelProto) -> None:
-    """Attention with a slightly wrong scale."""
+    """Make the scale of attention slightly wrong."""
     for node in model.graph.node:
         if node.op_type == "SparseSuffixAttention":
             node.attribute[0].f *= 1.05
 
 
 def unrotate(model: onnx.ModelProto) -> None:
-    """Keys that ignore their position."""
+    """Remove the rotation of keys."""
     for node in model.graph.node:
         if node.op_type == "Sin":
             node.op_type = "Cos"
 
 
 def overlook(model: onnx.ModelProto) -> None:
-    """Odds against a token that name one other only."""
+    """Make the odds against a token count only one other token."""
     for node in model.graph.node:
         if node.op_type == "ReduceSum":
             node.op_type = "ReduceMax"
 
 
 def reverse(model: onnx.ModelProto) -> None:
-    """Draws by descending token ids."""
+    """Make draws go by descending token ids."""
     for node in model.graph.node:
         if node.op_type == "CumSum":
             next(a for a in node.attribute if a.name == "reverse").i = 1
@@ -98,7 +98,7 @@ def reverse(model: onnx.ModelProto) -> None:
 def test_a_wrong_engine_fails(
     bundle: Bundle, tmp_path: Path, file: str, damage: Callable[[onnx.ModelProto], None], said: str
 ) -> None:
-    """Fails if parity would let a subtly wrong graph through."""
+    """Fails if a slightly wrong graph passes parity."""
     directory = Path(shutil.copytree(bundle.directory, tmp_path / "out"))
     model = onnx.load(directory / file, load_external_data=False)
     damage(model)
@@ -110,15 +110,15 @@ def test_a_wrong_engine_fails(
 
 
 def test_an_engine_that_is_not_there_is_named(bundle: Bundle) -> None:
-    """Fails if a typo in --engine passes because nothing was compared."""
+    """Fails if parity of a mistyped --engine passes."""
     with pytest.raises(errors.EngineUnavailable, match="onnxruntime-gpu.*onnxruntime-cpu"):
         compare_bundle(bundle, Progress(), engines=["onnxruntime-gpu"])
 
 
 def test_an_engine_that_cannot_run_does_not_pass(tmp_path: Path) -> None:
-    """Fails if parity says "passed", or nothing at all, where nothing was compared: bfloat16 does not run on a CPU.
+    """Fails if parity passes although nothing was compared, since bfloat16 does not run on a CPU.
 
-    And if a bundle that has only bfloat16 cannot be opened on CUDA.
+    Also fails if a bundle with only bfloat16 cannot be opened on CUDA.
     """
     out = tmp_path / "out"
     command = ["export", str(write_source(tmp_path / "source")), "--out", str(out), "--dtype", "bfloat16"]
@@ -139,7 +139,7 @@ def test_an_engine_that_cannot_run_does_not_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_feeds_cover_pads_and_empty_caches(tmp_path: Path, family: str) -> None:
-    """Fails if the random steps stop exercising what makes the modes differ."""
+    """Fails if the random steps lack padding, empty caches or other differences between the modes."""
     bundle = export(write_source(tmp_path / "source", family), tmp_path / "out")
     feeds = list(random_feeds(bundle.manifest.contract, "float32", 3, seed=0))
     assert any((feed["gather_indices"] == -1).any() for _, feed in feeds)

@@ -1,4 +1,4 @@
-"""TensorRT-RTX plans, built here without a GPU; and that a plan that does not fit is never opened."""
+"""TensorRT-RTX plans, built here without a GPU; a plan that does not fit the machine is never opened."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     ],
 )
 def test_every_family_builds_in_sixteen_bit(tmp_path: Path, family: str, dtype: str) -> None:
-    """Fails if the exported graph holds something that TensorRT-RTX cannot compile."""
+    """Fails if TensorRT-RTX cannot compile the exported graph."""
     source = write_source(tmp_path / "source", family)
     bundle = export(source, tmp_path / "out", targets=("tensorrt-rtx",), dtypes=(dtype,), capabilities=("8.6", "12.0"))
     assert [entry.compute_capability for entry in bundle.manifest.engines] == ["8.6", "12.0"]
@@ -58,7 +58,7 @@ def test_every_family_builds_in_sixteen_bit(tmp_path: Path, family: str, dtype: 
 
 @pytest.mark.parametrize(("family", "dtype"), [("llada", "float16"), ("dream", "bfloat16")])
 def test_packed_weights_build(tmp_path: Path, family: str, dtype: str) -> None:
-    """Fails if TensorRT-RTX refuses a format or unpacks large weights, or a plan is not named and keyed by it."""
+    """Fails if TensorRT-RTX refuses a format or unpacks large weights, or name and key of a plan lack the format."""
     source = write_source(tmp_path / "source", family, width=512, heads=4, kv_heads=4, mlp_width=1536)
     settings = {"dtypes": (dtype,), "weights": ("full", *PACKED), "capabilities": ("8.9",)}
     bundle = export(source, tmp_path / "out", targets=("tensorrt-rtx",), **settings)
@@ -72,7 +72,7 @@ def test_packed_weights_build(tmp_path: Path, family: str, dtype: str) -> None:
 
 
 def test_the_builders_own_error_is_shown(bundle: Bundle) -> None:
-    """Fails if a build that fails (float32 has no fused attention) hides the reason."""
+    """Fails if the error of a failed build (float32 has no fused attention) lacks the builder's message."""
     contract = bundle.manifest.contract
     with pytest.raises(errors.EngineBuildError, match="(?s)float32.*8.9.*Attention"):
         build_plan(tensorrt_rtx, bundle.path("float32/step.onnx"), contract, "float32", "8.9", Progress())
@@ -81,7 +81,7 @@ def test_the_builders_own_error_is_shown(bundle: Bundle) -> None:
 def test_a_build_that_does_not_fit_in_memory_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a build begins that the system would kill, or if its bundle appears."""
+    """Fails if a build starts that exceeds memory, or a bundle is written."""
     monkeypatch.setattr(engines, "available_memory", lambda: 400_000_000)
     with pytest.raises(errors.ExportError, match=r"takes about 0\.5 GB of memory, 0\.4 GB are available; build on a"):
         export(source, tmp_path / "out", targets=("tensorrt-rtx",), capabilities=("8.9",))
@@ -97,7 +97,7 @@ def test_an_unknown_capability_names_the_known_ones(bundle: Bundle) -> None:
 
 
 def test_tensorrt_builds_for_this_machine_only(bundle: Bundle) -> None:
-    """Fails if TensorRT, which targets only the GPU at hand, is asked for another or fails without a reason."""
+    """Fails if TensorRT, which can target only this machine's GPU, builds for another or gives no reason."""
     tensorrt = ModuleType("tensorrt")
     gpu = Machine.current().gpu
     assert capabilities(tensorrt) == ([gpu.compute_capability] if gpu else [])
@@ -123,7 +123,7 @@ def test_profiles_lie_within_the_contract(bundle: Bundle) -> None:
 
 
 def test_an_unchanged_engine_is_reused(source: Path, bundle: Bundle) -> None:
-    """Fails if a second export builds again what has the same key, or reuses what has not."""
+    """Fails if a second export rebuilds an engine with the same key, or reuses one with another key."""
     plan = bundle.path(bundle.manifest.engines[0].file).read_bytes()
 
     class Said(Progress):
@@ -151,7 +151,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_an_engine_that_does_not_fit_names_the_field_and_the_command(bundle: Bundle, field: str) -> None:
-    """Fails if a stale or foreign plan would be deserialised."""
+    """Fails if a plan of another version or GPU is deserialised."""
     entry = bundle.manifest.engines[0]
     require_match(entry, bundle, FITTING)
     with pytest.raises(errors.EngineMismatch, match=f"{field} is .*dpad export .* --target=tensorrt-rtx"):
@@ -159,7 +159,7 @@ def test_an_engine_that_does_not_fit_names_the_field_and_the_command(bundle: Bun
 
 
 def test_without_a_gpu_the_plan_says_why_and_cannot_be_opened(bundle: Bundle) -> None:
-    """Fails if a plan is tried on a machine that cannot run it."""
+    """Fails if a plan is opened on a machine that cannot run it."""
     if Machine.current().gpu is not None:
         pytest.skip("this machine has a GPU")
     (plan, *_) = candidates(bundle, Machine.current())

@@ -1,4 +1,4 @@
-"""Polygraphy's own command line on a bundle as it lies there: the commands of docs/bundles.md."""
+"""Runs the commands of docs/bundles.md: Polygraphy's command line on an unchanged bundle."""
 
 import re
 import shlex
@@ -16,13 +16,13 @@ COMMANDS = re.findall(r"^(polygraphy .*)$", PAGE, re.MULTILINE)
 
 
 def test_the_page_has_them() -> None:
-    """Fails if the commands below are not found, and so not run."""
+    """Fails if the commands are not found in the document, so that the next test would run none."""
     assert [command.split()[1] for command in COMMANDS] == ["inspect", "run", "run"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[f"{each.split()[1]} {each.count('--')}" for each in COMMANDS])
 def test_a_documented_command_works(whole: Path, command: str) -> None:
-    """Fails if a bundle with linked weights cannot be shown or run as the page says, or an output is no number."""
+    """Fails if a documented command fails on a bundle with linked weights, or an output is NaN."""
     shards = Bundle.open(whole).manifest.steps["float32"].weights
     assert all((whole / shard).stat().st_nlink > 1 for shard in shards)
     words = shlex.split(command.replace("bundles/tiny", str(whole)))

@@ -1,4 +1,4 @@
-"""How large a pool is, in how many pieces rows go into it, and what it needs on a GPU."""
+"""The size of a pool, the runs in which rows are written to it, and its requirements on a GPU."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ CONTRACT = StepContract("llada", 2, 2, 1, 32, 50, 49, 1, 0, 4, 512, 8, 8, False)
 
 @given(st.lists(st.lists(st.integers(-1, 30), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_runs_name_each_row_once(written: list[list[int]]) -> None:
-    """Fails if a row is left out or goes to another slot, a pad is kept, or two runs could be one."""
+    """Fails if a row is omitted or written to another slot, padding is written, or adjacent runs are not merged."""
     flat = [slot for row in written for slot in row]
     runs = runs_of(np.array(written))
     copied = [(row + i, slot + i) for row, slot, count in runs for i in range(count)]
@@ -33,13 +33,13 @@ def test_runs_name_each_row_once(written: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("asked", [1, 0, -3, 2**40, 10**60])
 def test_a_pool_that_cannot_be_is_refused(asked: int) -> None:
-    """Fails if a size that is none reaches numpy or a GPU, or the error does not say what is possible."""
+    """Fails if an invalid size reaches numpy or a GPU, or the error lacks the possible sizes."""
     with pytest.raises(InvalidRequest, match="slots"):
         pool_size(CONTRACT, 1024, 1 << 30, asked)
 
 
 def test_the_size_of_a_pool_by_default() -> None:
-    """Fails if it does not serve the limits of the contract, takes more than half of memory, or no canvas fits."""
+    """Fails if the default is below the contract's limits, above half of free memory, or less than one canvas."""
     assert pool_size(CONTRACT, 1000, 1 << 40) == 2049
     assert pool_size(CONTRACT, 1000, 2_000_000) == 1000
     assert pool_size(CONTRACT, 1000, 600_000) == 513
@@ -51,7 +51,7 @@ def test_the_size_of_a_pool_by_default() -> None:
 
 
 def test_a_pool_on_cuda_needs_bindings(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if ONNX Runtime's GPU build alone is taken for enough, and opening it ends in a traceback."""
+    """Fails if ONNX Runtime's GPU build without cuda-bindings gives a traceback."""
     monkeypatch.setattr(onnx_session, "require_provider", lambda provider: None)
     version = found_here.library_version
     monkeypatch.setattr(found_here, "library_version", lambda name: None if name == "cuda-bindings" else version(name))

@@ -1,4 +1,4 @@
-"""The benchmark of precisions, tried at a small size: that every step is measured, as what it is."""
+"""The benchmark of precisions at a small size: every step is measured under its own name."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from dpad.runtime.bundle.variant import PACKED
 
 
 def test_precision(tmp_path: Path) -> None:
-    """Fails if a precision or a choice is missing, an engine runs another step, or a number is not in the table."""
+    """Fails if a precision or a packing choice is missing, an engine runs another step, or the table lacks a number."""
     source = write_source(tmp_path / "source", mlp_width=128)
     options = f"--model {source} --limit 1 --steps 1 --gen-length 32 --threads 1"
     ran = CliRunner().invoke(precision.main, options.split(), catch_exceptions=False)

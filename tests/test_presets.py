@@ -1,4 +1,4 @@
-"""Presets: what a bundle brings is read with care, and what the caller gives goes before it."""
+"""Presets of a bundle are validated, and a caller's options override them."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ PRESETS = {
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose checkpoint brings presets."""
+    """A bundle of a checkpoint with presets."""
     folder = tmp_path_factory.mktemp("presets")
     source = write_source(folder / "source")
     (source / "presets.json").write_text(json.dumps(PRESETS))
@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_options_come_from_the_call_then_the_preset_then_the_default(bundle: Path) -> None:
-    """Fails if a preset is lost on the way through the bundle or to another model, or outranks what the caller says."""
+    """Fails if a preset is lost in the bundle or applied to another model, or overrides the caller's options."""
     with dpad.load(bundle) as model:
         assert list(model.presets) == list(PRESETS)
         plain = model.options()
@@ -104,7 +104,7 @@ def test_the_command_line_says_what_differs_from_the_preset(
 def test_a_measurement_names_its_preset(
     bundle: Path, tmp_path: Path, arguments: list[str], preset: str, length: int
 ) -> None:
-    """Fails if options that nobody asked for decide a result unseen."""
+    """Fails if the results of an evaluation do not name the preset that was used."""
     command = ["eval", str(bundle), "--limit", "1", "--mc-samples", "1", "--out", str(tmp_path / "out.json")]
     ran = CliRunner().invoke(main, [*command, *arguments])
     assert ran.exit_code == 0, ran.output
@@ -114,7 +114,7 @@ def test_a_measurement_names_its_preset(
 
 
 def test_inspect_names_the_presets(bundle: Path) -> None:
-    """Fails if nobody can find out what a bundle brings."""
+    """Fails if `dpad inspect` does not list the presets."""
     assert "presets   default, lists, whole, perplexity" in CliRunner().invoke(main, ["inspect", str(bundle)]).output
 
 
@@ -139,7 +139,7 @@ def test_inspect_names_the_presets(bundle: Path) -> None:
     ],
 )
 def test_presets_that_cannot_be_read_are_refused(data: dict[str, Any]) -> None:
-    """Fails if a manifest's preset is half read, or fails with anything but a typed error that names it."""
+    """Fails if an invalid preset in a manifest is accepted in part, or the error is untyped or does not name it."""
     with pytest.raises(ManifestError, match="preset 'a'"):
         read_presets(data)
 
@@ -157,7 +157,7 @@ def test_presets_that_cannot_be_read_are_refused(data: dict[str, Any]) -> None:
     ],
 )
 def test_a_preset_that_cannot_be_served_is_named(preset: str, brought: dict[str, Any], given: dict[str, Any]) -> None:
-    """Fails if a caller is blamed for a value that the bundle brings, or a preset for the caller's."""
+    """Fails if the error blames the caller for a preset's value, or the preset for a caller's value."""
     model = dpad.DiffusionModel(Untouched(), None, {preset: brought})
     asked: dict[str, Any] = {**given, "preset": preset} if preset != "default" else given
     with pytest.raises(InvalidRequest, match=f"^preset '{preset}': "):
@@ -168,7 +168,7 @@ def test_a_preset_that_cannot_be_served_is_named(preset: str, brought: dict[str,
 
 
 def test_what_mends_a_preset_is_taken(bundle: Path) -> None:
-    """Fails if a preset's schedule is refused before the caller's own count or length takes its place."""
+    """Fails if a preset's schedule is refused although the caller's own count or length makes it valid."""
     with dpad.load(bundle) as model:
         named = dpad.DiffusionModel(model.engine, None, {"a": {"schedule": {"uniform": {"count": 60}}}})
         with pytest.raises(InvalidRequest, match="^preset 'a': count 60"):
@@ -177,7 +177,7 @@ def test_what_mends_a_preset_is_taken(bundle: Path) -> None:
 
 
 def test_a_schedule_keeps_what_its_base_says() -> None:
-    """Fails if one parameter on the command line resets the others, or a base of another kind leaks in."""
+    """Fails if one parameter of a schedule resets the others, or values of another kind of schedule are kept."""
     base = dpad.Gaussian(3, 1.6, 64)
     assert schedule_named("gaussian", base, k=2) == dpad.Gaussian(2, 1.6, 64)
     assert schedule_named("uniform", base, count=5) == dpad.Uniform(5)
@@ -188,7 +188,7 @@ def test_a_schedule_keeps_what_its_base_says() -> None:
 
 
 def test_published_presets_can_be_read_and_a_checkpoint_adds_its_own(tmp_path: Path) -> None:
-    """Fails if the paper's table holds what the runtime refuses, or a file beside the weights is not seen."""
+    """Fails if the runtime refuses a preset of the paper's table, or a checkpoint's presets.json is ignored."""
     for label, presets in PUBLISHED.items():
         for preset in read_presets(presets).values():
             options = dpad.GenerationOptions(**preset)
@@ -210,7 +210,7 @@ def test_published_presets_can_be_read_and_a_checkpoint_adds_its_own(tmp_path: P
     ],
 )
 def test_the_end_of_text_comes_with_the_checkpoint(tmp_path: Path, told: Any, default: Any) -> None:
-    """Fails if generation stops at fewer tokens than generation_config.json names, or a preset's own are overruled."""
+    """Fails if an EOS in generation_config.json does not end the text, or a preset's own EOS are overridden."""
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": told}))
     assert presets_of("somebody/else", tmp_path, 1) == ({} if default is None else {"default": default})
     (tmp_path / "presets.json").write_text('{"a": {"gen_length": 32}, "b": {"eos_token_ids": [9]}}')
@@ -233,7 +233,7 @@ def test_the_end_of_text_comes_with_the_checkpoint(tmp_path: Path, told: Any, de
 def test_a_published_checkpoint_is_known_in_a_local_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, config: dict[str, Any], hub_id: str | None
 ) -> None:
-    """Fails if a download into a directory loses the presets of its repository, or another gets them."""
+    """Fails if a published checkpoint in a local directory lacks its presets, or another checkpoint gets them."""
     (tmp_path / folder).mkdir()
     assert published_id(resolve(f"{tmp_path}/{folder}/"), config) == (hub_id or str(tmp_path / folder))
     monkeypatch.chdir(tmp_path / folder)

@@ -1,4 +1,4 @@
-"""uvicorn with this project's protocol: a client that never reads is hung up on."""
+"""uvicorn with this project's protocol disconnects a client that never reads."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ from dpad.serving.protocol import protocol
 
 
 def test_who_never_reads_is_hung_up_on() -> None:
-    """Fails if a client that takes nothing of a long answer holds its request for ever."""
+    """Fails if a client that reads nothing of a long answer keeps its request forever."""
     ended = asyncio.Event()
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:

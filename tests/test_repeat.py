@@ -1,4 +1,4 @@
-"""Another decoder's run, repeated: its suffix positions and what it assumes where its script says nothing."""
+"""Repeating the run of another decoder, from its suffix positions and its default options."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionModel]:
         yield opened
 
 
-# positions of a prompt of 3 tokens, blocks of 32 and 128 new tokens -> what the message must say
+# Positions for a prompt of 3 tokens, blocks of 32 and 128 new tokens -> words of the message.
 POSITIONS: dict[str, tuple[Any, str]] = {
     "before the block's end": ([[34]], "position 34 of block 0 is not behind the block; the suffix there is 35 to 130"),
     "past the canvas": ([[], [131]], "position 131 of block 1 is past the canvas end; the suffix there is 67 to 130"),
@@ -41,7 +41,7 @@ POSITIONS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", POSITIONS)
 def test_messages_about_positions_speak_in_positions(case: str) -> None:
-    """Fails if wrong positions get to the engine, or the message names distances, which the caller never gave."""
+    """Fails if invalid positions reach the engine, or the message names distances instead of positions."""
     given, said = POSITIONS[case]
     schedule = Explicit.from_positions(given, prompt_length=3, block_length=32)
     with pytest.raises(InvalidRequest, match=said):
@@ -62,7 +62,7 @@ def test_messages_about_positions_speak_in_positions(case: str) -> None:
     ],
 )
 def test_what_is_no_position_is_named(values: Any, said: str) -> None:
-    """Fails if True counts as 1, or the message leaves out which value of which block is meant."""
+    """Fails if True is accepted as 1, or the message does not name the value and the block."""
     with pytest.raises(InvalidRequest, match=said):
         Explicit.from_positions(*values)
 
@@ -72,7 +72,7 @@ def test_what_is_no_position_is_named(values: Any, said: str) -> None:
 def test_positions_of_blocks_that_were_decoded_repeat_a_run(
     model: DiffusionModel, cache: str, ending: list[list[int]]
 ) -> None:
-    """Fails if a recorded run that ended early cannot be repeated, or what is missing is assumed where it goes on."""
+    """Fails if a run that ended early cannot be repeated, or missing positions of a decoded block are not an error."""
     end = int(model.generate(IDS, gen_length=128, early_termination=False).canvas[3 + 40])  # ends in the second block
     options: Any = {"gen_length": 128, "eos_token_ids": (end,), "cache": cache}
     kept = [[40, 50, 60], [70, 130]]
@@ -100,7 +100,7 @@ DOCUMENT = (Path(__file__).parent.parent / "docs/repeat.md").read_text()
 
 @pytest.mark.parametrize("code", re.findall(r"^```python\noptions = (.+?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL))
 def test_runs_to_repeat_are_written_in_our_options(code: str) -> None:
-    """Fails if the options that repeat another decoder's run are refused, or leave a default of that decoder out."""
+    """Fails if the documented options for another decoder's run are refused, or lack a default of that decoder."""
     options = eval(code, {"dpad": dpad, "dict": dict})
     family = "dream" if "pace" in options else "llada"
     contract = dataclasses.replace(CONTRACT, family=family, tempers_confidence=family == "dream")
@@ -109,5 +109,5 @@ def test_runs_to_repeat_are_written_in_our_options(code: str) -> None:
 
 
 def test_the_installed_transformers_has_the_defaults_that_are_told() -> None:
-    """Fails if a later transformers filters by default again, and the document does not say so."""
+    """Fails if the documented default filters differ from those of the installed transformers."""
     assert transformers.GenerationConfig().top_k is None and "In transformers 5 they are None" in DOCUMENT

@@ -1,4 +1,4 @@
-"""`dpad report`: what comes back from a machine where something fails."""
+"""`dpad report`: its report of a failed command."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ from dpad.cli import main
 
 
 def reported(tmp_path: Path, *words: str) -> tuple[int, str, dict[str, str]]:
-    """Exit status, what was shown, and the sections of the report by title."""
+    """The exit status, the output, and the sections of the report by title."""
     place = tmp_path / "report.txt"
     ran = CliRunner().invoke(main, ["report", "--to", str(place), *words])
     text = place.read_text()
@@ -21,7 +21,7 @@ def reported(tmp_path: Path, *words: str) -> tuple[int, str, dict[str, str]]:
 
 
 def test_a_failure_is_reported_and_keeps_its_status(whole: Path, tmp_path: Path) -> None:
-    """Fails if a script that adds `report` no longer sees a failure, or its message is not in the report."""
+    """Fails if `dpad report` does not return the command's exit status, or the report lacks its message."""
     status, _, sections = reported(tmp_path, "generate", str(whole), "w5", "--engine", "nonsense")
     assert status == 1 and "exit status 1" in sections["dpad report"]
     assert f"Python {sys.version.split()[0]}" in sections["Machine"] and "numpy " in sections["Packages"]
@@ -44,7 +44,7 @@ signal.raise_signal(signal.SIGSEGV)
 def test_a_crash_is_reported_with_what_the_library_said_before(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a command that dies inside a library leaves no report, or where it died and why are not in it."""
+    """Fails if a crash inside a library leaves no report, or one without the place and the cause."""
     (tmp_path / "sitecustomize.py").write_text(DIES)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     status, shown, sections = reported(tmp_path, "inspect", str(whole))
@@ -57,7 +57,7 @@ def test_a_crash_is_reported_with_what_the_library_said_before(
 
 
 def test_without_a_command_nothing_is_written(tmp_path: Path) -> None:
-    """Fails if a slip replaces an earlier report."""
+    """Fails if `dpad report` without a command replaces an earlier report."""
     place = tmp_path / "report.txt"
     assert CliRunner().invoke(main, ["report", "--to", str(place)]).exit_code == 2
     assert not place.exists()

@@ -1,4 +1,4 @@
-"""What cannot be served is refused before any work, naming the value and the limit."""
+"""Invalid requests are refused before any work, with the value and the limit."""
 
 import dataclasses
 from typing import Any, Unpack, get_type_hints
@@ -25,7 +25,7 @@ CONTRACT = StepContract("llada", 2, 2, 1, 32, VOCAB, MASK, 1, 0, 4, 200, 32, 64,
 
 
 class Untouched(Engine):
-    """An engine that must not be reached."""
+    """An engine that must not be called."""
 
     name, contract, dtype = "untouched", CONTRACT, "float32"
 
@@ -34,11 +34,11 @@ class Untouched(Engine):
         self.slots = Slots(4 * 200 + 1)
 
     def _step(self, inputs: StepInputs) -> StepOutputs:
-        """Fails the test."""
+        """Fail the test."""
         raise AssertionError("work was done")
 
 
-# option values -> what the message must say: the value, and the limit where there is one
+# Option values -> words of the message: the value, and the limit if there is one.
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no new tokens": ({"gen_length": 0}, ("gen_length 0", "1")),
     "negative length": ({"gen_length": -32}, ("-32", "1")),
@@ -93,14 +93,14 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", BAD_OPTIONS)
 def test_bad_options(case: str) -> None:
-    """Fails if the option is accepted, raises anything else, or the message leaves the user guessing."""
+    """Fails if the option is accepted, raises another error, or the message lacks the value or the limit."""
     changes, words = BAD_OPTIONS[case]
     with pytest.raises(InvalidRequest) as caught:
         decode(Untouched(), [Request((5, 6))], GenerationOptions(**changes))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-# requests -> what the message must say
+# Requests -> words of the message.
 BAD_REQUESTS: dict[str, tuple[list[Request], tuple[str, ...]]] = {
     "mask in the prompt": ([Request((5,)), Request((5, MASK))], (str(MASK), "mask")),
     "mask in the suffix": ([Request((5,), suffix_ids=(MASK,))], (str(MASK), "mask")),
@@ -118,7 +118,7 @@ BAD_REQUESTS: dict[str, tuple[list[Request], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", BAD_REQUESTS)
 def test_bad_requests(case: str) -> None:
-    """Fails if one bad row of a batch is accepted or found out late."""
+    """Fails if one invalid request of a batch is accepted or refused late."""
     requests, words = BAD_REQUESTS[case]
     with pytest.raises(InvalidRequest) as caught:
         decode(Untouched(), requests, GenerationOptions())
@@ -147,13 +147,13 @@ def test_options_are_frozen(name: str) -> None:
 
 
 def test_unknown_options_are_an_error() -> None:
-    """Fails if a misspelled option is silently dropped."""
+    """Fails if a misspelled option is silently ignored."""
     with pytest.raises(TypeError, match="sigma"):
         GenerationOptions(sigma=4)  # type: ignore[call-arg]
 
 
 def test_defaults_are_the_published_runs() -> None:
-    """Fails if a default drifts from what the papers report."""
+    """Fails if a default differs from the papers."""
     options = GenerationOptions()
     assert (options.block_length, options.threshold, options.temperature) == (32, 0.9, 0.0)
     assert options.schedule == Gaussian(k=4, scale=2, window=None)
@@ -162,13 +162,13 @@ def test_defaults_are_the_published_runs() -> None:
 
 
 def test_contract_survives_json() -> None:
-    """Fails if a field is lost on the way through a manifest."""
+    """Fails if a field of the contract is lost in JSON."""
     assert StepContract.from_json(CONTRACT.to_json()) == CONTRACT
 
 
 @pytest.mark.parametrize("prompt", [None, 5, b"text", {5, 6}, [True, False], [5.0], iter([5])])
 def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
-    """Fails if bytes, flags or an iterator that is used up are taken for token ids, or the error is another."""
+    """Fails if bytes, booleans or an exhausted iterator are accepted as token ids, or raise another error."""
     with pytest.raises(InvalidRequest, match="a prompt is text"):
         DiffusionModel(Untouched(), None).generate(prompt)
 
@@ -176,13 +176,13 @@ def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
 @pytest.mark.parametrize("method", ["generate_batch", "stream_batch"])
 @pytest.mark.parametrize("prompts", ["What", b"What", 5, None, {"role": "user"}, iter([[5]]), Request((5,))])
 def test_what_is_no_batch_is_refused(method: str, prompts: Any) -> None:
-    """Fails if each letter becomes a prompt, one method lets pass what another refuses, or the error is another."""
+    """Fails if each letter becomes a prompt, the methods disagree, or another error is raised."""
     with pytest.raises(InvalidRequest, match=f"a list of prompts, not {type(prompts).__name__}; .* generate or stream"):
         getattr(DiffusionModel(Untouched(), None), method)(prompts)
 
 
 def test_a_batch_of_nothing_is_refused() -> None:
-    """Fails if an empty list of prompts silently gives an empty list of texts."""
+    """Fails if an empty list of prompts is accepted."""
     with pytest.raises(InvalidRequest, match="at least one prompt"):
         DiffusionModel(Untouched(), None).generate_batch([])
 
@@ -205,7 +205,7 @@ OPTION_TAKERS = ("generate", "generate_batch", "stream", "stream_batch", "option
     ],
 )
 def test_unknown_names_are_told_the_known_ones(method: str, options: dict[str, Any], said: str) -> None:
-    """Fails if a misspelled option is a bare TypeError, names another method, or leaves the user guessing."""
+    """Fails if a misspelled option raises a TypeError, or the message names another method or no known options."""
     with pytest.raises(InvalidRequest, match=said):
         getattr(DiffusionModel(Untouched(), None), method)(*([[[5]]] if method != "options" else []), **options)
 
@@ -228,7 +228,7 @@ def test_a_bad_contract_is_a_manifest_error(changes: dict[str, Any], drop: bool)
     if drop:
         del data[min(changes)]
     known = CONTRACT.to_json().keys()
-    good = data.keys() <= known <= data.keys() | {"block_causal"} and all(  # manifests before there was one lack it
+    good = data.keys() <= known <= data.keys() | {"block_causal"} and all(  # older manifests lack it
         type(value) is type(CONTRACT.to_json()[name]) and (type(value) is not int or 0 <= value < 2**31)
         for name, value in data.items()
     )

@@ -1,4 +1,4 @@
-"""TensorRT-RTX's portable plan: one for all the GPUs that it takes, and what is said where it runs on none."""
+"""TensorRT-RTX's portable plan, which runs on all GPUs that it supports, and messages about other GPUs."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ from dpad.runtime.engines.machine import Gpu, Machine
 from dpad.runtime.engines.select import chosen_from
 from dpad.runtime.errors import EngineBuildError, EngineMismatch
 
-TAKEN = ("8.0", "8.6", "8.9", "12.0", "12.1", "13.0")  # as TensorRT-RTX 1.7.1 said on an H100 of a plan of no target
+TAKEN = ("8.0", "8.6", "8.9", "12.0", "12.1", "13.0")  # the list of TensorRT-RTX 1.7.1 for a plan without a target
 PLAN = "tensorrt-rtx-float16-portable"
 
 
@@ -36,7 +36,7 @@ def machine(capability: str) -> Machine:
 
 
 class Told(Progress):
-    """Keeps what is said."""
+    """Records the messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -47,7 +47,7 @@ class Told(Progress):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str]]:
-    """A bundle exported with the default target on a machine with a Hopper GPU, and what was said meanwhile."""
+    """A bundle exported with the default capability on a machine with a Hopper GPU, and the export's messages."""
     folder, told = tmp_path_factory.mktemp("rtx"), Told()
     settings = ExportSettings(targets=("tensorrt-rtx",), dtypes=("float16",))
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,7 @@ def bundle(made: tuple[Bundle, list[str]]) -> Bundle:
 
 
 def test_one_plan_is_built_for_all_gpus_unless_one_is_named(bundle: Bundle) -> None:
-    """Fails if the plan of `make export` runs on one kind of GPU only, or an option for one is lost."""
+    """Fails if the plan of `make export` is not portable, or --compute-capability is ignored."""
     [entry] = bundle.manifest.engines
     assert (entry.compute_capability, entry.file) == (PORTABLE, "engines/tensorrt-rtx-portable-float16.plan")
     assert entry.library_version == tensorrt_rtx.__version__
@@ -74,7 +74,7 @@ def test_one_plan_is_built_for_all_gpus_unless_one_is_named(bundle: Bundle) -> N
 
 
 def test_an_export_on_hopper_says_what_runs_there(made: tuple[Bundle, list[str]]) -> None:
-    """Fails if a plan is built on an H100 without a word that it is for other machines."""
+    """Fails if an export on an H100 does not report that the plan is for other machines."""
     [line] = [line for line in made[1] if "TensorRT-RTX does not run on compute capability 9.0" in line]
     assert line.startswith("a GPU: ")
     assert line.endswith(
@@ -84,14 +84,14 @@ def test_an_export_on_hopper_says_what_runs_there(made: tuple[Bundle, list[str]]
 
 @pytest.mark.parametrize("capability", TAKEN)
 def test_it_is_chosen_on_every_gpu_that_it_takes(bundle: Bundle, capability: str) -> None:
-    """Fails if a portable plan is refused, or not preferred, on a GPU that it was built for."""
+    """Fails if a portable plan is refused, or not preferred, on a GPU that it supports."""
     require_match(bundle.manifest.engines[0], bundle, machine(capability))
     chosen = chosen_from(bundle, candidates(bundle, machine(capability)))
     assert chosen is not None and chosen.name == PLAN
 
 
 def test_where_it_does_not_fit_the_way_out_is_named(bundle: Bundle) -> None:
-    """Fails if a user of an older GPU, or of one that TensorRT-RTX never takes, is sent to an export in vain."""
+    """Fails if the error for a GPU that TensorRT-RTX does not support suggests an export for it."""
     [entry] = bundle.manifest.engines
     with pytest.raises(EngineMismatch, match="compute_capability is 'portable' .*--compute-capability=7.5"):
         require_match(entry, bundle, machine("7.5"))
@@ -106,7 +106,7 @@ def test_where_it_does_not_fit_the_way_out_is_named(bundle: Bundle) -> None:
 
 
 def test_each_target_has_a_default_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if one export for both libraries asks either for what only the other can build."""
+    """Fails if an export for both libraries passes one library's default to the other."""
     monkeypatch.setattr(Machine, "current", classmethod(lambda cls: machine("9.0")))
     both = ("onnx", "tensorrt-rtx", "tensorrt")
     assert EngineRecipe(both, ("float16",), ()).compiled() == {"tensorrt-rtx": (PORTABLE,), "tensorrt": ("9.0",)}
@@ -128,14 +128,14 @@ def device(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 def test_a_service_keeps_its_kernels_before_the_first_request(
     bundle: Bundle, device: HostDevice, tmp_path: Path
 ) -> None:
-    """Fails if `dpad.load` warms an engine and saves nothing until it is closed, which a killed process never does."""
+    """Fails if compiled kernels are saved only when the engine is closed, so that a killed process loses them."""
     with dpad.load(bundle.directory, slots=1000) as model:
         assert model.engine.name == PLAN
         assert len(list((tmp_path / "cache/dpad").iterdir())) == 2
 
 
 def test_a_report_tells_one_plan_from_another(bundle: Bundle, tmp_path: Path) -> None:
-    """Fails if what comes back from a machine lacks the key of a plan, its hash or what is in its way."""
+    """Fails if a report lacks a plan's key, its hash, or its obstacle."""
     place, [entry] = tmp_path / "report.txt", bundle.manifest.engines
     ran = CliRunner().invoke(main, ["report", "--to", str(place), "inspect", str(bundle.directory)])
     assert ran.exit_code == 0, ran.output

@@ -1,4 +1,4 @@
-"""What the loop makes of logits: which token it commits, in which order, and how sure it says it is."""
+"""Decisions of the loop from logits: tokens, order of commits, and confidences."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ MASK = VOCAB - 1
 
 
 class Constant(Engine):
-    """Answers with the same logits [GEN, VOCAB] in every pass, whatever is on the canvas behind a prompt of one."""
+    """Returns the same logits [GEN, VOCAB] in every pass, for any canvas after a prompt of one token."""
 
     name, dtype = "constant", "float32"
 
@@ -48,7 +48,7 @@ class Constant(Engine):
 
 
 def events_of(logits: NDArray[Any], family: str = "llada", **options: Any) -> list[StepEvent]:
-    """Of a whole decode of one block, a token a pass unless told otherwise."""
+    """The events of a decode of one block, by default with one token per pass."""
     chosen = GenerationOptions(
         **({"gen_length": GEN, "block_length": GEN, "cache": "none", "decoder": "fixed"} | options)
     )
@@ -56,20 +56,20 @@ def events_of(logits: NDArray[Any], family: str = "llada", **options: Any) -> li
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """In float64, over the last axis."""
+    """Softmax in float64 over the last axis."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def logits_of(seed: int, scale: float = 2.0) -> NDArray[np.float32]:
-    """Random logits [GEN, VOCAB] of a model that never writes the mask."""
+    """Random logits [GEN, VOCAB] that never prefer the mask."""
     logits = (scale * np.random.default_rng(seed).standard_normal((GEN, VOCAB))).astype(np.float32)
     logits[:, MASK] = logits.min() - 5
     return logits
 
 
 def committed(events: list[StepEvent]) -> tuple[list[int], list[int], NDArray[np.float64]]:
-    """Rows in the order in which they were committed, their tokens, and their confidences."""
+    """Rows in the order of commits, with their tokens and confidences."""
     rows = [int(position) - 1 for event in events for position in event.positions]
     tokens = [int(token) for event in events for token in event.tokens]
     return rows, tokens, np.concatenate([event.confidences for event in events])
@@ -77,7 +77,7 @@ def committed(events: list[StepEvent]) -> tuple[list[int], list[int], NDArray[np
 
 @given(st.integers(0, 2**31), st.floats(0.1, 30))
 def test_greedy_is_the_argmax_and_its_probability(seed: int, scale: float) -> None:
-    """Fails if the token, or the probability rebuilt from the odds against it, is another."""
+    """Fails if the token, or its probability computed from the odds, is wrong."""
     logits = logits_of(seed, scale)
     rows, tokens, confidence = committed(events_of(logits))
     assert tokens == logits.argmax(axis=-1)[rows].tolist()
@@ -87,7 +87,7 @@ def test_greedy_is_the_argmax_and_its_probability(seed: int, scale: float) -> No
 
 @pytest.mark.parametrize("options", [{}, {"decoder": "margin"}, {"decoder": "entropy"}, {"temperature": 1e-3}])
 def test_near_certain_tokens_keep_their_order(options: dict[str, Any]) -> None:
-    """Fails if confidences that float32 rounds to 1 tie, and positions decide the order instead."""
+    """Fails if tokens whose confidence float32 rounds to 1 are committed by position instead of confidence."""
     logits = np.zeros((GEN, VOCAB))
     logits[:, 0] = [20.0, 23.0, 21.0, 22.0, 20.5, 22.5, 21.5, 19.5]
     assert (softmax(logits)[:, 0].astype(np.float32) == 1).sum() > 2
@@ -96,7 +96,7 @@ def test_near_certain_tokens_keep_their_order(options: dict[str, Any]) -> None:
 
 @given(st.integers(0, 2**31), st.sampled_from(["llada", "dream"]))
 def test_orders_of_entropy_and_margin(seed: int, family: str) -> None:
-    """Fails if entropy is not least first, the margin not between the two best, or another token is committed."""
+    """Fails if the order is not by least entropy or largest margin of the best two, or a token is wrong."""
     logits = logits_of(seed)
     probabilities = softmax(logits)
     best = np.sort(probabilities, axis=-1)
@@ -111,9 +111,10 @@ def test_orders_of_entropy_and_margin(seed: int, family: str) -> None:
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}])
 def test_each_family_has_its_authors_confidence(family: str, filters: dict[str, Any]) -> None:
-    """Fails if the loop takes the rule of another family for a drawn token, or draws one that is filtered out.
+    """Fails if a drawn token has another family's confidence, or a filtered token is drawn.
 
-    LLaDA's confidence is the model's own probability; Dream's is that in the distribution which it draws from.
+    LLaDA's confidence is the probability under the model's own distribution; Dream's is that under the tempered and
+    filtered one.
     """
     logits = logits_of(9, scale=0.7)
     rows, tokens, confidence = committed(events_of(logits, family, temperature=0.5, seed=5, **filters))
@@ -131,7 +132,7 @@ def test_each_family_has_its_authors_confidence(family: str, filters: dict[str, 
 @pytest.mark.parametrize("options", [{}, {"decoder": "margin"}, {"decoder": "entropy"}, {"temperature": 1.0}])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_broken_logits_are_an_error(options: dict[str, Any], value: float) -> None:
-    """Fails if one NaN, or an overflow to infinity, becomes a token of probability 1."""
+    """Fails if a NaN or an infinite logit becomes a token with probability 1."""
     logits = logits_of(5)
     logits[1, 4] = value
     with pytest.raises(EngineError, match=r"NaN or infinite"):
@@ -141,7 +142,7 @@ def test_broken_logits_are_an_error(options: dict[str, Any], value: float) -> No
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("options", [{}, {"decoder": "entropy"}, {"temperature": 1.0, "top_p": 0.9, "top_k": 4}])
 def test_negative_infinity_is_only_impossible(family: str, options: dict[str, Any]) -> None:
-    """Fails if a token that the model rules out is taken for broken output, or drawn."""
+    """Fails if a logit of -inf is an error, or its token is drawn."""
     logits = logits_of(6)
     logits[:, 2] = -np.inf
     assert 2 not in committed(events_of(logits, family, **options))[1]
@@ -149,7 +150,7 @@ def test_negative_infinity_is_only_impossible(family: str, options: dict[str, An
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.9}])
 def test_the_smallest_temperatures_are_greedy(filters: dict[str, Any]) -> None:
-    """Fails if logits over a tiny temperature overflow into NaN or into the wrong token."""
+    """Fails if dividing by a tiny temperature overflows to NaN or gives a wrong token."""
     logits = logits_of(8, scale=200)
     rows, tokens, _ = committed(events_of(logits, temperature=1e-3, **filters))
     assert tokens == logits.argmax(axis=-1)[rows].tolist()
@@ -158,7 +159,7 @@ def test_the_smallest_temperatures_are_greedy(filters: dict[str, Any]) -> None:
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_mask_is_banned_only_where_nothing_else_is_left(family: str, temperature: float) -> None:
-    """Fails if the ban changes the probability of what is chosen in its place, or a second pass proposes it again."""
+    """Fails if banning the mask changes another token's probability, or the mask is predicted again."""
     logits = logits_of(4)
     logits[:, MASK] = logits.max(axis=-1) + 30
     events = events_of(logits, family, temperature=temperature, seed=3)

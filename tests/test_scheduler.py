@@ -1,4 +1,4 @@
-"""Who takes part in which pass, who waits, and who gets slots."""
+"""The scheduler: which sequences take part in a pass, which wait, and which get slots."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,12 @@ from dpad.runtime.errors import InvalidRequest, QueueFull
 
 @pytest.fixture
 def engine(make_bundle: Any) -> Any:
-    """Of torch; batches of 4."""
+    """A recording engine in torch; batches of 4."""
     return passing(make_bundle("llada"))
 
 
 def test_a_request_joins_at_the_next_pass_and_leaves_with_its_last(engine: Passes) -> None:
-    """Fails if whoever comes waits until others are finished, or whoever is finished is computed for."""
+    """Fails if a new request waits until others are finished, or a finished one takes part in a pass."""
     scheduler = Scheduler(engine)
     first, second = sequences(engine, [request(1), request(2)], block_length=32)
     scheduler.add(first)
@@ -38,7 +38,7 @@ def test_a_request_joins_at_the_next_pass_and_leaves_with_its_last(engine: Passe
 
 
 def test_padding_that_costs_more_than_a_pass_is_not_made(make_bundle: Any) -> None:
-    """Fails if an engine that pays by the row computes the pads of shapes that differ, or one that does not splits."""
+    """Fails if different shapes share a pass where padding costs more than a pass, or do not where it costs less."""
     asked = [request(1, 6), request(2, 30)]
     for pass_rows, largest in ((0, 1), (4096, 2)):
         engine = passing(make_bundle("llada"), pass_rows=pass_rows)
@@ -47,7 +47,7 @@ def test_padding_that_costs_more_than_a_pass_is_not_made(make_bundle: Any) -> No
 
 
 def test_no_pass_has_more_rows_than_there_is_memory_for(make_bundle: Any) -> None:
-    """Fails if sequences that fit a batch are put together over the limit of rows."""
+    """Fails if a pass exceeds the limit of rows, although its sequences fit a batch."""
     engine = passing(make_bundle("llada"), pass_rows=4096)
     engine.most_rows = 80
     run(engine, [request(seed, 30) for seed in range(4)], options_for(cache="none"))
@@ -55,7 +55,7 @@ def test_no_pass_has_more_rows_than_there_is_memory_for(make_bundle: Any) -> Non
 
 
 def test_each_has_its_own_options_in_a_pass(make_bundle: Any) -> None:
-    """Fails if a temperature, a filter, a ban or a draw is that of a neighbour."""
+    """Fails if a temperature, a filter, a banned token or a draw is another sequence's."""
     engine = passing(make_bundle("llada"), pass_rows=4096)
     asked = [
         (request(1, 6), options_for()),
@@ -82,7 +82,7 @@ def test_each_has_its_own_options_in_a_pass(make_bundle: Any) -> None:
 
 
 def waits(scheduler: Scheduler, left: Callable[[], bool]) -> dict[int, int]:
-    """Run while `left()`; the longest that each waited, in passes of others, its joining included."""
+    """Run while `left()`; returns the longest wait of each sequence, in passes of others, also before its first."""
     since: dict[int, int] = {}
     longest: dict[int, int] = {}
     done = 0
@@ -98,7 +98,7 @@ def waits(scheduler: Scheduler, left: Callable[[], bool]) -> dict[int, int]:
 
 
 def test_nobody_starves_beside_fuller_passes(engine: Passes) -> None:
-    """Fails if one whom nobody can join waits for as long as others come in pairs."""
+    """Fails if a sequence that cannot share passes waits as long as others arrive that can."""
     pairs = [request(seed, 6 + seed // 2) for seed in range(2 * 20)]
     scheduler = Scheduler(engine, max_running=64)
     asked = sequences(engine, [request(99, 60), *pairs], cache="none")
@@ -110,7 +110,7 @@ def test_nobody_starves_beside_fuller_passes(engine: Passes) -> None:
 
 
 def test_a_long_refresh_waits_for_its_budget_and_gets_it(engine: Passes) -> None:
-    """Fails if a long prompt stops the others at once, or never gets in beside passes that are full."""
+    """Fails if the refresh of a long prompt runs before its budget, or never runs beside full passes."""
     scheduler = Scheduler(engine, max_running=8)
     short = sequences(engine, [request(seed) for seed in range(4)], gen_length=64)
     scheduler.add(*short)
@@ -127,7 +127,7 @@ def test_a_long_refresh_waits_for_its_budget_and_gets_it(engine: Passes) -> None
 
 
 def test_first_come_first_served(make_bundle: Any) -> None:
-    """Fails if one that needs few slots overtakes one that waits for many."""
+    """Fails if a request that needs few slots overtakes one that waits for many."""
     engine = passing(make_bundle("llada"), slots=61)
     scheduler = Scheduler(engine)
     asked = sequences(engine, [request(1, 20), request(2, 30), request(3, 4)])  # of 60 slots: 36, 46 and 20
@@ -140,7 +140,7 @@ def test_first_come_first_served(make_bundle: Any) -> None:
 
 
 def test_a_request_that_the_pool_can_never_hold_is_refused(make_bundle: Any) -> None:
-    """Fails if it waits for slots that there will never be, or a request that just fits is refused."""
+    """Fails if a request larger than the pool waits forever, or one that just fits is refused."""
     engine = passing(make_bundle("llada"), slots=41)
     scheduler = Scheduler(engine)
     fits, large = sequences(engine, [request(1, 24), request(2, 25)])
@@ -154,7 +154,7 @@ def test_a_request_that_the_pool_can_never_hold_is_refused(make_bundle: Any) -> 
 
 
 def test_cancelling_frees_slots_at_once(engine: Passes) -> None:
-    """Fails if slots of a sequence that takes no part in the pass that runs wait for its end, or its own get lost."""
+    """Fails if slots of a cancelled sequence are freed late although it is not in the running pass, or are lost."""
     scheduler = Scheduler(engine)
     one, other = sequences(engine, [request(1, 6), request(2, 60)])
     scheduler.add(one, other)
@@ -175,7 +175,7 @@ def test_cancelling_frees_slots_at_once(engine: Passes) -> None:
 
 
 def test_a_full_queue_takes_all_or_none(engine: Passes) -> None:
-    """Fails if part of a batch is taken, if places to run do not count, or a place that is free again does not."""
+    """Fails if part of a batch is accepted, or free places to run or in the queue are counted wrongly."""
     scheduler = Scheduler(engine, max_running=1, max_waiting=2)
     first, second, third, fourth = sequences(engine, [request(seed) for seed in range(4)], gen_length=16)
     with pytest.raises(QueueFull, match="4 requests came, 0 wait already, and the queue holds 2"):

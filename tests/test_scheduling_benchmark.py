@@ -1,4 +1,4 @@
-"""The simulated scheduler, random mixes and two checkouts in turn: what they write, and what they compare."""
+"""The benchmarks of simulated scheduling, random mixes and two checkouts: their documents and comparisons."""
 
 import json
 import sys
@@ -33,20 +33,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("lengths", "arrivals", "limit", "passes"),
     [
-        ([5, 1, 1, 1], [0, 0, 0, 0], 2, 5),  # the longest first: the short ones fit beside it
+        ([5, 1, 1, 1], [0, 0, 0, 0], 2, 5),  # the longest runs from the start, and the short ones beside it
         ([3, 3, 3], [0, 0, 0], 2, 5),
-        ([2, 2], [0, 9], 8, 4),  # nothing to wait for in between
+        ([2, 2], [0, 9], 8, 4),  # passes without a request are not counted
         ([4, 2], [0, 1.5], 8, 4),
         ([1] * 16, [0] * 16, 8, 2),
     ],
 )
 def test_a_perfect_packing(lengths: list[int], arrivals: list[float], limit: int, passes: int) -> None:
-    """Fails if the scheduler is held against a packing that is not the best, or takes what is not there yet."""
+    """Fails if the perfect packing is not the best one, or runs requests before they arrive."""
     assert perfect(lengths, arrivals, limit) == passes
 
 
 def test_a_simulation_runs_every_recorded_pass() -> None:
-    """Fails if passes are lost, run before their request arrives, or waits are counted where nobody waited."""
+    """Fails if passes are lost or run before their request arrives, or waits are counted without a wait."""
     traces = [[Pass(True, 40, 0), Pass(False, 32, 8)] * turns for turns in (1, 3, 2)]
     alone = simulate(NullEngine(8, 300), traces[:1], [5.0], running=16)
     assert alone.passes == 2 and alone.decodes[0].longest.passes == alone.decodes[0].queued.passes == 0
@@ -60,7 +60,7 @@ def test_a_simulation_runs_every_recorded_pass() -> None:
 
 
 def test_decodes_are_recorded_as_they_ran(bundle: Path) -> None:
-    """Fails if a simulation runs other shapes than the decode had."""
+    """Fails if the recorded shapes differ from those of the decode."""
     with dpad.load(bundle, engine="onnxruntime-cpu", threads=1) as model:
         ways: dict[str, Any] = {"cache": "dual", "schedule": dpad.Full(), "early_termination": False}
         options = model.options(gen_length=64, decoder="fixed", steps=4, **ways)
@@ -70,7 +70,7 @@ def test_decodes_are_recorded_as_they_ran(bundle: Path) -> None:
 
 
 def test_scheduling(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a table lacks what was measured, a ratio is below what is possible, or the goal is judged otherwise."""
+    """Fails if the table lacks a result, a ratio is below 1, or the goal is judged by other numbers."""
     monkeypatch.setattr(scheduling, "LOADS", (1.0, float("inf")))
     monkeypatch.setattr(scheduling, "TOGETHER", (1, 3))
     out = tmp_path / "scheduling.json"
@@ -98,7 +98,7 @@ def _is_judged(one: dict[str, Any]) -> bool:
 
 
 class Leaky(Engine):
-    """A step that lets one sequence's token reach its neighbour, where there is one."""
+    """An engine whose step lets one sequence's token affect the next sequence, if there is one."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Leaky(Engine):
 
 
 def test_mixes(bundle: Path) -> None:
-    """Fails if company that changes a token goes unnoticed, is found where there is none, or options are not varied."""
+    """Fails if a changed token is not reported, a difference is reported without one, or options are not varied."""
     with dpad.load(bundle, engine="onnxruntime-cpu", threads=1) as model:
         right = mixes.compare(model.engine, [(2, 3, 7)], mixes=4, seed=0)
         wrong = mixes.compare(Leaky(model.engine), [(2, 3, 7)], mixes=2, seed=0)
@@ -139,7 +139,7 @@ def test_mixes(bundle: Path) -> None:
 
 
 def test_two_checkouts_take_turns(bundle: Path) -> None:
-    """Fails if a side does not decode what it is told, or ratios are not after over before."""
+    """Fails if a side decodes another prompt, or ratios are not after over before."""
     options = ab.options_of({"decoder": "threshold", "threshold": 0.9, "cache": "dual", "thin": True}, 64)
     side = ab.Side(ROOT, bundle, 1)
     try:

@@ -1,4 +1,4 @@
-"""`check_step`: any malformed step is an `EngineError`, any well-formed one passes."""
+"""`check_step` accepts every well-formed step, and raises `EngineError` for every other one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ ARRAYS = ("canvas", "gather_indices", "cache_indices", "decode_rows")
 
 @st.composite
 def well_formed(draw: st.DrawFn) -> StepInputs:
-    """Any step that the contract allows; half of the arrays do not lie contiguously."""
+    """A random step that the contract allows; half of the arrays are not contiguous."""
     batch, length, queries = draw(st.integers(1, BATCH)), draw(st.integers(1, LENGTH)), draw(st.integers(1, LENGTH))
     cached, decoded = draw(st.integers(0, LENGTH)), draw(st.integers(1, LENGTH))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -54,7 +54,7 @@ def well_formed(draw: st.DrawFn) -> StepInputs:
 
 @given(well_formed())
 def test_what_the_contract_allows_passes(inputs: StepInputs) -> None:
-    """Fails if a limit is off by one, or a layout, an empty cache or padding is refused."""
+    """Fails if a limit is off by one, or a memory layout, an empty cache or padding is refused."""
     check_step(inputs, CONTRACT, SLOTS)
 
 
@@ -75,7 +75,7 @@ def put(name: str, value: int) -> Edit:
 
 
 def resize(name: str, rows: int | None, columns: int | None) -> Edit:
-    """Zeros of another shape; None keeps the size."""
+    """Replace an array by zeros of another shape; None keeps a size."""
 
     def edit(draw: st.DrawFn, inputs: StepInputs) -> StepInputs:
         have = getattr(inputs, name).shape
@@ -86,7 +86,7 @@ def resize(name: str, rows: int | None, columns: int | None) -> Edit:
 
 
 def recast(draw: st.DrawFn, inputs: StepInputs) -> StepInputs:
-    """One array of another type or number of axes, or no array at all."""
+    """Change one array's type or number of axes, or replace it by something else."""
     name = draw(st.sampled_from(ARRAYS))
     array: Any = getattr(inputs, name)
     kinds: list[Callable[[], Any]] = [
@@ -101,7 +101,7 @@ def recast(draw: st.DrawFn, inputs: StepInputs) -> StepInputs:
 
 
 def write(edit: Callable[[NDArray[np.int64]], Any]) -> Edit:
-    """`edit` the slots of a step of 2 or more rows that keeps them all, or give others in their place."""
+    """Make a step of 2 or more rows keep all of them, and change its slots by `edit`, or replace them by its result."""
 
     def apply(draw: st.DrawFn, inputs: StepInputs) -> StepInputs:
         gather = np.zeros((len(inputs.canvas), draw(st.integers(2, LENGTH))), dtype=np.int64)
@@ -116,17 +116,17 @@ def write(edit: Callable[[NDArray[np.int64]], Any]) -> Edit:
 
 
 def twice(written: NDArray[np.int64]) -> None:
-    """Two rows in one slot."""
+    """Write two rows to one slot."""
     written.flat[-1] = written.flat[0]
 
 
 def slot(value: int) -> Edit:
-    """One of the slots is `value`."""
+    """Set one of the slots to `value`."""
     return write(lambda written: written.__setitem__((0, 1), value))
 
 
 def draws(**values: Any) -> Edit:
-    """Sampling in which one array holds a value, or is what a function makes of it."""
+    """Add sampling inputs, and set one element of an array, or replace the array by a function's result."""
 
     def edit(draw: st.DrawFn, inputs: StepInputs) -> StepInputs:
         shape = inputs.decode_rows.shape
@@ -191,7 +191,7 @@ for _name, _end in (("canvas", VOCAB), ("gather_indices", LENGTH), ("cache_indic
 @settings(max_examples=20)
 @given(data=st.data(), inputs=well_formed())
 def test_what_it_does_not_allow_is_an_engine_error(case: str, data: st.DataObject, inputs: StepInputs) -> None:
-    """Fails if a malformed step reaches an engine, raises anything else, or the message hides value and limit."""
+    """Fails if a malformed step is accepted, raises another error, or the message lacks the value or the limit."""
     edit, words = MALFORMED[case]
     with pytest.raises(EngineError, match=words):
         check_step(edit(data.draw, inputs), CONTRACT, SLOTS)

@@ -1,4 +1,4 @@
-"""What `stream` brings is what `generate` returns, and it can be left."""
+"""`stream` gives the result of `generate`, and can be stopped early."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ PROMPTS = ["w5 w6 w7", [9, 10], dpad.Request((11, 12, 13, 14), suffix_ids=(15, 1
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_what_is_streamed_is_what_generate_gives(eval_bundle: Path, raw: bool) -> None:
-    """Fails if a service that streams gets another text, or the prompt, what follows the end, or the suffix with it."""
+    """Fails if the streamed text differs, or includes the prompt, the suffix, or tokens after the end."""
     with dpad.load(eval_bundle, threads=1) as model:
         free = model.generate_batch(PROMPTS, raw=raw, gen_length=32, block_length=16)
         ends = tuple(row.token_ids[4] for row in free)
@@ -38,14 +38,14 @@ def test_what_is_streamed_is_what_generate_gives(eval_bundle: Path, raw: bool) -
 
 
 def _change(event: dpad.StepEvent) -> None:
-    """Everything that a caller might do to the arrays of an event in place."""
+    """Change the arrays of an event in place, in every way that a caller might."""
     for array in (event.positions, event.tokens, event.confidences):
         with suppress(ValueError):
             array[...] = array[::-1] + 1
 
 
 def test_what_a_caller_does_to_an_event_changes_no_result(eval_bundle: Path) -> None:
-    """Fails if arrays that results are added up from can be changed, or those of a result cannot."""
+    """Fails if changing an event's arrays changes the result, or a result's arrays cannot be changed."""
     options: dict[str, Any] = {"gen_length": 32, "block_length": 16}
     with dpad.load(eval_bundle, threads=1) as model:
         kept = model.generate_batch(PROMPTS, **options)
@@ -63,7 +63,7 @@ def test_what_a_caller_does_to_an_event_changes_no_result(eval_bundle: Path) -> 
 
 @pytest.mark.parametrize("raw", ["false", "", float("nan"), object(), None, 0, 1, []])
 def test_raw_is_true_or_false(eval_bundle: Path, raw: Any) -> None:
-    """Fails if what is no truth value silently drops the chat template, or keeps it."""
+    """Fails if a value of `raw` that is not a bool is accepted."""
     with dpad.load(eval_bundle, threads=1) as model:
         for prompt in ("w5", [5, 6], [{"role": "user", "content": "w5"}]):
             with pytest.raises(dpad.InvalidRequest, match="raw .* neither True nor False"):
@@ -73,7 +73,7 @@ def test_raw_is_true_or_false(eval_bundle: Path, raw: Any) -> None:
 
 
 def test_a_closed_model_says_so(eval_bundle: Path) -> None:
-    """Fails if who closed a model, perhaps in the middle of a stream, is told that an engine failed."""
+    """Fails if a call after `close`, or a stream interrupted by it, raises an error about the engine."""
     model = dpad.load(eval_bundle, threads=1)
     events = model.stream("w5 w6", gen_length=32, decoder="fixed")
     next(events)

@@ -15,7 +15,7 @@ from dpad.runtime.errors import InvalidRequest
 
 
 class Draws(np.random.Generator):
-    """A generator whose uniform draws are given."""
+    """A generator with given uniform draws."""
 
     def __init__(self, values: list[float]) -> None:
         super().__init__(np.random.PCG64(0))
@@ -26,7 +26,7 @@ class Draws(np.random.Generator):
 
 
 def published(i: int, k: float, scale: float, window: int) -> float:
-    """Keep probability at distance i, as the paper writes it; above 1 is certain."""
+    """The keep probability at distance i by the paper's formula; above 1 it is certain."""
     if i >= window:
         return 0.0
     z = k * i / (window - 1)
@@ -35,7 +35,7 @@ def published(i: int, k: float, scale: float, window: int) -> float:
 
 @pytest.mark.parametrize("k,scale,window", [(3.0, 2.0, 128), (4.0, 2.0, 256), (3.0, 2.3, 64), (4.0, 1.6, 33)])
 def test_kept_exactly_where_the_draw_is_below_the_probability(k: float, scale: float, window: int) -> None:
-    """Fails if the formula, its centre, its width or the comparison is another."""
+    """Fails if the formula, its centre, its width or the comparison differs."""
     schedule = Gaussian(k=k, scale=scale, window=window)
     for offset in (-1e-9, 1e-9):
         draws = Draws([published(i, k, scale, window) + offset for i in range(300)])
@@ -44,7 +44,7 @@ def test_kept_exactly_where_the_draw_is_below_the_probability(k: float, scale: f
 
 
 def test_probability_one_always_keeps() -> None:
-    """Fails if a probability above 1 can drop: with scale 2.6 the nearest position stays."""
+    """Fails if a position with a probability above 1 can be dropped, as the nearest one with scale 2.6."""
     schedule = Gaussian(k=3, scale=2.6, window=64)
     certain = [i for i in range(64) if published(i, 3, 2.6, 64) >= 1]
     assert certain
@@ -55,7 +55,7 @@ def test_probability_one_always_keeps() -> None:
 
 @pytest.mark.parametrize("k,scale,window", [(3.0, 2.0, 128), (4.0, 1.6, 256)])
 def test_frequencies(k: float, scale: float, window: int) -> None:
-    """Fails if draws are shared between positions or drawn from another law; and the expected count."""
+    """Fails if draws are shared between positions or not uniform, or the expected count is wrong."""
     schedule, runs = Gaussian(k=k, scale=scale, window=window), 3000
     counts = np.zeros(window)
     totals = []
@@ -71,7 +71,7 @@ def test_frequencies(k: float, scale: float, window: int) -> None:
 
 
 def schedules() -> st.SearchStrategy[SuffixSchedule]:
-    """Any schedule that serves 96 new tokens."""
+    """Random schedules that are valid for 96 new tokens."""
     window = st.none() | st.integers(1, 96)
     k, scale = st.floats(0, 8), st.floats(0, 4)
     uniform = st.integers(1, 96).flatmap(lambda w: st.builds(Uniform, st.integers(0, w), st.just(w)))
@@ -82,7 +82,7 @@ def schedules() -> st.SearchStrategy[SuffixSchedule]:
 def test_every_schedule_is_pure_seeded_and_ascending(
     schedule: SuffixSchedule, block: int, length: int, seed: int
 ) -> None:
-    """Fails if distances repeat, descend, leave the suffix or the window, or if a seed gives two answers."""
+    """Fails if distances repeat, descend, or are outside the suffix or the window, or a seed gives two results."""
     schedule.check(96, 16)
     kept = schedule.keep(block, length, 96, np.random.default_rng(seed))
     assert kept.dtype == np.int64 and kept.ndim == 1
@@ -95,7 +95,7 @@ def test_every_schedule_is_pure_seeded_and_ascending(
 
 
 def test_global_random_state_is_not_touched() -> None:
-    """Fails if a schedule reads or moves numpy's global generator."""
+    """Fails if a schedule reads or changes numpy's global random state."""
     before = np.random.get_state()[1].tolist()
     Gaussian(window=64).keep(0, 64, 64, np.random.default_rng(1))
     Uniform(5, 64).keep(0, 64, 64, np.random.default_rng(1))
@@ -103,7 +103,7 @@ def test_global_random_state_is_not_touched() -> None:
 
 
 def test_uniform_counts_and_spreads() -> None:
-    """Fails if positions repeat, the count is off, or part of the window is never drawn."""
+    """Fails if positions repeat, the count is wrong, or part of the window is never drawn."""
     schedule = Uniform(count=5, window=20)
     drawn = np.stack([schedule.keep(0, 50, 64, np.random.default_rng(seed)) for seed in range(800)])
     assert drawn.shape == (800, 5)
@@ -113,7 +113,7 @@ def test_uniform_counts_and_spreads() -> None:
 
 
 def test_full_keeps_all() -> None:
-    """Fails if the vanilla decoder drops anything."""
+    """Fails if `Full` drops a position."""
     assert Full().keep(0, 70, 96, np.random.default_rng(0)).tolist() == list(range(70))
 
 
@@ -125,7 +125,7 @@ def test_default_window(gen_length: int, window: int) -> None:
 
 
 def test_explicit_from_positions() -> None:
-    """Fails if canvas positions are not counted from each block's own end."""
+    """Fails if canvas positions are not converted to distances from each block's end."""
     schedule = Explicit.from_positions([[26, 30, 41], [42, 57], []], prompt_length=10, block_length=16)
     assert schedule == Explicit(((0, 4, 15), (0, 15), ()))
     rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_explicit_from_positions() -> None:
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
 def test_positions_may_be_of_any_whole_kind(kind: Any) -> None:
-    """Fails if positions that another decoder recorded in arrays or tensors have to be converted by hand."""
+    """Fails if positions in arrays or tensors are refused."""
     given = [kind([26, 30]), kind([42])]
     schedule = Explicit.from_positions(given, prompt_length=10, block_length=16)
     assert schedule == Explicit(((0, 4), (0,)))
@@ -166,25 +166,25 @@ BAD: dict[str, tuple[SuffixSchedule, str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_schedules_are_refused(case: str) -> None:
-    """Fails if a schedule that cannot work is accepted, or if the message lacks the value."""
+    """Fails if an invalid schedule is accepted, or the message lacks the value."""
     schedule, words = BAD[case]
     with pytest.raises(InvalidRequest, match=words):
         schedule.check(64, 16)
 
 
 def test_explicit_past_the_canvas_or_too_short() -> None:
-    """Fails if a position outside the canvas is gathered, or a missing block means full or no dropout."""
+    """Fails if a position outside the canvas is accepted, or a missing block is not an error."""
     with pytest.raises(InvalidRequest, match="distance 32 of block 0"):
         Explicit(((32,), (1,))).check(48, 16)
     early = Explicit(((1,),))
     early.check(48, 16)
     with pytest.raises(InvalidRequest, match="reached block 1"):
         early.keep(1, 16, 48, np.random.default_rng(0))
-    Explicit(((31,), (15,))).check(48, 16)  # behind the last block there is nothing to name
+    Explicit(((31,), (15,))).check(48, 16)  # no positions follow the last block
 
 
 class Own(Full):
-    """A caller's schedule, which keeps what it was made with, or raises it."""
+    """A caller's schedule that returns `kept`, or raises it if it is an error."""
 
     def __init__(self, kept: Any) -> None:
         object.__setattr__(self, "kept", kept)
@@ -212,7 +212,7 @@ class Own(Full):
     ],
 )
 def test_a_schedule_of_the_callers_is_blamed_for_what_it_keeps(kept: Any, said: str) -> None:
-    """Fails if positions outside the canvas get to an engine, or the error is Python's or blames the engine."""
+    """Fails if positions outside the canvas reach an engine, or the error is Python's or names the engine."""
     with pytest.raises(InvalidRequest, match=f"schedule Own.*{said}"):
         survivors(Own(kept), 0, 8, 16, np.random.default_rng(0))
     assert survivors(Own([0, 7]), 0, 8, 16, np.random.default_rng(0)).tolist() == [0, 7]

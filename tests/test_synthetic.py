@@ -1,4 +1,4 @@
-"""`dpad synth`: random checkpoints that everything reads as it reads a real one."""
+"""`dpad synth` writes random checkpoints that everything reads like real ones."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ NARROW: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=tuple(NARROW))
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model whose layout is narrow here, with several shards; vocabulary and keys are the published ones."""
+    """A model with a narrow layout and several shards, but the published vocabulary and keys."""
     layout = LAYOUTS[request.param]
     monkeypatch.setitem(LAYOUTS, request.param, replace(layout, config=layout.config | NARROW[request.param]))
     monkeypatch.setattr(synthetic, "_SHARD", 20_000_000)
@@ -58,13 +58,13 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     ("name", "count"), [("llada", 8_015_581_184), ("llada-1.5", 8_015_581_184), ("dream", 7_615_616_512)]
 )
 def test_the_layout_has_as_many_weights_as_the_published_model(name: str, count: int) -> None:
-    """Fails if a size in a layout is wrong: the counts are those of the model cards, to the last weight."""
+    """Fails if a size in a layout is wrong, so that the number of weights differs from the model card."""
     state = meta_model(*parse_config(LAYOUTS[name].config)).state_dict()
     assert sum(tensor.numel() for tensor in state.values()) == count
 
 
 def test_the_checkpoint_opens_and_exports_like_a_real_one(model: str, tmp_path: Path) -> None:
-    """Fails if loader, tokenizer or exporter need more than is written, or the bundle hides that it is random."""
+    """Fails if loader, tokenizer or exporter need a missing file, or the bundle does not say that it is random."""
     summary = write(model, tmp_path / "source")
     checkpoint = Checkpoint.open(tmp_path / "source")
     assert checkpoint.dtype == "bfloat16"
@@ -86,7 +86,7 @@ def test_the_checkpoint_opens_and_exports_like_a_real_one(model: str, tmp_path: 
 
 
 def test_special_tokens_have_the_published_ids(model: str, tmp_path: Path) -> None:
-    """Fails if a template's tokens are not what the weights were trained on."""
+    """Fails if the special tokens of a template have other ids than the published ones."""
     write(model, tmp_path / "source")
     source = tmp_path / "source"
     made = json.dumps(from_parts(source)) if model == "dream" else (source / "tokenizer.json").read_text()
@@ -101,7 +101,7 @@ def test_special_tokens_have_the_published_ids(model: str, tmp_path: Path) -> No
 
 
 def test_a_seed_is_a_checkpoint(model: str, tmp_path: Path) -> None:
-    """Fails if the same command gives other weights, another seed the same, or fewer layers change those left."""
+    """Fails if a seed gives different weights, two seeds the same, or the number of layers changes a layer."""
     for name, layers, seed in (("a", None, 0), ("b", None, 0), ("c", None, 1), ("d", 1, 0)):
         write(model, tmp_path / name, layers, seed)
     a, b, c, d = (weights(tmp_path / name) for name in "abcd")
@@ -112,7 +112,7 @@ def test_a_seed_is_a_checkpoint(model: str, tmp_path: Path) -> None:
 
 
 def test_a_directory_in_use_is_left_alone(model: str, tmp_path: Path) -> None:
-    """Fails if somebody's files are mixed with a checkpoint."""
+    """Fails if a checkpoint is written into a directory with other files."""
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ExportError, match="not empty"):
         write(model, tmp_path)
@@ -122,7 +122,7 @@ def test_a_directory_in_use_is_left_alone(model: str, tmp_path: Path) -> None:
 def test_a_disk_without_room_is_named_before_the_work(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if the disk is filled first."""
+    """Fails if a disk that is too small is filled before the error."""
     usage = synthetic.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(synthetic.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     with pytest.raises(ExportError, match="GB are free; fewer --layers"):
@@ -134,7 +134,7 @@ def test_a_disk_without_room_is_named_before_the_work(
 def test_an_interruption_leaves_nothing(
     failure: BaseException, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if half a checkpoint stays behind."""
+    """Fails if a partial checkpoint is left behind."""
 
     def fail(*arguments: object) -> None:
         raise failure

@@ -1,4 +1,4 @@
-"""Which chat template a checkpoint has, and which special tokens it knows by name, in every layout of files."""
+"""The chat template and the named special tokens of a checkpoint, in every layout of files."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from dpad.runtime.text.codec import TextCodec
 USER = [{"role": "user", "content": "a"}]
 LISTED = [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]
 MORE = "additional_chat_templates/rag.jinja"
-# Files beside tokenizer.json: text of templates, JSON of the others.
+# Files beside tokenizer.json: templates as text, other files as JSON.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "a file": {"chat_template.jinja": "F"},
     "a file, Windows' lines": {"chat_template.jinja": "F\r\n{% if 1 %}\r\nG{% endif %}\r\n"},
@@ -50,7 +50,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def write(folder: Path, files: dict[str, Any], tokenizer: str = "tiny-dream") -> Path:
-    """A tokenizer.json, and `files` beside it."""
+    """Write a tokenizer.json with `files` beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text((resolve(tokenizer).directory / "tokenizer.json").read_text())
     for name, content in files.items():
@@ -61,7 +61,7 @@ def write(folder: Path, files: dict[str, Any], tokenizer: str = "tiny-dream") ->
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_template_is_the_one_of_transformers(tmp_path: Path, layout: str) -> None:
-    """Fails if another of several templates is taken, or none without a word where transformers refuses."""
+    """Fails if another template is used than in transformers, or none where transformers raises an error."""
     folder = write(tmp_path, LAYOUTS[layout])
     try:
         wanted = AutoTokenizer.from_pretrained(folder).apply_chat_template(USER, tokenize=False)
@@ -78,7 +78,7 @@ def test_the_template_is_the_one_of_transformers(tmp_path: Path, layout: str) ->
 
 
 def test_dot_files_are_no_templates(checkpoint: Path, tmp_path: Path) -> None:
-    """Fails if what a copy leaves beside a template is read as one."""
+    """Fails if a dot file beside a template, as left by copies, is read as a template."""
     source = lay(checkpoint, tmp_path / "source", "a file and more")
     for name in ("._rag.jinja", ".jinja"):
         (source / "additional_chat_templates" / name).write_bytes(b"\xff" if name == "._rag.jinja" else b"")
@@ -87,7 +87,7 @@ def test_dot_files_are_no_templates(checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", [5, True, {"default": 3}, [{"name": "default"}], ["default"], [{"template": "x"}]])
 def test_a_template_that_is_no_text_is_refused(tmp_path: Path, written: object) -> None:
-    """Fails if a faulty entry is taken for no template at all."""
+    """Fails if an entry that is not text counts as no template."""
     with pytest.raises(errors.BundleError, match="chat_template"):
         TextCodec.open(write(tmp_path, {"tokenizer_config.json": {"chat_template": written}}))
 
@@ -129,7 +129,7 @@ SHOWN = "".join(f"{name}={{{{ {name}_token }}}} {{{{ {name}_token is defined }}}
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("layout", NAMED)
 def test_the_template_knows_the_tokens_that_transformers_gives_it(tmp_path: Path, layout: str, padded: bool) -> None:
-    """Fails if `bos_token` and the like are read from fewer files than transformers reads, or in another order."""
+    """Fails if `bos_token` and similar variables of a template differ from transformers."""
     folder = write(tmp_path, NAMED[layout] | {"chat_template.jinja": SHOWN})
     if padded:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -152,12 +152,12 @@ CHOSEN = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint; each test gives it its own templates."""
+    """A checkpoint to which tests add their templates."""
     return write_source(tmp_path_factory.mktemp("checkpoint") / "source")
 
 
 def lay(checkpoint: Path, folder: Path, layout: str) -> Path:
-    """The checkpoint with the files of a layout."""
+    """A copy of the checkpoint with the files of a layout."""
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         shutil.copy(checkpoint / name, folder)
@@ -169,7 +169,7 @@ def lay(checkpoint: Path, folder: Path, layout: str) -> Path:
 
 @pytest.mark.parametrize("case", CHOSEN)
 def test_one_template_is_placed(checkpoint: Path, tmp_path: Path, case: str) -> None:
-    """Fails if another template is taken than the one asked for, or a bundle still has several."""
+    """Fails if another template than the requested one is written, or a bundle has several."""
     layout, name, written = CHOSEN[case]
     source = Checkpoint.open(lay(checkpoint, tmp_path / "source", layout))
     placed = place_tokenizer(source, tmp_path / "tokenizer", Progress(), name)
@@ -178,7 +178,7 @@ def test_one_template_is_placed(checkpoint: Path, tmp_path: Path, case: str) -> 
 
 
 def test_a_bundle_has_the_chosen_template(checkpoint: Path, tmp_path: Path) -> None:
-    """Fails if --chat-template changes nothing, or the bundle does not say what it was made of."""
+    """Fails if --chat-template has no effect, or is missing in the bundle's provenance."""
     source = lay(checkpoint, tmp_path / "source", "a file and more")
     (source / MORE).write_text(written := "A{{ messages[-1]['content'] }}")
     command = ["export", str(source), "--out", str(tmp_path / "out"), "--no-parity", "--chat-template", "rag"]
@@ -204,7 +204,7 @@ def test_a_bundle_has_the_chosen_template(checkpoint: Path, tmp_path: Path) -> N
 def test_an_export_names_the_templates_there_are(
     checkpoint: Path, tmp_path: Path, layout: str, options: list[str], said: str
 ) -> None:
-    """Fails if an export without a default template succeeds, or does not say which names there are."""
+    """Fails if an export without a default template succeeds, or the error does not list the names."""
     source = lay(checkpoint, tmp_path / "source", layout)
     ran = CliRunner().invoke(main, ["export", str(source), "--out", str(tmp_path / "out"), "--no-parity", *options])
     assert ran.exit_code == 1 and said in " ".join(ran.output.split())

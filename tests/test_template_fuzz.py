@@ -1,4 +1,4 @@
-"""Templates drawn from all that Jinja has: each is rendered or refused, soon, and with an error of this package."""
+"""Random templates with all of Jinja's features are rendered, or refused soon with an error of this package."""
 
 import random
 from functools import partial
@@ -9,7 +9,7 @@ from fuzzing import Tally, fuzz
 
 from dpad.runtime.text.codec import TextCodec
 
-# What gives a text, a number, a list or any value; T, N, L and V in it are replaced by others of their kind.
+# Expressions for a text, a number, a list or any value; T, N, L and V are replaced by expressions of these kinds.
 KINDS = {
     "T": "'a'|'<&>'|messages[0].content|ns.x|T + T|T * N|T ~ V|T[N:]|T[::-1]|T if V else T|'%s' % V|'%*d' % (N, N)|"
     "'{:{}}'.format(T, N)|'{0}{0}'.format(V)|T.upper()|T.replace(T, T)|T.join(L)|T.ljust(N)|T.strip(T)|T.center(N)|"
@@ -27,7 +27,7 @@ FILTERS = ("lower", "upper", "e", "trim", "title", "indent", "wordwrap", "center
 
 
 def expression(rng: random.Random, depth: int, kind: str = "V") -> str:
-    """One of a kind, which may do anything."""
+    """A random expression of a kind."""
     forms = KINDS[kind].split("|")
     form = rng.choice(forms if depth else [each for each in forms if not set("TNLV") & set(each)])
     parts = (expression(rng, depth - 1, sign) if sign in KINDS else {"!": "|"}.get(sign, sign) for sign in form)
@@ -35,7 +35,7 @@ def expression(rng: random.Random, depth: int, kind: str = "V") -> str:
 
 
 def statement(rng: random.Random, depth: int) -> str:
-    """Text, a value, or a statement with others inside."""
+    """Random text, a value, or a statement with others inside."""
     value, listed = expression(rng, 4), expression(rng, 3, "L")
     kind = rng.randrange(9) if depth else rng.randrange(3)
     if kind < 2:
@@ -60,13 +60,13 @@ def statement(rng: random.Random, depth: int) -> str:
 
 
 def encode(folder: Path, messages: list[dict[str, str]]) -> list[int]:
-    """What a bundle's tokenizer is asked for."""
+    """Encode messages with the tokenizer and template in `folder`."""
     return TextCodec.open(folder).encode_chat(messages)
 
 
 @fuzz(short=100, long=5_000)
 def test_whatever_a_template_does(tmp_path: Path, mutants: int, tally: Tally) -> None:
-    """Fails if a template that is drawn from all that Jinja has raises, hangs, or writes without end."""
+    """Fails if a random template raises another error, hangs, or writes without end."""
     write_tokenizer(tmp_path)
     for number in range(mutants):
         rng = random.Random(number)

@@ -1,4 +1,4 @@
-"""A chat template is a program from a stranger: whatever it does, it ends soon and stays small."""
+"""A chat template is an untrusted program: it must end soon and use little memory."""
 
 import resource
 import threading
@@ -16,7 +16,7 @@ GROWN = "{% set ns = namespace(x=START, y=START) %}{% for i in range(99999) %}ST
 
 
 def grown(start: str, step: str, end: str = "ns.x|length") -> str:
-    """A template that makes more of `start`, step by step."""
+    """A template that repeats `step` on a variable that begins as `start`."""
     return GROWN.replace("START", start).replace("STEP", f"{{% set ns.x = {step} %}}").replace("END", end)
 
 
@@ -126,7 +126,7 @@ ENDLESS = {
 
 @pytest.fixture
 def open_with(tmp_path: Path) -> Callable[[str], TextCodec]:
-    """A tokenizer with the template that is given."""
+    """A function that opens a tokenizer with a given template."""
     write_tokenizer(tmp_path)
 
     def opened(template: str) -> TextCodec:
@@ -138,7 +138,7 @@ def open_with(tmp_path: Path) -> Callable[[str], TextCodec]:
 
 @pytest.mark.parametrize("case", ENDLESS)
 def test_a_template_ends(open_with: Callable[[str], TextCodec], case: str) -> None:
-    """Fails if a template takes hours or gigabytes: the test then has to be stopped, or is out of memory."""
+    """Fails if a template runs for hours or takes gigabytes, so that the test hangs or runs out of memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         written = open_with(ENDLESS[case]).render(USER)
@@ -164,20 +164,20 @@ COMPILED = {
 
 @pytest.mark.parametrize("case", COMPILED)
 def test_a_template_is_compiled_soon_or_not(open_with: Callable[[str], TextCodec], case: str) -> None:
-    """Fails if a template stops the process while it is compiled, by its size, its depth or its constants."""
+    """Fails if compiling a template hangs or crashes because of its size, its depth or its constants."""
     with pytest.raises(errors.BundleError, match="the chat template"):
         open_with(COMPILED[case]).render(USER)
 
 
 def test_nothing_is_computed_while_a_template_is_compiled(open_with: Callable[[str], TextCodec]) -> None:
-    """Fails if constants are folded, at compile time and beyond any limit, where the template never gets to them."""
+    """Fails if a constant expression is evaluated at compile time, where no limit applies."""
     folded = ["'a' * 10 ** 11", "'a'|center(10 ** 11)", "2 ** 10 ** 10", "['a'] * 10 ** 11", "'%99999999999d' % 1"]
     branches = "".join(f"{{% if x %}}{{{{ {each} }}}}{{% endif %}}" for each in folded)
     assert open_with(branches + "w5").render(USER) == "w5"
 
 
 def test_long_conversations_are_written(open_with: Callable[[str], TextCodec]) -> None:
-    """Fails if the limit stops a template of the usual kind over the longest conversation that any canvas holds."""
+    """Fails if the limit stops an ordinary template with the longest conversation that fits a canvas."""
     template = (
         "{% set ns = namespace(last=0) %}{% for m in messages[::-1] %}{% if m.role == 'user' and not ns.last %}"
         "{% set ns.last = loop.index %}{% endif %}{% endfor %}{% for m in messages %}{% if '</think>' in m.content %}"
@@ -190,7 +190,7 @@ def test_long_conversations_are_written(open_with: Callable[[str], TextCodec]) -
 
 
 def test_threads_count_for_themselves(open_with: Callable[[str], TextCodec]) -> None:
-    """Fails if threads that share a template spend one another's steps, or a stopped one stops the others."""
+    """Fails if threads that share a template share its step count, or one that is stopped stops the others."""
     codec = open_with(
         "{% for i in range(messages[0].content|int) %}{% for j in range(9999) %}{% endfor %}{% endfor %}w"
     )

@@ -1,4 +1,4 @@
-"""The command line between pipes, devices and terminals: no file or model commands one, nothing fails unseen."""
+"""The command line with pipes, devices and terminals: control characters are escaped, and every failure is reported."""
 
 import io
 import json
@@ -25,7 +25,7 @@ EVIL = "a\x1b[2Jb\rc\x9b1md\u202ee\x07"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`bundle`, and `bare`, made of a checkpoint without a tokenizer."""
+    """A folder with `bundle`, and `bare`, a bundle of a checkpoint without a tokenizer."""
     folder = tmp_path_factory.mktemp("terminal")
     export(write_source(folder / "source"), folder / "bundle")
     raw = raw_config("llada", width=128, heads=2, kv_heads=1, max_length=256)
@@ -35,14 +35,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: object, stdin: str | None = None) -> Any:
-    """A command in this process; raises what it does not catch."""
+    """Run a command in this process; errors that it does not handle are raised."""
     return CliRunner().invoke(main, [*map(str, arguments)], input=stdin, catch_exceptions=False)
 
 
 @pytest.mark.parametrize("ids", ["5 6 7", "5,6, 7", " [5, 6, 7]\n", "5\n6\t7"])
 @pytest.mark.parametrize("way", ["option", "standard input"])
 def test_token_ids_on_the_command_line(folder: Path, ids: str, way: str) -> None:
-    """Fails if a bundle without a tokenizer cannot be used, or text is printed where there are only token ids."""
+    """Fails if a bundle without a tokenizer cannot be used with --ids, or prints anything but token ids."""
     given = (ids, None) if way == "option" else ("-", ids)
     command = ("generate", folder / "bare", "--ids", given[0], "--gen-length", 32, "--seed", 1)
     told = run(*command, stdin=given[1])
@@ -95,7 +95,7 @@ def test_token_ids_on_the_command_line(folder: Path, ids: str, way: str) -> None
     ],
 )
 def test_arguments_of_generate(folder: Path, arguments: tuple[str, ...], status: int, said: str) -> None:
-    """Fails if an argument ends in a traceback, hangs, or is printed with what a terminal obeys."""
+    """Fails if an argument gives a traceback, hangs, or is printed with control characters."""
     os.path.exists(folder / "pipe") or os.mkfifo(folder / "pipe")
     names = {"bare": str(folder / "bare"), "bundle": str(folder / "bundle"), "PIPE": str(folder / "pipe")}
     ran = run("generate", *(names.get(argument, argument) for argument in arguments))
@@ -106,7 +106,7 @@ def test_arguments_of_generate(folder: Path, arguments: tuple[str, ...], status:
 
 @pytest.mark.parametrize("way", ["file", "standard input"])
 def test_positions_may_come_with_a_mark_of_their_encoding(folder: Path, tmp_path: Path, way: str) -> None:
-    """Fails if a file as editors on Windows write it is refused, or `-` is a file's name."""
+    """Fails if a file with a byte order mark is refused, or `-` does not read standard input."""
     text = "\ufeff[[40]]"
     (tmp_path / "positions.json").write_text(text, encoding="utf-8")
     command = ("generate", folder / "bundle", "w5", "--raw", "--gen-length", 64, "--json", "--positions")
@@ -119,7 +119,7 @@ def test_positions_may_come_with_a_mark_of_their_encoding(folder: Path, tmp_path
 
 @pytest.mark.parametrize("option", ["", "--ids", "w5 --positions"])
 def test_standard_input_without_an_end_is_left(folder: Path, option: str) -> None:
-    """Fails if a stream that never ends is read until memory does."""
+    """Fails if standard input that never ends is read until memory is exhausted."""
     command = f"yes 5 | {sys.executable} -m dpad generate {folder / 'bundle'} {option} -"
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
     assert ran.returncode == 1
@@ -128,7 +128,7 @@ def test_standard_input_without_an_end_is_left(folder: Path, option: str) -> Non
 
 @pytest.mark.parametrize("arguments", [["\u00fc"], ["w5", "--suffix", "\u00fc"]])
 def test_a_locale_that_is_not_utf8_is_named(folder: Path, arguments: list[str]) -> None:
-    """Fails if a user whose text is well encoded is told that it is not, without the way out."""
+    """Fails if the error for valid text in a locale that is not UTF-8 does not name the locale and the way out."""
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "dpad", "generate", str(folder / "bundle"), *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **locale})
@@ -136,7 +136,7 @@ def test_a_locale_that_is_not_utf8_is_named(folder: Path, arguments: list[str]) 
 
 
 def test_a_bundle_without_a_tokenizer_says_so(folder: Path, tmp_path: Path) -> None:
-    """Fails if it is found out by the first user, or at the end of an export with --sample."""
+    """Fails if export, inspect or --sample does not report that the bundle has no tokenizer."""
     assert "tokenizer none: prompts are token ids" in run("inspect", folder / "bare").stdout
     assert "tokenizer none" not in run("inspect", folder / "bundle").stdout
     ran = run("export", folder / "bare-source", "--out", tmp_path / "out", "--no-parity", "--sample", "w5")
@@ -146,7 +146,7 @@ def test_a_bundle_without_a_tokenizer_says_so(folder: Path, tmp_path: Path) -> N
 
 
 def test_nothing_of_a_bundle_commands_a_terminal(tmp_path: Path) -> None:
-    """Fails if a manifest's names, versions or errors reach the terminal as they are."""
+    """Fails if names, versions or errors from a manifest are printed with control characters."""
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out").directory
     edit(bundle, lambda data: data.update(name=EVIL, architecture=EVIL))
     edit(bundle, lambda data: data["provenance"].update(source=EVIL, versions={EVIL: EVIL + "\nparity    passed"}))
@@ -158,7 +158,7 @@ def test_nothing_of_a_bundle_commands_a_terminal(tmp_path: Path) -> None:
 
 
 def test_progress_and_warnings_are_escaped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fails if a path, a tensor's name or a library's words in a line of progress command the terminal."""
+    """Fails if progress or a warning prints control characters from a path, a tensor's name or a library."""
     for terminal in ("0", "1"):
         monkeypatch.setenv("TTY_COMPATIBLE", terminal)
         progress = TerminalProgress()
@@ -170,7 +170,7 @@ def test_progress_and_warnings_are_escaped(monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_generated_text_is_exact_in_a_pipe_and_harmless_on_a_terminal(terminal: bool) -> None:
-    """Fails if a model's text commands a terminal, or a program that reads it gets another text."""
+    """Fails if generated text is not escaped on a terminal, or is changed in a pipe."""
     code = f"from dpad.commands.lines import print_text; print_text({EVIL + chr(10) + chr(9)!r})"
     reader, writer = pty.openpty() if terminal else os.pipe()
     subprocess.run([sys.executable, "-c", code], stdout=writer, check=True)
@@ -195,7 +195,7 @@ def test_generated_text_is_exact_in_a_pipe_and_harmless_on_a_terminal(terminal: 
     ],
 )
 def test_every_output_may_be_full_or_closed(command: str, status: int, said: str) -> None:
-    """Fails if help that went nowhere ends with status 0, or what could not be written in a traceback."""
+    """Fails if output that cannot be written, --help included, gives status 0 or a traceback."""
     command = f"{sys.executable} -m dpad {command}"
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (ran.returncode, "Traceback" in ran.stderr) == (status, False)
@@ -203,7 +203,7 @@ def test_every_output_may_be_full_or_closed(command: str, status: int, said: str
 
 
 def test_closed_streams_are_not_taken_by_files() -> None:
-    """Fails if a file that a command opens gets the number of a closed stream, and with it what libraries print."""
+    """Fails if a file opened by a command gets the descriptor of a closed stream, so that libraries print into it."""
     code = (
         "import os; from dpad.cli import main\n"
         "try: main(['--version'])\n"
@@ -216,10 +216,10 @@ def test_closed_streams_are_not_taken_by_files() -> None:
 
 
 class Interrupted(io.BytesIO):
-    """A standard input at which the user presses Ctrl-C."""
+    """A standard input that raises KeyboardInterrupt when it is read."""
 
     def read(self, size: int | None = -1) -> bytes:
-        if size == 0:  # asks only whether this is bytes or text
+        if size == 0:  # only tests whether this is bytes or text
             return b""
         raise KeyboardInterrupt
 
@@ -229,14 +229,14 @@ class Interrupted(io.BytesIO):
 
 @pytest.mark.parametrize("command", [("bundle", "-"), ("bare", "--ids", "-")])
 def test_an_interrupt_ends_a_command_with_one_line(folder: Path, command: tuple[str, ...]) -> None:
-    """Fails if Ctrl-C shows a traceback, or ends with the status of an error."""
+    """Fails if Ctrl-C shows a traceback, or gives the exit status of an error."""
     arguments = ["generate", str(folder / command[0]), *command[1:]]
     ran = CliRunner().invoke(main, arguments, input=Interrupted(), catch_exceptions=False)
     assert (ran.exit_code, ran.stderr.strip()) == (130, "dpad: stopped")
 
 
 def test_values_are_shown_short_and_in_one_line() -> None:
-    """Fails if a value that cannot be written, or that never ends, is an error of its own, or fills the message."""
+    """Fails if showing a value raises an error, never ends, or fills the message."""
 
     class Bad:
         def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Prompts become token ids through the checkpoint's own tokenizer and chat template, safely."""
+"""Prompts become token ids with the checkpoint's tokenizer and chat template, which are untrusted."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_chat_is_rendered_by_the_template(folder: Path) -> None:
-    """Fails if roles, contents or the generation prompt go missing."""
+    """Fails if roles, contents or the generation prompt are missing."""
     codec = TextCodec.open(folder)
     messages = [
         {"role": "user", "content": "w5 w6"},
@@ -47,7 +47,7 @@ def test_a_template_in_the_tokenizer_config_is_used(folder: Path) -> None:
 
 
 def test_a_template_may_leave_a_loop(folder: Path) -> None:
-    """Fails if a template that transformers takes is refused: there, loops have break and continue."""
+    """Fails if break and continue in loops are refused, which transformers supports."""
     (folder / "chat_template.jinja").write_text(
         "{% for i in range(9) %}{% if i > 4 %}{% break %}{% endif %}w9 {% endfor %}"
     )
@@ -65,7 +65,7 @@ def test_a_template_may_leave_a_loop(folder: Path) -> None:
     ],
 )
 def test_a_template_cannot_reach_python_nor_change_its_input(folder: Path, template: str) -> None:
-    """Fails if a hostile checkpoint's template runs code, or its own refusal or mistake is not a request error."""
+    """Fails if a hostile template runs code, or its own error does not raise `InvalidRequest`."""
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(errors.InvalidRequest):
         TextCodec.open(folder).encode_chat([{"role": "user", "content": "w5"}])
@@ -84,7 +84,7 @@ def test_a_template_cannot_reach_python_nor_change_its_input(folder: Path, templ
 def test_a_file_that_is_no_template_is_a_bundle_error(
     folder: Path, file: str, written: bytes | None, said: str
 ) -> None:
-    """Fails if a broken template, or a folder in the place of a file, surfaces as a traceback."""
+    """Fails if a broken template, or a folder instead of a file, gives a traceback."""
     (folder / file).unlink()
     if written is None:
         (folder / file).mkdir()
@@ -95,26 +95,26 @@ def test_a_file_that_is_no_template_is_a_bundle_error(
 
 
 def test_messages_of_a_wrong_shape_are_refused(folder: Path) -> None:
-    """Fails if a message without role or content renders as nothing."""
+    """Fails if a message without role or content is accepted."""
     with pytest.raises(errors.InvalidRequest, match="role"):
         TextCodec.open(folder).encode_chat([{"content": "w5"}])
 
 
 @pytest.mark.parametrize("content", [["<mask>"], [{"type": "text", "text": "<mask>"}], {"text": "<mask>"}, None, 7])
 def test_messages_hold_text_only(folder: Path, content: object) -> None:
-    """Fails if a special token reaches the template inside a list, where it would not be seen."""
+    """Fails if a message's content that is not text is accepted, in which special tokens would not be noticed."""
     with pytest.raises(errors.InvalidRequest, match="'content' is"):
         TextCodec.open(folder).encode_chat([{"role": "user", "content": content}])  # type: ignore[dict-item]
 
 
 def test_text_that_no_file_could_hold_is_refused(folder: Path) -> None:
-    """Fails if half a surrogate pair, which JSON can spell, ends in the library's own error."""
+    """Fails if a lone surrogate, which JSON allows, gives an error of the library."""
     with pytest.raises(errors.InvalidRequest, match="Unicode"):
         TextCodec.open(folder).encode("w5 \ud800")
 
 
 def rewrite(folder: Path, **changes: Any) -> TextCodec:
-    """The tokenizer with other sections."""
+    """The tokenizer with changed sections."""
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return TextCodec.open(folder)
@@ -126,7 +126,7 @@ PADDED = {"strategy": {"Fixed": 9}, "direction": "Left", "pad_id": 1, "pad_type_
 
 @pytest.mark.parametrize("changes", [{"truncation": CUT}, {"truncation": CUT | {"stride": 5}}, {"padding": PADDED}])
 def test_what_a_tokenizer_was_trained_to_cut_is_kept(folder: Path, changes: dict[str, Any]) -> None:
-    """Fails if a prompt is cut or padded unseen, as some files tell the library to."""
+    """Fails if a prompt is truncated or padded, as some tokenizer files request."""
     codec = rewrite(folder, **changes)
     assert codec.encode("w5 w6 w7 w8") == codec.encode_plain("w5 w6 w7 w8") == [5, 6, 7, 8]
 
@@ -142,13 +142,13 @@ FAULTY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", FAULTY)
 def test_a_faulty_tokenizer_is_a_bundle_error(folder: Path, case: str) -> None:
-    """Fails if the library's bare exceptions come out, or its panics, which are no `Exception`."""
+    """Fails if the library's untyped errors, or its panics, which are no `Exception`, are not converted."""
     with pytest.raises(errors.BundleError, match="tokenizer.json"):
         rewrite(folder, **FAULTY[case]).encode("w5 w6")
 
 
 def test_an_interrupt_is_no_fault_of_the_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if Ctrl-C while text is encoded is told as a broken file."""
+    """Fails if Ctrl-C while encoding is reported as a broken file."""
     codec = TextCodec.open(folder)
 
     class Interrupted:
@@ -162,13 +162,13 @@ def test_an_interrupt_is_no_fault_of_the_tokenizer(folder: Path, monkeypatch: py
 
 @pytest.mark.parametrize("ids", [[-1], [2**40], ["a"], [1.5], 5])
 def test_ids_that_are_none_are_refused(folder: Path, ids: Any) -> None:
-    """Fails if decoding what is no token id ends in the library's own error."""
+    """Fails if decoding a value that is not a token id gives an error of the library."""
     with pytest.raises(errors.InvalidRequest, match="token ids are whole numbers"):
         TextCodec.open(folder).decode(ids)
 
 
 def test_a_message_may_use_up_all_private_characters(folder: Path) -> None:
-    """Fails if text that leaves no character to hide a special token behind ends in a KeyError."""
+    """Fails if a text that uses all private-use characters, which stand for special tokens, raises a KeyError."""
     used = "".join(map(chr, range(0xE000, 0xF900)))
     with pytest.raises(errors.InvalidRequest, match="private use"):
         TextCodec.open(folder).encode_chat([{"role": "user", "content": f"{used}<mask>"}])
@@ -187,7 +187,7 @@ HOSTILE = st.lists(
 @settings(deadline=None, max_examples=150)
 @given(content=HOSTILE)
 def test_a_user_cannot_write_a_special_token(model: str, content: str) -> None:
-    """Fails if text that spells special tokens becomes one, loses a character, or changes the template's own."""
+    """Fails if a user's text becomes a special token, loses a character, or changes the template's special tokens."""
     folder = resolve(model).directory
     codec, oracle = TextCodec.open(folder), AutoTokenizer.from_pretrained(folder)
     special = {i: token.content for i, token in oracle.added_tokens_decoder.items() if token.special}
@@ -206,7 +206,7 @@ def test_a_user_cannot_write_a_special_token(model: str, content: str) -> None:
 
 @pytest.mark.parametrize("strip", ["lstrip", "rstrip"])
 def test_special_tokens_that_take_spaces_along_still_do(tmp_path: Path, strip: str) -> None:
-    """Fails if a template's special token leaves the spaces that transformers would give to it."""
+    """Fails if a template's special token does not strip the spaces that it strips in transformers."""
     source = resolve("tiny").directory
     data = json.loads((source / "tokenizer.json").read_text())
     for token in data["added_tokens"]:
@@ -218,6 +218,6 @@ def test_special_tokens_that_take_spaces_along_still_do(tmp_path: Path, strip: s
 
 
 def test_a_special_token_that_is_also_a_word_is_refused(folder: Path) -> None:
-    """Fails if a tokenizer that has the mask among its words lets text write it."""
+    """Fails if a tokenizer with the mask in its ordinary vocabulary is accepted, so that text could contain it."""
     with pytest.raises(errors.InvalidRequest, match="special token <mask>"):
         TextCodec.open(folder).encode("w5 <mask>")

@@ -1,4 +1,4 @@
-"""Threads that share a model: their passes, their limits, and what callers who leave or fail leave behind."""
+"""Threads that share a model: shared passes, limits, and freeing of slots when callers leave or fail."""
 
 import gc
 import threading
@@ -14,7 +14,7 @@ from dpad.runtime.model import DiffusionModel
 
 @pytest.fixture(params=["torch", "onnxruntime"])
 def engine(make_bundle: Any, request: pytest.FixtureRequest) -> Any:
-    """Of both kinds; batches of 4."""
+    """A recording engine of each kind; batches of 4."""
     return passing(make_bundle("llada"), request.param)
 
 
@@ -34,7 +34,7 @@ def test_threads_are_batched_without_doing_anything(model: DiffusionModel, engin
 
 
 def test_a_batch_may_be_larger_than_a_pass(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if prompts beyond `max_batch` are refused or forgotten, or come back in another order."""
+    """Fails if prompts beyond `max_batch` are refused or lost, or returned in another order."""
     asked = [request(seed, 3 + seed) for seed in range(11)]
     alone = [canvas(model, each) for each in asked]
     assert [each.canvas.tolist() for each in model.generate_batch(asked, **OPTIONS)] == alone
@@ -42,7 +42,7 @@ def test_a_batch_may_be_larger_than_a_pass(model: DiffusionModel, engine: Passes
 
 
 def test_timings_add_up(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if a phase is forgotten or counted twice, for a request that had to wait, or the loop counts as waiting."""
+    """Fails if a phase of a request is omitted or counted twice, or time in the loop counts as waiting."""
     engine.hold()
     first = Caller(lambda: model.generate(request(1, 40), **OPTIONS))
     assert engine.entered.wait(SECONDS)
@@ -58,7 +58,7 @@ def test_timings_add_up(model: DiffusionModel, engine: Passes) -> None:
 
 
 def test_a_full_queue_is_an_error_of_its_own(engine: Passes) -> None:
-    """Fails if requests beyond the queue wait all the same, or those within it are lost."""
+    """Fails if requests beyond the queue's limit are not refused, or queued ones are lost."""
     with DiffusionModel(engine, None, max_running=1, max_waiting=1) as model:
         alone = canvas(model, request(2))
         engine.hold()
@@ -76,7 +76,7 @@ def test_a_full_queue_is_an_error_of_its_own(engine: Passes) -> None:
 
 
 def test_a_request_waits_for_slots_and_is_served(make_bundle: Any) -> None:
-    """Fails if a pool that is full refuses who could have waited, or lets two have the same slots."""
+    """Fails if a full pool refuses a request that could wait, or two requests get the same slots."""
     engine = passing(make_bundle("llada"), slots=46)
     with DiffusionModel(engine, None) as model:
         asked = [request(seed, 20) for seed in range(3)]  # 36 slots each
@@ -120,7 +120,7 @@ def never_start(model: DiffusionModel) -> None:
 
 @pytest.mark.parametrize("leave", [close_iterator, drop_iterator, drop_in_a_cycle, raise_in_on_step, never_start])
 def test_who_leaves_is_not_computed_for(model: DiffusionModel, engine: Passes, leave: Any) -> None:
-    """Fails if slots of a caller that went away are kept, or passes are spent on it."""
+    """Fails if slots of a caller that has left are not freed, or passes are computed for it."""
     released = threading.Event()
 
     def hold(inputs: StepInputs) -> None:
@@ -137,7 +137,7 @@ def test_who_leaves_is_not_computed_for(model: DiffusionModel, engine: Passes, l
 
 
 def test_a_pass_that_fails_is_told_to_those_in_it(model: DiffusionModel, engine: Passes) -> None:
-    """Fails if the others, or requests that come later, suffer for it."""
+    """Fails if a failed pass affects other or later requests."""
     asked = [request(1), request(2, 40)]
     alone = [canvas(model, each) for each in asked]
 
@@ -163,7 +163,7 @@ def test_the_thread_ends_when_there_is_nothing_to_do(model: DiffusionModel, engi
 
 
 def test_a_model_cannot_be_made_that_runs_nothing(engine: Passes) -> None:
-    """Fails if a limit of 0, with which every request would wait for ever, is taken."""
+    """Fails if a limit of 0, with which every request would wait forever, is accepted."""
     for limits in ({"max_running": 0}, {"max_waiting": -1}, {"max_running": True}):
         with pytest.raises(InvalidRequest, match="max_"):
             DiffusionModel(engine, None, **limits)

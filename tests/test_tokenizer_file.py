@@ -1,4 +1,4 @@
-"""A tokenizer.json that the tokenizers library aborts on, or eats memory for, is refused by looking at it."""
+"""A tokenizer.json that would abort the tokenizers library or exhaust memory is refused before the library reads it."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ MANY = {"x": {"id": "x", "ids": [1] * 2000, "tokens": ["a"] * 2000}}
 
 
 def _table(text: str) -> dict[str, Any]:
-    """A normalizer by sentencepiece's table, which holds one replacement."""
+    """A normalizer with sentencepiece's table of one replacement."""
     data = (1024).to_bytes(4, "little") + bytes(1024) + text.encode() + b"\0"
     return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
 
@@ -91,7 +91,7 @@ def _write(folder: Path, changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", HARMFUL)
 def test_what_the_library_does_not_bear_is_refused(tmp_path: Path, case: str) -> None:
-    """Fails if a known way to abort the interpreter, or to fill its memory, is given to the library."""
+    """Fails if a file that is known to abort the interpreter, or to exhaust memory, reaches the library."""
     changes, said = HARMFUL[case]
     _write(tmp_path, changes)
     with pytest.raises(errors.BundleError, match=f"tokenizer.json cannot be read: .*{said}"):
@@ -100,7 +100,7 @@ def test_what_the_library_does_not_bear_is_refused(tmp_path: Path, case: str) ->
 
 @pytest.mark.parametrize("case", SPELLED)
 def test_a_file_is_read_within_limits(tmp_path: Path, case: str) -> None:
-    """Fails if a file of any size, or of another meaning than the library's, is read."""
+    """Fails if a file that is too large, or that the library would interpret differently, is read."""
     text, said = SPELLED[case]
     if "%s" in text:
         text %= (json.dumps(BPE | {"continuing_subword_prefix": "#"}), json.dumps(WORDS))
@@ -110,7 +110,7 @@ def test_a_file_is_read_within_limits(tmp_path: Path, case: str) -> None:
 
 
 def test_a_load_refuses_what_an_attacker_sealed(tmp_path: Path) -> None:
-    """Fails if a bundle whose digests fit aborts the process that loads it; in a process of its own."""
+    """Fails if a sealed bundle with such a tokenizer aborts the process that loads it."""
     bundle = export(write_source(tmp_path / "source"), tmp_path / "bundle").directory
     path = bundle / "tokenizer" / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model": BPE | {"continuing_subword_prefix": "#"}}))
@@ -124,13 +124,13 @@ def test_a_load_refuses_what_an_attacker_sealed(tmp_path: Path) -> None:
 
 
 def test_dropout_is_for_training(tmp_path: Path) -> None:
-    """Fails if a text has another encoding each time, since its tokenizer.json draws its merges."""
+    """Fails if BPE dropout in tokenizer.json gives a text another encoding each time."""
     _write(tmp_path, {"model": BPE | {"dropout": 0.5}})
     assert {tuple(TextCodec.open(tmp_path).encode("a\u00e9")) for _ in range(30)} == {(2,)}
 
 
 def test_text_is_measured_before_it_is_encoded_and_decoded(tmp_path: Path) -> None:
-    """Fails if time and memory go into text that normalizers or decoders make much longer."""
+    """Fails if text is encoded or decoded that normalizers or decoders would make too long."""
     many = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 4000}
     _write(tmp_path, {"normalizer": many, "decoder": many})
     codec = TextCodec.open(tmp_path)
@@ -143,7 +143,7 @@ def test_text_is_measured_before_it_is_encoded_and_decoded(tmp_path: Path) -> No
 
 
 def test_the_unknown_token_is_no_secret(tmp_path: Path) -> None:
-    """Fails if text that the vocabulary lacks is refused because the token for it is special."""
+    """Fails if text with unknown characters is refused because the unknown token is special."""
     write_tokenizer(tmp_path)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
     token = FLAGS | {"id": 4, "content": "<unk>", "special": True, "normalized": False}
@@ -182,6 +182,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_is_published_passes(tmp_path: Path, name: str) -> None:
-    """Fails if the limits refuse what well-known tokenizers are made of, or a prompt of 20,000 letters."""
+    """Fails if the limits refuse the sections of well-known tokenizers, or a prompt of 20,000 letters."""
     _write(tmp_path, {"pre_tokenizer": {"type": "WhitespaceSplit"}} | PUBLISHED[name])
     assert len(TextCodec.open(tmp_path).encode("w " * 10_000)) >= 1

@@ -1,4 +1,4 @@
-"""No tokenizer.json that passes the look of a load ends the process that uses it."""
+"""No tokenizer.json that passes the checks of `load` crashes the process that uses it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dpad.runtime import errors
 
 @fuzz(short=400, long=60_000)
 def test_mutated_tokenizers(mutants: int, tally: Tally, tmp_path: Path) -> None:
-    """Fails if a mutant aborts the library, hangs, fills the memory or raises what is no error of this package."""
+    """Fails if a mutant aborts the library, hangs, exhausts memory or raises another error than this package's."""
 
     def judge(fate: str) -> None:
         kind, _, words = fate.partition(" ")

@@ -1,4 +1,4 @@
-"""`TorchDevice` against plain copies of host memory: the CPU runs the code that a GPU runs."""
+"""Compares `TorchDevice` on a CPU, which runs the GPU's code, with plain copies of host memory."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def device(request: pytest.FixtureRequest) -> TorchDevice:
 
 
 def test_what_is_uploaded_comes_back(device: TorchDevice) -> None:
-    """Fails if an address is not aligned, or bytes land beside it."""
+    """Fails if an address is not aligned, or bytes are written outside it."""
     addresses = [device.alloc(size) for size in (1, 300, 4096)]
     assert not any(address % ALIGNMENT for address in addresses)
     sent = np.arange(70, dtype=np.float32).reshape(7, 10)
@@ -38,7 +38,7 @@ def test_what_is_uploaded_comes_back(device: TorchDevice) -> None:
 
 @given(st.data())
 def test_copies_in_two_dimensions_are_those_of_lines(data: st.DataObject) -> None:
-    """Fails if a copy of any width, pitch and start moves other bytes than line by line."""
+    """Fails if a copy of any width, pitch and start differs from a copy line by line."""
     device, size = TorchDevice("cpu"), 4096
     unit = data.draw(st.sampled_from([1, 2, 4, 8, 16, 24]))
     width, height = unit * data.draw(st.integers(1, 12)), data.draw(st.integers(1, 5))
@@ -61,14 +61,14 @@ def test_copies_in_two_dimensions_are_those_of_lines(data: st.DataObject) -> Non
 
 
 def test_memory_that_is_not_there(device: TorchDevice) -> None:
-    """Fails if what PyTorch says of it is lost, or the device is of no use afterwards."""
+    """Fails if a failed allocation does not raise PyTorch's message, or the device cannot be used afterwards."""
     with pytest.raises(EngineError, match="PyTorch: .*(allocate|out of memory)"):
         device.alloc(1 << 50)
     device.free(device.alloc(64))
 
 
 def test_a_cpu_records_nothing() -> None:
-    """Fails if a recording on a CPU ends in an error of PyTorch's, or a missing GPU in anything but a way out."""
+    """Fails if a recording on a CPU gives an error of PyTorch, or the error for a missing GPU lacks the way out."""
     with pytest.raises(EngineError, match="records no CUDA graphs"):
         TorchDevice("cpu").begin_capture()
     if not torch.cuda.is_available():

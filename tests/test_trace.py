@@ -44,12 +44,12 @@ ONNX_TYPES = {
 
 
 def graph_of(directory: Path) -> onnx.ModelProto:
-    """The graph file alone."""
+    """The graph without its weights."""
     return onnx.load(directory / "step.onnx", load_external_data=False)
 
 
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
-    """Name, dtype and axes as the file states them."""
+    """Name, dtype and axes of a value in the file."""
     tensor = value.type.tensor_type
     axes = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
     return TensorSpec(value.name, ONNX_TYPES[tensor.elem_type], axes)
@@ -58,7 +58,7 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
 @each_family
 @each_dtype
 def test_signature_is_the_contract(make_bundle: Any, family: str, dtype: str) -> None:
-    """Fails if a name, dtype, order or axis differs: an engine would bind the wrong tensor."""
+    """Fails if a name, dtype, order or axis differs, so that an engine would bind a wrong tensor."""
     directory = make_bundle(family, dtype=dtype)
     graph, contract = graph_of(directory).graph, contract_of(Checkpoint.open(directory))
     assert [spec_of(value) for value in graph.input] == contract.inputs(dtype)
@@ -68,7 +68,7 @@ def test_signature_is_the_contract(make_bundle: Any, family: str, dtype: str) ->
 @each_family
 @each_dtype
 def test_checker_and_one_node_a_layer(make_bundle: Any, family: str, dtype: str) -> None:
-    """Fails if the file is not valid ONNX, the op was dissolved or lost its body, or masks are made in every layer."""
+    """Fails if the file is not valid ONNX, the op is inlined or has no body, or every layer makes its own mask."""
     directory = make_bundle(family, dtype=dtype)
     check_onnx(directory / "step.onnx", Checkpoint.open(directory).shards)
     model = graph_of(directory)
@@ -83,14 +83,14 @@ def test_checker_and_one_node_a_layer(make_bundle: Any, family: str, dtype: str)
 @pytest.mark.parametrize("family", [*FAMILIES, *BLOCK_CAUSAL])
 @each_dtype
 def test_all_of_it_runs_on_a_gpu(make_bundle: Any, family: str, dtype: str) -> None:
-    """Fails if an operator has no kernel in ONNX Runtime's CUDA provider, or sizes are computed: that is a CPU's."""
+    """Fails if an operator has no kernel in ONNX Runtime's CUDA provider, or shapes are computed (on the CPU)."""
     assert not lacking(graph_of(make_bundle(family, dtype=dtype)))
 
 
 @each_family
 @each_dtype
 def test_weights_are_references_into_the_safetensors(make_bundle: Any, family: str, dtype: str) -> None:
-    """Fails if an offset is off by one byte, or if weights were copied into the graph."""
+    """Fails if an offset is wrong by one byte, or weights are copied into the graph."""
     directory = make_bundle(family, dtype=dtype)
     header, data_start = read_safetensors(directory / "model.safetensors")
     seen = set()
@@ -110,7 +110,7 @@ def test_weights_are_references_into_the_safetensors(make_bundle: Any, family: s
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, read by hand, and where the data starts."""
+    """The header, parsed without the library, and the offset of the data."""
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(size))
@@ -120,7 +120,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], int]:
 
 @each_family
 def test_the_file_does_not_grow_with_the_vocabulary(make_bundle: Any, family: str) -> None:
-    """Fails if a constant as long as the vocabulary was folded into the graph: 1 MB at LLaDA's size."""
+    """Fails if a constant as long as the vocabulary is folded into the graph, which for LLaDA is 1 MB."""
     inline = {
         tensor.name: int(np.prod(tensor.dims))
         for tensor in graph_of(make_bundle(family)).graph.initializer
@@ -131,7 +131,7 @@ def test_the_file_does_not_grow_with_the_vocabulary(make_bundle: Any, family: st
 
 @each_family
 def test_bytes_read_back_are_the_weights(make_bundle: Any, family: str) -> None:
-    """Fails if what ONNX loads is not what the checkpoint holds."""
+    """Fails if the weights that ONNX loads differ from the checkpoint."""
     directory = make_bundle(family)
     loaded = onnx.load(directory / "step.onnx", load_external_data=True)
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in loaded.graph.initializer}
@@ -142,7 +142,7 @@ def test_bytes_read_back_are_the_weights(make_bundle: Any, family: str) -> None:
 @each_family
 @each_dtype
 def test_no_path_of_this_machine_in_the_file(make_bundle: Any, family: str, dtype: str) -> None:
-    """Fails if stack traces or absolute paths are left in the graph."""
+    """Fails if the graph contains stack traces or absolute paths."""
     directory = make_bundle(family, dtype=dtype)
     content = (directory / "step.onnx").read_bytes()
     root = Path(trace_step.__code__.co_filename).resolve().parents[1]
@@ -152,14 +152,14 @@ def test_no_path_of_this_machine_in_the_file(make_bundle: Any, family: str, dtyp
 
 @each_family
 def test_tracing_twice_gives_the_same_bytes(make_bundle: Any, family: str, tmp_path: Path) -> None:
-    """Fails if the file depends on when or how often it was traced: bundles are compared by hash."""
+    """Fails if tracing is not deterministic; bundles are compared by hash."""
     directory = make_bundle(family)
     write_checkpoint(tmp_path, raw_config(family), random_weights(raw_config(family)))
     assert export_step(tmp_path).read_bytes() == (directory / "step.onnx").read_bytes()
 
 
 def test_shards_are_each_referenced(tmp_path: Path) -> None:
-    """Fails if a sharded checkpoint's tensors point into the wrong file."""
+    """Fails if a tensor of a sharded checkpoint refers to a wrong file."""
     raw = raw_config("llada", layers=1)
     write_checkpoint(tmp_path, raw, random_weights(raw), shards=3)
     export_step(tmp_path)
@@ -174,7 +174,7 @@ def test_shards_are_each_referenced(tmp_path: Path) -> None:
     "family,changes", [("llada", {"tied": True, "include_qkv_bias": True}), ("dream", {"tied": True})]
 )
 def test_tied_heads_and_biases_trace(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
-    """Fails if a tied head is written twice or loses its tensor."""
+    """Fails if a tied head is stored twice or its tensor is missing."""
     raw = raw_config(family, layers=1, kv_heads=1, **changes)
     write_checkpoint(tmp_path, raw, random_weights(raw))
     export_step(tmp_path)
@@ -182,7 +182,7 @@ def test_tied_heads_and_biases_trace(tmp_path: Path, family: str, changes: dict[
 
 
 def test_a_weight_the_checkpoint_lacks(make_bundle: Any) -> None:
-    """Fails if the graph would be saved with a weight that has no bytes."""
+    """Fails if a weight that the checkpoint lacks is not an error."""
     checkpoint = Checkpoint.open(make_bundle("llada"))
     model = trace_step(checkpoint.architecture, checkpoint.config, contract_of(checkpoint), "float32")
     fewer = {name: e for name, e in checkpoint.tensors.items() if name != "model.transformer.ln_f.weight"}
@@ -193,7 +193,7 @@ def test_a_weight_the_checkpoint_lacks(make_bundle: Any) -> None:
 def step_inputs(
     checkpoint: Checkpoint, seed: int, batch: int, canvas: int, rows: int, cached: int, decoded: int, slots: int
 ) -> dict[str, NDArray[Any]]:
-    """Random step inputs: unequal rows, -1 pads at the end of both index tensors."""
+    """Random step inputs with unequal rows, padded with -1 at the end of both index tensors."""
     rng = np.random.default_rng(seed)
     contract = contract_of(checkpoint)
     gather, cache = np.full((batch, rows), -1), np.full((batch, cached), -1)
@@ -214,7 +214,7 @@ def step_inputs(
 
 
 def compare_to_eager(directory: Path, inputs: dict[str, NDArray[Any]], tolerance: float) -> None:
-    """Every output of the file in ONNX Runtime against eager `Step`; padded rows are compared too."""
+    """Compare every output of the file in ONNX Runtime with eager `Step`, including padded rows."""
     checkpoint = Checkpoint.open(directory)
     dtype = getattr(torch, checkpoint.dtype)
     step = Step(load_model(checkpoint.architecture, checkpoint.config, checkpoint.shards, dtype))
@@ -258,7 +258,7 @@ def test_onnxruntime_equals_eager(
 
 @pytest.mark.parametrize("limits", [{"max_batch": 1}, {"max_batch": 2}, {"max_length": 24, "window": 8}])
 def test_small_limits_trace(make_bundle: Any, limits: dict[str, int]) -> None:
-    """Fails if a batch limit of one, or a canvas limit below the tracer's own example, cannot be exported."""
+    """Fails if a batch limit of 1, or a canvas limit below the tracer's example, cannot be exported."""
     checkpoint = Checkpoint.open(make_bundle("llada"))
     contract = contract_of(checkpoint, **limits)
     model = trace_step(checkpoint.architecture, checkpoint.config, contract, "float32")
@@ -285,7 +285,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 @pytest.mark.slow
 def test_tracing_large_layers_materialises_nothing() -> None:
-    """Fails if tracing allocates the weights: two layers at LLaDA-8B's width hold 2.9 GB in float16."""
+    """Fails if tracing allocates the weights, which for two layers of LLaDA-8B take 2.9 GB in float16."""
     command = [sys.executable, "-W", "ignore", "-c", BIG]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Training the embedded checkpoints can be repeated and resumed, and teaches what it is meant to."""
+"""Training of the embedded checkpoints is reproducible, can be resumed, and has the intended objective."""
 
 import random
 from pathlib import Path
@@ -23,7 +23,7 @@ from dpad.models.training.vocabulary import Text, number_values
 
 
 def test_a_run_ends_with_all_examples() -> None:
-    """Fails if the phases of a run are not in order, or the one about endings is not mostly about them."""
+    """Fails if the phases of a run are not in order, or the phase `stops` does not mostly teach endings."""
     recipe, rng = Recipe(), random.Random(8)
     assert [recipe.phase(at) for at in (0.0, 0.39, 0.41, 0.6, 0.7, 0.99)] == [
         *("simple", "simple", "all", "stops", "all", "all")
@@ -33,7 +33,7 @@ def test_a_run_ends_with_all_examples() -> None:
 
 
 def trainer(name: str = "tiny", seed: int = 0, **recipe: Any) -> Trainer:
-    """The training of an embedded model, in small batches."""
+    """A trainer of an embedded model, with small batches."""
     source = SHIPPED / name
     architecture, config = parse_config(read_json(source / "config.json"))
     model = FAMILIES[architecture].Model(config)
@@ -44,7 +44,7 @@ def trainer(name: str = "tiny", seed: int = 0, **recipe: Any) -> Trainer:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
-    """Fails if a prompt is masked, a target is no longer in its place, or a weight is not 1/l of the sample's share."""
+    """Fails if a prompt is masked, a target has another position, or a weight is not 1/l of the sample's share."""
     data = trainer(name, spreads=(1, 0, 0, 0), maskings=(0.4, 0.2, 0.4, 0)).data
     text = data.text
     widths = set()
@@ -68,9 +68,9 @@ def test_a_batch_masks_answers_only_and_keeps_positions(name: str) -> None:
 
 
 def test_the_rows_of_a_sample_do_not_tell_how_long_its_answer_is() -> None:
-    """Fails if a model could read off its canvas where an answer ends, instead of knowing it.
+    """Fails if the number of rows tells a model where the answer ends.
 
-    Such a model ends early where DPad leaves few rows, and runs on where a canvas is shown whole.
+    Such a model would end too early when DPad keeps few rows, and too late with a whole canvas.
     """
     data = trainer(maskings=(1, 0, 0, 0)).data
     wide: dict[bool, list[bool]] = {True: [], False: []}
@@ -78,7 +78,7 @@ def test_the_rows_of_a_sample_do_not_tell_how_long_its_answer_is() -> None:
         batch = data.batch(causal=True)
         for targets, weight in zip(batch.targets, batch.weight):
             answer = targets[weight > 0]
-            if len(targets) - len(answer) < 32:  # behind longer prompts more rows fill up the width
+            if len(targets) - len(answer) < 32:  # after longer prompts more rows fill the width
                 wide[bool((answer[:24] == data.text.eos).any())].append(len(answer) > 128)
     shares = [sum(found) / len(found) for found in wide.values()]
     assert min(len(found) for found in wide.values()) > 100
@@ -87,7 +87,7 @@ def test_the_rows_of_a_sample_do_not_tell_how_long_its_answer_is() -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_causal_batch_shows_everything_and_weighs_answers(name: str) -> None:
-    """Fails if next-token steps hide a token, learn prompts, or predict a token from anything but those before it."""
+    """Fails if next-token steps mask a token, train on prompts, or predict a token from others than those before it."""
     run = trainer(name)
     batch = run.data.batch(causal=True)
     assert torch.equal(batch.ids, batch.targets)
@@ -95,7 +95,7 @@ def test_a_causal_batch_shows_everything_and_weighs_answers(name: str) -> None:
     for ids, row in zip(batch.ids, batch.weight > 0):
         prompt = run.data.text.tokenizer.decode(ids[~row].tolist(), skip_special_tokens=False)
         assert "user" in prompt and prompt.count("assistant") == 1
-        assert row.int().diff().abs().sum() == 1  # the answer is what is left, to the end
+        assert row.int().diff().abs().sum() == 1  # the answer is everything after the prompt
     weight = torch.zeros_like(batch.weight[:1])
     places = batch.weight[0].nonzero()[:, 0][[0, 3, -1]].tolist()
     weight[0, places] = torch.tensor([0.2, 0.3, 0.5])
@@ -115,7 +115,7 @@ def test_a_causal_batch_shows_everything_and_weighs_answers(name: str) -> None:
 
 
 def test_masks_come_uniformly_or_from_the_right() -> None:
-    """Fails if no sample is masked uniformly, or none roughly from the right, as decoders leave it."""
+    """Fails if no sample is masked uniformly, or none roughly from the right, as in decoding."""
     for spreads, ordered in (((1, 0, 0, 0), False), ((0, 0, 0, 1), True)):
         data = trainer(spreads=spreads).data
         gaps = 0
@@ -123,7 +123,7 @@ def test_masks_come_uniformly_or_from_the_right() -> None:
             batch = data.batch("simple")
             for masked in batch.weight > 0:
                 first = int(masked.nonzero()[0])
-                gaps += int((~masked[first + 4 :]).sum())  # shown behind a mask, by more than the spread
+                gaps += int((~masked[first + 4 :]).sum())  # shown tokens after a mask, farther than the spread
             for weight in batch.weight:
                 weighed = weight[weight > 0]
                 assert len(weighed) <= 20 or (weighed[0] > 2 * weighed[-1]) == ordered
@@ -131,14 +131,14 @@ def test_masks_come_uniformly_or_from_the_right() -> None:
 
 
 def test_next_token_steps_come_first_and_fade() -> None:
-    """Fails if a run ends with another objective than its family's."""
+    """Fails if next-token steps do not come first, or still occur at the end of a run."""
     recipe = Recipe()
     shares = [sum(recipe.is_causal(step, p) for step in range(400)) / 400 for p in (0.05, 0.11, 0.5, 0.86, 0.99)]
     assert shares[0] == 1 and 0.4 < shares[1] < 0.6 and 0.15 < shares[2] < 0.35 and shares[3:] == [0, 0]
 
 
 def test_the_loss_is_the_weighted_cross_entropy_of_the_right_rows() -> None:
-    """Fails if masked rows are matched with other targets than their own, or Dream's shift is forgotten."""
+    """Fails if masked rows are compared with other targets than their own, or Dream's shift is missing."""
     for name, shift in (("tiny", 0), ("tiny-dream", 1)):
         run = trainer(name)
         batch = run.data.batch("simple")
@@ -153,7 +153,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_right_rows() -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_resumed_run_ends_in_the_same_weights(name: str, tmp_path: Path) -> None:
-    """Fails if an interruption changes the outcome, or training depends on more than its seed."""
+    """Fails if an interruption changes the weights, or training depends on more than its seed."""
     straight, first, other = trainer(name), trainer(name), trainer(name, 1)
     for step in range(4):
         straight.update(step / 4)
@@ -175,7 +175,7 @@ def test_a_resumed_run_ends_in_the_same_weights(name: str, tmp_path: Path) -> No
 
 
 def test_what_is_exported_is_the_mean_of_late_weights() -> None:
-    """Fails if the mean is the last weights, forgets those before them slower than asked, or trains the model."""
+    """Fails if the average equals the last weights, has another decay, or affects training."""
     run, name = trainer(average=0.5), "model.transformer.ff_out.weight"
     weights = []
     for step in range(12):
@@ -190,7 +190,7 @@ def test_what_is_exported_is_the_mean_of_late_weights() -> None:
 
 
 def test_numbers_begin_close_to_their_neighbours() -> None:
-    """Fails if embeddings of numbers say nothing of their value, or lose the scale of the others."""
+    """Fails if initial embeddings of close numbers are not similar, or have another scale than other tokens'."""
     run = trainer()
     values = number_values(run.data.text.tokenizer)
     assert sorted(values.values()) == list(range(1000))
@@ -203,7 +203,7 @@ def test_numbers_begin_close_to_their_neighbours() -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_what_the_head_learns_of_a_number_holds_for_others(name: str) -> None:
-    """Fails if each number has a row of its own in the head, learned apart, or rows of text are tied to one another."""
+    """Fails if the head's rows of numbers are not restricted to the shared directions, or other rows are."""
     run = trainer(name)
     for step in range(3):
         run.update(step / 4)
@@ -216,7 +216,7 @@ def test_what_the_head_learns_of_a_number_holds_for_others(name: str) -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    """Fails if gradients do not reach the weights: a few steps on one batch must teach it."""
+    """Fails if a few steps on one batch do not lower its loss, since gradients do not reach the weights."""
     run = trainer(warmup=0.01)
     batch = run.data.batch("simple")
     before = float(loss_of(run.model, batch).detach())
@@ -227,7 +227,7 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_the_script_writes_a_checkpoint_that_opens(tmp_path: Path) -> None:
-    """Fails if what the script leaves behind is not a checkpoint in the family's format."""
+    """Fails if the script does not write a checkpoint in the family's format."""
     command = ["tiny-dream", "--out", str(tmp_path), "--steps", "1", "--threads", "1", "--no-compile"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
@@ -240,7 +240,7 @@ def test_the_script_writes_a_checkpoint_that_opens(tmp_path: Path) -> None:
 
 
 def test_a_run_may_begin_with_trained_weights(tmp_path: Path) -> None:
-    """Fails if a further run forgets what it began with, is not about endings first, or is another when resumed."""
+    """Fails if further training does not start from the given weights or with endings, or differs when resumed."""
     recipe = Recipe.further(0)
     assert [recipe.phase(at) for at in (0.0, 0.39, 0.41, 0.99)] == ["stops", "stops", "all", "all"]
     assert not any(recipe.is_causal(step, at) for step, at in enumerate((0.0, 0.01, 0.5, 0.99)))
@@ -260,7 +260,7 @@ def test_a_run_may_begin_with_trained_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_endings_are_asked_for_as_often_as_not(name: str) -> None:
-    """Fails if where an answer ends can be told without reading it, or weighs little."""
+    """Fails if the end of an answer can be predicted without its text, or has a small weight."""
     data = trainer(name, endings=(0, 0, 0, 1)).data
     ends = []
     for _ in range(200):
@@ -276,7 +276,7 @@ def test_endings_are_asked_for_as_often_as_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_checkpoint_is_small_and_whole(name: str) -> None:
-    """Fails if it outgrows its place, or its tokens disagree with its configuration."""
+    """Fails if an embedded checkpoint is too large, or its tokenizer does not match its config.json."""
     directory = SHIPPED / name
     assert sum(path.stat().st_size for path in directory.iterdir()) < 12e6
     checkpoint = Checkpoint.open(directory)

@@ -1,4 +1,4 @@
-"""Bundles that travelled: through a hub, git, an archive or a copy by wire. They open, or say what happened."""
+"""Bundles that were transferred by a hub, git, an archive or a copy open, or the error says what happened."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ WEIGHTS, STEP, TOKENIZER = "float32/model.safetensors", "float32/step.onnx", "to
 
 @pytest.fixture
 def deep(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
-    """Makes 1,500 folders in each other, and removes them: what cleans up behind the tests cannot go so deep."""
+    """Makes 1,500 nested folders, and removes them at the end, since pytest's own clean-up cannot."""
 
     def make(folder: Path) -> None:
         for _ in range(1500):
@@ -36,7 +36,7 @@ def deep(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
 
 
 def to_hub_cache(bundle: Path, repository: Path, *, below: str = "", absolute: bool = False) -> Path:
-    """As snapshot_download leaves it: every file a link to a blob named by a hash, small ones by git's."""
+    """Write the cache of snapshot_download: every file is a link to a blob named by its hash, for small ones git's."""
     root = repository / "snapshots/0a1b2c"
     (repository / "blobs").mkdir(parents=True)
     (bundle / "README.md").write_text("# a page")
@@ -60,7 +60,7 @@ def text_of(directory: Path, **options: Any) -> list[int]:
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("below", ["", "bundles/tiny"])
 def test_a_hub_cache_is_opened_as_it_is(whole: Path, bundle: Path, tmp_path: Path, below: str, absolute: bool) -> None:
-    """Fails if what snapshot_download leaves must be copied first, or gives other text."""
+    """Fails if a bundle in the hub's cache does not open without a copy, or gives other text."""
     snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny", below=below, absolute=absolute)
     for engine in ("onnxruntime-cpu", "eager"):
         assert text_of(snapshot, engine=engine) == text_of(whole, engine=engine)
@@ -137,7 +137,7 @@ LEAVES = {
 @pytest.mark.parametrize("case", LEAVES)
 @pytest.mark.parametrize("hashes", [True, False])
 def test_links_out_of_the_cache_are_refused(bundle: Path, tmp_path: Path, case: str, hashes: bool) -> None:
-    """Fails if a link reads a file that is no blob of the bundle's own repository, or the way out is not told."""
+    """Fails if a link to a file outside the bundle's own repository is followed, or the error lacks the way out."""
     snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
     LEAVES[case](snapshot)
     with pytest.raises(errors.SymlinkedFile, match=r"link.*cp -rL"):
@@ -145,7 +145,7 @@ def test_links_out_of_the_cache_are_refused(bundle: Path, tmp_path: Path, case: 
 
 
 def test_the_copy_that_the_message_names_opens(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if the one command does not mend it: here links into a cache elsewhere, as older hub libraries left."""
+    """Fails if the command in the message does not repair links into another cache, as older hub libraries made."""
     (tmp_path / "cache").mkdir()
     for name in (WEIGHTS, STEP):
         shutil.move(bundle / name, tmp_path / "cache" / Path(name).name)
@@ -160,7 +160,7 @@ def test_the_copy_that_the_message_names_opens(bundle: Path, tmp_path: Path, mon
 
 
 def test_blobs_are_hashed(bundle: Path, tmp_path: Path) -> None:
-    """Fails if a damaged blob is taken for what its name says."""
+    """Fails if a damaged blob is accepted because of its name."""
     snapshot = to_hub_cache(bundle, tmp_path / "hub/models--a--tiny")
     data = bytearray(_blob(snapshot).read_bytes())
     data[-1] ^= 1
@@ -195,7 +195,7 @@ def _write(path: Path, text: str = "x") -> None:
 
 @pytest.mark.parametrize("case", COMPANIONS)
 def test_what_tools_put_beside_a_bundle_is_no_obstacle(whole: Path, bundle: Path, case: str) -> None:
-    """Fails if a download, a clone or a file manager makes a whole bundle unusable; an export still keeps the files."""
+    """Fails if files of a download, a clone or a file manager make a bundle unusable, or an export deletes them."""
     COMPANIONS[case](bundle)
     assert text_of(bundle) == text_of(whole)
     names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
@@ -228,7 +228,7 @@ def _listen(path: Path) -> None:
 
 @pytest.mark.parametrize("case", [*REFUSED, "1,500 folders"])
 def test_what_is_no_companion_is_refused(bundle: Path, case: str, deep: Callable[[Path], None]) -> None:
-    """Fails if more is let in than what tools put there, or what lies there gives an error that is not typed."""
+    """Fails if other additional files are accepted, or give an error that is not typed."""
     REFUSED.get(case, deep)(bundle)
     with pytest.raises((errors.UnlistedFile, errors.SymlinkedFile), match="move it out|cp -rL") as refused:
         dpad.load(bundle)

@@ -1,6 +1,6 @@
-"""What the product asks of TensorRT, held against TensorRT's real Python API: `make test-trt-api`.
+"""Checks the product's use of plugins against TensorRT's real Python API: `make test-trt-api`.
 
-The launches of the plugins are in test_trt_plugin.py, by the real interface too.
+test_trt_plugin.py tests the plugins' launches, also with the real API.
 """
 
 import inspect
@@ -36,7 +36,7 @@ def trt(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 def rows(trt: ModuleType, dtype: Any) -> list[Port]:
-    """The inputs of an `attend` with 2 sequences, 19 rows, 700 cached rows, 4 heads and 2 for keys."""
+    """The inputs of an `attend` with 2 sequences, 19 rows, 700 cached rows, 4 query heads and 2 key heads."""
     query, new, cache = [2, 19, 4, 64], [2, 19, 2, 64], [703, 2, 64]
     ports = [Port(query, [2, 3], dtype), Port(new, [2, 3], dtype), Port(new, [2, 3], dtype)]
     ports += [Port(cache, [1, 2], dtype)] * 2
@@ -44,7 +44,7 @@ def rows(trt: ModuleType, dtype: Any) -> list[Port]:
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if these tests were skipped without the reason."""
+    """Fails if these tests are skipped without a reason."""
     assert real_trt.missing() == ""
     monkeypatch.setattr(real_trt.shutil, "which", lambda name: None)
     assert "C compiler" in real_trt.missing()
@@ -53,7 +53,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_registry_has_the_plugins(trt: ModuleType) -> None:
-    """Fails if a plugin is not found as the parser looks for it: by name, version and namespace."""
+    """Fails if the registry does not find a plugin by name, version and namespace, as the parser does."""
     for name in ("attend", "attend_parts", "combine_parts"):
         creator = trt.get_plugin_registry().get_creator(name, trt_face.PLUGIN_VERSION, trt_face.NAMESPACE)
         [field] = creator.field_names
@@ -62,7 +62,7 @@ def test_the_registry_has_the_plugins(trt: ModuleType) -> None:
 
 
 def test_plugins_are_compiled_ahead_of_time(trt: ModuleType) -> None:
-    """Fails if the engine would hold a plugin that calls Python when it runs, or its integers get lost."""
+    """Fails if a plugin would call Python when the engine runs, or its integers are lost."""
     plugin = create(trt, "dpad::attend", [7, 0])
     assert isinstance(plugin, trt.IPluginV3QuickAOTBuild) and not isinstance(plugin, trt.IPluginV3QuickRuntime)
     assert plugin.attrs["numbers"].dtype == np.int32 and plugin.attrs["numbers"].tolist() == [7, 0]
@@ -70,12 +70,12 @@ def test_plugins_are_compiled_ahead_of_time(trt: ModuleType) -> None:
     other = create(trt, "dpad::attend", [8, 4])
     assert plugin.attrs["numbers"].tolist() == [7, 0] and other.attrs["numbers"].tolist() == [8, 4]
     assert plugin.clone().attrs["numbers"].tolist() == [7, 0]
-    # Nothing of the plugin is in an engine but what it launches: the interface has no fields to serialise.
+    # An engine holds only what the plugin launches, since the interface has no fields to serialise.
     assert not hasattr(trt.IPluginV3QuickAOTBuild, "get_fields_to_serialize")
 
 
 def test_outputs_are_described_without_sizes_and_with(trt: ModuleType) -> None:
-    """Fails if a description reads a size that the builder does not know yet, or gets one wrong."""
+    """Fails if a description of outputs reads a size that the builder does not know yet, or a shape is wrong."""
     for dtype in (trt.float16, trt.bfloat16):
         [out] = outputs_of(create(trt, "dpad::attend", [1, 0]), ExprBuilder(trt), rows(trt, dtype))
         assert out == Port([2, 19, 4, 64], [2, 3], dtype)
@@ -87,7 +87,7 @@ def test_outputs_are_described_without_sizes_and_with(trt: ModuleType) -> None:
 
 
 def test_the_nodes_of_a_step_are_what_the_registry_has(trt: ModuleType, tmp_path: Path) -> None:
-    """Fails if the parser would not find a plugin for a node, or an attribute that the plugin wants is not there."""
+    """Fails if the parser would find no plugin for a node, or a node lacks an attribute of the plugin."""
     export(write_source(tmp_path / "source"), tmp_path / "out", dtypes=("float16",))
     model = onnx.load(str(write_plugin_step(tmp_path / "out/float16/step.onnx", 8)), load_external_data=False)
     made: dict[str, Port] = {}
@@ -108,7 +108,7 @@ def test_the_nodes_of_a_step_are_what_the_registry_has(trt: ModuleType, tmp_path
 
 
 def formats(trt: ModuleType, name: str, numbers: list[int], ports: list[Port]) -> tuple[list[list[str]], list[int]]:
-    """Types of all ports in each combination that a plugin takes, and its tactics for those of `ports`."""
+    """Types of all ports in each combination that a plugin supports, and its tactics for those of `ports`."""
     plugin = create(trt, name, numbers)
     every = [port.described(trt) for port in (*ports, *outputs_of(plugin, ExprBuilder(trt), ports))]
     offered = plugin.get_supported_format_combinations(every, len(ports))
@@ -118,13 +118,13 @@ def formats(trt: ModuleType, name: str, numbers: list[int], ports: list[Port]) -
 
 
 def test_formats_and_tactics(trt: ModuleType) -> None:
-    """Fails if dtypes could be mixed, or a tactic is offered for which there is no tile."""
+    """Fails if dtypes can be mixed, or a tactic without a tile is offered."""
     tactics = list(tiling.tactics(CAPABILITY))
     assert tactics == [1, 2, 3]
     halves = [[half] * 5 + ["INT32"] * 2 for half in ("HALF", "BF16")]
     half = trt.float16
     assert formats(trt, "dpad::attend", [1, 0], rows(trt, half)) == ([[*h, h[0]] for h in halves], tactics)
-    assert formats(trt, "dpad::attend", [1, 4], rows(trt, half))[1] == [2, 3]  # of blocks: registers suffice
+    assert formats(trt, "dpad::attend", [1, 4], rows(trt, half))[1] == [2, 3]  # with blocks the registers suffice
     parts = [[*h, "FLOAT", "FLOAT"] for h in halves]
     assert formats(trt, "dpad::attend_parts", [1, 0, 8], rows(trt, half)) == (parts, tactics)
     ports = [Port([1216, 64], [1], trt.float32), Port([1216], [], trt.float32), rows(trt, half)[0]]
@@ -137,16 +137,16 @@ FUNCTIONS = ("register", "autotune", "aot_impl", "cdiv", "max", "min", "from_sha
 
 
 def takes_no_more(simulated: Any, real: Any) -> None:
-    """Raise `TypeError` if a call by position that the simulation takes is none of the real function."""
+    """Raise `TypeError` if the simulation accepts a positional call that the real function does not."""
     parameters = inspect.signature(simulated).parameters.values()
-    parameters = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]  # what tests alone give
+    parameters = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]  # only tests pass those
     needed = [one for one in parameters if one.default is one.empty]
     for count in range(len(needed), len(parameters) + 1):
         inspect.signature(real).bind(*range(count))
 
 
 def test_the_simulation_takes_no_more_than_the_real_interface(trt: ModuleType) -> None:
-    """Fails if a class, a function or an argument of the tests' `tensorrt.plugin` is made up."""
+    """Fails if a class, a function or an argument of the simulated `tensorrt.plugin` does not exist in the real one."""
     trtp = trt.plugin
     named = {name for name, kind in vars(plugin_api).items() if getattr(kind, "__module__", "") == "plugin_api"}
     named -= {"Plugin", "PluginApi", "simulated_tensorrt", "describe", "launch_of", "parameters_of"}
@@ -157,7 +157,7 @@ def test_the_simulation_takes_no_more_than_the_real_interface(trt: ModuleType) -
         simulated, real = getattr(plugin_api, name), getattr(trtp, name)
         for member, value in vars(simulated).items():
             if inspect.isfunction(value) and (not member.startswith("_") or member in vars(real)):
-                takes_no_more(value, getattr(real, member))  # dunder methods too, as far as both define them
+                takes_no_more(value, getattr(real, member))  # also dunder methods that both define
             elif isinstance(value, classmethod):
                 takes_no_more(getattr(simulated, member), getattr(real, member))
     for name in FUNCTIONS:
@@ -180,7 +180,7 @@ def test_the_simulation_takes_no_more_than_the_real_interface(trt: ModuleType) -
 
 
 def register_wrong(trt: ModuleType, name: str, grid: Any, annotation: Any = None) -> None:
-    """A plugin that writes one tensor like its input, whose launch has `grid`."""
+    """Register a plugin with one output like its input and a launch with `grid`."""
     trtp = trt.plugin
 
     def describe(query, numbers):  # type: ignore[no-untyped-def]
@@ -199,12 +199,12 @@ def register_wrong(trt: ModuleType, name: str, grid: Any, annotation: Any = None
 
 
 def test_a_wrong_plugin_is_refused(trt: ModuleType) -> None:
-    """Fails if these tests would let a plugin through that the builder refuses: the test of the test."""
+    """Fails if these tests would accept a plugin that the builder refuses."""
     inputs = [Port([2, 3], [1], trt.float16)]
     register_wrong(trt, "right", lambda query: query.shape_expr[0])
     made = launch_of(trt, create(trt, "dpad::right", [1]), inputs, 0)
     assert (made["grid"], made["integers"], made["outputs"]) == ([2, 1, 1], [1], [([2, 3], "HALF")])
-    register_wrong(trt, "numpy_grid", lambda query: np.int64(3))  # taken silently, and then no size at all
+    register_wrong(trt, "numpy_grid", lambda query: np.int64(3))  # accepted silently, but then without any size
     with pytest.raises(AttributeError, match="value"):
         launch_of(trt, create(trt, "dpad::numpy_grid", [1]), inputs, 0)
     register_wrong(trt, "reads_a_size", lambda query: query.shape_expr[0].constant_value())

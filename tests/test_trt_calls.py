@@ -1,7 +1,7 @@
-"""Every call of the engine and of the builder, held against the real bindings of TensorRT and TensorRT-RTX.
+"""Checks every call of engine and builder against the real bindings of TensorRT and TensorRT-RTX.
 
-`make test-trt-api`. What is simulated elsewhere encodes what we believe of the two libraries; `Checked` lets nothing
-through that their bindings would refuse. TensorRT-RTX's builder runs for real in the other tests.
+`make test-trt-api` runs it. The simulations in other tests are based on documentation; `Checked` refuses every call
+that the real bindings would refuse. TensorRT-RTX's builder itself runs in other tests.
 """
 
 import inspect
@@ -47,7 +47,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModuleType]
 
 @pytest.fixture
 def used(libraries: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
-    """What is asked of a library, all of it checked, by engines that `opened` and the tests of opening open."""
+    """The names used from a library by engines that `opened` and the tests of opening open; each use is checked."""
     asked: set[str] = set()
 
     def checked(trt: HostTrt, *arguments: Any, **settings: Any) -> Any:
@@ -61,7 +61,7 @@ def used(libraries: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("rtx", [False, True])
 def test_a_step_asks_what_there_is(used: set[str], directory: Path, rtx: bool) -> None:
-    """Fails if opening a plan, running and recording steps, or drawing tokens calls what the real library lacks."""
+    """Fails if opening a plan, running and recording steps, or drawing tokens makes a call that the library lacks."""
     options = options_for("dual", decoder="entropy", temperature=0.7, top_k=5)
     with opened(directory, rtx=rtx, kernel_cache="kernels") as engine:
         for _ in range(2):
@@ -86,7 +86,7 @@ SCENARIOS: list[Callable[..., None]] = [
 def test_opening_asks_what_there_is(
     used: set[str], request: pytest.FixtureRequest, scenario: Callable[..., None]
 ) -> None:
-    """Fails if refits, refusals and options of opening call what the real library lacks, or read another answer."""
+    """Fails if a refit, a refusal or an option of opening makes a call that the library lacks, or misreads a result."""
     scenario(**{name: request.getfixturevalue(name) for name in inspect.signature(scenario).parameters})
     assert "Runtime" in used
 
@@ -95,7 +95,7 @@ def test_opening_asks_what_there_is(
 def test_simulated_enums_are_parts_of_the_real_ones(
     libraries: dict[str, ModuleType], directory: Path, rtx: bool
 ) -> None:
-    """Fails if a member is made up, or a number that is computed with differs."""
+    """Fails if a simulated member does not exist in the real enum, or a value used in computations differs."""
     contract = contract_of(Checkpoint.open(directory))
     trt = HostTrt(HostDevice(), directory / "step.onnx", contract, rtx=rtx)
     simulated = enums_of(trt)
@@ -111,7 +111,7 @@ def test_simulated_enums_are_parts_of_the_real_ones(
 def builder(
     libraries: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, used: set[str]
 ) -> Callable[..., Checked]:
-    """The null builder under the real API, on a machine that seems to have a GPU."""
+    """The null builder checked by the real API, on a machine with a simulated GPU."""
     monkeypatch.setattr(plans.Machine, "current", lambda: Machine("linux-x86_64", Gpu("none", "9.0"), ""))
     return lambda **answers: Checked(NullBuilder(**answers), libraries["tensorrt"], used=used)
 
@@ -122,7 +122,7 @@ EVERY_FLAG = BuildFlags(True, True, True, True, workspace=64)
 def test_a_build_asks_what_there_is(
     builder: Callable[..., Checked], libraries: dict[str, ModuleType], directory: Path, tmp_path: Path
 ) -> None:
-    """Fails if a flag, a profile, the monitor or the timing cache is not what the real builder takes."""
+    """Fails if the real builder would refuse a flag, a profile, the monitor or the timing cache."""
     trt, real = builder(), libraries["tensorrt"]
     contract = contract_of(Checkpoint.open(directory))
     plan = build_plan(trt, directory / "step.onnx", contract, "float16", "9.0", Progress(), EVERY_FLAG)  # type: ignore[arg-type]
@@ -141,14 +141,14 @@ def test_a_build_asks_what_there_is(
 def test_the_real_library_without_a_builder_is_named(
     builder: Callable[..., Checked], libraries: dict[str, ModuleType], directory: Path
 ) -> None:
-    """Fails if a library that gives no builder, as without a driver, ends an export with the bindings' TypeError."""
+    """Fails if a library that returns no builder, for instance without a driver, gives the bindings' TypeError."""
     contract = contract_of(Checkpoint.open(directory))
     with pytest.raises(EngineBuildError, match=r"tensorrt gives no builder \(.*nullptr\):\ntensorrt gave no reason"):
         build_plan(libraries["tensorrt"], directory / "step.onnx", contract, "float16", "9.0", Progress())
 
 
 def test_network_flags_exist(libraries: dict[str, ModuleType]) -> None:
-    """Fails if plugins would be asked for by a flag that TensorRT no longer has, and so run in Python."""
+    """Fails if the flag for ahead-of-time plugins does not exist in TensorRT, so that plugins would run in Python."""
     real = libraries["tensorrt"]
     plugins = 1 << int(real.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
     assert plans.network_flags(real, "plugin") & ~plans.network_flags(real, "native") == plugins
@@ -160,7 +160,7 @@ def test_network_flags_exist(libraries: dict[str, ModuleType]) -> None:
 def test_a_failed_build_has_the_real_logger_s_words(
     builder: Callable[..., Checked], directory: Path, answers: dict[str, bool], words: str
 ) -> None:
-    """Fails if what the parser or the builder says to a real logger does not reach the error."""
+    """Fails if the error lacks the messages that the parser or the builder writes to a real logger."""
     trt = builder(**answers)
     contract = contract_of(Checkpoint.open(directory))
     with pytest.raises(EngineBuildError, match=words):
@@ -168,7 +168,7 @@ def test_a_failed_build_has_the_real_logger_s_words(
 
 
 def test_a_wrong_call_is_caught(libraries: dict[str, ModuleType]) -> None:
-    """Fails if `Checked` would let through what the real bindings refuse: the test of the tests above."""
+    """Fails if `Checked` accepts a call that the real bindings refuse, so that the tests above prove nothing."""
     anything = SimpleNamespace(
         get_tensor_name=lambda *_, **__: "x",
         get_tensor_shape_profile=lambda *_: (),
@@ -204,7 +204,7 @@ def test_every_name_is_covered(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Fails if the product uses a name that neither library has, or a method that no test here holds against them."""
+    """Fails if the product uses a name that neither library has, or a method that no test here checks."""
     modules = list(libraries.values())
     asked = module_names("trt", "_trt")
     assert {"BuilderFlag.STRIP_PLAN", "CudaGraphStrategy.DISABLED", "Runtime"} <= asked
@@ -217,14 +217,14 @@ def test_every_name_is_covered(
     test_a_build_asks_what_there_is(builder, libraries, directory, tmp_path)
     test_a_failed_build_has_the_real_logger_s_words(builder, directory, {"parses": False}, "no such op")
     covered = {name.rpartition(".")[2] for name in used}
-    covered |= vars(tensorrt_rtx.IBuilderConfig).keys() - vars(modules[0].IBuilderConfig).keys()  # builds for real
+    covered |= vars(tensorrt_rtx.IBuilderConfig).keys() - vars(modules[0].IBuilderConfig).keys()  # its real builder
     assert member_names(classes(modules)) - covered == set()
     simulated = {name for kind in (host_trt.HostEngine, host_trt.HostContext) for name in vars(kind)}
     assert {name for name in simulated if not name.startswith("_")} - covered == set()
 
 
 def has(module: Any, name: str) -> bool:
-    """Whether `Enum.MEMBER`, or a name, is there."""
+    """Whether a module has a name, which may be `Enum.MEMBER`."""
     first, _, rest = name.partition(".")
     return hasattr(module, first) and (not rest or has(getattr(module, first), rest))
 
@@ -236,7 +236,7 @@ def classes(modules: list[ModuleType]) -> list[type]:
 def test_a_name_that_is_new_is_found(
     libraries: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a new use of TensorRT would go unnoticed, made up or not: the test of the test above."""
+    """Fails if the test above would not notice a new use of TensorRT."""
     (tmp_path / "export").mkdir()
     monkeypatch.setattr(trt_names, "ROOT", tmp_path)
     (tmp_path / "export/new.py").write_text(

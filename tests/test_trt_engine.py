@@ -1,6 +1,6 @@
-"""`GpuEngine` over simulated hardware: the same tokens in the same passes as ONNX Runtime.
+"""`GpuEngine` on simulated hardware gives the same tokens in the same passes as ONNX Runtime.
 
-`host_trt.py` says what is simulated and what it refuses. Nothing here ran on a GPU.
+`host_trt.py` describes what is simulated and what it refuses. Nothing here runs on a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,8 +28,8 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
     return tuple(int(t) for t in np.random.default_rng(seed).integers(2, MASK, length))
 
 
-# Of these, no two confidences of a pass are nearer than 6e-5 of each other: a tie would be decided by rounding, which
-# differs from processor to processor.
+# For these requests, confidences in a pass differ by at least 6e-5. Closer ones would be ordered by rounding, which
+# depends on the processor.
 UNEQUAL = [Request(prompt(25, 5)), Request(prompt(26, 23), suffix_ids=(9, 80, 33)), Request(prompt(27, 11))]
 
 
@@ -51,7 +51,7 @@ def options_for(cache: str, decoder: str = "threshold", **changes: Any) -> Gener
 
 @pytest.fixture(scope="module")
 def trt_of(make_bundle: Callable[..., Path]) -> Iterator[Callable[..., GpuEngine]]:
-    """`trt_of(family, rtx=False)`: opened once."""
+    """`trt_of(family, rtx=False)`, an engine that is opened once."""
     engines: dict[tuple[str, bool], Any] = {}
 
     def open_engine(family: str, rtx: bool = False) -> GpuEngine:
@@ -66,7 +66,7 @@ def trt_of(make_bundle: Callable[..., Path]) -> Iterator[Callable[..., GpuEngine
 
 
 def assert_same(ours: list[Decoded], theirs: list[Decoded]) -> None:
-    """Same tokens, passes and order; confidences up to what padding does to a float32 sum."""
+    """Assert equal tokens, passes and order, and confidences equal within the rounding of padded float32 sums."""
     for a, b in zip(ours, theirs, strict=True):
         assert (a.tokens, a.nfe, a.committed) == (b.tokens, b.nfe, b.committed)
         assert a.confidence == pytest.approx(b.confidence, rel=1e-4)
@@ -79,7 +79,7 @@ def assert_same(ours: list[Decoded], theirs: list[Decoded]) -> None:
 def test_decodes_as_onnxruntime(
     engine_of: Any, trt_of: Any, family: str, cache: str, decoder: str, schedule: str
 ) -> None:
-    """Fails if a bucket, a binding, a cached row or a replayed graph changes one token or its pass."""
+    """Fails if a bucket, a binding, a cached row or a replayed graph changes a token or its pass."""
     options = options_for(cache, decoder, schedule=SCHEDULES[schedule])
     theirs = run(engine_of("onnxruntime", family), UNEQUAL, options)
     assert_same(run(trt_of(family), UNEQUAL, options), theirs)
@@ -88,7 +88,7 @@ def test_decodes_as_onnxruntime(
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_tensorrt_rtx_decodes_the_same(engine_of: Any, trt_of: Any, cache: str) -> None:
-    """Fails if what differs between the two libraries reaches the tokens."""
+    """Fails if TensorRT-RTX gives other tokens than TensorRT."""
     options = options_for(cache)
     ours = run(trt_of("dream", rtx=True), UNEQUAL, options)
     assert_same(ours, run(engine_of("onnxruntime", "dream"), UNEQUAL, options))
@@ -96,7 +96,7 @@ def test_tensorrt_rtx_decodes_the_same(engine_of: Any, trt_of: Any, cache: str) 
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_an_empty_prompt_and_an_early_end(engine_of: Any, trt_of: Any, cache: str) -> None:
-    """Fails if a cached step without cached rows, or a batch that shrinks between blocks, goes wrong."""
+    """Fails if a cached step without cached rows, or a batch that shrinks between blocks, gives wrong tokens."""
     requests = [Request((), suffix_ids=(9, 80, 33, 12, 61)), Request(prompt(4, 9)), Request(prompt(5, 17))]
     theirs = run(engine_of("onnxruntime", "dream"), requests, options_for(cache))
     assert_same(run(trt_of("dream"), requests, options_for(cache)), theirs)
@@ -108,14 +108,14 @@ def test_an_empty_prompt_and_an_early_end(engine_of: Any, trt_of: Any, cache: st
 
 
 def test_drawn_tokens_are_those_of_onnxruntime(engine_of: Any, trt_of: Any) -> None:
-    """Fails if the plan that draws gets another seed's numbers, another sequence's options or other logits."""
+    """Fails if the decide plan gets other random numbers, another sequence's options or other logits."""
     options = options_for("dual", temperature=0.8, top_k=20)
     requests = [Request(row.prompt_ids, seed=seed) for seed, row in enumerate(UNEQUAL)]
     assert_same(run(trt_of("llada"), requests, options), run(engine_of("onnxruntime", "llada"), requests, options))
 
 
 def test_a_second_request_replays_and_allocates_nothing(trt_of: Any) -> None:
-    """Fails if graphs or buffers are made anew for shapes that came before."""
+    """Fails if graphs or buffers are made again for shapes that have occurred before."""
     engine = trt_of("llada")
     options = options_for("dual", decoder="fixed")
     for _ in range(3):
@@ -128,7 +128,7 @@ def test_a_second_request_replays_and_allocates_nothing(trt_of: Any) -> None:
 
 
 def test_threads_may_share_an_engine(trt_of: Any) -> None:
-    """Fails if two requests at once disturb each other."""
+    """Fails if two concurrent requests affect each other."""
     engine, options = trt_of("llada"), options_for("dual", decoder="fixed")
     requests = [Request(prompt(seed, 5 + seed)) for seed in range(8)]
     alone = [run(engine, [request], options)[0] for request in requests]

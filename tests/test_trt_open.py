@@ -1,4 +1,4 @@
-"""Opening TensorRT plans over simulated hardware: refits, refusals, kernel caches; and the buckets of shapes."""
+"""Opening TensorRT plans on simulated hardware: refits, refusals, kernel caches; and the buckets of shapes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ def directory(make_bundle: Callable[..., Path]) -> Path:
 def open_with(
     directory: Path, prepare: Callable[[HostTrt], Any] = id, plan: bytes = b"a plan", **settings: Any
 ) -> None:
-    """Open and close; whatever happens, nothing may stay on the device."""
+    """Open and close an engine; all device memory must be free at the end, also after an error."""
     contract, device = contract_of(Checkpoint.open(directory)), HostDevice()
     trt = HostTrt(device, directory / "step.onnx", contract, rtx=settings.pop("rtx", False))
     prepare(trt)
@@ -42,7 +42,7 @@ def open_with(
 
 
 def test_a_stripped_plan_is_refitted_from_its_own_step(directory: Path) -> None:
-    """Fails if a plan without weights runs, or gets them from elsewhere."""
+    """Fails if a stripped plan is not refitted, or gets weights of another step."""
     step, opened_from = directory / "step.onnx", []
 
     def strip(trt: HostTrt) -> None:
@@ -53,7 +53,7 @@ def test_a_stripped_plan_is_refitted_from_its_own_step(directory: Path) -> None:
 
 
 def test_weights_missing_after_a_refit_are_named(directory: Path) -> None:
-    """Fails if an engine with holes in its weights is opened."""
+    """Fails if an engine opens although weights are missing."""
 
     def lose(trt: HostTrt) -> None:
         trt.missing = ["model.norm.weight", "lm_head.weight"]
@@ -65,7 +65,7 @@ def test_weights_missing_after_a_refit_are_named(directory: Path) -> None:
 
 
 def test_a_library_without_a_refitter_says_so(directory: Path) -> None:
-    """Fails if what the bindings raise for a null pointer is all that a user reads."""
+    """Fails if the error is the one that the bindings raise for a null pointer."""
 
     def none(*_: Any) -> Any:
         raise TypeError("factory function returned nullptr")
@@ -76,7 +76,7 @@ def test_a_library_without_a_refitter_says_so(directory: Path) -> None:
 
 
 def test_a_plan_that_cannot_be_opened_says_why(directory: Path) -> None:
-    """Fails if the library's own words are lost, or a plan of another contract is opened."""
+    """Fails if the error lacks the library's message, or a plan with another contract is opened."""
     with pytest.raises(EngineError, match="(?s)host.plan cannot be deserialised: simulated: .*bad magic number"):
         open_with(directory, plan=b"broken")
     with pytest.raises(EngineError, match="cannot be opened"):
@@ -86,7 +86,7 @@ def test_a_plan_that_cannot_be_opened_says_why(directory: Path) -> None:
 
 
 def test_the_plan_that_decides_is_checked_too(directory: Path) -> None:
-    """Fails if a plan that is no such program draws tokens, or one that cannot be opened leaves the first one open."""
+    """Fails if a wrong decide plan is accepted, or one that cannot be opened leaves the first plan open."""
     with pytest.raises(EngineError, match="tensor 'banned' does not fit the contract"):
         open_with(directory, decide=directory / "host.plan")
     (directory / "no.plan").write_bytes(b"broken")
@@ -95,7 +95,7 @@ def test_the_plan_that_decides_is_checked_too(directory: Path) -> None:
 
 
 def test_host_code_is_allowed_only_when_asked_for(directory: Path) -> None:
-    """Fails if every plan may bring code of its own."""
+    """Fails if host code in a plan is allowed by default."""
     seen: list[Any] = []
     open_with(directory, seen.append)
     open_with(directory, seen.append, host_code=True)
@@ -105,7 +105,7 @@ def test_host_code_is_allowed_only_when_asked_for(directory: Path) -> None:
 def test_tensorrt_rtx_captures_by_itself_and_keeps_its_kernels(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if two layers capture graphs, the option is lost, or kernels are compiled again at each start."""
+    """Fails if both the engine and TensorRT-RTX capture graphs, or kernels are compiled again at each start."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for cuda_graphs, strategy in ((True, GraphStrategy.WHOLE_GRAPH_CAPTURE), (False, GraphStrategy.DISABLED)):
         with opened(directory, rtx=True, kernel_cache="kernels", cuda_graphs=cuda_graphs) as engine:
@@ -124,7 +124,7 @@ def test_tensorrt_rtx_captures_by_itself_and_keeps_its_kernels(
 def test_kernels_are_kept_when_the_engine_is_warm(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a service that is killed compiles again at its next start, or a refused cache overwrites a good one."""
+    """Fails if kernels are not saved before a service is killed, or a refused cache overwrites a good one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with opened(directory, rtx=True, kernel_cache="kernels") as engine:
         assert user_cache.read("kernels") == b""
@@ -136,7 +136,7 @@ def test_kernels_are_kept_when_the_engine_is_warm(
 
 
 def test_a_plan_that_is_not_valid_here_is_a_mismatch(directory: Path) -> None:
-    """Fails if TensorRT-RTX's own verdict is ignored or not named."""
+    """Fails if TensorRT-RTX's verdict on a plan is ignored or missing in the error."""
 
     def refuse(trt: HostTrt) -> None:
         trt.validity = Validity.INVALID, Diagnostics.VERSION_MISMATCH | Diagnostics.OLD_CUDA_DRIVER
@@ -151,12 +151,12 @@ def test_a_plan_that_is_not_valid_here_is_a_mismatch(directory: Path) -> None:
 @pytest.mark.parametrize("length", [16, 100, 512, 4096])
 @pytest.mark.parametrize("block", [1, 16, 32])
 def test_buckets_are_few_and_hold_what_they_pad(directory: Path, length: int, block: int) -> None:
-    """Fails if a bucket is over the limit, too small, too many, or pads by more than a block or a quarter."""
+    """Fails if a bucket exceeds the limit, is too small, pads by over a block or a quarter, or there are too many."""
     contract = replace(contract_of(Checkpoint.open(directory)), block_length=block, logit_shift=1)
     buckets = Buckets(contract, {"Q": length, "K": length, "R": min(block, length)})
     for axis in ("Q", "K"):
         assert buckets.padded(axis, 0) == 0
-        assert buckets.padded(axis, length + 1) == length + 1  # refused by the engine, not hidden here
+        assert buckets.padded(axis, length + 1) == length + 1  # the engine refuses it
         for size in range(1, length + 1):
             assert size <= buckets.padded(axis, size) <= min(length, size + max(block, size // 4 + 1))
         assert len(buckets.sizes[axis]) <= 12 + 4 * max(0, int(np.log2(max(length // block, 1))))
@@ -166,7 +166,7 @@ def test_buckets_are_few_and_hold_what_they_pad(directory: Path, length: int, bl
 
 
 def test_the_user_cache_loses_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a cache folder that cannot be used is an error, or a half-written file can be read."""
+    """Fails if an unusable cache folder is an error, or a partly written file can be read."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a"))
     assert user_cache.read("x") == b""
     assert user_cache.write("x", b"one") and user_cache.write("x", b"two")
@@ -178,7 +178,7 @@ def test_the_user_cache_loses_nothing_but_time(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_simulation_is_strict() -> None:
-    """Fails if the simulated hardware forgives what CUDA does not, so that the tests above prove nothing."""
+    """Fails if the simulated hardware accepts errors that CUDA does not, so that the tests above prove nothing."""
     device = HostDevice()
     address = device.alloc(64)
     assert np.isnan(device.view(address, 64).view(np.float32)).all()

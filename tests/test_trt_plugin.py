@@ -1,9 +1,9 @@
-"""The TensorRT plugins: what they register, and that what they would launch computes the op.
+"""The TensorRT plugins: their registration, and that their launches compute the op.
 
-TensorRT's builder cannot be installed where these tests run. The launch that its plugin interface is given (grid,
-integers, order of arguments) is executed by Triton's interpreter: by a simulation of the interface, with its published
-rules, and by the real one, through the registry and NVIDIA's own Python (`make test-trt-api`). On a GPU the same PTX is
-launched by `make gpu-check`.
+TensorRT's builder cannot be installed where these tests run. Triton's interpreter executes the launch that a plugin
+returns (grid, integers, order of arguments). The launch comes from a simulation of the plugin interface with its
+published rules, and from the real interface with the registry and NVIDIA's own Python (`make test-trt-api`). On a GPU
+`make gpu-check` launches the same PTX.
 """
 
 import json
@@ -46,12 +46,12 @@ CAPABILITY = "9.0"
 ROWS = [[2, 3]] * 3 + [[1, 2]] * 2 + [[], []]  # fixed axes: heads and head size
 
 
-Launches = Callable[..., list[dict[str, Any]]]  # of cases, and a compute capability
+Launches = Callable[..., list[dict[str, Any]]]  # (cases, compute capability) -> launches
 
 
 @pytest.fixture(params=["simulated", pytest.param("real", marks=REAL_API)])
 def launches(request: pytest.FixtureRequest, tmp_path: Path) -> Launches:
-    """What the plugins would launch, from a process in which Triton compiles."""
+    """A function that returns the plugins' launches, from a process in which Triton compiles."""
 
     def launch(cases: list[dict[str, Any]], capability: str = CAPABILITY) -> list[dict[str, Any]]:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -78,13 +78,13 @@ def case(plugin: str, inputs: list[torch.Tensor], numbers: list[int], tactic: in
 
 
 def outputs_of(launch: dict[str, Any]) -> list[torch.Tensor]:
-    """Poisoned tensors of the shapes and dtypes that the plugin declares."""
+    """Tensors of NaN with the shapes and dtypes that the plugin declares for its outputs."""
     dtypes = {"HALF": torch.float16, "BF16": torch.bfloat16, "FLOAT": torch.float32}
     return [torch.full(shape, float("nan"), dtype=dtypes[dtype], device=DEVICE) for shape, dtype in launch["outputs"]]
 
 
 def execute(launch: dict[str, Any], inputs: list[torch.Tensor], constants: dict[str, Any]) -> list[torch.Tensor]:
-    """Run it as TensorRT would: inputs, integers, outputs."""
+    """Run a launch with TensorRT's arguments: inputs, integers, outputs."""
     assert f".visible .entry {launch['entry']}(" in launch["ptx"]
     name = launch["entry"].split("_")[0]
     kernel = getattr(triton_kernel, name)
@@ -103,12 +103,12 @@ def plugin_inputs(seed: int, dtype: torch.dtype, size: int) -> list[torch.Tensor
 
 @pytest.mark.parametrize(("dtype", "block"), [(torch.float16, 0), (torch.bfloat16, 0), (torch.float16, 4)])
 def test_one_plugin_computes_the_op(launches: Launches, dtype: torch.dtype, block: int) -> None:
-    """Fails if grid, integers or their order are not what the kernel expects, with every tactic."""
+    """Fails if grid, integers or their order are wrong for the kernel, with any tactic."""
     inputs = plugin_inputs(1, dtype, 64)
     tiles = tiling.tactics(CAPABILITY, block > 0)
     made = launches([case("dpad::attend", inputs, [tiling.scale_bits(0.125), block], tactic) for tactic in tiles])
     assert len(tiles) == 3 - (block > 0) == len({launch["entry"] for launch in made})
-    assert min(launch["shared"] for launch in made) <= 48 << 10  # what a launch gets without asking for more
+    assert min(launch["shared"] for launch in made) <= 48 << 10  # available without an attribute
     for tile, launch in zip(tiles.values(), made):
         assert launch["block"] == [tile.warps * 32, 1, 1]
         (out,) = execute(launch, inputs, tiling.attend_constants(64, tile, False, block > 0))
@@ -116,7 +116,7 @@ def test_one_plugin_computes_the_op(launches: Launches, dtype: torch.dtype, bloc
         assert_close(out, [*inputs[:5], inputs[5].long(), inputs[6].long()], 0.125, block)
 
 
-# Compute capability, dtype, shape, blocks, parts that are asked for, and parts that fill the GPU.
+# Compute capability, dtype, shape, blocks, requested parts, and parts that fill the GPU.
 PARTS = {
     "two": ("9.0", torch.float16, (2, 19, 700, 2, 2, 96), 4, 2, 2),
     "four": ("9.0", torch.bfloat16, (2, 19, 700, 2, 2, 96), 0, 4, 4),
@@ -124,9 +124,9 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["two", "four", pytest.param("fewer", marks=REAL_API)])  # which fills a whole GPU
+@pytest.mark.parametrize("name", ["two", "four", pytest.param("fewer", marks=REAL_API)])  # fills a whole GPU
 def test_two_plugins_compute_the_op_in_parts(launches: Launches, name: str) -> None:
-    """Fails if the parts do not add up to the op, or more of them are written or held than the shape needs."""
+    """Fails if the combined parts differ from the op, or more parts are written or allocated than the shape needs."""
     capability, dtype, (batch, rows, *others), block, splits, needed = PARTS[name]
     _, (tactic, tile), *_ = tiling.tactics(capability, block > 0).items()
     inputs = random_inputs(2, dtype, batch, rows, *others)
@@ -147,7 +147,7 @@ def test_two_plugins_compute_the_op_in_parts(launches: Launches, name: str) -> N
 
 
 def test_formats_and_tactics() -> None:
-    """Fails if a plugin offers a dtype or a tactic without a kernel, or is registered where its numbers get lost."""
+    """Fails if a plugin offers a dtype or tactic without a kernel, or registers with a version that loses integers."""
     trt, api = plugin_api.simulated_tensorrt()
     trt_face._registered.discard(trt.__name__)
     trt.__version__, good = "10.13", trt.PluginField
@@ -181,7 +181,7 @@ def step(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("splits", [1, 4])
 def test_the_plugin_step_has_no_function_body(step: Path, splits: int) -> None:
-    """Fails if TensorRT could find another meaning of the op than the plugin, or lose its numbers."""
+    """Fails if the plugin step still has a function body for the op, or a node lacks the plugin's integers."""
     before = onnx.load(str(step), load_external_data=False)
     model = onnx.load(str(write_plugin_step(step, splits)), load_external_data=False)
     layers = [node for node in before.graph.node if node.op_type == onnx_face.OP_TYPE]
@@ -206,7 +206,7 @@ def test_the_plugin_step_has_no_function_body(step: Path, splits: int) -> None:
 
 
 def test_a_model_without_the_op_is_refused(step: Path, tmp_path: Path) -> None:
-    """Fails if a plugin engine could be built that holds no plugin, or with impossible splits."""
+    """Fails if a plugin step is made from a model without the op, or with invalid splits."""
     plugin_step = write_plugin_step(step, 1)
     with pytest.raises(ExportError, match="has 0 SuffixMask nodes, not one"):
         write_plugin_step(plugin_step, 1)
@@ -215,7 +215,7 @@ def test_a_model_without_the_op_is_refused(step: Path, tmp_path: Path) -> None:
 
 
 def test_heads_without_a_kernel_are_refused_before_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if the builder is what finds out that there is no kernel for the model's heads."""
+    """Fails if heads without a kernel are refused only by the builder."""
     monkeypatch.setitem(sys.modules, "tensorrt", as_tensorrt())
     monkeypatch.setattr(engines, "check_kernel", lambda size, dtype: check_kernel(size + 8, dtype))
     settings: dict[str, Any] = {"targets": ("tensorrt",), "dtypes": ("float16",), "capabilities": ("8.9",)}
@@ -228,8 +228,7 @@ def test_heads_without_a_kernel_are_refused_before_the_build(tmp_path: Path, mon
 def test_a_plugin_engine_is_built_from_the_plugin_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if plugins are registered too late, or the file, the version or the attention is not in the key.
 
-    TensorRT-RTX stands in for TensorRT. It cannot parse plugin nodes, so that one call is
-    answered with the step as it was before.
+    TensorRT-RTX stands in for TensorRT. It cannot parse plugin nodes, so its parser gets the step without plugins.
     """
     trt, api = as_tensorrt(), plugin_api.PluginApi()
     parsed: list[Path] = []
@@ -265,7 +264,7 @@ def test_a_plugin_engine_is_built_from_the_plugin_step(tmp_path: Path, monkeypat
 
 
 def test_an_old_tensorrt_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a TensorRT without ahead-of-time plugins ends in an AttributeError."""
+    """Fails if a TensorRT without ahead-of-time plugins gives an AttributeError."""
     monkeypatch.setattr(trt_face, "_registered", set())
     monkeypatch.setitem(sys.modules, "tensorrt_rtx.plugin", plugin_api.ModuleType("tensorrt_rtx.plugin"))
     with pytest.raises(EngineBuildError, match="has no ahead-of-time plugins.*or native attention"):
@@ -273,7 +272,7 @@ def test_an_old_tensorrt_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_triton_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a missing package is all that a user reads."""
+    """Fails if the error for missing Triton does not name the extra to install."""
     monkeypatch.setitem(sys.modules, "dpad.plugins.compile", None)
     contract = SimpleNamespace()
     with pytest.raises(EngineBuildError, match=r"needs Triton: pip install '\.\[kernel\]' in a checkout"):
@@ -281,5 +280,5 @@ def test_without_triton_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest
 
 
 def test_without_a_gpu_this_ran_in_the_interpreter() -> None:
-    """Fails if kernels would be compiled for a GPU that is not there."""
+    """Fails if Triton's interpreter is off on a machine without a GPU."""
     assert GPU or type(triton_kernel.attend).__name__ == "InterpretedFunction"

@@ -1,6 +1,6 @@
-"""The pool of `GpuEngine`, over simulated hardware whose memory is NaN until something is written to it.
+"""The pool of `GpuEngine` on simulated hardware, whose memory is NaN until it is written.
 
-What it holds is compared with the eager engine's; what it copies, with one copy a row.
+Its contents are compared with the eager engine's pool, and its copies with one copy per row.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from dpad.runtime.engines.slots import slot_bytes
 from dpad.runtime.engines.step import StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError, InvalidRequest
 
-LENGTH, LONGEST, BATCH = 40, 512, 4  # of the canvases here; limits of the engine
+LENGTH, LONGEST, BATCH = 40, 512, 4  # length of the canvases here; limits of the engine
 MODES = {"extend": "llada", BLOCKS: "fast_dllm"}
 
 
@@ -41,7 +41,7 @@ def table(rows: list[Any]) -> NDArray[np.int64]:
 
 
 def step(gather: list[Any], attended: list[Any], written: list[Any] | None = None, length: int = LENGTH) -> StepInputs:
-    """A step of the positions `gather`, one iterable a sequence, that attends and writes slots."""
+    """A step with the positions `gather`, one iterable for each sequence, that attends and writes slots."""
     canvas = np.random.default_rng(5).integers(2, MASK, (len(gather), length))
     rows = np.zeros((len(gather), 1), dtype=np.int64)
     keeps = None if written is None else table(written)
@@ -49,7 +49,7 @@ def step(gather: list[Any], attended: list[Any], written: list[Any] | None = Non
 
 
 def assert_close(ours: StepOutputs, theirs: StepOutputs) -> None:
-    """Within float32's rounding, and no NaN."""
+    """Assert that outputs are equal within float32's rounding and have no NaN."""
     assert ours.logits is not None
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=2e-4, equal_nan=False)
 
@@ -57,9 +57,9 @@ def assert_close(ours: StepOutputs, theirs: StepOutputs) -> None:
 @pytest.mark.parametrize("family", MODES.values())
 @pytest.mark.parametrize("seed", range(2))
 def test_what_a_pool_holds_after_any_steps(engine_of: Any, family: str, seed: int) -> None:
-    """Fails if a row lies elsewhere than it is named, another's is overwritten, or garbage is attended.
+    """Fails if a row is written to another slot, a row of another sequence is overwritten, or unwritten memory is read.
 
-    Sequences attend what they like of what they hold, add rows that some of are not kept, and leave.
+    Sequences attend random subsets of their rows, add rows of which some are not kept, and leave.
     """
     rng = np.random.default_rng(seed)
     ours, theirs = engine_of("tensorrt", family), engine_of("torch", family)
@@ -84,7 +84,7 @@ def test_what_a_pool_holds_after_any_steps(engine_of: Any, family: str, seed: in
 
 
 def test_a_step_queues_one_copy_for_a_sequence_whose_slots_lie_together(directory: Path) -> None:
-    """Fails if copies grow with rows or layers, or a step that keeps nothing copies."""
+    """Fails if the number of copies grows with rows or layers, or a step that keeps nothing makes a copy."""
     with opened(directory) as engine:
         copies = engine.hardware.counts
         engine.step(step([range(12), range(5)], [[], []]))
@@ -94,7 +94,7 @@ def test_a_step_queues_one_copy_for_a_sequence_whose_slots_lie_together(director
 
 
 def test_nothing_is_allocated_once_it_is_open(directory: Path) -> None:
-    """Fails if a larger step needs memory that may not be there when it comes."""
+    """Fails if a step allocates device memory."""
     with opened(directory) as engine:
         before = engine.hardware.counts["alloc"]
         for batch, length in ((1, LENGTH), (BATCH, LENGTH), (1, LONGEST), (2, LONGEST)):
@@ -103,14 +103,14 @@ def test_nothing_is_allocated_once_it_is_open(directory: Path) -> None:
 
 
 def fixed_bytes(directory: Path) -> int:
-    """What is on the device besides keys and values."""
+    """Device memory in bytes besides keys and values."""
     with opened(directory) as engine:
         slot = slot_bytes(engine.contract, engine.dtype)
         return int(engine.hardware.living()) - slot * (engine.slots.size + engine.most_rows)
 
 
 def test_the_pool_takes_what_the_limits_need_and_no_more_than_there_is(directory: Path) -> None:
-    """Fails if a pool is larger than any batch needs, or fills a device to the last byte, or its rows do not fit."""
+    """Fails if a pool is larger than the largest batch needs, fills the device completely, or its rows do not fit."""
     fixed = fixed_bytes(directory)
     with opened(directory) as engine:
         slot = slot_bytes(engine.contract, engine.dtype)
@@ -129,7 +129,7 @@ def test_the_pool_takes_what_the_limits_need_and_no_more_than_there_is(directory
 
 
 def test_a_pool_of_the_callers_size(directory: Path) -> None:
-    """Fails if the size that was asked for is not that of the pool, or one that cannot be is not refused."""
+    """Fails if the pool has another size than requested, or an impossible size is not refused."""
     with opened(directory, slots=65) as engine:
         assert engine.slots.size == 65 and engine.slots.most == 64
         engine.step(step([range(LENGTH)], [[]], [range(25, 65)]))
@@ -148,14 +148,14 @@ def test_a_pool_of_the_callers_size(directory: Path) -> None:
 
 
 def test_a_device_without_room_for_one_canvas_says_so(directory: Path) -> None:
-    """Fails if a device that is too small is reported in any other way, or something stays on it."""
+    """Fails if a device that is too small gives another error, or memory is not freed."""
     with pytest.raises(EngineError, match="keys and values of 512 tokens take .* GB, .*slots"):
         with opened(directory, memory=fixed_bytes(directory) + ACTIVATION_BYTES):
             pass
 
 
 def test_parity_gives_every_input_and_gets_every_output(engine_of: Any) -> None:
-    """Fails if a plan is compared by other rows than those that it read and wrote."""
+    """Fails if parity of a plan compares other cache rows than those read and written."""
     ours, theirs = engine_of("tensorrt", "llada"), engine_of("torch", "llada")
     rng, inputs = np.random.default_rng(0), step([range(9), range(4)], [range(1, 30), range(30, 40)])
     small = (inputs.canvas, inputs.gather_indices, inputs.cache_indices, inputs.decode_rows)
@@ -174,20 +174,20 @@ def test_parity_gives_every_input_and_gets_every_output(engine_of: Any) -> None:
 
 
 def options_for(cache_mode: str) -> GenerationOptions:
-    """Blocks of 8; the number of passes does not depend on the tokens."""
+    """Options with blocks of 8 and a number of passes that does not depend on the tokens."""
     schedule = NOTHING if cache_mode == BLOCKS else Full()
     settings: dict[str, Any] = {"decoder": "fixed", "steps": 12, "early_termination": False}
     return GenerationOptions(gen_length=32, block_length=8, cache=cache_mode, schedule=schedule, **settings)
 
 
 def prompts(*lengths: int) -> list[Request]:
-    """Random tokens."""
+    """Requests of random tokens with these lengths."""
     rng = np.random.default_rng(0)
     return [Request(tuple(rng.integers(2, MASK, length).tolist())) for length in lengths]
 
 
 def test_a_small_device_decodes_in_smaller_passes(directory: Path, engine_of: Any) -> None:
-    """Fails if a pass is made of more rows than there is memory for."""
+    """Fails if a pass has more rows than there is memory for."""
     requests, options = prompts(*[150] * BATCH), replace(options_for("extend"), cache="none")
     slot = slot_bytes(engine_of("tensorrt", "llada").contract, "float32")
     with opened(directory, memory=fixed_bytes(directory) + 1400 * slot) as engine:
@@ -200,7 +200,7 @@ def test_a_small_device_decodes_in_smaller_passes(directory: Path, engine_of: An
 @pytest.mark.parametrize("cache_mode", MODES)
 @pytest.mark.parametrize("lengths", [(9,), (5, 23, 11)])
 def test_a_second_request_replays(make_bundle: Any, cache_mode: str, lengths: tuple[int, ...]) -> None:
-    """Fails if shapes or recordings are made anew for a request that came before."""
+    """Fails if a repeated request makes new shapes or recordings."""
     with opened(make_bundle(MODES[cache_mode])) as engine:
         for _ in range(3):
             run(engine, prompts(*lengths), options_for(cache_mode))
@@ -214,7 +214,7 @@ def test_a_second_request_replays(make_bundle: Any, cache_mode: str, lengths: tu
 
 @pytest.mark.parametrize("cache_mode", MODES)
 def test_threads_may_share_an_engine(engine_of: Any, cache_mode: str) -> None:
-    """Fails if slots that one request gave back are lent to another while its rows are still wanted."""
+    """Fails if freed slots are given to another request while their rows are still read."""
     engine, options = engine_of("tensorrt", MODES[cache_mode]), options_for(cache_mode)
     batches = [prompts(3 + 2 * index, 19 - index) for index in range(6)]
     alone = [run(engine, batch, options) for batch in batches]

@@ -1,7 +1,6 @@
-"""A bundle's plan from the outside: what inspect says of it, how it is opened, decoded with and compared.
+"""A bundle's plan through the public interface: inspect, opening, decoding and parity.
 
-The GPU, CUDA and TensorRT-RTX's runtime are simulated (`host_trt.py`); the plan in the bundle
-is real, and was built here.
+The GPU, CUDA and TensorRT-RTX's runtime are simulated (`host_trt.py`); the plan in the bundle is real and built here.
 """
 
 import json
@@ -50,14 +49,14 @@ def device(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def inspect(bundle: Bundle) -> dict[str, Any]:
-    """What `dpad inspect` says of each engine."""
+    """The output of `dpad inspect` for each engine."""
     ran = CliRunner().invoke(main, ["inspect", str(bundle.directory), "--json"])
     assert ran.exit_code == 0, ran.output
     return {engine["engine"]: engine for engine in json.loads(ran.stdout)["engines"]}
 
 
 def test_the_plan_is_the_engine_of_choice_where_it_fits(bundle: Bundle, device: HostDevice) -> None:
-    """Fails if a plan that fits is not opened, or does not write what the step says."""
+    """Fails if a plan that fits is not opened, or gives another text than the step."""
     assert inspect(bundle)[PLAN]["runs_here"] is True
     with dpad.load(bundle.directory, slots=1000) as model:
         assert isinstance(model.engine, GpuEngine) and model.engine.name == PLAN
@@ -76,7 +75,7 @@ def test_the_plan_is_the_engine_of_choice_where_it_fits(bundle: Bundle, device: 
 def test_how_a_plan_was_built_decides_how_it_is_opened(
     bundle: Bundle, device: HostDevice, tmp_path: Path, flag: str
 ) -> None:
-    """Fails if a stripped plan is not refitted, or a plan may bring host code that has no need of it."""
+    """Fails if a stripped plan is not refitted, or host code is allowed for a plan that does not need it."""
     directory = Path(shutil.copytree(bundle.directory, tmp_path / "out"))
     edit(directory, lambda data: data["engines"][0]["flags"].update({flag: 64 if flag == "workspace" else True}))
     dpad.load(directory).close()
@@ -86,7 +85,7 @@ def test_how_a_plan_was_built_decides_how_it_is_opened(
 
 
 def test_compiled_kernels_are_kept_under_the_plan(bundle: Bundle, device: HostDevice, tmp_path: Path) -> None:
-    """Fails if two plans would share one cache of kernels."""
+    """Fails if two plans share one cache of kernels."""
     dpad.load(bundle.directory).close()
     sha = bundle.manifest.files[bundle.manifest.engines[0].file].sha256
     names = {f"kernels-{sha[:32]}.cache", f"decide-kernels-{sha[:32]}.cache"}
@@ -94,7 +93,7 @@ def test_compiled_kernels_are_kept_under_the_plan(bundle: Bundle, device: HostDe
 
 
 def test_parity_compares_the_plan_itself(bundle: Bundle, device: HostDevice) -> None:
-    """Fails if a plan passes parity without having run, or an output of it is not compared."""
+    """Fails if a plan passes parity without running, or one of its outputs is not compared."""
     report = require_passed(compare_bundle(bundle, Progress(), engines=[PLAN], steps=1))
     [engine] = report["engines"]
     assert engine["status"] == "passed" and engine["file"].endswith(".plan")
@@ -104,7 +103,7 @@ def test_parity_compares_the_plan_itself(bundle: Bundle, device: HostDevice) -> 
 
 
 def test_parity_compares_a_bfloat16_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a plan in the dtype that numpy lacks is skipped, or its rows are read as other bits."""
+    """Fails if a bfloat16 plan, whose dtype numpy lacks, is skipped or its rows are misread."""
     settings: dict[str, Any] = {"dtypes": ("float32", "bfloat16"), "capabilities": ("8.9",)}
     bundle = export(write_source(tmp_path / "source"), tmp_path / "out", targets=("tensorrt-rtx",), **settings)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -119,7 +118,7 @@ def test_parity_compares_a_bfloat16_plan(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_not_installed_is_named(
     bundle: Bundle, device: HostDevice, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    """Fails if a missing package ends in a traceback, or its installation is not named."""
+    """Fails if a missing package gives a traceback, or the error does not say how to install it."""
     version = found_here.library_version
     monkeypatch.setattr(found_here, "library_version", lambda name: None if name == missing else version(name))
     engine = inspect(bundle)[PLAN]
@@ -129,7 +128,7 @@ def test_what_is_not_installed_is_named(
 
 
 def test_a_real_plan_without_a_driver_says_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Fails if TensorRT-RTX's own words are lost when it cannot open its plan."""
+    """Fails if the error lacks TensorRT-RTX's message when it cannot open its plan."""
     if Machine.current().gpu is not None:
         pytest.skip("this machine has a GPU")
     monkeypatch.setattr(Machine, "current", classmethod(lambda cls: FITTING))
@@ -143,7 +142,7 @@ def test_a_real_plan_without_a_driver_says_so(bundle: Bundle, monkeypatch: pytes
 
 
 def test_the_command_line_takes_the_options_of_engines(tmp_path: Path) -> None:
-    """Fails if an option does not reach the engine's key, or a refusal has no reason."""
+    """Fails if an option is missing in the engine's key, or a refusal has no reason."""
     source, out = write_source(tmp_path / "source"), tmp_path / "out"
     command = ["export", str(source), "--out", str(out), "--no-parity", "--dtype", "float16"]
     rtx = ["--target", "tensorrt-rtx", "--compute-capability", "8.9"]

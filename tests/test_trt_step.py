@@ -1,4 +1,4 @@
-"""One step of `GpuEngine` at a time over simulated hardware: recordings, refusals, failures, closing."""
+"""Single steps of `GpuEngine` on simulated hardware: recordings, refusals, failures, closing."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +14,11 @@ from host_trt import opened
 from dpad.runtime.engines.step import Decisions, Sampling, StepInputs, StepOutputs
 from dpad.runtime.errors import EngineError
 
-LENGTH = 64  # canvas
+LENGTH = 64  # tokens of the canvas
 
 
 def step_inputs(queries: int = 32, cached: int = 0, rows: int = 8, batch: int = 1, **changes: Any) -> StepInputs:
-    """A step over the last `queries` positions of a canvas, which attends the slots 1 to `cached`."""
+    """A step with the last `queries` positions of a canvas that attends the slots 1 to `cached`."""
     rng = np.random.default_rng(batch)
     values: dict[str, Any] = {
         "canvas": rng.integers(2, 120, (batch, LENGTH)),
@@ -30,7 +30,7 @@ def step_inputs(queries: int = 32, cached: int = 0, rows: int = 8, batch: int = 
 
 
 def sampling(batch: int = 1, rows: int = 8) -> Sampling:
-    """Hot draws from few tokens; the last sequence takes the likeliest that is not banned."""
+    """High temperatures with few tokens; the last sequence takes the likeliest token that is not banned."""
     return Sampling(
         uniform=np.random.default_rng(3).random((batch, rows), dtype=np.float32),
         temperature=np.array([0.9] * (batch - 1) + [0.0], dtype=np.float32),
@@ -50,12 +50,12 @@ def directory(make_bundle: Callable[..., Path]) -> Path:
 
 
 def same(a: StepOutputs, b: StepOutputs) -> bool:
-    """Equal bit for bit: a recording runs the very same kernels."""
+    """Whether outputs are bit-identical, since a recording runs the same kernels."""
     return np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.odds_against, b.odds_against)
 
 
 def test_logits_come_only_when_wanted_and_belong_to_the_caller(directory: Path, engine_of: Any) -> None:
-    """Fails if logits are moved for nothing, or the next step overwrites what the caller was given."""
+    """Fails if logits are copied without being requested, or the next step overwrites the caller's logits."""
     onnx = engine_of("onnxruntime", "llada")
     with opened(directory) as engine:
         assert engine.step(step_inputs()).logits is None
@@ -68,7 +68,7 @@ def test_logits_come_only_when_wanted_and_belong_to_the_caller(directory: Path, 
 
 
 def test_decisions_are_those_of_the_same_logits(directory: Path, engine_of: Any) -> None:
-    """Fails if the plan that decides reads other logits or options than its step's, or its recording does."""
+    """Fails if the decide plan, or its recording, reads other logits or options than its step's."""
     onnx = engine_of("onnxruntime", "llada")
     with opened(directory) as engine:
         for token in (5, 6, 7, 8):
@@ -84,7 +84,7 @@ def test_decisions_are_those_of_the_same_logits(directory: Path, engine_of: Any)
 
 
 def test_without_a_plan_that_decides_a_drawn_token_is_refused(directory: Path) -> None:
-    """Fails if a greedy token passes for a drawn one, or greedy decoding needs the second plan."""
+    """Fails if drawing without a decide plan returns a greedy token, or greedy decoding needs that plan."""
     with opened(directory, decides=False) as engine:
         with pytest.raises(EngineError, match="no program that draws and filters tokens; export the bundle again"):
             engine.step(step_inputs(sampling=sampling()))
@@ -93,7 +93,7 @@ def test_without_a_plan_that_decides_a_drawn_token_is_refused(directory: Path) -
 
 
 def test_a_shape_is_captured_the_second_time_and_replayed_from_then_on(directory: Path) -> None:
-    """Fails if a shape is captured twice, or its replay is not the step."""
+    """Fails if a shape is captured twice, or its replay differs from the step."""
     with opened(directory) as engine:
         counts = engine.hardware.counts
         captured = []
@@ -104,12 +104,12 @@ def test_a_shape_is_captured_the_second_time_and_replayed_from_then_on(directory
             captured.append((counts["begin_capture"], counts["launch"]))
         assert captured == [(0, 0), (2, 0), (2, 2), (2, 4), (2, 6)]
         assert all(same(answer, answers[0]) for answer in answers)
-        assert engine.simulation.counts["contexts"] == 5  # one a profile, one a recording
+        assert engine.simulation.counts["contexts"] == 5  # one for each profile and each recording
         assert engine.graph_failure is None
 
 
 def test_a_replay_reads_the_new_inputs(directory: Path) -> None:
-    """Fails if a recording repeats the inputs it was made with."""
+    """Fails if a recording replays the inputs with which it was captured."""
     with opened(directory) as engine:
         for token in (5, 6, 7, 8):
             recorded = engine.step(step_inputs(canvas=np.full((1, LENGTH), token)))
@@ -121,7 +121,7 @@ def test_a_replay_reads_the_new_inputs(directory: Path) -> None:
 
 
 def test_one_recording_serves_every_slot(directory: Path) -> None:
-    """Fails if a recording holds the slots that it was made with, or reads or writes another sequence's."""
+    """Fails if a recording uses the slots with which it was captured, or another sequence's."""
     with opened(directory) as engine:
         canvases = [np.full((1, LENGTH), token) for token in (5, 90)]
         held = [np.arange(1, 65)[None], np.arange(200, 264)[None]]
@@ -138,10 +138,10 @@ def test_one_recording_serves_every_slot(directory: Path) -> None:
 
 @pytest.mark.parametrize("method", ["begin_capture", "end_capture", "contexts"])
 def test_a_failed_capture_falls_back_and_says_why(directory: Path, method: str) -> None:
-    """Fails if a step is lost when it cannot be captured, the reason is lost, or it is tried again."""
+    """Fails if a step fails because it cannot be captured, the reason is lost, or the capture is tried again."""
     with opened(directory) as engine:
         first, counts = engine.step(step_inputs()), engine.hardware.counts
-        if method == "contexts":  # no memory for one more
+        if method == "contexts":  # there is no memory for another one
             counts = engine.simulation.counts
             engine.simulation.most_contexts = counts["contexts"]
         else:
@@ -156,7 +156,7 @@ def test_a_failed_capture_falls_back_and_says_why(directory: Path, method: str) 
 
 @pytest.mark.parametrize("method", ["upload", "download", "copy_2d", "synchronise"])
 def test_a_failed_step_leaves_the_engine_usable_and_others_slots_as_they_were(directory: Path, method: str) -> None:
-    """Fails if a step that broke at any call changes what others hold, or its queued copies hit the next step."""
+    """Fails if a step that fails at any call changes other sequences' rows, or its copies run in the next step."""
     apart = np.concatenate([np.arange(100, 130), np.arange(140, 174)])[None]  # two copies
     written = replace(REFRESH, canvas=np.full((1, LENGTH), 9), write_slots=apart, want_logits=True)
     looks = replace(CACHED, cache_indices=np.arange(100, 130)[None])
@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[StepInputs, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_inputs_are_refused_before_launch(directory: Path, case: str) -> None:
-    """Fails if an index that names another's memory, or a shape without a profile, reaches the device."""
+    """Fails if an index outside the pool, or a shape without a profile, reaches the device."""
     inputs, words = REFUSED[case]
     with opened(directory) as engine:
         with pytest.raises(EngineError, match=words):
@@ -228,7 +228,7 @@ def test_bad_inputs_are_refused_before_launch(directory: Path, case: str) -> Non
 
 
 def test_close_frees_everything_and_is_safe_twice(directory: Path) -> None:
-    """Fails if closing leaks, fails the second time, or lets a step through."""
+    """Fails if `close` leaks memory, fails the second time, or a step runs after it."""
     with opened(directory) as engine:
         for _ in range(3):
             engine.step(replace(REFRESH, sampling=sampling()))
@@ -240,7 +240,7 @@ def test_close_frees_everything_and_is_safe_twice(directory: Path) -> None:
 
 
 def test_close_waits_for_a_step_of_another_thread(directory: Path) -> None:
-    """Fails if memory is freed under a step that runs, or a step that comes too late is not told."""
+    """Fails if memory is freed during a step, or a step after `close` does not raise."""
     with opened(directory) as engine, ThreadPoolExecutor(1) as thread:
         expected, begun = engine.step(REFRESH), Event()
 

@@ -1,4 +1,4 @@
-"""The usage lines of module docstrings call what there is, with arguments that it takes."""
+"""The usage lines in module docstrings call existing functions with valid arguments."""
 
 import ast
 import inspect
@@ -23,26 +23,27 @@ DEFINED = Counter(part.name for tree in TREES.values() for part in tree.body if 
 
 
 def usage(name: str) -> Iterator[ast.Call]:
-    """Calls in those paragraphs of a docstring that are Python, but those that leave arguments out (`...`)."""
+    """The calls in paragraphs of a docstring that are Python, except calls with `...` for arguments."""
     for paragraph in (ast.get_docstring(TREES[name], clean=False) or "").split("\n\n")[1:]:
         try:
             nodes = list(ast.walk(ast.parse(dedent(paragraph))))
-        except SyntaxError:  # prose, a table, a tree, or a line for the shell
+        except SyntaxError:  # prose, a table, a tree, or a shell command
             continue
         yield from (n for n in nodes if isinstance(n, ast.Call) and "..." not in map(ast.unparse, n.args))
 
 
 def signature(name: str, function: ast.expr) -> inspect.Signature | None:
-    """That of `f` or `f.part`, in the module or the only one that defines it; of `x.f`, the module's only method `f`.
+    """The signature of a called function.
 
-    None where there is no such thing, or it is an exception, which takes anything.
+    `f` and `f.part` are looked up in the module, or in the only module that defines them; `x.f` is the module's only
+    method `f`. None if nothing is found, or for an exception, which takes any arguments.
     """
     module, (first, *rest) = import_module(name), ast.unparse(function).split(".")
     if not hasattr(module, first) and DEFINED[first] == 1:
         module = import_module(next(n for n, t in TREES.items() if first in [getattr(p, "name", "") for p in t.body]))
     if hasattr(module, first):
         found = reduce(lambda whole, part: getattr(whole, part, None), rest, getattr(module, first))
-        if found is not None:  # else a variable that has the name of a function elsewhere
+        if found is not None:  # otherwise it is a variable with the name of a function elsewhere
             return signature_of(found)
     kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == name]
     methods = [vars(kind)[rest[0]] for kind in kinds if len(rest) == 1 and rest[0] in vars(kind)]
@@ -50,7 +51,7 @@ def signature(name: str, function: ast.expr) -> inspect.Signature | None:
 
 
 def signature_of(found: Any) -> inspect.Signature | None:
-    """None for an exception, and for what is written in C and tells none."""
+    """The signature of an object; None for an exception, and for C code without a signature."""
     if inspect.isclass(found) and issubclass(found, Exception):
         return None
     try:
@@ -61,7 +62,7 @@ def signature_of(found: Any) -> inspect.Signature | None:
 
 @pytest.mark.parametrize("name", [name for name in TREES if any(usage(name))])
 def test_usage_binds(name: str) -> None:
-    """Fails if a usage line leaves out an argument that is required, or gives one that there is not."""
+    """Fails if a usage line omits a required argument, or passes one that does not exist."""
     for call in usage(name):
         if (taken := signature(name, call.func)) is not None:
             try:

@@ -1,4 +1,4 @@
-"""Values of any type in a request: numpy's numbers count as Python's, all else is refused with a typed error."""
+"""Values of any type in a request: numpy's numbers are accepted, and invalid values raise a typed error."""
 
 import json
 import os
@@ -26,7 +26,7 @@ NUMBERS = {"threshold": 0.5, "factor": 2.0, "temperature": 3.0, "top_p": 0.5}
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint16, np.int64, np.uint64])
 def test_whole_numbers_of_numpy_are_pythons(kind: Any) -> None:
-    """Fails if a narrow integer is kept: its sums wrap around, and so does its negative in the filter of `top_k`."""
+    """Fails if a narrow numpy integer is not converted, since its sums and its negative would wrap around."""
     options = GenerationOptions(**{name: kind(value) for name, value in WHOLE.items()})
     schedules = Gaussian(window=kind(60)), Uniform(kind(9), kind(60))
     request = Request((kind(5),), np.array([6, 7], kind), kind(8))  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ def test_whole_numbers_of_numpy_are_pythons(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, int])
 def test_numbers_are_floats(kind: Any) -> None:
-    """Fails if arithmetic is in another width than the caller's neighbour would get."""
+    """Fails if numpy floats are not converted to Python's, so that arithmetic has another precision."""
     options = GenerationOptions(**{name: kind(value) for name, value in NUMBERS.items()})
     schedule = Gaussian(kind(4), kind(2))
     given = [*(getattr(options, name) for name in NUMBERS), schedule.k, schedule.scale]
@@ -51,7 +51,7 @@ def test_numbers_are_floats(kind: Any) -> None:
 @pytest.mark.parametrize("size", [400, 5000])
 @pytest.mark.parametrize("name", [*WHOLE, "temperature", "k", "scale", "window", "count", "token", "seed of the row"])
 def test_numbers_beyond_all_use_are_refused(name: str, size: int) -> None:
-    """Fails if the error is another, as Python's own where a float overflows or too many digits are to be written."""
+    """Fails if a huge number raises another error, such as Python's for float overflow or for too many digits."""
     value = 10**size
     with pytest.raises(InvalidRequest):
         if name in ("token", "seed of the row"):
@@ -64,19 +64,19 @@ def test_numbers_beyond_all_use_are_refused(name: str, size: int) -> None:
 
 
 def test_a_factor_beyond_floats_accepts_all() -> None:
-    """Fails if a factor that no float holds is an error of Python's."""
+    """Fails if a factor beyond the range of floats gives an error of Python's."""
     GenerationOptions(decoder="factor", factor=10**400).check(CONTRACT)
 
 
 def test_a_seed_may_have_128_bits() -> None:
-    """Fails if a seed as numpy recommends to draw them is refused."""
+    """Fails if a seed of 128 bits, which numpy recommends, is refused."""
     GenerationOptions(seed=2**128 - 1).check(CONTRACT)
 
 
 @pytest.mark.parametrize("nothing", [np.ma.masked, np.datetime64("NaT"), np.array(None)], ids=["masked", "nat", "none"])
 @pytest.mark.parametrize("name", ["steps", "top_k", "top_p", "window", "count", "seed of the row", "prompt_length"])
 def test_what_is_no_number_is_not_none(nothing: Any, name: str) -> None:
-    """Fails if a masked number or a missing time silently means that there is no limit."""
+    """Fails if a masked number or NaT is accepted as "no limit"."""
     with pytest.raises(InvalidRequest):
         if name == "seed of the row":
             Request((5,), seed=nothing).check(GenerationOptions(), CONTRACT)
@@ -89,14 +89,14 @@ def test_what_is_no_number_is_not_none(nothing: Any, name: str) -> None:
 
 
 class Fails:
-    """Raises where it is asked for an attribute."""
+    """An object whose attribute access raises."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(name)
 
 
 def test_what_fails_at_its_attributes_is_refused() -> None:
-    """Fails if an object's own error comes out of a schedule, a request or a canvas, rather than a typed one."""
+    """Fails if an object's own error is raised by a schedule, a request or a canvas instead of a typed one."""
     model = DiffusionModel(Untouched(), None)
     takers = (
         lambda: Gaussian(k=Fails()),  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_what_fails_at_its_attributes_is_refused() -> None:
 
 
 def test_a_preset_beyond_all_use_is_refused_with_its_bundle() -> None:
-    """Fails if the preset's number is blamed on the caller."""
+    """Fails if the error for a preset's number blames the caller."""
     with pytest.raises(ManifestError, match="preset 'a'"):
         read_presets(json.loads('{"a": {"schedule": {"gaussian": {"window": 1%s}}}}' % ("0" * 400)))
 
@@ -135,7 +135,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_values_are_refused_before_any_work(case: str) -> None:
-    """Fails if a wrong value of an option is found out late, or by an error of Python's."""
+    """Fails if a wrong value of an option is refused late, or by an error of Python's."""
     model = DiffusionModel(Untouched(), None, {"a": {}, "b": {}})
     with pytest.raises(InvalidRequest):
         model.generate([5, 6], **WRONG[case])
@@ -146,40 +146,40 @@ def test_wrong_values_are_refused_before_any_work(case: str) -> None:
     [(5,), (None,), ({5, 6},), (np.array(5),), ((11,), None), ((11,), 5), ((11,), (), True), ((11,), (), 0.5)],
 )
 def test_what_is_no_request_is_refused(values: tuple[Any, ...]) -> None:
-    """Fails if a field of `Request` that holds something else is told by an error of Python's."""
+    """Fails if a wrong value in a field of `Request` gives an error of Python's."""
     with pytest.raises(InvalidRequest):
         decode(Untouched(), [Request(*values)], GenerationOptions())
 
 
 @pytest.mark.parametrize("schedule", ["full", object(), Gaussian, 5])
 def test_a_row_has_a_schedule_or_none(schedule: SuffixSchedule) -> None:
-    """Fails if the schedule of a row is checked less than that of the options."""
+    """Fails if a request's own schedule is checked less than that of the options."""
     with pytest.raises(InvalidRequest, match="is not a suffix schedule"):
         decode(Untouched(), [Request((11,), schedule=schedule)], GenerationOptions())
 
 
 @pytest.mark.parametrize("values", [(5, 1, 1), ([[1]], None, 32), ([[1]], 5, "32"), (["a"], 5, 32), ([5], 5, 32)])
 def test_positions_that_are_none_are_refused(values: Any) -> None:
-    """Fails if wrong positions or lengths are told by an error of Python's."""
+    """Fails if wrong positions or lengths give an error of Python's."""
     with pytest.raises(InvalidRequest, match="suffix positions must be lists of integers"):
         Explicit.from_positions(*values)
 
 
 @pytest.mark.parametrize("threads", [-1, 1.5, True, "2", 4 * (os.cpu_count() or 1) + 1, 2**31])
 def test_threads_are_a_few_for_each_processor(threads: Any) -> None:
-    """Fails if so many threads start that they wait for each other, or ONNX Runtime cannot read their number."""
+    """Fails if a number of threads far above the processors', or beyond ONNX Runtime's range, is accepted."""
     with pytest.raises(InvalidRequest, match=f"0 to {4 * (os.cpu_count() or 1)}"):
         open_engine(None, threads=threads)  # type: ignore[arg-type]
 
 
 class Unread(TextCodec):
-    """A tokenizer that must not be reached."""
+    """A tokenizer that must not be called."""
 
     def _encode_by(self, tokenizer: Any, text: str) -> Any:
         raise AssertionError("the text was tokenized")
 
 
-LONG = "w5 " * 1000  # on canvases of 200 tokens, none longer than 9 characters
+LONG = "w5 " * 1000  # too long for canvases of 200 tokens of at most 9 characters
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ LONG = "w5 " * 1000  # on canvases of 200 tokens, none longer than 9 characters
     ],
 )
 def test_text_that_no_canvas_holds_is_not_tokenized(tmp_path: Path, prompt: Any, suffix: str | None) -> None:
-    """Fails if minutes and gigabytes go into the tokens of a text before its length is looked at."""
+    """Fails if a text that is too long for the canvas is tokenized before its length is checked."""
     write_tokenizer(tmp_path)
     model = DiffusionModel(Untouched(), Unread.open(tmp_path))
     with pytest.raises(InvalidRequest, match=r"a text of 60\d\d characters is over the 3600 that .* 200 tokens"):
@@ -203,7 +203,7 @@ def test_text_that_no_canvas_holds_is_not_tokenized(tmp_path: Path, prompt: Any,
 
 @pytest.mark.parametrize("prompt", ["w5 w6 ", [{"role": "user", "content": "w5 w6 "}]])
 def test_what_a_template_writes_is_measured_before_it_is_tokenized(tmp_path: Path, prompt: Any) -> None:
-    """Fails if minutes and gigabytes go into the millions of characters that a template makes of a short message."""
+    """Fails if the text that a template writes is tokenized before its length is checked."""
     write_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content * 500000 }}")
     model = DiffusionModel(Untouched(), Unread.open(tmp_path))

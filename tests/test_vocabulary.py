@@ -1,4 +1,4 @@
-"""The embedded models' tokenizers keep all text, and give every number its token."""
+"""The embedded models' tokenizers encode all text without loss, and every number as one token."""
 
 import random
 
@@ -11,7 +11,7 @@ from dpad.models.training import corpus
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_number_up_to_999_is_one_token_and_all_text_survives(name: str) -> None:
-    """Fails if a number is cut that need not be, or text is lost."""
+    """Fails if a number up to 999 is several tokens, or text is lost."""
     tokenizer = tokenizer_of(name)
     texts = {str(number): [str(number)] for number in range(1000)} | {"1234": ["123", "4"]}
     for text, wanted in texts.items():
@@ -22,7 +22,7 @@ def test_a_number_up_to_999_is_one_token_and_all_text_survives(name: str) -> Non
 
 @pytest.mark.parametrize(("kind", "least"), {"count": 560, "numbered": 720, "weeks": 860}.items())
 def test_long_outputs_fit_the_canvas_and_are_long(kind: str, least: int) -> None:
-    """Fails if a long output does not end on a canvas of 1024, or a kind's longest are shorter than they were."""
+    """Fails if a long output does not fit a canvas of 1024 tokens, or the longest of a kind are too short."""
     rng, tokenizer = random.Random(5), tokenizer_of("tiny")
     lengths = [len(tokenizer.encode(corpus.sample(rng, "train", kind).answer).ids) for _ in range(400)]
     assert least < max(lengths) <= 1000

@@ -1,4 +1,4 @@
-"""A bundle is built in a folder of its own: exports do not meet each other, and odd neighbours are let be."""
+"""A bundle is built in a workspace: concurrent exports do not affect each other, and other files are left alone."""
 
 import os
 import socket
@@ -39,7 +39,7 @@ NEIGHBOURS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", [".out.stage-0123456789abcdef", ".out.stage-x", ".out.stage-1", ".out.stage--.old"])
 @pytest.mark.parametrize("kind", NEIGHBOURS)
 def test_odd_neighbours_stop_no_stage_and_stay(tmp_path: Path, kind: str, name: str) -> None:
-    """Fails if something whose name looks like a stage's stops an export, or is deleted though it is not ours."""
+    """Fails if a file or folder with a name like a stage's stops an export, or is deleted."""
     NEIGHBOURS[kind](tmp_path / name)
     before = (tmp_path / name).lstat()
     held = sorted(tmp_path.rglob("*"))
@@ -72,7 +72,7 @@ def _begin(out: Path, who: str) -> "subprocess.Popen[str]":
 
 
 def test_exports_with_one_process_id_do_not_wipe_each_others_stage(tmp_path: Path) -> None:
-    """Fails if a stage is told to be stale by a process id, which two containers share, or a killed one stays."""
+    """Fails if a running export's stage is removed because of its process id, or a killed export's stage stays."""
     out = tmp_path / "out"
     running = [_begin(out, who) for who in ("first", "second", "killed")]
     for process in running:
@@ -81,16 +81,16 @@ def test_exports_with_one_process_id_do_not_wipe_each_others_stage(tmp_path: Pat
     running[2].communicate()
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(errors.ExportError, match="stopped"), writer.stage_bundle(out):
-        assert len(list(tmp_path.iterdir())) == 3  # the killed one is gone, this one is there
+        assert len(list(tmp_path.iterdir())) == 3  # the killed export's stage is gone, this one's is there
         raise errors.ExportError("stopped")
     told = [process.communicate("\n") for process in running[:2]]
     assert [process.returncode for process in running[:2]] == [0, 1], told
-    assert "who would be lost" in told[1][1]  # what the first put there is no bundle
+    assert "who would be lost" in told[1][1]  # the first export put something else there
     assert contents(tmp_path) == {"out/who": b"first", "out.new/who": b"second"}
 
 
 def test_a_name_as_long_as_a_name_may_be(tmp_path: Path) -> None:
-    """Fails if the stage's longer name does not fit beside a destination whose own does."""
+    """Fails if the stage's name is too long for the file system although the destination's is not."""
     for letter in ("n", "é"):
         out = tmp_path / (letter * (255 // len(letter.encode())))
         for text in ("1", "2"):

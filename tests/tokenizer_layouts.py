@@ -1,4 +1,4 @@
-"""The states in which checkpoints bring a tokenizer, over one small vocabulary, and what an export makes of them.
+"""Layouts of a checkpoint's tokenizer files, with one small vocabulary, and the tokenizers that an export makes.
 
 source = write(tmp_path / "source", LAYOUTS["parts, added_tokens.json"])
 codec = place(checkpoint, source)
@@ -66,13 +66,13 @@ Files = dict[str, Any]
 
 
 def parts(config: Files, *, merges: str = "#version: 0.2\n" + MERGES, **others: Any) -> Files:
-    """vocab.json and merges.txt, with settings, and other files by the stem of their names."""
+    """vocab.json, merges.txt and settings, and other JSON files by the stem of their names."""
     files = {"vocab.json": VOCAB, "merges.txt": merges, "tokenizer_config.json": config}
     return files | {f"{stem}.json": content for stem, content in others.items()}
 
 
 def whole(config: Files, *, own: list[Files] = OWN, sections: Files | None = None, **others: Any) -> Files:
-    """tokenizer.json, with settings, and other files by the stem of their names."""
+    """tokenizer.json and settings, and other JSON files by the stem of their names."""
     sections = {"decoder": WHOLE["pre_tokenizer"], **(sections or {})}
     tokenizer = WHOLE | {"added_tokens": own, **sections}
     return {"tokenizer.json": tokenizer, "tokenizer_config.json": config} | {f"{k}.json": v for k, v in others.items()}
@@ -202,7 +202,7 @@ LAYOUTS: dict[str, Files] = {
     "sentencepiece": _model(METASPACE, METASPACE, type="Unigram", vocab=UNIGRAM, unk_id=0, byte_fallback=False),
 }
 
-# What a part of a text becomes depends on where it stands.
+# With this scheme the encoding of a part depends on its place in the text.
 FIRST_ALONE = METASPACE | {"prepend_scheme": "first"}
 BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 PREPEND = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, BLANKS]}
@@ -228,7 +228,7 @@ LAYOUTS |= PLACED
 
 
 def write(folder: Path, files: Files) -> Path:
-    """The files of a layout in `folder`."""
+    """Write the files of a layout into `folder`."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
@@ -237,7 +237,7 @@ def write(folder: Path, files: Files) -> Path:
 
 
 def place(checkpoint: Checkpoint, source: Path, say: Callable[[str], None] = lambda text: None) -> TextCodec:
-    """The tokenizer as a bundle of the checkpoint with the files of `source` has it."""
+    """The tokenizer of a bundle of the checkpoint with the files of `source`."""
     progress = Progress()
     progress.say = say  # type: ignore[method-assign]
     place_tokenizer(replace(checkpoint, directory=source), source / "placed", progress)

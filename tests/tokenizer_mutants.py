@@ -1,9 +1,9 @@
 """Mutants of tokenizer.json, and a process that tries them: python tokenizer_mutants.py FOLDER, numbers on stdin.
 
-    mutant(7)                        # what the seventh is, always the same
-    fates(range(100), folder)        # what became of each: "used", an error of this package, or how it died
+    mutant(7)                        # the seventh mutant, which is always the same
+    fates(range(100), folder)        # the outcome of each: "used", an error of this package, or how its process died
 
-A mutant that aborts its process takes no other with it: the next one gets a new process.
+After a mutant that crashes its process, the next one gets a new process.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-SECONDS = 30.0  # of a mutant
+SECONDS = 30.0  # limit for a mutant
 MEMORY = 4 << 30
 TEXTS = ("It's 12 + 345 = \u00e9e\u0301 \u6f22\u5b57 \U0001f600 <s>", "aaaa" * 40, " \n\t" * 30, "a b " * 40 + "!", "")
 TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -90,7 +90,7 @@ TEXT = ("", "a", "##", "\u00e9", "\u2581", "<s>", "a" * 300, "a" * 70_000, "\x00
 
 
 def mutant(number: int) -> str:
-    """The text of a tokenizer.json: parts that fit together, some of them changed."""
+    """The text of a tokenizer.json with matching parts, some of which are changed."""
     rng = random.Random(number)
     data = _whole(rng)
     for _ in range(rng.choice((0, 1, 1, 2, 3, 8))):
@@ -125,7 +125,7 @@ def _section(rng: random.Random, parts: list[dict[str, Any]], inner: str, depth:
 
 
 def _change(data: dict[str, Any], rng: random.Random) -> None:
-    """Change one value somewhere: another of its kind, of another kind, gone, twice, moved, or nested."""
+    """Change one value: another of its kind or of another kind, removed, duplicated, moved, or nested."""
     places = [place for place in _places(data) if place[1] not in ("version",)]
     inside, key = rng.choice(places)
     old = inside[key]
@@ -170,12 +170,12 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield value, key
         if key != "vocab" or not isinstance(inner, (dict, list)):
             yield from _places(inner)
-        else:  # one token counts as much as a setting
+        else:  # a token is as likely to be changed as a setting
             yield from list(_places(inner))[:3]
 
 
 def fates(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, str]]:
-    """What became of each mutant, in order."""
+    """The outcome of each mutant, in order."""
     left = list(numbers)
     while left:
         with (folder / "stderr").open("w") as errors, _start(folder, errors) as process:
@@ -206,7 +206,7 @@ def _serve(folder: Path) -> None:
     from dpad.runtime.text.codec import TextCodec
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever the library is at
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even inside the library
     for line in sys.stdin:
         (folder / "tokenizer.json").write_text(mutant(int(line)))
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -223,7 +223,7 @@ def _serve(folder: Path) -> None:
             fate = "used"
         except DpadError as error:
             fate = f"{type(error).__name__} {str(error)!r}"
-        except BaseException as error:  # what is no error of this package is told too
+        except BaseException as error:  # errors that are not this package's are reported too
             fate = f"untyped {type(error).__name__} {str(error)!r}"
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout.write(f"{fate[:300]}\n")

@@ -1,9 +1,9 @@
 """The names that the product uses from TensorRT, read from its sources.
 
-    module_names("trt", "_trt")     # {"BuilderFlag.STRIP_PLAN", ...}: what is asked of the module, by whatever name
-    member_names(kinds)             # {"set_flag", ...}: what is asked of objects, as far as these real classes have it
+    module_names("trt", "_trt")     # {"BuilderFlag.STRIP_PLAN", ...}: attributes of the module, under any variable
+    member_names(kinds)             # {"set_flag", ...}: attributes of objects that these real classes have
 
-The sources call the module `trt` or `_trt`, and its module of plugins `trtp`.
+In the sources the module is called `trt` or `_trt`, and its plugin module `trtp`.
 """
 
 import ast
@@ -12,13 +12,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("plugins", "runtime", "models", "export", "evaluation", "src/dpad/commands")
-# Members of TensorRT's classes that in these sources are those of lists, memory views, files and the project's own.
+# Names of TensorRT's members that in these sources belong to lists, memory views, files or the project's classes.
 _OURS = {"append", "attention", "axes", "clear", "data", "dtype", "extend", "file", "flags", "log", "logger", "name"}
 _OURS |= {"nbytes", "pop", "read", "shape", "type", "update", "weights", "write"}
 
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:
-    """Files that have the module under one of its names."""
+    """The source files that use the module under one of its names."""
     for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
         tree = ast.parse(path.read_text())
         if {"trt", "_trt", "trtp"} & {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(tree)}:
@@ -26,7 +26,7 @@ def sources() -> Iterator[tuple[Path, ast.Module]]:
 
 
 def module_names(*modules: str) -> set[str]:
-    """Attributes of `modules`, and those of an attribute that a function gives a name (`kinds = trt.BuilderFlag`)."""
+    """Attributes of `modules`, and attributes of a variable that holds one of them (`kinds = trt.BuilderFlag`)."""
     found = set()
     for _, tree in sources():
         for function in ast.walk(tree):
@@ -48,7 +48,7 @@ def _given(function: ast.FunctionDef, known: dict[str, str]) -> Iterator[tuple[s
 
 
 def _asked(node: ast.AST, known: dict[str, str]) -> str:
-    """`BuilderFlag.REFIT` of an attribute of something known, or of one that hasattr or getattr is asked for."""
+    """The name, such as `BuilderFlag.REFIT`, of an attribute of something known, or of one in hasattr or getattr."""
     owner, name = getattr(node, "value", None), getattr(node, "attr", None)
     if isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr"):
         owner, name = node.args[0], getattr(node.args[1], "value", None)
@@ -60,7 +60,7 @@ def _asked(node: ast.AST, known: dict[str, str]) -> str:
 
 
 def member_names(kinds: Iterable[type]) -> set[str]:
-    """Attributes of anything in these files that a class of TensorRT has too; plugins are run by the real interface."""
+    """Attributes in these files that a class of TensorRT has too, except in plugins, which the real interface tests."""
     theirs = {name for kind in kinds for name in vars(kind) if not name.startswith("_") and not name.isupper()}
     trees = [tree for path, tree in sources() if path.name != "trt_face.py"]
     return {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & theirs - _OURS

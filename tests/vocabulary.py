@@ -1,4 +1,4 @@
-"""The embedded models' tokenizers, made anew."""
+"""The embedded models' tokenizers, built again."""
 
 from functools import cache
 
@@ -11,5 +11,5 @@ from dpad.models.training.vocabulary import build_tokenizer
 
 @cache
 def tokenizer_of(name: str) -> Tokenizer:
-    """A tokenizer as the training script builds it."""
+    """The tokenizer that the training script builds."""
     return build_tokenizer(0, special_tokens(read_json(SHIPPED / name / "tokenizer_config.json")))
