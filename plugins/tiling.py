@@ -16,7 +16,7 @@ from typing import Any
 from dpad.plugins.errors import AttentionError
 
 CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-PROCESSORS = {"8.0": 108, "8.6": 84, "8.9": 142, "9.0": 132, "10.0": 148, "12.0": 170}  # SMs of the largest part
+PROCESSORS = {"8.0": 108, "8.6": 84, "8.9": 142, "9.0": 132, "10.0": 148, "12.0": 170}  # SMs of the largest GPU of each
 DTYPES = ("float16", "bfloat16")
 HEAD_SIZES = (64, 96, 128)  # compiled ahead of time and tested; other multiples of 16 up to 128 work as well
 MAX_SPLITS = 16

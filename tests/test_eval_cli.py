@@ -199,14 +199,14 @@ def test_interrupting_keeps_what_is_done(eval_bundle: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("--gen-length", 64), "options.gen_length 32, this run has 64"),
+        (("--gen-length", 64), "options.gen_length 32, but this run has 64"),
         (("--schedule", "none"), "options.schedule"),
-        (("--seed", 1), "options.seed 0, this run has 1"),
-        (("--engine", "eager", "--threads", 0), "engine 'onnxruntime-cpu', this run has 'eager"),
-        (("--raw",), "raw False, this run has True"),
-        (("--task", "long"), "task 'problems', this run has 'long'"),
-        (("--shots", 2), "shots 0, this run has 2"),
-        (("--data-seed", 2), "data_seed 0, this run has 2"),
+        (("--seed", 1), "options.seed 0, but this run has 1"),
+        (("--engine", "eager", "--threads", 0), "engine 'onnxruntime-cpu', but this run has 'eager"),
+        (("--raw",), "raw False, but this run has True"),
+        (("--task", "long"), "task 'problems', but this run has 'long'"),
+        (("--shots", 2), "shots 0, but this run has 2"),
+        (("--data-seed", 2), "data_seed 0, but this run has 2"),
     ],
 )
 def test_samples_of_other_settings_are_refused(

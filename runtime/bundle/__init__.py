@@ -1,1 +1,1 @@
-"""A bundle on disk: its manifest, its files, and what may have become of them."""
+"""A bundle on disk: its manifest, the checks of its files, and the diagnosis of damaged ones."""

@@ -19,8 +19,8 @@ from typing import Self
 
 from dpad.runtime.bundle.files import open_file
 
-_PIECE = 1 << 20  # bytes
-_THREADS = 8  # at most
+_PIECE = 1 << 20  # bytes that are read at a time
+_THREADS = 8  # most threads
 
 Advance = Callable[[int], None]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from dpad.runtime.bundle.files import read_bytes, read_json
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_SMALL, _TEXT = 1024, 16 << 20  # bytes
+_SMALL, _TEXT = 1024, 16 << 20  # most bytes of a pointer or a link's text, and of a file whose line ends are examined
 _LINK_TEXT = re.compile(rb"(\.\./)+blobs/[0-9a-f]{40,64}\s*")
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PARTIAL = re.compile(r"(.*/)?\.(.+)\.[A-Za-z0-9]{6}")  # rsync's names of unfinished files

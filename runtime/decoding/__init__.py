@@ -1,1 +1,1 @@
-"""The decode loop and what it decides: which positions take part, which tokens are committed."""
+"""The decode loop: which positions take part in a pass, and which tokens are committed."""

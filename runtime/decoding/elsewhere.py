@@ -15,7 +15,7 @@ _DECODER = (
     '"margin", entropy is "entropy", and random orders are not offered'
 )
 _GAUSSIAN = "schedule=dpad.Gaussian(k, scale, window), where k is what DPad's scripts call sigma"
-_EOS = "eos_token_ids, a tuple of token ids; text to stop at is cut from the result by the caller"
+_EOS = "eos_token_ids, a tuple of token ids; for stop strings, cut the text of the result"
 _PROMPT = "the prompt, the first argument: text, chat messages or token ids; generate_batch takes a list of them"
 _CODEC = "text is wrapped by the chat template unless raw=True; model.codec encodes and decodes"
 _GREEDY = "temperature alone; 0 is greedy"
@@ -60,7 +60,7 @@ _OPTIONS = {
     ),
     **dict.fromkeys(("tokenizer", "chat_template", "apply_chat_template", "skip_special_tokens"), _CODEC),
     **dict.fromkeys(("add_generation_prompt", "add_special_tokens"), _CODEC),
-    **dict.fromkeys(("stream", "streamer"), "model.stream(prompt), one event a forward pass"),
+    **dict.fromkeys(("stream", "streamer"), "model.stream(prompt), one event per forward pass"),
     **dict.fromkeys(("callback", "hook", "generation_tokens_hook_func"), "on_step, a function of one StepEvent"),
     **dict.fromkeys(("output_history", "return_dict_in_generate", "verbose"), "on_step, or model.stream(prompt)"),
     **dict.fromkeys(
@@ -69,11 +69,11 @@ _OPTIONS = {
     **dict.fromkeys(("engine", "threads", "device", "dtype", "batch_size"), "nothing in a call: see dpad.load"),
 }
 
-_DEVICE = 'engine="torch-cuda", "onnxruntime-cuda" or another of dpad inspect; CUDA_VISIBLE_DEVICES chooses the GPU'
-_EXPORT = "an option of dpad export: a bundle holds its own"
+_DEVICE = 'engine="torch-cuda" or another that dpad inspect lists; CUDA_VISIBLE_DEVICES chooses the GPU'
+_EXPORT = "an option of dpad export, which fixes it in the bundle"
 _LOAD = {
     **dict.fromkeys(("device", "device_map", "provider", "providers", "backend", "accelerator", "gpu"), _DEVICE),
-    **dict.fromkeys(("dtype", "torch_dtype", "precision"), f"--dtype, {_EXPORT}, and engine names one of them"),
+    **dict.fromkeys(("dtype", "torch_dtype", "precision"), f"--dtype, {_EXPORT}; choose among several by engine"),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization", "quantization_config"), f"--weights, {_EXPORT}"),
     **dict.fromkeys(("max_length", "max_model_len", "max_seq_len", "n_ctx"), f"--max-length, {_EXPORT}"),
     **dict.fromkeys(("max_batch", "max_batch_size", "batch_size", "max_num_seqs"), f"--max-batch, {_EXPORT}"),

@@ -38,7 +38,7 @@ _CUDA_DTYPES = ("float16", "bfloat16", "float32")
 _COMPILED_DTYPES = {"cuda": ("bfloat16", "float16"), "cpu": ("float32",)}
 _KNOWN = {
     "plan": "compiled for this kind of GPU; no plan has run on one yet",
-    "torch-cuda": "a prototype took 7.0 to 7.2 ms a step of LLaDA-8B in bfloat16 on an H100",
+    "torch-cuda": "a prototype took 7.0 to 7.2 ms per step of LLaDA-8B in bfloat16 on an H100",
     "torch-cpu": "not measured; for checks of torch-cuda's code",
     "onnxruntime-cuda": "in an earlier form, 1.4 times the time of eager PyTorch on an H100",
     "onnxruntime-cpu": "",

@@ -32,7 +32,7 @@ _COMMANDS = {
     "eval": "Measure a bundle on a task.",
     "inspect": "Show what a bundle holds and what runs here.",
     "report": "Run a command and write a report for the maintainers.",
-    "plan": "Predict what engines need and how fast a step can be.",
+    "plan": "Predict the memory of engines and the least time of a step.",
     "synth": "Write a checkpoint with random weights in the authors' layout.",
     "plugin": "Compile the attention kernel ahead of time; needs no GPU.",
 }

@@ -43,7 +43,7 @@ _WANTED = "[[60, 61], []], a list of canvas positions for each block,"
 @click.option(
     "--parse-special", is_flag=True, help="Recognise special tokens in PROMPT, as a chat template writes them."
 )
-@click.option("--show-steps", is_flag=True, help="Show the canvas filling in.")
+@click.option("--show-steps", is_flag=True, help="Show the canvas as it fills in.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     directory: Path,
