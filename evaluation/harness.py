@@ -162,7 +162,9 @@ class DpadLM(LM):
         if not chat_template:
             return None
         if isinstance(chat_template, str):
-            raise InvalidRequest(f"a bundle has a single chat template without a name, so none is {chat_template!r}")
+            raise InvalidRequest(
+                f"a bundle has a single chat template, not one named {chat_template!r}; leave the name out"
+            )
         self._reader.templated = True
         return self.model.codec.template
 
