@@ -26,7 +26,7 @@ Advance = Callable[[int], None]
 
 
 class Hashing:
-    """Hashes files in threads, the largest first, from the start of the `with` block until all are done or it ends.
+    """Hashes files in threads, the largest first, while a `with` block runs; at its end threads stop.
 
     `advance` is called with the number of bytes read, in the thread that calls `digest`.
     """

@@ -86,7 +86,7 @@ def _plain(name: str) -> str:
 
 
 def partial_of(name: str, listed: Iterable[str]) -> str | None:
-    """The one of `listed` of which an interrupted copy or download left the beginning as `name`; None if none."""
+    """The one of `listed` that an interrupted copy or download began to write as `name`; None if there is none."""
     match = _PARTIAL.fullmatch(name)
     whole = f"{match[1] or ''}{match[2]}" if match else _UNFINISHED.sub("", name)
     return whole if whole != name and whole in set(listed) else None

@@ -3,8 +3,8 @@
     scheduler = Scheduler(engine, max_running=16)
     scheduler.add(sequence)
     while scheduler.busy:
-        for sequence, outcome in scheduler.step():      # one pass
-            ...
+        for outcome in scheduler.step():        # one pass
+            outcome.sequence, outcome.event, outcome.error
 
 Sequences wait in order of arrival and join when enough slots are free. A sequence then holds the most slots that it
 can need, so that a running one never runs out. `Turns` chooses the sequences that share a pass.
