@@ -108,7 +108,7 @@ def judged(rows: list[tuple[str, str, bool]], reasons: dict[str, list[str]]) -> 
 def report(documents: dict[str, Document], reasons: dict[str, list[str]]) -> str:
     """All tables as one Markdown page; see `judged` for `reasons`."""
     old = {name: models for name, document in documents.items() if (models := earlier(document))}
-    parts = ["# Results", "Made by `make bench`; how each number is measured: [README.md](README.md)."]
+    parts = ["# Results", "Made by `make bench`; [how each number is measured](README.md)."]
     rows = goals(documents)
     told = ["Sections below say which of them were measured with earlier weights."] if old else []
     parts += ["## Goals", *told, judged(rows, reasons)] if rows or reasons else []
