@@ -66,7 +66,6 @@ def application(service: Service, settings: Settings) -> Starlette:
         return JSONResponse(document())
 
     routes = [
-        *ROUTES,
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/infill", infill, methods=["POST"]),
@@ -76,6 +75,7 @@ def application(service: Service, settings: Settings) -> Starlette:
         Route("/health/ready", ready),
         Route("/metrics", metrics),
         Route("/openapi.json", openapi),
+        *ROUTES,
     ]
     middleware = [Middleware(Front, metrics=service.metrics)]
     if settings.origins:

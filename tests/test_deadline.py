@@ -91,6 +91,23 @@ def test_a_deadline_that_is_not_reached_changes_nothing(model: DiffusionModel, e
     assert told.finish_reason == ("stop" if EOS in told.canvas[6:] else "length")
 
 
+def test_no_pass_begins_that_would_end_too_late(
+    model: DiffusionModel, engine: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if an answer waits for a pass that cannot end in time, or a pass is left out that could."""
+    clock = [0.0]
+    monkeypatch.setattr(scheduler, "perf_counter", lambda: time.perf_counter() + clock[0])
+
+    def after(inputs: StepInputs, outputs: StepOutputs) -> None:
+        clock[0] += HOUR
+
+    engine.after = after
+    told = model.generate(request(), **OPTIONS, deadline=3.5 * HOUR)
+    assert (told.nfe, len(engine.passes), told.finish_reason) == (3, 3, "deadline")
+    told = model.generate(request(), **OPTIONS, deadline=40 * HOUR)
+    assert (told.nfe, told.finish_reason != "deadline") == (32, True)
+
+
 @pytest.mark.parametrize("deadline", [0, -1.0, float("nan"), "1", True])
 def test_deadlines_that_are_none(model: DiffusionModel, engine: Passes, deadline: Any) -> None:
     """Fails if an invalid deadline is accepted."""

@@ -55,7 +55,7 @@ class GenerationOptions:
         early_termination: end when a finished block contains EOS.
         eos_token_ids: tokens that end the text; None is the checkpoint's own.
         deadline: seconds from the call until the text ends as it is. Masks of the current block get the tokens that the
-            last pass proposed; later blocks keep their masks. A pass that has begun is finished first.
+            last pass proposed; later blocks keep their masks. A pass that would probably end later does not begin.
     """
 
     gen_length: int = 128

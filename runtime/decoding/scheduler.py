@@ -32,6 +32,7 @@ from dpad.runtime.engines.base import Engine
 from dpad.runtime.errors import EngineError, ModelClosed, QueueFull
 from dpad.runtime.show import counted, kind, told
 
+_LAST = 8  # passes by which the next one is predicted
 IDLE = 1e-3  # seconds until a scheduler that found no free slots tries again
 
 
@@ -65,6 +66,7 @@ class Scheduler:
         self._running: list[Seat] = []  # the longest not served first
         self._timed: list[Seat] = []  # the waiting and running ones that have a deadline
         self.passes = 0
+        self._seconds: deque[float] = deque(maxlen=_LAST)  # of the last passes
 
     @property
     def busy(self) -> bool:
@@ -153,8 +155,9 @@ class Scheduler:
             return [self._end(seat, error=_own(error, self.engine)) for seat in members]
         finally:
             self.passes += 1
+            self._seconds.append(perf_counter() - start)
             for seat in others:
-                seat.sequence.waited += perf_counter() - start
+                seat.sequence.waited += self._seconds[-1]
         return [self._take(seat, answer) for seat, answer in zip(members, answers)]
 
     def _drop_cancelled(self) -> None:
@@ -171,9 +174,13 @@ class Scheduler:
             self._leave(seat)
 
     def _late(self) -> list[Seat]:
-        """Under the lock: remove the sequences whose deadline has passed, before others join."""
+        """Under the lock: remove the sequences whose deadline would pass before another pass ends.
+
+        A pass is expected to take at least as long as the shortest of the last ones.
+        """
         now = perf_counter()
-        late = [seat for seat in self._timed if seat.sequence.deadline <= now]
+        soonest = now + min(self._seconds, default=0.0)
+        late = [seat for seat in self._timed if seat.sequence.deadline <= soonest]
         for seat in late:
             if seat.slots is None:
                 seat.sequence.waited = now - seat.since
