@@ -140,5 +140,5 @@ def test_a_path_that_is_no_text_says_so(bundle: Path, tmp_path: Path) -> None:
     """Fails if a path that ONNX Runtime cannot use raises an error about its constructor."""
     odd = tmp_path / os.fsdecode(b"odd\xff")
     shutil.copytree(bundle, odd)
-    with pytest.raises(errors.EngineError, match="no UTF-8 text.*rename the directory"):
+    with pytest.raises(errors.EngineError, match="not valid UTF-8.*rename the directory"):
         dpad.load(odd)

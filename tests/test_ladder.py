@@ -111,7 +111,7 @@ def test_ladder(bundle: Path, tmp_path: Path) -> None:
     assert figure.axes
     assert run(ladder.main, f"{command} --resume") == found, "a cell that is there was measured again"
     other = CliRunner().invoke(ladder.main, [*command.split(), "--resume", "--k", "4"])
-    assert other.exit_code != 0 and "measured otherwise" in other.output
+    assert other.exit_code != 0 and "measured with other settings" in other.output
     assert json.loads(out.read_text()) == found
 
 
