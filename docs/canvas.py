@@ -60,7 +60,7 @@ def drawing() -> str:
     x = LEFT
     for kind, text in KINDS.items():
         parts += [cell(kind, x, 4), f'<text x="{x + CELL + 5}" y="14">{text}</text>']
-        x += 30 + round(6.7 * len(text))
+        x += 40 + round(6.4 * len(text))
     width = LEFT + (PROMPT + GENERATED) * (CELL + GAP) + 76
     title = "<title>Each row is the canvas at one step; only filled cells take part in it.</title>"
     return (
