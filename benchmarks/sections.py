@@ -96,7 +96,7 @@ def batching(document: Document) -> str:
         speeds = [middle(way[key]) for key in ("tokens_per_s", "s_per_sample", "times_one_by_one")]
         counts = [way["passes"], f"{way['sequences_a_pass']:g}", share(way["padded_query_rows"])]
         rows.append([way["running"], way["pass_rows"], *speeds, *counts])
-    return f"{told}\n\n{table(head, rows)}\n\nTokens that company changed: {document['mismatches']}."
+    return f"{told}\n\n{table(head, rows)}\n\nTokens that batching changed: {document['mismatches']}."
 
 
 def scheduling(document: Document) -> str:
@@ -112,14 +112,14 @@ def scheduling(document: Document) -> str:
     for one in document["waits"]:
         told = [f"{one[f'{at}_passes']} ({one[f'{at}_s']:g} s)" for at in ("running", "queued")]
         waits.append([one["long"], one["max_running"], *told, one["bound_passes"]])
-    head = ["long ones beside", "running at most", "between passes", "before the first", "never more between than"]
+    head = ["long requests beside it", "running at most", "between passes", "before the first", "bound between passes"]
     parts.append(table(head, waits))
     rows = [
         [one["sequences"], one["setting"], *(middle(one[key]) for key in ("pass_us", "step_us", "in_a_pass"))]
         for one in document["host"]
     ]
     parts.append("Microseconds of a pass of LLaDA-8B's shapes on the host, around an engine that answers at once:")
-    parts.append(table(["sequences", "options", "a pass, us", "of them in the seam, us", "sequences in it"], rows))
+    parts.append(table(["sequences", "options", "a pass, us", "of it in `Engine.step`, us", "sequences in it"], rows))
     return "\n\n".join(parts)
 
 
@@ -143,7 +143,7 @@ def ab(document: Document) -> str:
             times = [middle(rung[what][key]) for what in ("sample", "step") for key in ("before_ms", "ratio")]
             differ = f"{rung['differing_tokens']}, {rung['differing_passes']}"
             rows.append([cell["length"], cell["shots"], name, *times, differ])
-    over = "after over it"
+    over = "after / before"
     head = ["tokens", "shots", "", "a sample before, ms", over, "a step before, ms", over, "tokens, passes that differ"]
     return table(head, rows)
 
@@ -155,7 +155,7 @@ def loop_overhead(document: Document) -> str:
         shares = [share(found["overhead"]["median"]), share(found["overhead_worst"])]
         loop = [middle(found[key]) for key in ("step_ms", "outside_us", "loop_us", "outside_alone_us")]
         rows.append([found["threads"], found["way"], *loop, *shares])
-    head = ["threads", "cache, or choice", "step, ms", "outside the engine, us", "of it in its own account, us"]
+    head = ["threads", "cache, or choice", "step, ms", "outside the engine, us", "of it in `timings.loop`, us"]
     return table([*head, "outside, steps replayed, us", "outside, share of a step", "worst decode"], rows)
 
 
@@ -183,7 +183,7 @@ def precision(document: Document) -> str:
             right = share(row["strict_match"]) + ("" if error is None else f" ± {100 * error:.1f}")
             size = f"{row['weights_bytes'] / 1e6:.2f}"
             rows.append([row["step"], row["engine"], size, *off_by(row["logits"]), right, row["nfe"]])
-        off = ["logits off by", "mean", "largest", "same token"]
+        off = ["logits off by", "mean error", "largest error", "same token"]
         head = ["step", "engine", "weights, MB", *off, "strict match", "passes"]
         parts.append(f"### {model['model']}: {document['limit']} problems\n\n{table(head, rows)}")
         rows = []
@@ -225,5 +225,5 @@ def forecast(document: Document) -> str:
         point = [found[key] for key in ("model", "weights", "layers", "batch", "length")]
         rows.append([*point, *(cell for pair in pairs for cell in pair)])
     measured = ("activations, MiB", "plan, MiB", "memory of the build, MiB")
-    pairs = [cell for name in measured for cell in (name, "predicted over it")]
+    pairs = [cell for name in measured for cell in (name, "predicted / measured")]
     return table(["model", "weights", "layers", "batch", "canvas", *pairs], rows)

@@ -56,7 +56,7 @@ async def overhead(run: Run) -> dict[str, Any]:
     with run.null(batch=_BATCH, pass_ms=0) as target:
         async with connected(target) as client:
             found["most_requests_per_s"] = await _rate(run, client, 1)
-    return finding("none: told", None, **found)
+    return finding("none", None, **found)
 
 
 async def _added(run: Run, target: Target, direct: list[float]) -> dict[str, Any]:
