@@ -87,7 +87,7 @@ class OutOfTreeFile(BundleError):
 
 
 class SymlinkedFile(BundleError):
-    """A symbolic link inside a bundle; bundles hold plain files only."""
+    """A symbolic link in a bundle where a plain file must be; only a hub's cache may hold links."""
 
 
 class EngineError(DpadError):

@@ -60,7 +60,7 @@ _LONGEST = 1 << 20  # longest canvas in tokens, far above any model's; arrays of
     type=click.Choice(ATTENTIONS),
     default="native",
     show_default=True,
-    help="As for `dpad export`; `plugin` needs device memory for its parts.",
+    help="As for `dpad export`; `plugin` also needs device memory for partial results.",
 )
 @click.option(
     "--gpu", "names", multiple=True, type=click.Choice(tuple(GPUS)), help="GPU; repeat for several. Default: all."
