@@ -6,6 +6,7 @@ One thread takes messages, one runs passes, and the main thread sends, so that a
 The process ends when the server closes the socket or is gone, whatever it is doing.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pickle import UnpicklingError
 from queue import Empty, SimpleQueue
@@ -29,6 +31,7 @@ from dpad.serving.log import where
 from dpad.serving.wire import Cancel, Failed, Failure, Opened, Opening, Progress, Submit, Told, packed, read
 
 _GLANCE = 0.01  # seconds until a status is sent that changed without an outcome, as it does for a cancelled sequence
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 Read = Callable[[], StepEvent]  # returns an event, or raises the error that ended the sequence
 
@@ -97,6 +100,8 @@ def main(descriptor: int) -> None:
         signal.SIGTERM,
     ):  # systemd sends SIGTERM to all processes; the server decides when to end
         signal.signal(each, signal.SIG_IGN)
+    with suppress(AttributeError):  # Linux: a process that hangs, and so does not see the socket's end, is killed
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     warnings.formatwarning = warned
     connection = socket(fileno=descriptor)
     connection.set_inheritable(False)

@@ -158,13 +158,15 @@ def test_an_idle_engine_that_hangs(served: Served) -> None:
     until(lambda: ready(served))
 
 
-@pytest.mark.parametrize("busy", [True, False])
-def test_no_engine_is_left_without_its_server(served: Served, endless: str, busy: bool) -> None:
+@pytest.mark.parametrize("engine_is", ["idle", "busy", "hanging"])
+def test_no_engine_is_left_without_its_server(served: Served, endless: str, engine_is: str) -> None:
     """Fails if the engine's process outlives a server that is killed."""
     pid = engine(served)
     with Stream(served, endless) as stream:
-        if busy:
+        if engine_is == "busy":
             stream.begun()
+        if engine_is == "hanging":
+            os.kill(pid, signal.SIGSTOP)
         served.process.kill()
         until(lambda: not alive(pid))
 

@@ -37,6 +37,8 @@ def check(found: dict[str, Any]) -> None:
     assert found["slow"]["beside_slow_ms"]["count"] > 0
     assert found["same_tokens"]["met"] and found["same_tokens"]["passes"] >= found["same_tokens"]["prompts"]
     assert not found["bad_input"]["wrong"] and found["bad_input"]["cases"] > 40
+    if "engine_killed" in found:
+        assert not found["engine_killed"]["hung"] and not found["engine_killed"]["wrong"]
     assert found["soak"]["met"] and found["soak"]["statuses"]["200"] > 0
 
 
@@ -54,7 +56,7 @@ def test_every_scenario(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "serving.json"
     found = run(whole, out, "drain") | run(whole, out)
     check(found)
-    timed = {"overhead", "throughput", "deadline", "overload", "disconnects", "slow"}
+    timed = {"engine_killed", "overhead", "throughput", "deadline", "overload", "disconnects", "slow"}
     assert {name for name, each in found.items() if not each["met"]} <= timed
     subprocess.run([sys.executable, str(ROOT / "benchmarks/tables.py"), str(tmp_path)], check=True, capture_output=True)
     told = (tmp_path / "serving.md").read_text()
