@@ -137,7 +137,7 @@ class Client:
             await asyncio.sleep(1e-3)
 
     async def balance(self) -> dict[str, Any]:
-        """Sequences that were let in, those that ended by reason, and whether they are as many; once it is idle."""
+        """Wait until the server is idle; count sequences admitted and ended by reason, and whether the counts are equal."""
         await self.idle()
         end = time.perf_counter() + 5
         while True:

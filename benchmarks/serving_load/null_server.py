@@ -3,7 +3,7 @@
     python benchmarks/serving_load/null_server.py 5 8 serve bundles/tiny --port 0     # 5 ms a pass, 8 sequences
 
 All that follows the two numbers is the command line of `dpad`, and the server is the real one. Tokens depend on the
-canvas alone, so an answer is the same in any company; none of them ends a text.
+canvas alone, so an answer does not depend on the requests beside it; none of the tokens ends a text.
 """
 
 import sys

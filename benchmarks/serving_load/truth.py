@@ -1,4 +1,4 @@
-"""Whether answers and counts are right: the same tokens in any company, nothing lost, every sequence counted.
+"""Whether answers and counts are right: the same tokens whatever runs beside, nothing lost, every sequence counted.
 
 figures = await same_tokens(run)
 """

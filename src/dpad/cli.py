@@ -124,5 +124,5 @@ def _drop_unwritable() -> None:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def main() -> None:
-    """Masked-diffusion language models with suffix dropout (DPad): checkpoint, engine, text."""
+    """Export, run and serve masked-diffusion language models with suffix dropout (DPad)."""
     warnings.formatwarning = warned

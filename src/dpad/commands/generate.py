@@ -59,7 +59,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Generate text with the bundle DIR. PROMPT - reads standard input.
+    """Generate text with the bundle DIR. If PROMPT is -, it is read from standard input.
 
     Without a tokenizer the new token ids are printed. On a terminal, control characters in the text are escaped.
     """

@@ -25,7 +25,7 @@ def opened(directory: Path, **options: Any) -> Iterator[DiffusionModel]:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """What `load` is given to tell its progress: on a terminal a line shows it while this lasts."""
+    """Yield a function for the `progress` of `load`; on a terminal a line shows the progress within the block."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:
         yield lambda *what: None
@@ -35,5 +35,5 @@ def progress() -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 def _line(what: str, done: int, total: int | None) -> str:
-    """ "checking files: 5.2 GB", "recording steps: 12 of 96"."""
+    """The text of the line, such as "checking files: 5.2 GB" or "recording steps: 12 of 96"."""
     return f"{what}: {done / 1e9:.1f} GB" if total is None else f"{what}: {done} of {total}"
