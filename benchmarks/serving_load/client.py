@@ -137,7 +137,7 @@ class Client:
             await asyncio.sleep(1e-3)
 
     async def balance(self) -> dict[str, Any]:
-        """Wait until the server is idle; count sequences admitted and ended by reason, and whether the counts are equal."""
+        """Sequences admitted, sequences ended by reason, and whether they are as many, once the server is idle."""
         await self.idle()
         end = time.perf_counter() + 5
         while True:
