@@ -13,7 +13,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from dpad.evaluation.spelled import flag, integer, is_none, number
+from dpad.evaluation.yaml_values import flag, integer, is_none, number
 from dpad.runtime.decoding.options import GenerationOptions
 from dpad.runtime.errors import InvalidRequest
 from dpad.runtime.show import shown

@@ -21,11 +21,11 @@ import numpy as np
 
 import dpad
 from dpad.evaluation.arguments import check_names, decoding
-from dpad.evaluation.asked import Answer, Pair, Reader
-from dpad.evaluation.ended import ended
+from dpad.evaluation.finished import finished
 from dpad.evaluation.likelihood import MOST_DRAWS, Estimate, estimates, whole
+from dpad.evaluation.requests import Answer, Pair, Reader
 from dpad.evaluation.scoring import cut
-from dpad.evaluation.spelled import flag, integer, is_none
+from dpad.evaluation.yaml_values import flag, integer, is_none
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.decoding.limits import WAITING
 from dpad.runtime.decoding.options import GenerationOptions
@@ -202,7 +202,7 @@ class DpadLM(LM):
         for start in range(0, count, self.batch_size):
             batch = range(count)[start : start + self.batch_size]
             given = (sequence for index in batch for sequence in sequences(index))
-            for sequence, _ in ended(self.model, given, lambda one: f"request {one.index + 1} of {count}"):
+            for sequence, _ in finished(self.model, given, lambda one: f"request {one.index + 1} of {count}"):
                 yield sequence
 
     def _likelihoods(self, kind: str, requests: list[Instance], texts: list[list[Pair]]) -> list[Any]:

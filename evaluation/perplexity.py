@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from dpad.evaluation.ended import ended
 from dpad.evaluation.errors import DataError
+from dpad.evaluation.finished import finished
 from dpad.evaluation.journal import Record
 from dpad.evaluation.likelihood import Estimate, estimates, fitted
 from dpad.evaluation.report import Metrics
@@ -30,8 +30,8 @@ _LARGEST = sys.float_info.max  # JSON cannot express infinity
 def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, draws: int, raw: bool = False) -> Work:
     """Work whose records hold the mean bound of each text in nats: `full`, and `dpad` if the schedule drops tokens.
 
-    `nfe` counts the passes of all draws, and `seconds` adds up their seconds by `ended`. Block-causal models attend no
-    suffix, so their records have only `full`. Raises a `DataError` with the sample's number if one of the task's texts
+    `nfe` counts the passes of all draws, and `seconds` adds up their seconds by `finished`. Block-causal models attend
+    no suffix, so their records have only `full`. Raises a `DataError` with the sample's number if a text of the task
     cannot be scored.
     """
     contract = model.engine.contract
@@ -54,7 +54,7 @@ def score_texts(model: DiffusionModel, task: Task, options: GenerationOptions, d
     def work(samples: Sequence[Sample]) -> Iterable[Record]:
         found = [[list[float]() for _ in schedules] for _ in samples]
         nfe, seconds = [0] * len(samples), [0.0] * len(samples)
-        for estimate, more in ended(
+        for estimate, more in finished(
             model, drawn(samples), lambda one: f"sample {samples[one.index // len(schedules)].index + 1}"
         ):
             place, kind = divmod(estimate.index, len(schedules))

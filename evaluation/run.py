@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 import dpad
-from dpad.evaluation.ended import ended
 from dpad.evaluation.errors import DataError
+from dpad.evaluation.finished import finished
 from dpad.evaluation.journal import Journal, Record
 from dpad.evaluation.tasks import Sample, Task
 from dpad.runtime.bundle.bundle import Bundle
@@ -56,7 +56,7 @@ def evaluate(
 def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptions, raw: bool = False) -> Work:
     """Work that generates an answer to each prompt and grades it; `raw` leaves the chat template out.
 
-    A record holds the text, NFE, tokens, and the sample's seconds by `ended`, which exclude grading. Raises a
+    A record holds the text, NFE, tokens, and the sample's seconds by `finished`, which exclude grading. Raises a
     `DataError` with the sample's number if one of the task's prompts cannot be served.
     """
     for sample in task.samples:
@@ -70,7 +70,7 @@ def generate_answers(model: DiffusionModel, task: Task, options: GenerationOptio
             Sequence(model.request(sample.prompt, raw=raw), options, model.engine.contract, place)
             for place, sample in enumerate(samples)
         ]
-        for sequence, seconds in ended(model, asked, lambda one: f"sample {samples[one.index].index + 1}"):
+        for sequence, seconds in finished(model, asked, lambda one: f"sample {samples[one.index].index + 1}"):
             sample, ids = samples[sequence.index], sequence.token_ids()
             text = model.codec.decode(ids)
             yield {

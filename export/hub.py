@@ -17,7 +17,7 @@ from typing import Any
 from dpad.export.forecast.layouts import LAYOUTS
 from dpad.models.checkpoint.checkpoint import read_config as read_config_of
 from dpad.models.checkpoint.folder import CONFIG, FILES, check_folder
-from dpad.models.checkpoint.remains import ADAPTER
+from dpad.models.checkpoint.foreign import ADAPTER
 from dpad.models.checkpoint.shards import find_shards
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.bundle.manifest import FILE_NAME

@@ -126,7 +126,7 @@ def test_other_tools_options_point_at_ours(model: DiffusionModel, name: str, sai
 
 def test_no_option_of_ours_is_said_to_be_anothers() -> None:
     """Fails if an existing option is listed as another tool's."""
-    from dpad.runtime.decoding.elsewhere import instead_of
+    from dpad.runtime.decoding.foreign_options import instead_of
 
     assert [name for name in Options.__annotations__ if instead_of(name)] == []
 

@@ -20,9 +20,9 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from dpad.models import dream, fast_dllm, llada, qwen, sdar
 from dpad.models.checkpoint.folder import CONFIG, check_folder
+from dpad.models.checkpoint.foreign import check_adapter, no_config
 from dpad.models.checkpoint.headers import DTYPES, TensorEntry, read_headers, read_tensors
 from dpad.models.checkpoint.names import check_tensors, common_dtype
-from dpad.models.checkpoint.remains import check_adapter, no_config
 from dpad.models.checkpoint.shards import SINGLE, find_weights
 from dpad.models.fields import read_json as read_json
 from dpad.models.fields import require, tokens

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpad.models.checkpoint.folder import listing
-from dpad.models.checkpoint.remains import UNFINISHED, remains, unfinished
+from dpad.models.checkpoint.foreign import UNFINISHED, foreign_contents, unfinished
 from dpad.models.fields import read_json
 from dpad.runtime.errors import CheckpointError
 
@@ -105,4 +105,4 @@ def _whole_set(directory: Path, here: list[str]) -> list[str]:
             if lacking and not sets
             else f"{directory / INDEX} is missing, and there are shards of several checkpoints: fetch or save it again"
         )
-    raise CheckpointError(f"{directory / SINGLE} is missing: {remains(directory)}")
+    raise CheckpointError(f"{directory / SINGLE} is missing: {foreign_contents(directory)}")

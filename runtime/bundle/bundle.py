@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dpad.runtime.bundle import manifest as manifests
-from dpad.runtime.bundle import travel
+from dpad.runtime.bundle import transfer
 from dpad.runtime.bundle.companions import hides, is_companion
 from dpad.runtime.bundle.export_command import export_again, export_command, first_export
 from dpad.runtime.bundle.files import read_json
@@ -116,15 +116,15 @@ class Bundle:
         if linked and plain:
             raise SymlinkedFile(
                 f"{self.directory / linked[0]} is a link into a hub's cache and {plain[0]} is a file: engines need all "
-                f"links or all files; copy the bundle: {travel.copy_command(self.directory, self.manifest.name)}"
+                f"links or all files; copy the bundle: {transfer.copy_command(self.directory, self.manifest.name)}"
             )
 
     def _unlisted(self, name: str) -> str:
         path, listed = self.directory / name, self.manifest.files
-        if whole := travel.partial_of(name, listed):
+        if whole := transfer.partial_of(name, listed):
             return f"{path} is left from an interrupted copy of {whole}: remove it, and copy or download {whole} again"
         missing = (other for other in listed if not (self.directory / other).exists())
-        if other := travel.renamed(name, missing):
+        if other := transfer.renamed(name, missing):
             return f"{path} was renamed when it was copied: give it its name in the manifest again, {other}"
         return f"{path} is not listed in the manifest; move it out of the bundle"
 
@@ -134,10 +134,10 @@ class Bundle:
         size = path.stat().st_size
         if size != entry.size:
             found = f"{path} has {size} bytes, the manifest says {entry.size}; {self._way_out()}"
-            raise TruncatedFile(travel.told(path, entry.sha256) or found)
+            raise TruncatedFile(transfer.told(path, entry.sha256) or found)
 
     def _way_out(self) -> str:
-        if travel.is_unfinished(self.directory):
+        if transfer.is_unfinished(self.directory):
             return "the download was not finished: run the same hf download again"
         if self.is_linked:
             return "fetch it again into the hub's cache: run the same hf download with --force-download"
@@ -158,7 +158,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise MissingFile(f"{path} is missing: {_no_bundle(directory)}") from None
     except (OSError, ValueError) as error:
         found = f"{path} cannot be read as JSON: {error}; export the bundle again"
-        raise ManifestError(travel.told(path) or found) from None
+        raise ManifestError(transfer.told(path) or found) from None
     try:
         return Manifest.from_json(data)
     except SchemaVersionError as error:
@@ -193,20 +193,20 @@ def _check_inside(name: str, way_out: str) -> None:
 def _check_link(directory: Path, name: str, copy: str) -> None:
     """Refuse a link, unless it leads to a blob of the same repository in a hub's cache."""
     path = directory / name
-    if travel.blob_of(directory, path) is not None:
+    if transfer.blob_of(directory, path) is not None:
         return
-    if travel.lacks_blob(directory, path):
+    if transfer.lacks_blob(directory, path):
         raise MissingFile(f"{path} links to a file that the hub's cache lacks: run the same hf download again")
     leads = "leads to" if path.exists() else "leads to a file that does not exist:"
     raise SymlinkedFile(
         f"{path} is a symbolic link; it {leads} {os.readlink(path)}; a bundle holds plain files, or only links in a "
         f"hub's cache; on the machine that has the files, copy them with the bundle: "
-        f"{travel.copy_command(directory, copy)}"
+        f"{transfer.copy_command(directory, copy)}"
     )
 
 
 def _no_bundle(directory: Path) -> str:
     """The error message for a path that is not a bundle."""
-    if where := travel.nearby(directory):
+    if where := transfer.nearby(directory):
         return f"{escaped(str(directory))} is not the directory of a bundle{where}"
     return first_export(directory)

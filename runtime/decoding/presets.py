@@ -15,7 +15,7 @@ from typing import Any
 
 from dpad.runtime.checks import is_integer
 from dpad.runtime.contract import StepContract
-from dpad.runtime.decoding.elsewhere import instead_of
+from dpad.runtime.decoding.foreign_options import instead_of
 from dpad.runtime.decoding.options import GenerationOptions, Options, defaults
 from dpad.runtime.decoding.suffix import Full, Gaussian, SuffixSchedule, Uniform
 from dpad.runtime.errors import InvalidRequest, ManifestError

@@ -18,11 +18,11 @@ from tokenizers import Encoding, Tokenizer
 from dpad.runtime.arguments import listed, reading
 from dpad.runtime.errors import BundleError, InvalidRequest
 from dpad.runtime.show import kind, shown
-from dpad.runtime.text.beside import Beside
 from dpad.runtime.text.chat_template import ChatTemplate, Message, check_messages
 from dpad.runtime.text.disguise import PRIVATE
 from dpad.runtime.text.special_tokens import named_tokens
 from dpad.runtime.text.tokenizer_file import UNSEEN, WORK, Traits, open_tokenizer
+from dpad.runtime.text.twin import Twin
 
 
 class TextCodec:
@@ -38,7 +38,7 @@ class TextCodec:
         # Plain text may become the unknown token, but no other special token.
         self._reserved = {number for spelled, number in self._special.items() if spelled != traits.unknown}
         self._template = template
-        self._signed: Beside | None = None
+        self._signed: Twin | None = None
 
     @classmethod
     def open(cls, directory: Path) -> "TextCodec":
@@ -100,7 +100,7 @@ class TextCodec:
         """Token ids of text that a chat template has written: special tokens are recognised, and none are added."""
         if not isinstance(text, str):
             raise InvalidRequest(f"a prompt that a chat template has written is text, not {kind(text)}")
-        return self._beside.ids(self._encode_by(self._beside.twin, text))
+        return self._twin.ids(self._encode_by(self._twin.tokenizer, text))
 
     def encode_chat(self, messages: Sequence[Message], measure: Callable[[str], None] | None = None) -> list[int]:
         """Token ids of a conversation, up to the start of the assistant's turn; raises `InvalidRequest`.
@@ -112,13 +112,13 @@ class TextCodec:
         rendered, disguise = self._chat.render_disguised(messages, self._special)
         if measure is not None:
             measure(rendered)
-        encoded = self._encode_by(self._beside.twin, rendered)
+        encoded = self._encode_by(self._twin.tokenizer, rendered)
         places = self._places(encoded, rendered)
         if disguise is None and -1 not in places:
-            return self._beside.ids(encoded)
+            return self._twin.ids(encoded)
         show = disguise.show if disguise else str
-        signed = self._beside_without(rendered + show(rendered))
-        encoded = self._encode_by(signed.twin, signed.signed(rendered, places, show))
+        signed = self._twin_without(rendered + show(rendered))
+        encoded = self._encode_by(signed.tokenizer, signed.signed(rendered, places, show))
         self._refuse((self._reserved - signed.added).intersection(encoded.ids))
         return signed.ids(encoded)
 
@@ -136,12 +136,12 @@ class TextCodec:
         return places
 
     @cached_property
-    def _beside(self) -> Beside:
+    def _twin(self) -> Twin:
         with _library("tokenizer.json has special tokens that cannot be told from text"):
-            return Beside(self._tokenizer)
+            return Twin(self._tokenizer)
 
-    def _beside_without(self, text: str) -> Beside:
-        """A `Beside` whose sign does not occur in `text`."""
+    def _twin_without(self, text: str) -> Twin:
+        """A `Twin` whose sign does not occur in `text`."""
         signed = self._signed
         if signed is None or signed.sign in text:
             taken = text + "".join(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
@@ -149,7 +149,7 @@ class TextCodec:
             if sign is None:
                 raise InvalidRequest("a text contains all of Unicode's private use area; remove some of it")
             with _library("tokenizer.json has special tokens that cannot be told from text"):
-                self._signed = signed = Beside(self._tokenizer, sign)
+                self._signed = signed = Twin(self._tokenizer, sign)
         return signed
 
     @property

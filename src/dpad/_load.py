@@ -12,7 +12,7 @@ from warnings import warn
 from dpad.runtime.arguments import reading
 from dpad.runtime.bundle.bundle import Bundle
 from dpad.runtime.checks import as_integer, is_integer
-from dpad.runtime.decoding.elsewhere import instead_of
+from dpad.runtime.decoding.foreign_options import instead_of
 from dpad.runtime.decoding.likely import likely_rows
 from dpad.runtime.decoding.limits import WAITING, limits
 from dpad.runtime.engines.base import Engine

@@ -15,7 +15,7 @@ from dpad.export.pipeline import write_report
 from dpad.export.progress import Progress
 from dpad.export.writing import writer
 from dpad.runtime.bundle.bundle import Bundle
-from dpad.runtime.bundle.travel import copy_command
+from dpad.runtime.bundle.transfer import copy_command
 from dpad.runtime.errors import ExportError
 
 

@@ -1,6 +1,6 @@
-"""`remains`: says what a directory without usable weights is, and how to get from it to a checkpoint.
+"""`foreign_contents`: says what a directory without usable weights is, and how to get from it to a checkpoint.
 
-    remains(Path("runs/sft"))       # "checkpoint-500 has some: pass runs/sft/checkpoint-500, or put its files here"
+    foreign_contents(Path("runs/sft"))       # "checkpoint-500 has some: pass runs/sft/checkpoint-500, or ..."
 
 Trainers, hubs, copies and other formats leave directories that can be passed by mistake; each kind gets its own
 message. Only two levels of folders are searched, since an untrusted directory may be of any depth.
@@ -67,7 +67,7 @@ def check_adapter(directory: Path) -> None:
     )
 
 
-def remains(directory: Path) -> str:
+def foreign_contents(directory: Path) -> str:
     """What the directory holds instead of weights, and the way out."""
     names = listing(directory)
     if found := unfinished(directory, ""):

@@ -1,6 +1,6 @@
-"""`ended` runs sequences together and yields each when it has ended, with the seconds that it took.
+"""`finished` runs sequences together and yields each when it has ended, with the seconds that it took.
 
-for sequence, seconds in ended(model, sequences, lambda sequence: f"sample {sequence.index + 1}"):
+for sequence, seconds in finished(model, sequences, lambda sequence: f"sample {sequence.index + 1}"):
     ...
 """
 
@@ -15,7 +15,7 @@ from dpad.runtime.model import DiffusionModel
 Ended = TypeVar("Ended", bound=Sequence)
 
 
-def ended(
+def finished(
     model: DiffusionModel, sequences: Iterable[Ended], name: Callable[[Ended], str]
 ) -> Iterator[tuple[Ended, float]]:
     """Run `sequences`; yields each with its seconds, in the order in which they end.

@@ -1,8 +1,8 @@
-"""`Beside`: a second tokenizer over the same model, the twin, which recognises special tokens in text.
+"""`Twin`: a second tokenizer over the same model, which recognises special tokens in text.
 
-    Beside(tokenizer).twin.encode("<s>user")                        # as transformers encodes it
-    beside = Beside(tokenizer, sign="\\ue000")
-    beside.twin.encode(beside.signed("<s><s>", {0: "<s>"}, str))     # the first <s> is the token, the second is text
+    Twin(tokenizer).tokenizer.encode("<s>user")                        # as transformers encodes it
+    twin = Twin(tokenizer, sign="\\ue000")
+    twin.tokenizer.encode(twin.signed("<s><s>", {0: "<s>"}, str))     # the first <s> is the token, the second is text
 
 It encodes the text that a chat template writes, in one call. Encoding pieces would give other tokens, because a piece's
 tokens depend on its neighbours: Metaspace may put a space before the first piece only, a special token may count only
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 
-class Beside:
+class Twin:
     """A tokenizer's twin, whose special tokens contain `sign` after their first character.
 
     No text may contain the sign. With an empty sign the twin recognises special tokens wherever text spells them.
@@ -24,11 +24,11 @@ class Beside:
 
     def __init__(self, tokenizer: Tokenizer, sign: str = "") -> None:
         self.sign = sign
-        self.twin = Tokenizer(tokenizer.model)
-        self.twin.normalizer, self.twin.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+        self.tokenizer = Tokenizer(tokenizer.model)
+        self.tokenizer.normalizer, self.tokenizer.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
         added = [pair for pair in sorted(tokenizer.get_added_tokens_decoder().items()) if pair[1].content]
-        self.twin.add_tokens([self._signed(token) for _, token in added])
-        numbers = {self.twin.token_to_id(self._spelling(token)): number for number, token in added}
+        self.tokenizer.add_tokens([self._signed(token) for _, token in added])
+        numbers = {self.tokenizer.token_to_id(self._spelling(token)): number for number, token in added}
         self.added = frozenset(numbers)
         self._others = {twin: number for twin, number in numbers.items() if twin != number}
         if any(tokenizer.model.id_to_token(twin) is not None for twin in self._others):
@@ -55,7 +55,7 @@ class Beside:
         return content[:1] + self.sign + content[1:] if token.special else content
 
     def _signed(self, token: AddedToken) -> AddedToken:
-        spelling, normalizer = self._spelling(token), self.twin.normalizer
+        spelling, normalizer = self._spelling(token), self.tokenizer.normalizer
         # A normalizer that removes the sign would turn text into the special token, so such a token is not normalized.
         kept = not token.special or normalizer is None or self.sign in normalizer.normalize_str(spelling)
         return AddedToken(
