@@ -59,7 +59,7 @@ def load(
         warm: on a GPU, run and record the likely shapes of steps before the first request, for up to 20 seconds;
             without it the first passes of each shape are slow.
         max_running: requests that run together; None is four times the bundle's `--max-batch`.
-        max_waiting: requests that may wait behind them; further ones raise `QueueFull`.
+        max_waiting: requests that may wait behind them, 4096 by default; further ones raise `QueueFull`.
         verify_hashes: compare SHA-256 of every file; sizes and names are always compared.
         progress: called with the current activity, the amount done and the total (bytes or shapes; None if unknown).
         unknown: other arguments raise `InvalidRequest`.
