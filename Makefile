@@ -95,8 +95,9 @@ lint: $(BIN)/.lint
 types: $(BIN)/.lint $(BIN)/.test
 	$(BIN)/mypy
 
+# Without --quiet, which would hide from --strict the warnings that it counts.
 docs: $(BIN)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 bench: $(BIN)/.test | bundles/tiny/manifest.json
 	set -e; for name in $(BENCH); do \
