@@ -1,10 +1,10 @@
-"""`Admission`: how many sequences may be here at a time, and when to come again for who finds no room.
+"""`Admission` limits the sequences in the server, and says when a refused request may be sent again.
 
     admission = Admission(most=40)
     with admission.hold(2):         # raises ApiError 429 with a Retry-After where there is no room for two
         ...
 
-It is asked before a prompt is read, so that refusing costs nothing.
+It decides before a prompt is read, so that a refusal costs nothing.
 """
 
 import math
@@ -15,8 +15,8 @@ from time import perf_counter
 from dpad.runtime.show import counted
 from dpad.serving.errors import ApiError
 
-_LATEST = 60  # seconds: the longest wait that is told
-_MEMORY = 0.9  # how much of what was learnt about the pace stays with each sequence that leaves
+_LATEST = 60  # seconds: the longest Retry-After
+_MEMORY = 0.9  # weight of the earlier average of the pace, for each sequence that leaves
 
 
 class Admission:
@@ -25,25 +25,28 @@ class Admission:
     def __init__(self, most: int) -> None:
         self.most, self.inside = most, 0
         self.draining = False
-        self._interval = 0.0  # seconds between two that leave, while there are any
+        self._interval = 0.0  # average seconds between two sequences that leave
         self._left = perf_counter()
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Room for `count` sequences; raises `ApiError`: 503 where the server ends, 429 where it is full.
+        """Hold room for `count` sequences.
 
-        What would never fit is 400, so that nobody comes again with it.
+        Raises `ApiError`: 503 if the server is ending, 429 if it is full, and 400 if `count` can never fit, so that
+        clients do not repeat the request.
         """
         if self.draining:
             raise ApiError(503, "this server is ending; ask another one", "draining", retry_after=1)
         if count > self.most:
             many = counted(count, "sequence")
-            raise ApiError(400, f"{many} are more than the {self.most} that may be here; ask for fewer", "too_many")
+            raise ApiError(
+                400, f"{many} are more than the {self.most} that this server holds; ask for fewer", "too_many"
+            )
         if self.inside + count > self.most:
             raise ApiError(
                 429,
-                f"{counted(count, 'sequence')} came, {self.inside} are here already, and {self.most} may be; "
-                "come again later, as Retry-After says, or ask for fewer",
+                f"{counted(count, 'sequence')} came, and the server holds {self.inside} of at most {self.most}; "
+                "try again after the seconds of Retry-After, or ask for fewer",
                 "queue_full",
                 retry_after=self.retry_after(),
             )
@@ -57,7 +60,7 @@ class Admission:
             self._learn(count)
 
     def retry_after(self) -> int:
-        """Seconds until those who are here will have left, at the pace of the last ones."""
+        """Seconds until the current sequences will have left, at the recent pace."""
         return min(_LATEST, max(1, math.ceil(self.inside * self._interval)))
 
     def _learn(self, count: int) -> None:

@@ -33,7 +33,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def application(service: Service, settings: Settings) -> Starlette:
-    """OpenAI's endpoints over `service`, and those for whoever runs it."""
+    """Make the routes: OpenAI's endpoints over `service`, and those for its operators."""
 
     async def completions(request: Request) -> Exchange:
         return Exchange(service, CompletionForm(await _read(request, CompletionBody)))
@@ -86,7 +86,7 @@ def application(service: Service, settings: Settings) -> Starlette:
 
 
 async def _read(request: Request, kind: type[B]) -> B:
-    """The body of a request; raises what `as_api_error` knows, or `Gone`."""
+    """Read the body of a request; raises errors that `as_api_error` converts, or `Gone`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "give the body as content-type: application/json", "wrong_content_type")
     try:
@@ -100,8 +100,8 @@ def _model(service: Service) -> dict[str, object]:
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
-    """What Starlette refuses: paths and methods that there are not."""
+    """Convert Starlette's refusals of unknown paths and methods."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     allow = (error.headers or {}).get("Allow")
-    raise ApiError(error.status_code, f"{request.method} of this path: {error.detail}", code, allow=allow)
+    raise ApiError(error.status_code, f"{request.method} at this path: {error.detail}", code, allow=allow)

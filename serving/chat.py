@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: a conversation, written by the checkpoint's own template, goes on.
+"""`/v1/chat/completions`: continues a conversation, which the checkpoint's chat template renders.
 
 form = ChatForm(ChatBody(messages=[ChatMessage(role="user", content="What is 53 + 34?")]))
 """
@@ -20,21 +20,21 @@ class ChatForm:
 
     @property
     def count(self) -> int:
-        """Sequences that it asks for."""
+        """Number of sequences of the request."""
         return self.body.n or 1
 
     def jobs(self, service: Service) -> list[Job]:
-        """One for each answer."""
+        """One job for each answer."""
         messages = [{"role": message.role, "content": message.content} for message in self.body.messages]
         return jobs_for(service.model, self.body, [service.model.request(messages)])
 
     def begin(self, job: Job) -> Document | None:
-        """Who speaks."""
+        """The role of the answer."""
         delta = {"role": "assistant", "content": ""}
         return {"index": job.choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def piece(self, job: Job, texts: list[str]) -> Document:
-        """Text as it becomes final."""
+        """Text that has become final."""
         return self._choice(job, "delta", {"content": texts[0]} if texts[0] else {})
 
     def choice(self, job: Job) -> Document:
@@ -48,6 +48,6 @@ class ChatForm:
 
 
 def _logprob(token: Token) -> Document:
-    """Of one token; its bytes where it is whole characters."""
+    """The log-probability of a token, with its bytes if it consists of whole characters."""
     whole = None if "\ufffd" in token.text else list(token.text.encode())
     return {"token": token.text, "logprob": token.logprob, "bytes": whole, "top_logprobs": []}

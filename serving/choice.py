@@ -1,11 +1,11 @@
-"""`Choice`: one text on its way: which of its text is final, and why it ended.
+"""`Choice`: the text of one answer while it is decoded: which part is final, and why it ended.
 
     choice = Choice(model.codec, eos, 0, start=9, length=64, most=60, stop=["###"])
     choice.take(event)              # the text that has become final with this pass
-    choice.finish_reason            # None while it goes on
+    choice.finish_reason            # None while it is unfinished
 
-Diffusion decides tokens in any order. A token is final when all before it are decided, and its text when what follows
-cannot change it: not half of a character, nor what may become a stop sequence.
+Diffusion commits tokens in any order. A token is final when all tokens before it are committed. Text is final when
+later tokens cannot change it: it must not end within a character, or with what may become a stop sequence.
 """
 
 import math
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from dpad.runtime.decoding.event import StepEvent
 from dpad.runtime.text.codec import TextCodec
 
-_HALF = "\ufffd"  # what a decoder writes for bytes that are no character yet
+_HALF = "\ufffd"  # the tokenizer decodes an incomplete character to this
 _UNDECIDED = -1
-_NEAR = 8  # tokens before one that say how it is written
-_LEAST = 1e-300  # probability, of which there is a logarithm
+_NEAR = 8  # preceding tokens that a token's text may depend on
+_LEAST = 1e-300  # least probability, so that the logarithm is finite
 
 
 class Token(NamedTuple):
@@ -43,14 +43,14 @@ class Choice:
         most: int,
         stop: Sequence[str] = (),
     ) -> None:
-        """`start` is the canvas position of its first token, `length` the positions behind it, `most` tokens count."""
+        """The text begins at canvas position `start`, spans `length` positions, and has at most `most` tokens."""
         self.index = index
         self.codec, self._eos, self._start, self._most, self._stop = codec, frozenset(eos), start, most, stop
         self._length, self._tokens, self._confidences = length, [_UNDECIDED] * length, [0.0] * length
         self._ids: list[int] = []
-        self.text = ""  # final, as told so far
+        self.text = ""  # the final text returned so far
         self.finish_reason: str | None = None
-        self._told = self._offset = 0  # tokens that `news` has given, and the characters before the next one
+        self._told = self._offset = 0  # tokens that `news` has returned, and the offset of the next one
         self._read, self._window = "", (0, 0)  # text of the tokens before the second number, begun with the first
 
     @property
@@ -59,7 +59,7 @@ class Choice:
         return len(self._ids)
 
     def take(self, event: StepEvent) -> str:
-        """The text that has become final with a pass; with the last one all that is left."""
+        """Add the event of a pass; returns the text that has become final, and with the last event all the rest."""
         if self.finish_reason is not None:
             return ""
         for position, token, sure in zip(event.positions.tolist(), event.tokens.tolist(), event.confidences.tolist()):
@@ -72,7 +72,7 @@ class Choice:
         return self._settle(self._stopped(self._decoded(), before))
 
     def _decoded(self) -> str:
-        """The text of the final tokens so far: of the last few alone, so that a long answer costs no more a pass."""
+        """The text of the final tokens. Only the last few are decoded again, so the cost does not grow with it."""
         if self.finish_reason is not None:
             return self.codec.decode(self._ids)
         first, read = self._window
@@ -86,7 +86,7 @@ class Choice:
         return self._read
 
     def _advance(self) -> None:
-        """Take the decided tokens that stand behind the final ones."""
+        """Make final the committed tokens that directly follow the final ones."""
         while self.finish_reason is None and (place := len(self._ids)) < len(self._tokens):
             token = self._tokens[place]
             if token == _UNDECIDED:
@@ -99,7 +99,7 @@ class Choice:
                 self.finish_reason = "length"
 
     def _close(self) -> None:
-        """There are no further passes: what a deadline left undecided is left out."""
+        """End after the last pass; positions that a deadline left as masks are left out."""
         decided = [place for place, token in enumerate(self._tokens) if token != _UNDECIDED]
         self._tokens = [self._tokens[place] for place in decided]
         self._confidences = [self._confidences[place] for place in decided]
@@ -107,7 +107,7 @@ class Choice:
         self.finish_reason = self.finish_reason or ("length" if len(decided) == self._length else "deadline")
 
     def _stopped(self, text: str, before: int) -> str:
-        """`text` up to the first stop sequence, and the tokens with it; `before` of them held none."""
+        """Cut `text`, and the tokens, at the first stop sequence; the first `before` tokens contain none."""
         places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         if not places:
             return text
@@ -117,7 +117,7 @@ class Choice:
         return text[:cut]
 
     def _settle(self, text: str) -> str:
-        """What of `text` is new and final."""
+        """The part of `text` that is new and final."""
         keep = len(text)
         if self.finish_reason is None:
             keep = len(text.rstrip(_HALF))
@@ -129,7 +129,7 @@ class Choice:
         return fresh
 
     def news(self) -> list[Token]:
-        """The final tokens that no call has given yet."""
+        """The final tokens that no earlier call returned."""
         first, self._told = self._told, len(self._ids)
         fresh = []
         for place in range(first, self._told):
@@ -141,5 +141,5 @@ class Choice:
 
 
 def _begun(text: str, stop: str) -> int:
-    """Characters at the end of `text` that may become `stop`."""
+    """Number of characters at the end of `text` that may become `stop`."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

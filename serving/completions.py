@@ -1,4 +1,4 @@
-"""`/v1/completions`: text, or token ids, goes on.
+"""`/v1/completions`: continues text or token ids.
 
 form = CompletionForm(CompletionBody(prompt=["What is 53 + 34?"]))
 """
@@ -22,11 +22,11 @@ class CompletionForm:
 
     @property
     def count(self) -> int:
-        """Sequences that it asks for."""
+        """Number of sequences of the request."""
         return len(self.body.prompt) * (self.body.n or 1)
 
     def jobs(self, service: Service) -> list[Job]:
-        """One for each answer, the answers to a prompt beside each other."""
+        """One job for each answer; the answers to a prompt are adjacent."""
         model, suffix = service.model, self.body.suffix
         prompts: list[Prompt] = list(self.body.prompt)
         for prompt in self.body.prompt:
@@ -34,12 +34,12 @@ class CompletionForm:
         return jobs_for(model, self.body, [model.request(prompt, raw=True, suffix=suffix) for prompt in prompts])
 
     def begin(self, job: Job) -> Document | None:
-        """The prompt, if it is asked for."""
+        """The prompt, if the request has `echo`."""
         echoed = self._echoed(job)
         return {"index": job.choice.index, "text": echoed, "logprobs": None, "finish_reason": None} if echoed else None
 
     def piece(self, job: Job, texts: list[str]) -> Document:
-        """Text as it becomes final."""
+        """Text that has become final."""
         return self._choice(job, texts[0])
 
     def choice(self, job: Job) -> Document:
@@ -68,7 +68,7 @@ class CompletionForm:
 
 
 def _check_length(prompt: str | list[int], most: int) -> None:
-    """Raise `InvalidRequest` for more ids than a canvas holds, before each of them is looked at."""
+    """Raise `InvalidRequest` for more ids than a canvas holds, before the ids are checked one by one."""
     if not isinstance(prompt, str) and len(prompt) > most:
         raise InvalidRequest(
             f"a prompt of {len(prompt)} tokens is over the {most} of this bundle's canvas; "

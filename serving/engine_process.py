@@ -22,7 +22,7 @@ from typing import Any
 from dpad.runtime.errors import EngineError
 from dpad.serving.wire import Failed, Opened, Opening, Progress, Told, packed, received
 
-Tell = Callable[[str, int, int | None], None]  # as `dpad.load` tells its progress
+Tell = Callable[[str, int, int | None], None]  # as the `progress` of `dpad.load`
 _GRACE = 2.0  # seconds that a process has to end after its socket is closed, before it is killed
 _ENDED = (EOFError, OSError)
 
@@ -33,7 +33,7 @@ class EngineProcess:
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._process, self._reader, self._writer = process, reader, writer
         self._began = monotonic()
-        self.seconds = 0.0  # that it took to open the model
+        self.seconds = 0.0  # time that opening the model took
 
     @classmethod
     async def start(cls, opening: Opening, progress: Tell) -> tuple["EngineProcess", Opened]:
@@ -66,7 +66,7 @@ class EngineProcess:
             except _ENDED:
                 await self.stop()
                 raise EngineError(
-                    f"the process that opened the bundle ended ({_spelled(self.ending)}); what it said stands above"
+                    f"the process that opened the bundle ended ({_spelled(self.ending)}); its messages stand above"
                 ) from None
             if isinstance(message, Failed):
                 raise message.error

@@ -1,10 +1,10 @@
-"""`ApiError`: what a request is answered with when it cannot be served, in OpenAI's form.
+"""`ApiError`: the answer to a request that cannot be served, in OpenAI's form.
 
     raise ApiError(404, "model 'x' is not served here", "model_not_found", param="model")
     as_api_error(error).body()        # {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
-What of an error may be told is decided here: the messages of this package name the caller's own values and limits, and
-what went wrong inside is told by its kind alone.
+`as_api_error` decides how much a client learns. Messages about the caller's own values are passed on; of an internal
+failure, only the kind is named.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from dpad.runtime.errors import EngineError, InvalidRequest, ModelClosed, QueueF
 from dpad.runtime.show import kind, shown
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
-_OFTEN = 1  # seconds: the shortest Retry-After that can be said
+_OFTEN = 1  # seconds: the shortest Retry-After
 
 
 class ApiError(Exception):
-    """An HTTP status and what OpenAI's clients read beside it."""
+    """An HTTP status with the fields that OpenAI's clients read."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class ApiError(Exception):
         self.retry_after, self.allow = retry_after, allow
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI writes an error."""
+        """The body, in OpenAI's form."""
         known = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": known, "param": self.param, "code": self.code}}
 
@@ -48,7 +48,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Any failure as what a client is told of it."""
+    """Convert any failure to the error that the client gets."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ValidationError):
@@ -65,15 +65,13 @@ def as_api_error(error: BaseException) -> ApiError:
 
 
 def _refused(error: ValidationError) -> ApiError:
-    """The first field that is wrong, by its name; never the value, which may be long or private."""
-    # Of the ways in which a value could have been read, the one that was followed furthest.
+    """Name the first field that is wrong; never its value, which may be long or private."""
+    # If a value could have been read in several ways, report the one that got furthest.
     several = error.errors(include_url=False, include_context=False, include_input=False)
     first = max(several, key=lambda each: (each["loc"][:1] == several[0]["loc"][:1], len(each["loc"])))
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return ApiError(
-            400, f"{shown(field)[1:-1]} is no field that is known here; leave it out", "unknown_field", param=field
-        )
+        return ApiError(400, f"{shown(field)[1:-1]} is not a known field; leave it out", "unknown_field", param=field)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['msg']}", "invalid_json")
     return ApiError(

@@ -2,8 +2,8 @@
 
     return Exchange(service, CompletionForm(body))      # from an endpoint; Starlette calls it
 
-Nothing is sent before the first pass has ended, so that whatever is refused gets its own HTTP status. A client that
-hangs up is heard while the engine works, and its sequences take part in no further pass.
+Nothing is sent before the first pass has ended, so that a refusal still gets its HTTP status. If the client hangs up
+meanwhile, its sequences take part in no further pass.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Document = dict[str, Any]
 
 
 class Form(Protocol):
-    """How a kind of request is read and its answer written."""
+    """One kind of request: reads it and writes its answer."""
 
     prefix: str  # of the answers' ids
     whole: str  # the kind of an answer, as OpenAI calls it
@@ -33,23 +33,23 @@ class Form(Protocol):
 
     @property
     def body(self) -> Sampling:
-        """What was asked."""
+        """The body of the request."""
 
     @property
     def count(self) -> int:
-        """Sequences that it asks for."""
+        """Number of sequences of the request."""
 
     def jobs(self, service: Service) -> list[Job]:
-        """What is to be decoded; raises `InvalidRequest` for what cannot be."""
+        """The sequences to decode; raises `InvalidRequest` if one cannot be decoded."""
 
     def begin(self, job: Job) -> Document | None:
-        """A choice of the first part of a stream, before there is text."""
+        """The choice in the first part of a stream, before there is text; None for no such part."""
 
     def piece(self, job: Job, texts: list[str]) -> Document:
-        """A choice of a part of a stream, with the texts that have become final."""
+        """The choice in a part of a stream, with the texts that have become final."""
 
     def choice(self, job: Job) -> Document:
-        """A choice of a whole answer."""
+        """The choice in a whole answer."""
 
 
 class Exchange:
@@ -62,7 +62,9 @@ class Exchange:
                 "model_not_found", param="model",
             )  # fmt: skip
         if form.body.revisions and not form.body.stream:
-            raise ApiError(400, "revisions come in a stream; ask for stream, too", "invalid_request", param="revisions")
+            raise ApiError(
+                400, "revisions come in a stream only; set stream, too", "invalid_request", param="revisions"
+            )
         self._service, self._form = service, form
         self._head: Document = {
             "id": f"{form.prefix}-{uuid4().hex}",
@@ -72,7 +74,7 @@ class Exchange:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it; raises what is answered with an HTTP status of its own."""
+        """Send the answer; raises the errors that get an HTTP status of their own."""
         with self._service.hold(self._form.count):
             jobs = await asyncio.to_thread(self._form.jobs, self._service)
             try:
@@ -93,7 +95,7 @@ class Exchange:
         await JSONResponse(whole)(scope, receive, send)
 
     def _note(self, jobs: Sequence[Job], scope: Scope) -> None:
-        """Numbers for the log and the metrics, of what was cut short too."""
+        """Add the counts to the log and the metrics, also for an answer that was cut short."""
         counts = usage(jobs)
         self._service.metrics.tokens(counts["prompt_tokens"], counts["completion_tokens"])
         reasons = [job.finish_reason or "cancelled" for job in jobs]
@@ -126,13 +128,13 @@ class Exchange:
 
 
 class EventSender:
-    """Server-sent events, of which the first starts the response."""
+    """Sends server-sent events; the first one starts the response."""
 
     def __init__(self, send: Send) -> None:
         self._send, self.started = send, False
 
     async def send(self, data: Document | str) -> None:
-        """One event; waits while the client reads slowly."""
+        """Send one event; waits while the client reads slowly."""
         if not self.started:
             self.started = True
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -141,7 +143,7 @@ class EventSender:
         await self._send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
 
     async def end(self) -> None:
-        """Nothing follows."""
+        """End the response."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -150,7 +152,7 @@ class Gone(Exception):
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work`, and stop it when the client hangs up; raises `Gone` then."""
+    """Do `work`; if the client hangs up, stop it and raise `Gone`."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -169,11 +171,11 @@ async def _hung_up(receive: Receive) -> None:
 
 
 async def _quiet(job: Job, event: StepEvent, texts: list[str]) -> None:
-    """A whole answer is written at its end."""
+    """Send nothing: a whole answer is written at its end."""
 
 
 def revision(job: Job, event: StepEvent) -> Document:
-    """What a pass decided, places counted from the first that is generated; all of them give the whole canvas."""
+    """What a pass committed, with positions counted from the first generated one; together they give the canvas."""
     tokens = event.tokens.tolist()
     return {
         "pass": event.nfe,
@@ -187,7 +189,7 @@ def revision(job: Job, event: StepEvent) -> Document:
 
 
 def _receipt(job: Job) -> Document:
-    """The receipt of a finished answer, if it was asked for."""
+    """The receipt of a finished answer, if the request asked for one."""
     return {} if job.receipt is None or job.finish_reason is None else {"receipt": job.receipt.document()}
 
 

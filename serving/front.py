@@ -1,4 +1,4 @@
-"""`Front`: what every request meets first and its answer passes last: an id, one line in the log, errors in one form.
+"""`Front` is the outermost middleware. It gives each request an id, one line in the log, and errors in one form.
 
 Starlette(middleware=[Middleware(Front, metrics=metrics)])
 """
@@ -18,17 +18,17 @@ from dpad.serving.log import logger, where
 from dpad.serving.metrics import Metrics
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_GONE = 499  # what logs say of a client that hung up
+_GONE = 499  # the status in logs if the client hung up
 
 
 class Front:
-    """ASGI middleware."""
+    """ASGI middleware; see the module."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; what fails in it is answered here."""
+        """Pass a request on, and answer its errors."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

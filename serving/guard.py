@@ -1,9 +1,10 @@
-"""`Guard`: what is refused before it is read: strangers, foreign pages, what is too large or too slow.
+"""`Guard` refuses requests before their bodies are read: without a key, from other web pages, too large or too slow.
 
     Starlette(middleware=[Middleware(Guard, settings=settings)])
 
-A page in a browser can send what is no JSON to a server on the same machine without asking it, and what is JSON only
-with its leave (CORS), which nobody has by default; a name that leads back to this machine gets another `Host`.
+A web page can send any content type but JSON to a server on the same machine without permission. JSON needs the
+server's permission (CORS), which no page has by default. A foreign host name that resolves to this machine (DNS
+rebinding) is recognised by its `Host` header.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ from dpad.serving.errors import ApiError
 from dpad.serving.page import PATHS
 from dpad.serving.settings import Settings
 
-_MOST_HEAD, _EACH = 1 << 15, 32  # bytes of all names and values, and what each counts beside them (RFC 9113, 6.5.2)
-OPEN = ("/health/live", "/health/ready")  # to everybody: who asks them has no key
+_MOST_HEAD, _EACH = 1 << 15, 32  # most bytes of all headers, and bytes that each counts in addition (RFC 9113, 6.5.2)
+OPEN = ("/health/live", "/health/ready")  # to everybody: a load balancer has no key
 
 
 class Guard:
@@ -27,7 +28,7 @@ class Guard:
         self._app, self._settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; raises `ApiError`."""
+        """Pass a request on, or raise `ApiError`."""
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             self._check_head(scope)
@@ -38,7 +39,7 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check_head(self, scope: Scope) -> None:
-        """What h11 limits is a head that has not ended; one that comes at once may have any size."""
+        """Limit the headers: h11 limits only a head that arrives in parts, not one that arrives at once."""
         if sum(len(name) + len(value) + _EACH for name, value in scope["headers"]) > _MOST_HEAD:
             raise ApiError(431, f"headers may have {_MOST_HEAD} bytes; send fewer", "headers_too_large")
 
@@ -49,7 +50,9 @@ class Guard:
                 raise ApiError(401, "give a key of this server as Authorization: Bearer KEY", "invalid_api_key")
         elif self._settings.hosts and _name(headers.get("host", "")) not in self._settings.hosts:
             raise ApiError(
-                403, "this server answers to the names of its own machine; ask for one of them", "wrong_host"
+                403,
+                "without keys this server accepts only a Host that names its own machine, such as 127.0.0.1",
+                "wrong_host",
             )
 
     def _check_body(self, method: str, headers: Headers) -> None:
@@ -60,7 +63,7 @@ class Guard:
             raise self._too_large()
 
     def _measured(self, receive: Receive) -> Receive:
-        """The same, until the body is too large or takes too long."""
+        """Wrap `receive`: it raises `ApiError` when the body becomes too large or takes too long."""
         left, end, whole = self._settings.most_body, monotonic() + self._settings.read_seconds, False
 
         async def measured() -> Message:
@@ -89,5 +92,5 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """A host without its port."""
+    """The host without its port."""
     return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host

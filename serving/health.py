@@ -1,9 +1,9 @@
-"""`Health`: whether a server can answer. Live is its event loop; ready is its engine, tried by a short decode.
+"""`Health`: whether a server is ready. It is if its engine decodes, which a short decode (the canary) tries.
 
     health = Health(model, admission)
-    await health.obstacle()         # "" or what is in the way
+    await health.obstacle()         # why the server is not ready; empty if it is
 
-While requests run, the passes that they make are the proof, and nothing is added to the load.
+While requests run, their passes are the proof, and no canary is added to the load.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from dpad.serving.errors import ApiError
 from dpad.serving.remote_model import Model
 from dpad.serving.settings import PATIENCE
 
-FRESH = 5.0  # seconds that a proof counts
+FRESH = 5.0  # seconds for which a canary's result is valid
 
 
 class Health:
-    """Of one model."""
+    """The readiness of one model."""
 
     def __init__(self, model: Model, admission: Admission, patience: float = PATIENCE) -> None:
         self._model, self._admission, self._patience = model, admission, patience
@@ -31,14 +31,14 @@ class Health:
         self._proved, self._moved, self._passes = -FRESH, monotonic(), 0
 
     async def obstacle(self) -> str:
-        """Why no request would be served now, empty if one would."""
+        """Why no request can be served now; empty if one can."""
         if self._admission.draining:
             return "this server is ending"
         try:
             self._model.check_open()
         except (DpadError, ApiError) as error:
             return str(error)
-        async with self._lock:  # one canary serves all who ask
+        async with self._lock:  # simultaneous callers share one canary
             status, now = self._model.status, monotonic()
             if status.passes != self._passes or not status.running:
                 self._passes, self._moved = status.passes, now

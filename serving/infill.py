@@ -1,4 +1,4 @@
-"""`/v1/infill`: text with blanks, which come back filled; the given text comes back exactly.
+"""`/v1/infill`: fills the blanks in a text; the given text comes back exactly.
 
 form = InfillForm(InfillBody(template=["Tom has ", Blank(tokens=4), " books."]))
 """
@@ -18,7 +18,7 @@ from dpad.serving.service import Job, Service
 
 @dataclass(frozen=True)
 class Layout:
-    """A template as tokens: the span from its first blank on, and where in that the blanks are, as (place, length)."""
+    """A template as tokens: the span from its first blank on, and its blanks as (place in the span, length)."""
 
     request: Request
     length: int
@@ -27,10 +27,10 @@ class Layout:
 
 
 def laid_out(model: Reader, texts: Sequence[str], lengths: Sequence[int], block: int) -> Layout:
-    """`texts` with a blank of so many tokens between each two of them.
+    """Lay out `texts` with blanks of `lengths` tokens between them.
 
-    The span is made of whole blocks: what is missing comes from the text behind it, then from the text before it, and
-    last from places behind everything, which are decoded and not read.
+    The span has to consist of whole blocks. Missing tokens are taken from the text behind it, then from the text before
+    it; if both are too short, masks are added at the end, which are decoded and ignored.
     """
     model.check_size(*texts)
     head, *between, tail = [model.codec.encode(texts[0]), *map(model.codec.encode_plain, texts[1:])]
@@ -50,7 +50,7 @@ def laid_out(model: Reader, texts: Sequence[str], lengths: Sequence[int], block:
 
 
 class InfillForm:
-    """One request for blanks to be filled."""
+    """One request to fill blanks."""
 
     prefix, whole, part = "infill", "infill", "infill.chunk"
 
@@ -59,11 +59,11 @@ class InfillForm:
 
     @property
     def count(self) -> int:
-        """Sequences that it asks for."""
+        """Number of sequences of the request."""
         return self.body.n or 1
 
     def jobs(self, service: Service) -> list[Job]:
-        """One for each answer, with a choice for each blank."""
+        """One job for each answer, with a choice for each blank."""
         model = service.model
         options = decoding(model, self.body)
         resolved = model.options(**options)
@@ -86,7 +86,7 @@ class InfillForm:
         return jobs
 
     def _parts(self, tokens: int) -> tuple[list[str], list[int]]:
-        """The texts around the blanks, and the lengths of these."""
+        """The texts around the blanks, and the lengths of the blanks."""
         parts = self.body.template
         if parts is None:
             return [self.body.prefix or "", self.body.suffix or ""], [tokens]
@@ -100,16 +100,16 @@ class InfillForm:
         return texts, lengths
 
     def begin(self, job: Job) -> Document | None:
-        """Where the blanks are among the places of the revisions."""
+        """The places of the blanks, counted as in the revisions."""
         return {"index": job.choice.index, "blanks": self._layout.blanks, "fills": [], "finish_reason": None}
 
     def piece(self, job: Job, texts: list[str]) -> Document:
-        """Text of the blanks as it becomes final."""
+        """Text of the blanks that has become final."""
         fills = [{"blank": number, "text": text} for number, text in enumerate(texts) if text]
         return {"index": job.choice.index, "fills": fills, "finish_reason": job.finish_reason}
 
     def choice(self, job: Job) -> Document:
-        """All of the text, and what was written into each blank."""
+        """The whole text, and what was written into each blank."""
         fills = [choice.text for choice in job.choices]
         text = "".join(part + fill for part, fill in zip(self._texts, [*fills, ""]))
         return {"index": job.choice.index, "text": text, "blanks": fills, "finish_reason": job.finish_reason}

@@ -1,4 +1,4 @@
-"""`jobs_for`: the sequences that a request asks for, all checked before the first is decoded.
+"""`jobs_for` makes the sequences of a request, and checks all of them before the first is decoded.
 
 jobs_for(model, body, [model.request("What is 53 + 34?")])
 """
@@ -17,9 +17,9 @@ from dpad.serving.service import Job
 
 
 def jobs_for(model: Reader, body: Sampling, requests: Sequence[Request]) -> list[Job]:
-    """`body.n` jobs for each of `requests`, beside each other; the seed grows by one from answer to answer.
+    """Make `body.n` adjacent jobs for each of `requests`; the seed grows by one from answer to answer.
 
-    Raises `InvalidRequest` for what cannot be decoded.
+    Raises `InvalidRequest` if a request cannot be decoded.
     """
     options = decoding(model, body)
     resolved = model.options(**options)
@@ -50,5 +50,5 @@ def job_for(
     body: Sampling,
     again: bool = False,
 ) -> Job:
-    """One job, with a receipt if `body` asks for one."""
+    """Make one job, with a receipt if `body` asks for one."""
     return Job(request, options, choices, Receipt.begun(model, request, options) if body.receipt else None, again)

@@ -1,9 +1,9 @@
-"""Structured logs: one JSON object a line on standard error, with facts and no texts.
+"""Structured logs on standard error: one JSON object per line, with facts and no texts.
 
     setup()
     logger.info("served", extra={"facts": {"status": 200}})
 
-No prompt, answer, key, query string or message of an error is ever among the facts.
+The facts never contain a prompt, answer, key, query string or error message.
 """
 
 import json
@@ -17,10 +17,10 @@ logger = logging.getLogger("dpad.serving")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object."""
+    """Formats a record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """`time`, `level`, `event` and the facts."""
+        """Format `time`, `level`, `event` and the facts."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         facts = getattr(record, "facts", {})
         return json.dumps({"time": time, "level": record.levelname.lower(), "event": record.getMessage(), **facts})
@@ -46,7 +46,7 @@ class Elsewhere(Exception):
 
 
 def where(error: BaseException) -> dict[str, Any]:
-    """What failed and where, down to its cause, without messages: these may hold a user's text."""
+    """What failed and where, with the first cause; without messages, which may hold a user's text."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

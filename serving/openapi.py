@@ -12,12 +12,12 @@ from dpad.serving.schema import ChatBody, CompletionBody, InfillBody
 BODIES = {"/v1/completions": CompletionBody, "/v1/chat/completions": ChatBody, "/v1/infill": InfillBody}
 _READS = {
     "/v1/models": "The model that is served.",
-    "/health/live": "Whether the event loop turns.",
+    "/health/live": "Whether the event loop runs.",
     "/health/ready": "Whether the engine decodes.",
-    "/metrics": "For Prometheus.",
+    "/metrics": "Metrics for Prometheus.",
 }
 _REFUSED = {
-    "description": "An error, as OpenAI writes it.",
+    "description": "An error in OpenAI's form.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 _ERROR = {
@@ -39,7 +39,7 @@ _ERROR = {
 
 
 def document() -> dict[str, Any]:
-    """OpenAPI 3.1."""
+    """The document, in OpenAPI 3.1."""
     models = [(body, "validation") for body in BODIES.values()]
     _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     paths: dict[str, Any] = {path: {"get": _operation(told)} for path, told in _READS.items()}

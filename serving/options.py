@@ -1,9 +1,9 @@
-"""What a request asks of the decoder, in the runtime's own words.
+"""Reads decoding options from a request body.
 
     options = decoding(model, CompletionBody(prompt=["What is"], max_tokens=60))
     model.options(**options).gen_length         # 64: whole blocks; the answer is cut to 60 tokens
 
-Nothing is decided here twice: names, limits and defaults are those of `GenerationOptions` and of the bundle's presets.
+Names, limits and defaults are those of `GenerationOptions` and of the bundle's presets; none is repeated here.
 """
 
 import secrets
@@ -20,8 +20,8 @@ _OWN = ("preset", "decoder", "threshold", "factor", "steps", "pace", "cache", "b
 def decoding(model: Reader, body: Sampling) -> Options:
     """Keyword arguments of `model.astream`; raises `InvalidRequest`.
 
-    A `top_p` of 1 asks for nothing. Without a seed, one is drawn where tokens are drawn; else it is 0, so that a greedy
-    request gives the same answer each time.
+    A `top_p` of 1 is no filter. Without a seed, a request with a temperature gets a random one, and a greedy request
+    gets 0, so that it gives the same answer each time.
     """
     given: dict[str, Any] = {
         name: value for name in (*_OWN, "temperature", "seed") if (value := getattr(body, name)) is not None

@@ -1,9 +1,9 @@
-"""The page at `/`: its files, which are the same for everybody, and what a browser may do with them.
+"""The page at `/`: its files, which are the same for everybody, and its content security policy.
 
 Starlette(routes=[*ROUTES])
 
-Its text comes from people and from a model. So no script runs but the page's own, nothing is loaded from or sent to
-elsewhere, and no string becomes markup (`require-trusted-types-for`).
+The page shows text of users and of a model. So only the page's own scripts run, nothing is loaded from or sent to other
+servers, and no string becomes markup (`require-trusted-types-for`).
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""`Protocol`: uvicorn's HTTP/1.1, that hangs up on who never ends the head of a request, or never reads the answer.
+"""`Protocol`: uvicorn's HTTP/1.1 with limits for clients that never end a request's head, or never read the answer.
 
     uvicorn.Config(app, http=protocol(30.0))
 
-Each such connection would hold a file descriptor for ever, and a place among those that are decoded. What comes after
-the head has limits of its own (`Guard`).
+Such a connection would hold a file descriptor, and a place among the running sequences, for ever. `Guard` limits what
+comes after the head.
 """
 
 import asyncio
@@ -13,40 +13,40 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class Protocol(H11Protocol):
-    """With a limit for the time that a head takes, and for that in which nothing of a full buffer is read."""
+    """Closes a connection if a head takes over `seconds`, or if the client reads nothing for as long."""
 
     seconds: float
     _slow: asyncio.TimerHandle | None = None
     _full: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The first head is due."""
+        """Wait for the first head."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Something of a head, or of what follows it."""
+        """Take a part of a head or of a body."""
         super().data_received(data)
         self._watch()
 
     def pause_writing(self) -> None:
-        """The client does not read what was written."""
+        """Start the clock: the client does not read what was written."""
         super().pause_writing()
         self._full = self.loop.call_later(self.seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Stop the clock: the client reads again."""
         if self._full is not None:
             self._full.cancel()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is due any more."""
+        """Stop waiting."""
         self._unwatch()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Start the clock where a head has begun and not ended, and stop it where it has."""
+        """Start the clock if a head is due, and stop it when the head has ended."""
         if self.conn.their_state is not h11.IDLE:
             self._unwatch()
         elif self._slow is None:
@@ -59,5 +59,5 @@ class Protocol(H11Protocol):
 
 
 def protocol(seconds: float) -> type[Protocol]:
-    """One for servers that wait so long."""
+    """Make a protocol class that waits `seconds`."""
     return type("Protocol", (Protocol,), {"seconds": seconds})

@@ -24,27 +24,27 @@ from dpad.serving.log import setup
 from dpad.serving.service import Service
 from dpad.serving.settings import PATIENCE, Settings
 
-_WAITING = 64  # sequences in a replica behind those that are decoded: of requests for several answers
+_WAITING = 64  # sequences that may wait in a replica: a request may have several
 _MARGIN = 10.0  # seconds that Ray waits for a health check beyond what the check takes at most
 _RETRY_AFTER = 1  # seconds
 
 
 class Arguments(BaseModel):
-    """Of the application; Ray reads them from its command line or a config file.
+    """Arguments of the application; Ray reads them from its command line or a config file.
 
     Attributes:
         bundle: folder of the bundle, the same on every machine, absolute.
-        name: what clients call the model; empty is the folder's name.
+        name: the name of the model for clients; empty is the folder's name.
         replicas: processes, each with an engine of its own.
-        gpus: of each replica; Ray says which by CUDA_VISIBLE_DEVICES.
-        cpus: of each replica, and its threads.
-        engine: as `dpad inspect` names it.
-        max_running: requests that a replica is given at a time; 0 is four times the bundle's `--max-batch`.
-        slots: of keys and values in a replica's pool; as `dpad serve --slots`.
+        gpus: GPUs of each replica; Ray chooses them by CUDA_VISIBLE_DEVICES.
+        cpus: CPUs of each replica, and its threads.
+        engine: a name that `dpad inspect` lists.
+        max_running: requests that a replica gets at a time; 0 is four times the bundle's `--max-batch`.
+        slots: size of a replica's KV cache in tokens, as in `dpad serve --slots`.
         max_queued: requests that wait in a proxy for a replica; more are refused.
-        api_key_file: keys of those who may ask, one a line, the same on every machine.
-        allow_anonymous: let everybody in who can reach Ray's proxy.
-        drain_seconds: that a replica which is to end has for what runs.
+        api_key_file: file of accepted API keys, one per line, at the same path on every machine.
+        allow_anonymous: serve everybody who can reach Ray's proxy without a key.
+        drain_seconds: most seconds for a replica to finish its requests before it ends.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +70,7 @@ class Replica:
         """Open the bundle; Ray calls this in the replica's own process."""
         setup()
         if not arguments.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves GPUs visible that it gave to nobody
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # otherwise a replica sees the GPUs that Ray gave to nobody
         keys = Keys.read(arguments.api_key_file) if arguments.api_key_file else None
         self._settings = Settings(arguments.name or arguments.bundle.name, keys=keys)
         model = dpad.load(
@@ -88,7 +88,7 @@ class Replica:
         return application(self._service, self._settings)
 
     async def check_health(self) -> None:
-        """Ray asks every few seconds, and puts another in the place of one that fails three times."""
+        """Raise if the replica is not ready. Ray calls this often, and replaces a replica that fails three times."""
         if obstacle := await self._service.health.obstacle():
             raise EngineError(obstacle)
 
@@ -97,18 +97,20 @@ def build(arguments: Arguments) -> Any:
     """The application (`ray.serve.Application`), for `serve run`.
 
     Raises:
-        InvalidRequest: nobody would be asked for a key, or a path is relative.
+        InvalidRequest: there are no keys and no `allow_anonymous`, or a path is relative.
         BundleError: there is no bundle here.
         MissingExtra: Ray is not installed.
     """
     if arguments.api_key_file is None and not arguments.allow_anonymous:
         raise InvalidRequest(
-            "nobody would be asked for a key, and where Ray's proxy listens is not known here; give api_key_file=FILE, "
+            "the server would need no key, and Ray decides where its proxy listens; give api_key_file=FILE, "
             "or allow_anonymous=true where nobody else can reach it"
         )
     for path in filter(None, (arguments.bundle, arguments.api_key_file)):
         if not path.is_absolute():
-            raise InvalidRequest(f"{path} is another place in each process of Ray; give the absolute path")
+            raise InvalidRequest(
+                f"{path} is a relative path, and Ray's processes run in different folders; give the absolute path"
+            )
     contract = Bundle.open(arguments.bundle, hashes=False).manifest.contract
     running = arguments.max_running or RUNNING * contract.max_batch
     with needed_by("dpad.serving.ray", MissingExtra):

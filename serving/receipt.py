@@ -1,11 +1,11 @@
-"""`Receipt`: what makes an answer what it is, and a chain of hashes over what every pass committed.
+"""`Receipt`: everything that determines an answer, and a chain of hashes over what each pass committed.
 
     receipt = Receipt.begun(model, request, options)
     receipt.add(event)
-    replay(model, receipt.document())       # (37, None): all 37 passes are the same; or the first that differs
+    replay(model, receipt.document())       # (37, None): all 37 passes are the same; (5, 5): pass 5 differs
 
-Each hash is over the one before it and the positions and tokens of a pass, so the last one stands for all of them.
-What a deadline filled at the end was no pass and is not part of it: when it comes is no matter of the model.
+Each hash covers the one before it and the positions and tokens of a pass, so the last one covers all passes. Tokens
+that a deadline filled in are not part of the chain, because the time of a deadline does not depend on the model.
 """
 
 import json
@@ -30,7 +30,7 @@ _KEYS = {"receipt", "bundle", "engine", "versions", "request", "options", "passe
 
 
 class Receipt:
-    """Of one sequence."""
+    """The receipt of one sequence."""
 
     def __init__(self, head: Mapping[str, Any]) -> None:
         self.head = dict(head)
@@ -39,7 +39,7 @@ class Receipt:
 
     @classmethod
     def begun(cls, model: Reader, request: Request, options: Options) -> "Receipt":
-        """Before the first pass: bundle, engine, versions of libraries, request and resolved options."""
+        """Begin with what is known before a pass: bundle, engine, versions of libraries, request and options."""
         resolved = model.options(**options)
         schedule = resolved.schedule if request.schedule is None else request.schedule
         told = {field.name: getattr(resolved, field.name) for field in fields(GenerationOptions)}
@@ -58,30 +58,33 @@ class Receipt:
         return cls(json.loads(json.dumps(head)))
 
     def add(self, event: StepEvent) -> None:
-        """A pass has ended."""
+        """Add the event of a pass."""
         if event.generation is not None and event.generation.finish_reason == "deadline":
             return
         self._last = _hash([self._last, event.positions.tolist(), event.tokens.tolist()])
         self.passes.append(self._last)
 
     def document(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The receipt as JSON values."""
         return {**self.head, "passes": self.passes}
 
 
 class Replay(NamedTuple):
-    """Passes that were repeated, and the first that is different; None if none is."""
+    """The number of passes that were repeated, and the first one that differs; None if none does."""
 
     passes: int
     differs: int | None
 
 
 def replay(model: DiffusionModel, document: Mapping[str, Any]) -> Replay:
-    """Repeat what a receipt is of; raises `ReplayError` for another bundle, `InvalidRequest` for what is no receipt."""
+    """Repeat the generation of a receipt.
+
+    Raises `ReplayError` if it belongs to another bundle, and `InvalidRequest` if `document` is not a receipt.
+    """
     head, passes = _read(document)
     if head["bundle"] != (own := model.facts.digest):
         raise ReplayError(
-            f"the receipt is of bundle {shown(head['bundle'])}, and this is {own}; open the one that it is of"
+            f"the receipt is of bundle {shown(head['bundle'])}, and this one is {own}; open the receipt's bundle"
         )
     again = Receipt(head)
     request, options = _asked(head)
@@ -103,7 +106,9 @@ def _asked(head: Mapping[str, Any]) -> tuple[Request, Options]:
 
 def _read(document: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
     if not isinstance(document, Mapping) or document.keys() != _KEYS or document["receipt"] != VERSION:
-        raise InvalidRequest(f"this is no receipt of version {VERSION}; give one that a server of this version wrote")
+        raise InvalidRequest(
+            f"this is not a receipt of version {VERSION}; give one that a server of this version wrote"
+        )
     shapes = {"request": dict, "options": dict, "passes": list, "bundle": str, "engine": str}
     for name, kind in shapes.items():
         if not isinstance(document[name], kind):

@@ -4,8 +4,8 @@
         async for event in model.astream(request, gen_length=64):
             ...
 
-Prompts and options are read in this process, passes run in the other one. When that ends, each of its sequences ends
-with an error. Until the next one is open, callers get an error that says when to come again.
+Prompts and options are read in this process, passes run in the other one. When the other one ends, each of its
+sequences ends with an error. Until the next one is open, callers get an error that says when to try again.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from dpad.serving.wire import Cancel, Failure, Opening, Submit, Told
 
 _STEADY = 60.0  # seconds that a process must run for the next start to come without delay
 _LONGEST = 30.0  # seconds of delay before a start, at most
-_MOST_UNSENT = 16 << 20  # bytes that an engine which hangs may leave unread, until requests are refused
-_LATER = 10  # seconds after which to try a server whose engine hangs
+_MOST_UNSENT = 16 << 20  # bytes that an engine may leave unread; beyond, it hangs, and requests are refused
+_LATER = 10  # seconds of Retry-After while the engine hangs
 _IDLE = Status(0, 0, 0, 0)
 
 Box = asyncio.Queue[StepEvent | Exception]
@@ -44,7 +44,7 @@ class RemoteModel(Reader):
 
     def __init__(self, opening: Opening, process: EngineProcess, facts: Facts, codec: TextCodec | None) -> None:
         super().__init__(facts, codec)
-        # "auto" must not choose another engine later: near ties may be decided otherwise by it.
+        # "auto" must not choose another engine later, since engines may decide near ties differently.
         self._opening = opening._replace(options=opening.options | {"engine": facts.engine})
         self._process: EngineProcess | None = process
         self._boxes: dict[int, Box] = {}

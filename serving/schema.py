@@ -1,9 +1,9 @@
-"""What the bodies of requests may hold, field by field; one that is not here is refused by its name.
+"""The fields of request bodies; any other field is refused by its name.
 
     CompletionBody.model_validate_json(b'{"prompt": "What is 53 + 34?", "max_tokens": 64}')
 
-Fields of OpenAI's that this server cannot honour are taken while they ask for nothing: a client that spells out a
-default is served, and one that asks for tools is told that there are none.
+OpenAI's fields that this server does not support are accepted with values that change nothing, so a client that sends
+defaults is served, and refused with others, such as a list of tools.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _STOPS, _STOP_LENGTH = 16, 256
 
 
 def _neutral(*values: object) -> Callable[[Any], Any]:
-    """A check that takes None and `values`, which ask for nothing."""
+    """Make a check that accepts only None and `values`, which change nothing."""
 
     def check(value: Any) -> Any:
         if value is None or any(value == neutral and type(value) is type(neutral) for neutral in values):
@@ -31,12 +31,12 @@ def _neutral(*values: object) -> Callable[[Any], Any]:
 
 
 def _listed(value: object) -> object:
-    """One text as a list of it."""
+    """Put a single text into a list."""
     return [value] if isinstance(value, str) else value
 
 
 def _prompts(value: object) -> list[Any]:
-    """A prompt, or several, as a list of texts and of lists of token ids."""
+    """Read one or several prompts as a list; each is a text or a list of token ids."""
     if isinstance(value, str) or (isinstance(value, list) and value and all(map(is_integer, value))):
         return [value]
     texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
@@ -48,7 +48,7 @@ def _prompts(value: object) -> list[Any]:
 
 
 def _content(value: object) -> object:
-    """The parts of a message as one text."""
+    """Join the text parts of a message."""
     if not isinstance(value, list):
         return value
     parts = [part for part in value if isinstance(part, dict) and part.keys() == {"type", "text"}]
@@ -66,20 +66,20 @@ Ignored = Annotated[Any, Field(description="Taken and ignored.")]
 
 
 class Body(BaseModel):
-    """Strict: a truth value is no number, and no number is infinite."""
+    """A strict model: True is not a number, and numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 class StreamOptions(Body):
-    """Of a streamed answer."""
+    """Options of a streamed answer."""
 
     include_usage: bool = False
     include_obfuscation: Ignored = None
 
 
 class Decoding(Body):
-    """This project's own fields: options of decoding, as `dpad generate` has them."""
+    """This project's own fields: decoding options, as in `dpad generate`."""
 
     preset: Name | None = None
     decoder: Name | None = None
@@ -98,14 +98,14 @@ class Decoding(Body):
 
     @property
     def seconds_left(self) -> float | None:
-        """Until its deadline, which counts from when the body had come."""
+        """Seconds until the deadline, which counts from the arrival of the body; None without one."""
         if self.deadline_ms is None:
             return None
         return max(1e-3, self.deadline_ms / 1000 - (perf_counter() - self._arrived))
 
 
 class Sampling(Decoding):
-    """What completions and chat have in common."""
+    """The fields that all endpoints share."""
 
     model: Name | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
@@ -130,7 +130,7 @@ class Sampling(Decoding):
 
     @property
     def most_tokens(self) -> int | None:
-        """Tokens that a choice may have."""
+        """Tokens that an answer may have; None if the request does not say."""
         return self.max_tokens
 
     @property
@@ -140,7 +140,7 @@ class Sampling(Decoding):
 
 
 class CompletionBody(Sampling):
-    """Of `/v1/completions`."""
+    """A request to `/v1/completions`."""
 
     prompt: Annotated[
         list[str | list[int]],
@@ -154,7 +154,7 @@ class CompletionBody(Sampling):
 
 
 class Blank(Body):
-    """A place in a template that is filled with up to so many tokens."""
+    """A blank in a template, to be filled with at most `tokens` tokens."""
 
     tokens: Annotated[int, Field(ge=1, le=1 << 20)]
 
@@ -170,7 +170,7 @@ _FORMS = [  # of an infill, for clients that read the OpenAPI document; `InfillB
 
 
 class InfillBody(Sampling):
-    """Of `/v1/infill`: text before and behind one blank of `max_tokens`, or a template with several."""
+    """A request to `/v1/infill`: text around one blank of `max_tokens`, or a template with several blanks."""
 
     model_config = ConfigDict(json_schema_extra={"anyOf": _FORMS})  # type: ignore[dict-item]
 
@@ -200,7 +200,7 @@ class ChatMessage(Body):
 
 
 class ChatBody(Sampling):
-    """Of `/v1/chat/completions`."""
+    """A request to `/v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
@@ -229,5 +229,5 @@ class ChatBody(Sampling):
 
     @property
     def most_tokens(self) -> int | None:
-        """OpenAI's newer name goes before the older one."""
+        """Tokens that an answer may have; OpenAI's newer field overrides the older one."""
         return self.max_completion_tokens or self.max_tokens

@@ -27,14 +27,14 @@ from dpad.serving.wire import Opening
 
 Ready = Callable[[str], None]
 _BACKLOG = 2048
-_FLUSH = 5  # seconds in which clients take the ends of their answers
+_FLUSH = 5  # most seconds for clients to receive the ends of their answers
 
 
 def listening(host: str, port: int) -> sockets.socket:
-    """A socket at an address; raises `InvalidRequest` for one that cannot be had, before a model is opened.
+    """Open a listening socket; raises `InvalidRequest` if that fails, before a model is opened.
 
-    It names its protocol, as `socket.create_server` does not: else asyncio leaves TCP_NODELAY out, and every answer
-    over a connection that stays waits 40 ms for an acknowledgement.
+    Unlike `socket.create_server`, it names the protocol. Without that asyncio does not set TCP_NODELAY, and every
+    answer over a kept-alive connection waits 40 ms for an acknowledgement.
     """
     listener = None
     try:
@@ -59,7 +59,7 @@ def address(socket: sockets.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that reports when it answers, and that lets running requests end before it stops."""
+    """A uvicorn server that reports when it is ready, and finishes running requests before it stops."""
 
     def __init__(
         self, config: uvicorn.Config, service: Service, model: RemoteModel, seconds: float, ready: Callable[[], None]

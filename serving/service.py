@@ -1,10 +1,10 @@
-"""`Service`: a model behind an API: what is admitted, and what runs.
+"""`Service`: a model behind an API. It admits requests and runs their sequences.
 
     service = Service(model, "tiny")
     with service.hold(2):
         await service.run(jobs, emit)
 
-Whoever is cancelled, or fails, takes all of its request with it: nothing of it takes part in another pass.
+If one sequence of a request is cancelled or fails, the request's other sequences are cancelled too.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ Emit = Callable[["Job", StepEvent, list[str]], Awaitable[None]]
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One sequence of a request: what is decoded, how, and what becomes of it.
+    """One sequence of a request: its tokens, its options and its answer.
 
     `choices` are its texts: one, or one for each blank of a template. `again` says that another job answers the same
     prompt, whose tokens the usage counts once.
@@ -43,7 +43,7 @@ class Job:
     _passes: list[int] = field(default_factory=lambda: [0])
 
     def take(self, event: StepEvent) -> list[str]:
-        """The text of each choice that has become final with a pass."""
+        """Add the event of a pass; returns the text of each choice that has become final."""
         self._passes[0] = event.nfe
         if self.receipt is not None:
             self.receipt.add(event)
@@ -51,7 +51,7 @@ class Job:
 
     @property
     def choice(self) -> Choice:
-        """The only one, or the first."""
+        """The only choice, or the first."""
         return self.choices[0]
 
     @property
@@ -66,17 +66,17 @@ class Job:
 
     @property
     def finish_reason(self) -> str | None:
-        """None while a choice goes on; of several the one that tells most."""
+        """None while a choice is unfinished; then `deadline`, `length` or `stop`, the first that a choice has."""
         reasons = [choice.finish_reason for choice in self.choices]
         return None if None in reasons else next(each for each in ("deadline", "length", "stop") if each in reasons)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Token ids as text."""
+        """Decode token ids."""
         return self.choice.codec.decode(ids)
 
 
 class Service:
-    """One model under the name that clients call it by."""
+    """One model, under the name by which clients call it."""
 
     def __init__(self, model: Model, name: str, patience: float = PATIENCE) -> None:
         self.model, self.name, self.created = model, name, int(time())
@@ -84,12 +84,12 @@ class Service:
         self.metrics, self.health = Metrics(model), Health(model, self.admission, patience)
 
     def hold(self, count: int) -> AbstractContextManager[None]:
-        """Room for `count` sequences; raises `ApiError` where there is none, or no engine."""
+        """Hold room for `count` sequences; raises `ApiError` if there is no room or no engine."""
         self.model.check_open()
         return self.admission.hold(count)
 
     async def run(self, jobs: Sequence[Job], emit: Emit) -> None:
-        """Decode `jobs` together; `emit` is told of every pass, with the texts that have become final."""
+        """Decode `jobs` together; `emit` is called after each pass, with the texts that have become final."""
         try:
             async with asyncio.TaskGroup() as group:
                 for job in jobs:
@@ -110,6 +110,6 @@ class Service:
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first failure of a group, which its siblings were cancelled for."""
+    """The first failure of a group, because of which the other tasks were cancelled."""
     error = several.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,4 +1,4 @@
-"""`Settings`: how a server behaves that its model does not decide.
+"""`Settings`: the settings of a server that do not depend on its model.
 
 Settings(name="tiny", keys=Keys(["0123456789abcdef"]))
 """
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 from dpad.serving.keys import Keys
 
-PATIENCE = 30.0  # seconds that a pass may take, unless told otherwise
+PATIENCE = 30.0  # default of `patience_seconds`
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one server.
+    """The settings of one server.
 
     Attributes:
-        name: what clients call the model.
-        keys: of those who may ask; None is everybody who can reach it.
-        hosts: names that it answers to where there are no keys; none is any.
-        origins: of pages in browsers that may ask (CORS).
-        most_body: bytes of a request's body.
-        read_seconds: in which the head of a request has to come, and then its body.
-        drain_seconds: that a signal leaves to what runs.
-        patience_seconds: that a pass may take before the server is not ready.
+        name: the name of the model for clients.
+        keys: accepted API keys; None accepts everybody who can reach the server.
+        hosts: accepted `Host` names, if there are no keys; empty accepts any.
+        origins: origins of web pages that may call the server (CORS).
+        most_body: most bytes of a request's body.
+        read_seconds: most seconds for receiving the head of a request, and then its body.
+        drain_seconds: most seconds for finishing requests after a signal.
+        patience_seconds: most seconds for a pass, until the server is not ready.
     """
 
     name: str

@@ -210,7 +210,7 @@ def test_a_receipt_is_repeated(served: Served, whole: Path, tmp_path: Path) -> N
         (("passes", 3), "0" * 64, "ReplayError: pass 4 differs"),
         (("bundle",), "0" * 64, "ReplayError: the receipt is of bundle"),
         (("engine",), "nothing", "EngineUnavailable"),
-        (("receipt",), 2, "InvalidRequest: this is no receipt"),
+        (("receipt",), 2, "InvalidRequest: this is not a receipt"),
         (("options",), [], "InvalidRequest: the receipt's options"),
         (("passes",), [], "InvalidRequest: the receipt holds no pass"),
         (("request",), {}, "InvalidRequest"),
