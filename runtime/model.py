@@ -98,7 +98,8 @@ class DiffusionModel(Reader):
     ) -> list[Generation]:
         """Generate for several prompts together; each gives the tokens that it would give alone.
 
-        `on_step` is called with each prompt's `StepEvent` of every forward pass.
+        `on_step` is called with each prompt's `StepEvent` of every forward pass. On a CPU a batch gains little over its
+        prompts one by one, because the time of a pass grows with its rows; batches are for GPUs.
         """
         if on_step is not None and not callable(on_step):
             raise InvalidRequest(f"on_step {shown(on_step)} cannot be called; give a function of one StepEvent")
