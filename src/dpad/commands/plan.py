@@ -107,8 +107,8 @@ def command(
     )
     plan = document["plan"]
     say(
-        f"plan in {variant}: {_gb(plan['bytes'])} on disk; TensorRT-RTX makes it in about {_gb(plan['build_memory'])} "
-        f"of memory ({_gb(available_memory())} are available here)\n"
+        f"TensorRT-RTX plan in {variant}, for GPUs that it supports: {_gb(plan['bytes'])} on disk; the build takes "
+        f"about {_gb(plan['build_memory'])} of memory ({_gb(available_memory())} are available here)\n"
     )
     for line in [*_memory_lines(document), "", *_floor_lines(document), "", *_hazard_lines(found)]:
         say(line)
