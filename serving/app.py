@@ -1,6 +1,6 @@
 """`application`: the routes of a service, as an ASGI application.
 
-app = application(Service(model, "tiny"), Settings(name="tiny"))
+app = application(Service(model, settings), settings)
 """
 
 from collections.abc import Awaitable, Callable

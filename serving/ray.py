@@ -24,7 +24,6 @@ from dpad.serving.log import setup
 from dpad.serving.service import Service
 from dpad.serving.settings import PATIENCE, Settings
 
-_WAITING = 64  # sequences that may wait in a replica: a request may have several
 _MARGIN = 10.0  # seconds that Ray waits for a health check beyond what the check takes at most
 _RETRY_AFTER = 1  # seconds
 
@@ -79,9 +78,8 @@ class Replica:
             threads=0 if arguments.gpus else arguments.cpus,
             slots=arguments.slots,
             max_running=arguments.max_running,
-            max_waiting=_WAITING,
         )
-        self._service = Service(model, self._settings.name)
+        self._service = Service(model, self._settings)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray's proxy calls."""

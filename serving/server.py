@@ -108,7 +108,7 @@ def serve(opening: Opening, settings: Settings, socket: sockets.socket, progress
 
 async def _serve(opening: Opening, settings: Settings, socket: sockets.socket, progress: Tell, ready: Ready) -> int:
     async with RemoteModel.opened(opening, progress) as model:
-        service = Service(model, settings.name, settings.patience_seconds)
+        service = Service(model, settings)
         config = uvicorn.Config(
             application(service, settings),
             log_config=None,

@@ -1,6 +1,6 @@
 """`Service`: a model behind an API. It admits requests and runs their sequences.
 
-    service = Service(model, "tiny")
+    service = Service(model, Settings("tiny"))
     with service.hold(2):
         await service.run(jobs, emit)
 
@@ -22,7 +22,7 @@ from dpad.serving.health import Health
 from dpad.serving.metrics import Metrics
 from dpad.serving.receipt import Receipt
 from dpad.serving.remote_model import Model
-from dpad.serving.settings import PATIENCE
+from dpad.serving.settings import Settings
 
 Emit = Callable[["Job", StepEvent, list[str]], Awaitable[None]]
 
@@ -78,10 +78,14 @@ class Job:
 class Service:
     """One model, under the name by which clients call it."""
 
-    def __init__(self, model: Model, name: str, patience: float = PATIENCE) -> None:
-        self.model, self.name, self.created = model, name, int(time())
-        self.admission = Admission(model.facts.max_running + model.facts.max_waiting)
-        self.metrics, self.health = Metrics(model), Health(model, self.admission, patience)
+    def __init__(self, model: Model, settings: Settings) -> None:
+        """The queue of `model` has to be longer than the one of `settings`, so that only the admission refuses.
+
+        A sequence whose client has left keeps its seat in the engine until its pass has ended.
+        """
+        self.model, self.name, self.created = model, settings.name, int(time())
+        self.admission = Admission(model.facts.max_running + settings.max_waiting)
+        self.metrics, self.health = Metrics(model), Health(model, self.admission, settings.patience_seconds)
 
     def hold(self, count: int) -> AbstractContextManager[None]:
         """Hold room for `count` sequences; raises `ApiError` if there is no room or no engine."""

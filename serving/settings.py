@@ -23,6 +23,7 @@ class Settings:
         read_seconds: most seconds for receiving the head of a request, and then its body.
         drain_seconds: most seconds for finishing requests after a signal.
         patience_seconds: most seconds for a pass, until the server is not ready.
+        max_waiting: sequences that may wait behind those that are decoded.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Settings:
     read_seconds: float = 30.0
     drain_seconds: float = 30.0
     patience_seconds: float = PATIENCE
+    max_waiting: int = 64

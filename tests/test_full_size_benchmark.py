@@ -49,7 +49,7 @@ def test_models_of_another_machine_are_not_kept(tmp_path: Path) -> None:
     assert full_size.kept(out, {"cpu": "b"}) == {}
 
 
-@pytest.mark.parametrize("weights", ["full", "int4"])
+@pytest.mark.parametrize("weights", [pytest.param("full", marks=pytest.mark.slow), "int4"])
 def test_a_build_is_compared_with_its_forecast(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if the builder's activations or the plan's size are not measured."""
     monkeypatch.setitem(LAYOUTS, "llada", replace(LAYOUTS["llada"], config=LAYOUTS["llada"].config | NARROW["llada"]))

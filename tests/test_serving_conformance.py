@@ -18,7 +18,12 @@ import dpad
 PROMPT = "w8 w13 w12"  # to which the random model writes different words, with a chat template and without
 OWN: dict[str, Any] = {"decoder": "fixed", "block_length": 8, "schedule": "none"}
 OPTIONS: dict[str, Any] = {"decoder": "fixed", "block_length": 8, "schedule": dpad.Full()}
-WAYS = ("whole", "streamed", "async", "async streamed")
+WAYS = (
+    "whole",
+    pytest.param("streamed", marks=pytest.mark.slow),
+    pytest.param("async", marks=pytest.mark.slow),
+    "async streamed",
+)
 ENDPOINTS = ("completions", "chat")
 
 

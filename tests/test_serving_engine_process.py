@@ -179,3 +179,17 @@ def test_signals_for_all_processes_are_the_server_s(served: Served, endless: str
         assert os.getsid(engine(served)) != os.getsid(served.process.pid)
         assert stream.rest()[-1] == "[DONE]"
     assert served.stop() == 0
+
+
+def test_the_place_of_a_client_that_left_is_free_before_its_pass_ends(whole: Path, endless: str) -> None:
+    """Fails if the engine's own queue refuses a request that the server has room for."""
+    with Served(whole, "--max-running", 2, "--max-waiting", 1, pass_seconds=0.3) as served:
+        with Stream(served, endless).begun(), Stream(served, endless).begun():
+            pass
+
+        def answered() -> bool:
+            status, _, told = served.post("/v1/completions", {"prompt": "w5", "n": 3, "max_tokens": 1})
+            assert status == 200 or "the server holds" in told["error"]["message"], told
+            return status == 200
+
+        until(answered)

@@ -8,6 +8,7 @@ import click
 from dpad import load
 from dpad.commands.lines import say
 from dpad.commands.opening import progress
+from dpad.runtime.decoding.limits import WAITING
 from dpad.runtime.errors import InvalidRequest
 from dpad.serving.keys import Keys, is_loopback
 from dpad.serving.server import address, listening, serve
@@ -91,9 +92,10 @@ def command(
         read_seconds=read_timeout,
         drain_seconds=drain,
         patience_seconds=patience,
+        max_waiting=max_waiting,
     )
-    options = {"engine": engine, "threads": threads, "slots": slots}
-    options |= {"max_running": max_running, "max_waiting": max_waiting}
+    options = {"engine": engine, "threads": threads, "slots": slots, "max_running": max_running}
+    options["max_waiting"] = max_waiting + WAITING  # only the server refuses: see `Service`
     with listening(host, port) as socket, ExitStack() as opening:
         tell = opening.enter_context(progress())
 
