@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from prometheus_client.parser import text_string_to_metric_families
 
+import measure
 from serving_load.client import connected
 from serving_load.run import Run, finding
 from serving_load.target import Target
@@ -75,10 +76,14 @@ async def _pytest(name: str, *arguments: str) -> tuple[int, int, dict[str, str]]
     """How many tests of a file passed, how many ran, and the properties that they recorded."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += [f"--junitxml={report}", "-o", "junit_family=xunit1"]  # the family that holds recorded properties
         await _finished([*command, str(_TESTS / name), *arguments], cwd=_TESTS.parent)
         suite = ElementTree.parse(report).getroot().find("testsuite")  # noqa: S314 - pytest's own
     assert suite is not None
+    for case in suite.iter("testcase"):
+        for failure in (*case.iter("failure"), *case.iter("error")):
+            measure.say(f"{case.attrib['name']}: {failure.attrib.get('message', '')[:500]}")
     count = {kind: int(suite.attrib[kind]) for kind in ("tests", "failures", "errors", "skipped")}
     cases = count["tests"] - count["skipped"]
     properties = {each.attrib["name"]: each.attrib["value"] for each in suite.iter("property")}
