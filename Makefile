@@ -42,7 +42,7 @@ GPU_RUN     = PYTHONSAFEPATH=1 PYTHONPATH=src:benchmarks:tests
 help:
 	@echo "make export MODEL=tiny|tiny-dream|llada|llada-1.5|dream|owner/name|DIR [OUT=DIR] [TARGETS='onnx tensorrt-rtx'] [ARGS=...]"
 	@echo "make serve MODEL=tiny|... [OUT=DIR] [ARGS=...]  serve the bundle at http://127.0.0.1:8000; export it first if it is missing"
-	@echo "make test        run the tests (13 minutes on 2 quiet cores)"
+	@echo "make test        run the tests (about 15 minutes on 2 cores)"
 	@echo "make test-slow   run the tests that are marked slow"
 	@echo "make fuzz        run the long fuzz tests; docs/fuzzing.md has the counts"
 	@echo "make test-browser  test the server's page in a headless Chromium: apt-get install chromium chromium-driver"
