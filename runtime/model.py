@@ -72,8 +72,8 @@ class DiffusionModel(Reader):
         """
         self.engine = engine
         self._scheduler = Scheduler(engine, max_running, max_waiting)
-        limits, named = (self._scheduler.max_running, self._scheduler.max_waiting), read_presets(presets or {})
-        super().__init__(Facts(engine.name, engine.contract, engine.slots.most, *limits, named, digest), codec)
+        most, named = self._scheduler.max_running, read_presets(presets or {})
+        super().__init__(Facts(engine.name, engine.contract, engine.slots.most, most, named, digest), codec)
         self._worker = Worker(self._scheduler)
         self._closed = False
 

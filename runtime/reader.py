@@ -32,7 +32,7 @@ class Facts:
         engine: name of the engine.
         contract: the engine's step.
         slots: tokens whose keys and values fit into the pool.
-        max_running, max_waiting: limits of sequences that run together and that wait behind them.
+        max_running: most sequences that are decoded together.
         presets: the bundle's sets of decoding options.
         digest: SHA-256 of the bundle's manifest.
     """
@@ -41,7 +41,6 @@ class Facts:
     contract: StepContract
     slots: int
     max_running: int
-    max_waiting: int
     presets: Mapping[str, Preset]
     digest: str
 
